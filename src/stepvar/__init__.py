@@ -1,0 +1,37 @@
+"""Fast inference for visual autoregressive (next-scale prediction) models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stepvar.methods import PCA, Dense, HighPass, Method, Random, SkipLast, StepVAR
+    from stepvar.pipeline import Output, Pipeline
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PCA",
+    "Dense",
+    "HighPass",
+    "Method",
+    "Output",
+    "Pipeline",
+    "Random",
+    "SkipLast",
+    "StepVAR",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch takes a second or two to import: only when a name that needs it is asked for.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "stepvar.pipeline" if name in ("Output", "Pipeline") else "stepvar.methods"
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,57 @@
+"""Keys and values of the scales computed so far, in buffers that are allocated once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """One (rows, heads, capacity, head_dim) pair of buffers per layer.
+
+    The capacity of a layer is the number of tokens that it will see in the whole generation, which is known
+    beforehand: no buffer grows, and the views handed to attention have shapes known on the host.
+
+    Args:
+        capacities: tokens that each layer will see.
+        rows: guidance branches times samples. Later scales may use fewer rows (the first ones) when the
+            unconditional branch is no longer needed.
+    """
+
+    def __init__(
+        self,
+        capacities: Sequence[int],
+        rows: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shapes = [(rows, heads, capacity, head_dim) for capacity in capacities]
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+        self.lengths = [0] * len(shapes)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in (*self.keys, *self.values))
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores keys and values (R, heads, N, head_dim) of new tokens and returns those of all tokens so far.
+
+        Raises:
+            ValueError: if more tokens arrive than were planned for the layer.
+        """
+        rows, _, count, _ = keys.shape
+        start, end = self.lengths[layer], self.lengths[layer] + count
+        capacity = self.keys[layer].shape[2]
+        if end > capacity:
+            raise ValueError(
+                f"layer {layer}: {end} tokens exceed the {capacity} planned; the method's tokens_at() is too low"
+            )
+        self.keys[layer][:rows, :, start:end] = keys
+        self.values[layer][:rows, :, start:end] = values
+        self.lengths[layer] = end
+        return self.keys[layer][:rows, :, :end], self.values[layer][:rows, :, :end]

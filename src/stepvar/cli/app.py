@@ -1,0 +1,127 @@
+"""The commands, and how their errors reach the user: in one line, with an exit status."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from stepvar import __version__
+from stepvar.cli.demo import demo
+from stepvar.cli.generate import generate
+from stepvar.cli.listing import info, methods, models, verify
+from stepvar.errors import StepvarError, UsageError
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+"""Exit statuses."""
+
+# The base classes of typer's errors are its own in new versions and click's in older ones.
+_ParserError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Draw pictures with visual autoregressive models, faster with token pruning.",
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+)
+for command in (generate, demo, methods, models, verify, info):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"stepvar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from; also behind a command.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: instead of those of the process.
+
+    Returns:
+        The exit status.
+    """
+    arguments, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            status = _run(arguments or ["--help"])
+    except SystemExit as stop:  # a closed pipe
+        status = stop.code if isinstance(stop.code, int) else FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message, status = _explain(error)
+        _say(f"error: {message}")
+    if status == INTERRUPTED:
+        _say("interrupted")
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    status: Any = typer.main.get_command(app).main(arguments, prog_name="stepvar", standalone_mode=False)
+    return status if isinstance(status, int) else 0
+
+
+def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """Accepts ``--debug`` anywhere in front of ``--``."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    front = [argument for argument in arguments[:end] if argument != "--debug"]
+    return front + arguments[end:], len(front) < end
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to say about an error, and the exit status."""
+    if isinstance(error, _ParserError):
+        return _parser_message(error), USAGE
+    if isinstance(error, StepvarError):
+        return str(error), USAGE if isinstance(error, UsageError) else FAILED
+    if _out_of_memory(error):
+        return "out of memory; draw fewer images at once, or use a smaller --resolution or --dtype", FAILED
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; choose another place", FAILED
+    return f"internal error: {type(error).__name__}: {error}; run with --debug", FAILED
+
+
+def _parser_message(error: Any) -> str:
+    message = error.format_message().strip().rstrip(".")
+    where = error.ctx.command_path if getattr(error, "ctx", None) is not None else "stepvar"
+    return f"{message}; see '{where} --help'"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # By name, so that PyTorch need not be imported to report an error.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    _say(f"warning: {message}")
+
+
+def _say(text: str) -> None:
+    print(f"stepvar: {' '.join(text.split())}", file=sys.stderr)

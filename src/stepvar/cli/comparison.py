@@ -1,0 +1,99 @@
+"""Showing a comparison with dense generation: a sheet of pictures and a table of costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stepvar.cli.progress import bar
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.table import Table
+
+    from stepvar.compare import Comparison
+    from stepvar.methods import Method
+    from stepvar.pipeline import Output, Pipeline
+
+AMPLIFICATION = 4
+MAPS_SHOWN = 3
+"""Maps of kept tokens on a sheet: those of the finest scales."""
+
+
+def draw_comparison(
+    pipe: Pipeline, prompts: list[str], method: Method, seed: int, runs: int, quiet: bool, **settings: Any
+) -> Comparison:
+    """Runs a comparison behind a progress bar, which moves between generations only."""
+    from stepvar.compare import compare
+
+    with bar("dense and pruned in turn", 2 * (runs + 1), quiet) as advance:
+        return compare(pipe, prompts, method, seed, runs, on_run_end=lambda: advance(None), **settings)
+
+
+def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
+    """One row per picture: dense, the method, their difference, and which tokens were computed."""
+    from stepvar.drawing import contact_sheet, difference, kept_overlay
+
+    dense, other = comparison.dense.images, comparison.other.images
+    maps = comparison.other.kept[-MAPS_SHOWN:]
+    tiles = []
+    for row, (before, after) in enumerate(zip(dense, other, strict=True)):
+        tiles += [
+            ("dense", before),
+            (comparison.method.name, after),
+            (f"difference, {AMPLIFICATION} times amplified", difference(before, after, AMPLIFICATION)),
+        ]
+        for step, kept in maps:
+            share = f"{100 * float(kept[row].mean()):.0f} % of {step.grid} tokens computed"
+            tiles.append((share, kept_overlay(after, kept[row])))
+    return contact_sheet(tiles, 3 + len(maps), ["; ".join(prompts), _headline(comparison)])
+
+
+def _headline(comparison: Comparison) -> str:
+    speedup = comparison.speedup
+    return (
+        f"{comparison.method.name}: {speedup.median:.2f} times as fast as dense "
+        f"({speedup.lowest:.2f} to {speedup.highest:.2f} in {len(comparison.dense_seconds)} runs), "
+        f"{100 * comparison.token_share:.0f} % of the tokens, "
+        f"{100 * comparison.flop_share:.0f} % of the operations, PSNR {_psnr(comparison)}"
+    )
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The table of costs, on stdout."""
+    from rich.console import Console
+
+    Console().print(table(comparison))
+
+
+def table(comparison: Comparison) -> Table:
+    from rich.table import Table
+
+    report = comparison.other.report
+    table = Table(
+        title=f"{report.model}, {report.samples} image(s), {report.device} {report.dtype}",
+        caption=f"medians of {len(comparison.dense_seconds)} runs in turn, with lowest to highest; "
+        f"PSNR between the two {_psnr(comparison)}",
+    )
+    table.add_column("method")
+    for column in ("seconds", "tokens", "GFLOP", "speed-up"):
+        table.add_column(column, justify="right")
+    table.add_row("dense", *_costs(comparison.dense, comparison.dense_seconds), "1.00")
+    speedup = comparison.speedup
+    ratio = f"{speedup.median:.2f} ({speedup.lowest:.2f}-{speedup.highest:.2f})"
+    table.add_row(comparison.method.name, *_costs(comparison.other, comparison.other_seconds), ratio)
+    return table
+
+
+def _costs(output: Output, seconds: tuple[float, ...]) -> tuple[str, str, str]:
+    from stepvar.compare import Spread
+
+    time = Spread.of(seconds)
+    return (
+        f"{time.median:.3f} ({time.lowest:.3f}-{time.highest:.3f})",
+        str(output.report.kept),
+        f"{output.report.flops / 1e9:.2f}",
+    )
+
+
+def _psnr(comparison: Comparison) -> str:
+    return "infinite (equal)" if comparison.psnr == float("inf") else f"{comparison.psnr:.1f} dB"

@@ -1,0 +1,52 @@
+"""``stepvar demo``: what the method does, in one picture and one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepvar.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuietOption,
+    RunsOption,
+    load_pipeline,
+    output_path,
+)
+from stepvar.files import check_writable, write_text
+
+CAPTION = "a large red striped heart left of a small yellow star on grass"
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file; the numbers go beside it, as JSON.")] = Path(
+        "demo.png"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    model: ModelOption = "scenes",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    runs: RunsOption = 5,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw a scene dense and with StepVAR, write both on one sheet and print what they cost."""
+    numbers = output_path("out", out, ".png").with_suffix(".json")
+    check_writable(numbers)
+    pipe = load_pipeline(model, device, dtype)
+
+    from stepvar.cli.comparison import draw_comparison, print_comparison, sheet
+    from stepvar.cli.generate import describe
+    from stepvar.drawing import save_png
+    from stepvar.methods import StepVAR
+
+    comparison = draw_comparison(pipe, [CAPTION], StepVAR(), seed, runs, quiet)
+    save_png(sheet(comparison, [CAPTION]), out, describe(pipe, CAPTION, seed, comparison.method, {}))
+    facts = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
+    write_text(numbers, json.dumps(facts, indent=2) + "\n")
+    if not quiet:
+        print_comparison(comparison)
+        print(f"{out}: the pictures; {numbers}: the numbers")

@@ -1,0 +1,237 @@
+"""``stepvar generate``: pictures from prompts."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stepvar import __version__
+from stepvar.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuietOption,
+    RunsOption,
+    SeedOption,
+    load_pipeline,
+    output_path,
+    parse_method,
+    parse_numbers,
+)
+from stepvar.errors import UsageError
+from stepvar.files import check_writable, write_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from stepvar.methods import Method
+    from stepvar.models.infinity.model import InfinityState
+    from stepvar.pipeline import Output, Pipeline
+    from stepvar.plan import Step
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where results go."""
+
+    out: Path
+    report: Path | None
+    preview: Path | None
+
+    @classmethod
+    def checked(cls, out: Path, report: Path | None, preview: Path | None) -> Files:
+        """Fails now rather than after the work if one of them cannot be written."""
+        output_path("out", out, ".png")
+        if report is not None:
+            check_writable(report)
+        if preview is not None:
+            output_path("preview", preview, ".png")
+        given = [path.absolute() for path in (out, report, preview) if path is not None]
+        if len(set(given)) < len(given):
+            raise UsageError("out, report and preview: must be different files")
+        return cls(out, report, preview)
+
+
+Prompts = Annotated[
+    list[str],
+    typer.Argument(metavar="PROMPT...", help="What to draw; several prompts give several pictures."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="PNG file; several pictures are numbered.")]
+MethodName = Annotated[str, typer.Option("--method", help="See 'stepvar methods'; 'dense' prunes nothing.")]
+Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
+Last = Annotated[str | None, typer.Option(help="How many scales from the end are pruned.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the method.")]
+Negative = Annotated[str | None, typer.Option(help="What to lead away from.")]
+Guidance = Annotated[str | None, typer.Option(help="How closely to follow the prompt; one number, or one per scale.")]
+Temperature = Annotated[str | None, typer.Option(help="Lower is more decided; one number, or one per scale.")]
+TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 draws nothing.")]
+TopP = Annotated[float | None, typer.Option(help="Probability kept before sampling.")]
+AspectRatio = Annotated[str, typer.Option(help="Width to height, such as 3:2.")]
+Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
+NumImages = Annotated[int, typer.Option(help="Pictures per prompt.")]
+ReportFile = Annotated[Path | None, typer.Option(help="JSON file for what it cost, scale by scale.")]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Draw dense too: one sheet of both, and how much faster it was.")
+]
+PreviewFile = Annotated[Path | None, typer.Option(help="PNG file for the picture after each scale.")]
+
+
+def generate(
+    prompt: Prompts,
+    model: ModelOption = "scenes",
+    seed: SeedOption = None,
+    out: Out = Path("scene.png"),
+    method: MethodName = "stepvar",
+    keep: Keep = None,
+    last: Last = None,
+    set_: Settings = None,
+    negative_prompt: Negative = None,
+    guidance_scale: Guidance = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    aspect_ratio: AspectRatio = "1:1",
+    resolution: Resolution = None,
+    num_images: NumImages = 1,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    report: ReportFile = None,
+    compare: Compare = False,
+    runs: RunsOption = 3,
+    preview: PreviewFile = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw pictures from prompts."""
+    files = Files.checked(out, report, preview)
+    if compare and preview is not None:
+        raise UsageError("preview and compare: give one of them")
+    chosen = parse_method(method, {"keep": keep, "last": last}, set_ or [])
+    settings = {
+        "negative_prompt": negative_prompt,
+        "guidance_scale": parse_numbers("guidance_scale", guidance_scale),
+        "temperature": parse_numbers("temperature", temperature),
+        "top_k": top_k,
+        "top_p": top_p,
+        "aspect_ratio": aspect_ratio,
+        "resolution": resolution,
+        "num_images_per_prompt": num_images,
+    }
+    pipe = load_pipeline(model, device, dtype)
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    if compare:
+        _compare(pipe, prompt, chosen, seed, runs, settings, files, quiet)
+    else:
+        _draw(pipe, prompt, chosen, seed, settings, files, quiet)
+
+
+def _draw(
+    pipe: Pipeline,
+    prompts: list[str],
+    method: Method,
+    seed: int,
+    settings: dict[str, Any],
+    files: Files,
+    quiet: bool,
+) -> None:
+    from stepvar.cli.progress import scale_bar
+    from stepvar.drawing import save_png
+
+    stages: list[tuple[Step, list[Image.Image]]] = []
+    with scale_bar(quiet) as advance:
+
+        def on_scale_end(step: Step, state: InfinityState) -> None:
+            advance(step, state)
+            if files.preview is not None:
+                stages.append((step, _images_so_far(pipe, state)))
+
+        output = pipe(prompts, method=method, seed=seed, callback_on_scale_end=on_scale_end, **settings)
+    paths = numbered(files.out, len(output.images))
+    for index, (path, image) in enumerate(zip(paths, output.images, strict=True)):
+        text = prompts[index // settings["num_images_per_prompt"]]
+        save_png(image, path, describe(pipe, text, seed + index, method, settings))
+    if files.report is not None:
+        write_text(files.report, output.report.to_json() + "\n")
+    if files.preview is not None:
+        save_png(_preview_sheet(stages), files.preview)
+    if not quiet:
+        _print_summary(output, paths)
+
+
+def _compare(
+    pipe: Pipeline,
+    prompts: list[str],
+    method: Method,
+    seed: int,
+    runs: int,
+    settings: dict[str, Any],
+    files: Files,
+    quiet: bool,
+) -> None:
+    from stepvar.cli.comparison import draw_comparison, print_comparison, sheet
+    from stepvar.drawing import save_png
+
+    comparison = draw_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
+    metadata = describe(pipe, "; ".join(prompts), seed, method, settings)
+    save_png(sheet(comparison, prompts), files.out, metadata)
+    if files.report is not None:
+        write_text(files.report, json.dumps(comparison.to_dict(), indent=2) + "\n")
+    if not quiet:
+        print_comparison(comparison)
+        print(files.out)
+
+
+def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: dict[str, Any]) -> dict[str, str]:
+    """What is needed to draw a picture again, as texts for its file."""
+    named = {field.name: getattr(method, field.name) for field in fields(method)}
+    defaults = {"aspect_ratio": "1:1", "num_images_per_prompt": settings.get("num_images_per_prompt")}
+    used = {key: value for key, value in settings.items() if value not in (None, defaults.get(key))}
+    return {
+        "prompt": prompt,
+        "seed": str(seed),
+        "model": pipe.name,
+        "method": method.name,
+        "method_settings": json.dumps(named),
+        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in used.items()},
+        "device": pipe.device.type,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "version": f"stepvar {__version__}",
+    }
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """The path itself for one picture, ``name-1.png`` and so on for several."""
+    if count == 1:
+        return [path]
+    digits = len(str(count))
+    return [path.with_stem(f"{path.stem}-{number:0{digits}}") for number in range(1, count + 1)]
+
+
+def _images_so_far(pipe: Pipeline, state: InfinityState) -> list[Image.Image]:
+    from stepvar.pipeline import to_images
+
+    images: list[Image.Image] = to_images(pipe.model.decode(state), "pil")
+    return images
+
+
+def _preview_sheet(stages: list[tuple[Step, list[Image.Image]]]) -> Image.Image:
+    """One row per picture, one column per scale."""
+    from stepvar.drawing import contact_sheet
+
+    count = len(stages[0][1])
+    tiles = [(f"after {step.grid}", images[row]) for row in range(count) for step, images in stages]
+    return contact_sheet(tiles, len(stages))
+
+
+def _print_summary(output: Output, paths: list[Path]) -> None:
+    report = output.report
+    for path, image, seed in zip(paths, output.images, output.seeds or (), strict=True):
+        print(f"{path}: {image.width}x{image.height}, seed {seed}")
+    print(
+        f"{report.model}, {report.method}: {report.seconds:.2f} s, "
+        f"{report.kept} of {report.tokens} tokens, {report.flops / 1e9:.1f} GFLOP"
+    )

@@ -1,0 +1,115 @@
+"""Commands that tell what there is: methods, models, the state of an installation, the origin of a picture."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stepvar.cli.options import DeviceOption, DtypeOption, parse_device, parse_dtype
+from stepvar.errors import StepvarError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from stepvar.methods import Method
+    from stepvar.models.infinity import InfinityConfig
+
+
+def methods() -> None:
+    """List the acceleration methods and their settings."""
+    from stepvar.methods import METHODS
+
+    table = _table("method", "what it does", "settings and defaults")
+    for name, method in METHODS.items():
+        table.add_row(name, _summary(method), _settings(method))
+    _print(table)
+
+
+def _summary(method: type[Method]) -> str:
+    """The first line of the docstring."""
+    return inspect.cleandoc(method.__doc__ or "").splitlines()[0].replace("``", "")
+
+
+def _settings(method: type[Method]) -> str:
+    return "\n".join(f"{field.name}={field.default}" for field in fields(method)) or "none"
+
+
+def models() -> None:
+    """List the models: those in the package and the released sizes of their family."""
+    from stepvar.checkpoints import EMBEDDED, find_model, read_config
+    from stepvar.models.infinity import CONFIGS, InfinityConfig
+
+    table = _table("model", "in the package", "parameters", "blocks", "width", "schedule", "image")
+    for name in EMBEDDED:
+        try:
+            config = InfinityConfig.from_dict(read_config(find_model(name))["model"])
+        except StepvarError:
+            table.add_row(name, "yes, but its files are missing here", *["?"] * 5)
+        else:
+            table.add_row(name, "yes", *_size(config))
+    for name, config in CONFIGS.items():
+        table.add_row(f"infinity {name}", "no", *_size(config))
+    _print(table)
+    print("A model folder of your own works too: give its path as --model.")
+
+
+def _size(config: InfinityConfig) -> tuple[str, ...]:
+    import torch
+
+    from stepvar.models.infinity import Infinity, schedule_for
+
+    with torch.device("meta"):
+        count = sum(weight.numel() for weight in Infinity(config).parameters())
+    last = schedule_for(config.resolution, 1.0)[-1]
+    millions = f"{count / 1e6:.1f} M" if count < 1e9 else f"{count / 1e9:.1f} billion"
+    pixels = f"{last.w * config.stride}x{last.h * config.stride}"
+    return (millions, str(config.depth), str(config.width), config.resolution, pixels)
+
+
+def verify(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Weight files or model folders; without any, this installation.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+) -> None:
+    """Check that an installation, or the weights given, do what they should."""
+    place, precision = parse_device(device), parse_dtype(dtype)
+
+    from stepvar.verify import results_table, verify
+
+    results = verify(paths or [], place, precision)
+    _print(results_table(results))
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)
+
+
+def info(file: Annotated[Path, typer.Argument(help="A PNG file that stepvar wrote.")]) -> None:
+    """Show how a picture was made."""
+    from stepvar.drawing import read_metadata
+
+    metadata = read_metadata(file)
+    if "version" not in metadata:
+        raise StepvarError(f"{file}: does not say how it was made; it was not written by stepvar")
+    width = max(map(len, metadata))
+    for key, value in metadata.items():
+        print(f"{key:<{width}}  {value}")
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(show_lines=True)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)

@@ -1,0 +1,154 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from stepvar.errors import UsageError
+from stepvar.files import check_writable
+
+if TYPE_CHECKING:
+    import torch
+
+    from stepvar.methods import Method
+    from stepvar.pipeline import Pipeline
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda", "mps")
+
+ModelOption = Annotated[str, typer.Option("--model", help="An embedded model, or a model folder.")]
+DeviceOption = Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Image i uses SEED + i; without it one is drawn at random.")
+]
+RunsOption = Annotated[int, typer.Option("--runs", help="Rounds that are timed, behind one to warm up.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
+
+
+def load_pipeline(model: str, device: str, dtype: str) -> Pipeline:
+    """The model on its device, in its precision; a wrong name of either fails before anything is read."""
+    place, precision = parse_device(device), parse_dtype(dtype)
+    from stepvar.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(model).to(device=place, dtype=precision)
+
+
+def parse_device(name: str) -> torch.device:
+    """A device that this machine has.
+
+    Raises:
+        UsageError: if it has not.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in DEVICES:
+        raise UsageError(f"device {name!r}: unknown; choose one of {', '.join(DEVICES)}")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts[device.type]:
+        raise UsageError(f"device {name!r}: this machine has none that PyTorch can use; try --device cpu")
+    return device
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """A precision to compute in.
+
+    Raises:
+        UsageError: if it is none of :data:`DTYPES`.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise UsageError(f"dtype {name!r}: unknown; choose one of {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str]) -> Method:
+    """A method from its name and the texts of its settings.
+
+    Args:
+        given: settings that have an option of their own; None where it was not used.
+        settings: ``name=value`` of any others.
+
+    Raises:
+        UsageError: for an unknown method or setting, or a value that is none.
+    """
+    from stepvar.methods import METHODS, make_method
+
+    texts = {key: text for key, text in given.items() if text is not None}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"set {setting!r}: give name=value, such as --set last=2")
+        texts[key.strip().replace("-", "_")] = text.strip()
+    if name not in METHODS:
+        return make_method(name)  # says which there are
+    hints = get_type_hints(METHODS[name])
+    kinds = {field.name: hints[field.name] for field in fields(METHODS[name])}
+    values = {key: parse_value(key, text, kinds[key]) if key in kinds else text for key, text in texts.items()}
+    return make_method(name, **values)
+
+
+def parse_value(name: str, text: str, kind: Any) -> Any:
+    """A text as a value of a type annotation: numbers, none, words, and lists such as ``0.7,0.4``.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for one in kinds:
+        try:
+            return _convert(text, one)
+        except (LookupError, ValueError):
+            continue
+    raise UsageError(f"{name}={text!r}: must be {' or '.join(_describe(one) for one in kinds)}")
+
+
+def parse_numbers(name: str, text: str | None) -> float | Sequence[float] | None:
+    """One number, or one per scale."""
+    return None if text is None else parse_value(name, text, float | Sequence[float])
+
+
+def _convert(text: str, kind: Any) -> Any:
+    if kind is type(None):
+        return {"none": None}[text.lower()]
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if get_origin(kind) is Literal:
+        return {str(word): word for word in get_args(kind)}[text]
+    if get_origin(kind) is Sequence:
+        return tuple(_convert(part.strip(), get_args(kind)[0]) for part in text.split(","))
+    return kind(text)
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is Sequence:
+        return "a list such as 0.7,0.4"
+    names = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number"}
+    return names.get(kind, str(kind))
+
+
+def output_path(name: str, path: Path, suffix: str) -> Path:
+    """A path that can be written and ends as its content says.
+
+    Raises:
+        UsageError: if the ending is another.
+        OutputError: if nothing can be written there.
+    """
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"{name} {str(path)!r}: must end in {suffix}")
+    check_writable(path)
+    return path

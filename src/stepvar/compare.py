@@ -1,0 +1,142 @@
+"""Dense generation against a method, from the same draws and at the same time."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stepvar.errors import UsageError
+from stepvar.methods import Dense, Method, make_method
+from stepvar.pipeline import Output, Pipeline
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and range of a few measurements."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+    def to_dict(self) -> dict[str, float]:
+        return {"median": self.median, "min": self.lowest, "max": self.highest}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same prompts and seeds, drawn dense and with a method.
+
+    Attributes:
+        method: the method that was compared.
+        dense, other: what each drew, with the report of its last run.
+        dense_seconds, other_seconds: time from prompt to pixels of each run, as the reports give it; entry i
+            of both is from the same round.
+        psnr: of the other pictures against the dense ones, in dB over all pixels; infinite if they are equal.
+    """
+
+    method: Method
+    dense: Output
+    other: Output
+    dense_seconds: tuple[float, ...]
+    other_seconds: tuple[float, ...]
+    psnr: float
+
+    @property
+    def speedup(self) -> Spread:
+        """Dense time divided by the method's time of the same round; above 1 is faster."""
+        return Spread.of([d / o for d, o in zip(self.dense_seconds, self.other_seconds, strict=True)])
+
+    @property
+    def token_share(self) -> float:
+        """Tokens that the method computed, as a share of the dense ones."""
+        return self.other.report.kept / self.dense.report.kept
+
+    @property
+    def flop_share(self) -> float:
+        """Floating-point operations of the method, as a share of the dense ones."""
+        return self.other.report.flops / self.dense.report.flops
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, for JSON; ``psnr`` is None where the pictures are equal."""
+        return {
+            "method": {"name": self.method.name, "settings": repr(self.method)},
+            "runs": len(self.dense_seconds),
+            "speedup": self.speedup.to_dict(),
+            "token_share": self.token_share,
+            "flop_share": self.flop_share,
+            "psnr": self.psnr if np.isfinite(self.psnr) else None,
+            "dense_seconds": list(self.dense_seconds),
+            "method_seconds": list(self.other_seconds),
+            "dense_report": self.dense.report.to_dict(),
+            "method_report": self.other.report.to_dict(),
+        }
+
+
+def compare(
+    pipe: Pipeline,
+    prompt: str | Sequence[str],
+    method: Method | str,
+    seed: int | Sequence[int],
+    runs: int = 3,
+    warmup: int = 1,
+    on_run_end: Callable[[], None] | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Draws the same pictures dense and with ``method``, several times in turn.
+
+    The speed of a machine drifts, so each round runs both, one directly after the other and in changing
+    order, and times are compared within a round only.
+
+    Args:
+        seed: as for the pipeline, but needed: both must draw the same.
+        runs: rounds that count.
+        warmup: rounds in front of them that do not.
+        on_run_end: called after each of the ``2 * (runs + warmup)`` generations, between two of them.
+        settings: further arguments of the pipeline, the same for both.
+
+    Raises:
+        UsageError: for an argument that cannot be used.
+    """
+    if runs < 1:
+        raise UsageError(f"runs={runs}: must be at least 1")
+    if warmup < 0:
+        raise UsageError(f"warmup={warmup}: must be 0 or more")
+    method = make_method(method) if isinstance(method, str) else method
+    contenders: dict[str, Method] = {"dense": Dense(), "other": method}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    outputs: dict[str, Output] = {}
+    for number in range(warmup + runs):
+        order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
+        for name in order:
+            outputs[name] = pipe(prompt, method=contenders[name], seed=seed, output_type="pil", **settings)
+            if number >= warmup:
+                seconds[name].append(outputs[name].report.seconds)
+            if on_run_end is not None:
+                on_run_end()
+    return Comparison(
+        method=method,
+        dense=outputs["dense"],
+        other=outputs["other"],
+        dense_seconds=tuple(seconds["dense"]),
+        other_seconds=tuple(seconds["other"]),
+        psnr=psnr(outputs["dense"].images, outputs["other"].images),
+    )
+
+
+def psnr(reference: Sequence[Image.Image], pictures: Sequence[Image.Image]) -> float:
+    """Peak signal-to-noise ratio in dB of 8-bit pictures, over the pixels of all of them; inf if equal."""
+    squares = [
+        np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)
+        for a, b in zip(reference, pictures, strict=True)
+    ]
+    error = float(np.mean(squares))
+    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))

@@ -1,0 +1,19 @@
+"""Errors that a user can act on; the command line prints them in one line."""
+
+from __future__ import annotations
+
+
+class StepvarError(Exception):
+    """Something is wrong that the message names, with its remedy."""
+
+
+class UsageError(StepvarError, ValueError):
+    """An argument is wrong: the message names its value, the limit and the remedy."""
+
+
+class CheckpointError(StepvarError):
+    """A weight file is missing, damaged, or does not fit the model."""
+
+
+class OutputError(StepvarError, OSError):
+    """A result could not be written."""

@@ -1,0 +1,53 @@
+"""The one loop over scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from stepvar.methods.base import Method
+from stepvar.models.base import NextScaleModel, RunState
+from stepvar.plan import Plan, Step
+from stepvar.report import Recorder
+from stepvar.sampling import Noise, sample
+
+Condition = TypeVar("Condition")
+State = TypeVar("State", bound=RunState)
+
+
+@torch.inference_mode()
+def generate(
+    model: NextScaleModel[Condition, State],
+    condition: Condition,
+    samples: int,
+    plan: Plan,
+    method: Method,
+    noise: Noise,
+    recorder: Recorder | None = None,
+    on_scale_end: Callable[[Step, State], None] | None = None,
+) -> State:
+    """Draws ``samples`` pictures scale by scale; ``model.decode(state)`` gives their pixels.
+
+    Args:
+        condition: what the model draws, in the family's own form (text features, classes).
+        plan: the settings of every scale; the method may edit them.
+        noise: where the draws of every scale come from.
+        recorder: measures each scale.
+        on_scale_end: called behind each scale with the state, which it must not change.
+    """
+    plan = method.edit(plan)
+    recorder = recorder or Recorder()
+    with recorder.stage("prepare"):
+        state = model.start(condition, plan, method)
+    for step in plan.steps(samples):
+        with recorder.scale(step, state):
+            tokens = model.embed(state, step)
+            tokens = method.run_stack(model.blocks(state, step, method), tokens, step)
+            logits = model.predict(state, tokens, step)
+            symbols = sample(logits, noise, step.index, plan.top_k, plan.top_p)
+            model.accumulate(state, symbols, step)
+        if on_scale_end is not None:
+            on_scale_end(step, state)
+    return state

@@ -1,0 +1,64 @@
+"""The one seam between methods and models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+from torch import Tensor
+
+from stepvar.plan import Plan, Step
+from stepvar.tokens import TokenMap
+
+
+class RunBlocks(Protocol):
+    """Runs transformer blocks ``first`` to ``last`` (exclusive; None: the end) on a token map, dense or thinned."""
+
+    @property
+    def depth(self) -> int: ...
+
+    def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap: ...
+
+
+class Site(NamedTuple):
+    """A residual sub-layer: the block's index from 0 and ``"self"``, ``"cross"`` or ``"ffn"``."""
+
+    layer: int
+    sublayer: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """An acceleration method; this base class is dense generation.
+
+    A method is a frozen dataclass whose fields are its settings. It knows no model: it sees a plan before the
+    generation, and token maps during it. It may act on the schedule (:meth:`edit`), around the whole stack of
+    blocks (:meth:`run_stack`) and around each residual sub-layer (:meth:`run_sublayer`).
+    """
+
+    name: ClassVar[str] = "dense"
+
+    def edit(self, plan: Plan) -> Plan:
+        """Changes which scales run, their guidance or their temperature."""
+        return plan
+
+    def tokens_at(self, step: Step, layer: int, depth: int) -> int:
+        """Tokens that block ``layer`` of ``depth`` will attend from at this scale.
+
+        Asked before the generation starts, to size the caches, so it must follow from the plan alone.
+        """
+        return step.grid.size
+
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
+        """Takes a dense map in front of the first block, returns a dense map behind the last one."""
+        return run(tokens)
+
+    def run_sublayer(
+        self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step
+    ) -> Tensor:
+        """Returns the update (R, N, C) that the sub-layer adds to ``tokens``."""
+        return run(tokens)
+
+    def __str__(self) -> str:
+        return self.name

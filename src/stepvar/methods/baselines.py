@@ -1,0 +1,87 @@
+"""The null methods: what any other method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stepvar.errors import UsageError
+from stepvar.methods.base import Method
+from stepvar.methods.pruning import Pruning
+from stepvar.methods.scores import structure_magnitude, texture_energy
+from stepvar.plan import Plan, Step
+from stepvar.tokens import TokenMap
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """Every token of every scale."""
+
+
+@dataclass(frozen=True)
+class Random(Pruning):
+    """Keeps tokens at random: the same ones for every image, so that batches repeat.
+
+    Attributes:
+        seed: of the random choice.
+    """
+
+    name: ClassVar[str] = "random"
+
+    seed: int = 0
+
+    def score(self, tokens: TokenMap, step: Step) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1009 + step.index)
+        scores = torch.rand(step.grid.size, generator=generator)
+        return scores.to(tokens.features.device, non_blocking=True).expand(len(tokens.features), -1)
+
+
+@dataclass(frozen=True)
+class HighPass(Pruning):
+    """Keeps the tokens with the highest 3x3 high-pass energy: StepVAR's texture score alone."""
+
+    name: ClassVar[str] = "high-pass"
+
+    def score(self, tokens: TokenMap, step: Step) -> Tensor:
+        return texture_energy(tokens.features, tokens.grid)
+
+
+@dataclass(frozen=True)
+class PCA(Pruning):
+    """Keeps the tokens farthest along the first principal component: StepVAR's structure score alone.
+
+    Attributes:
+        power_iterations: steps of the power iteration.
+    """
+
+    name: ClassVar[str] = "pca"
+
+    power_iterations: int = 8
+
+    def score(self, tokens: TokenMap, step: Step) -> Tensor:
+        return structure_magnitude(tokens.features, self.power_iterations)
+
+
+@dataclass(frozen=True)
+class SkipLast(Method):
+    """Does not run the last scales; the picture is drawn from the sum of the earlier ones.
+
+    Attributes:
+        count: how many scales are skipped.
+    """
+
+    name: ClassVar[str] = "skip-last"
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"count={self.count}: must be at least 1 (use 'dense' to skip nothing)")
+
+    def edit(self, plan: Plan) -> Plan:
+        if self.count >= plan.scales:
+            raise UsageError(f"count={self.count}: the schedule runs {plan.scales} scales; skip fewer")
+        return replace(plan, scales=plan.scales - self.count)

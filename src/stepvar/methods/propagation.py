@@ -1,0 +1,63 @@
+"""From the kept tokens back to a dense map."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stepvar.tokens import Grid, Selection, TokenMap, gather_tokens
+
+Propagated = Literal["state", "update"]
+
+
+def nearest_kept(kept: Tensor, grid: Grid) -> Tensor:
+    """For every cell of the grid, which kept cell is nearest (Euclidean distance between grid positions).
+
+    An exact distance transform that carries its sources: distances separate by axis, so one pass per axis over
+    ``squared distance * size + index`` finds the lexicographic minimum of (distance, index). Work and memory grow
+    with ``size * (t + h + w)``, not with ``size * kept``. Ties go to the lower row-major index.
+
+    Args:
+        kept: (R, K) int64, ascending indices of the kept cells, K >= 1.
+
+    Returns:
+        (R, grid.size) int64 indices into ``kept``.
+    """
+    rows, size = kept.shape[0], grid.size
+    unreached = size * (grid.t**2 + grid.h**2 + grid.w**2 + 1)
+    keys = torch.full((rows, size), unreached, dtype=torch.int64, device=kept.device)
+    keys = keys.scatter(1, kept, kept).view(rows, *grid.shape)
+    for axis in (3, 2, 1):
+        keys = _sweep(keys, axis, size)
+    nearest = keys.reshape(rows, size) % size
+    rank = torch.zeros((rows, size), dtype=torch.int64, device=kept.device)
+    rank = rank.scatter(1, kept, torch.arange(kept.shape[1], device=kept.device).expand(rows, -1))
+    return rank.gather(1, nearest)
+
+
+def _sweep(keys: Tensor, axis: int, size: int) -> Tensor:
+    """``out[i] = min_j keys[j] + (i - j)^2 * size`` along one axis."""
+    length = keys.shape[axis]
+    if length == 1:
+        return keys
+    place = torch.arange(length, device=keys.device)
+    cost = (place[:, None] - place[None, :]).square() * size
+    reached = (keys.movedim(axis, -1).unsqueeze(-2) + cost).amin(dim=-1)
+    return reached.movedim(-1, axis)
+
+
+def propagate(before: TokenMap, after: TokenMap, selection: Selection, what: Propagated) -> TokenMap:
+    """Rebuilds the dense map from its kept tokens.
+
+    Args:
+        before: the dense map (R, N, C) in front of the blocks.
+        after: the kept tokens (R, K, C) behind them.
+        what: each pruned token takes its nearest kept neighbour's new ``"state"``, or keeps its own state and adds
+            the neighbour's ``"update"`` (the difference that the blocks made).
+    """
+    if what == "state":
+        return before.with_features(gather_tokens(after.features, selection.source))
+    update = after.features - gather_tokens(before.features, selection.kept)
+    return before.with_features(before.features + gather_tokens(update, selection.source))

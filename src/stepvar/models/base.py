@@ -1,0 +1,52 @@
+"""What the generation loop asks of a model family."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from stepvar.methods.base import Method, RunBlocks
+from stepvar.plan import Plan, Step
+from stepvar.tokens import TokenMap
+
+
+class RunState(Protocol):
+    """What the loop itself needs of a running generation."""
+
+    flops: int
+
+
+State = TypeVar("State", bound=RunState)
+Condition_contra = TypeVar("Condition_contra", contravariant=True)
+
+
+class NextScaleModel(Protocol[Condition_contra, State]):
+    """A visual autoregressive model: one forward pass per scale, codes summed into a latent picture.
+
+    ``State`` holds all that a running generation knows: the condition, the caches, the latent picture.
+    """
+
+    def start(self, condition: Condition_contra, plan: Plan, method: Method) -> State:
+        """Prepares a generation: everything that all scales share is computed or allocated here."""
+        ...
+
+    def embed(self, state: State, step: Step) -> TokenMap:
+        """The dense map of a scale in front of the blocks, ``step.rows`` rows."""
+        ...
+
+    def blocks(self, state: State, step: Step, method: Method) -> RunBlocks:
+        """The blocks of this scale, to be run on a map or on parts of it."""
+        ...
+
+    def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
+        """Logits (B, N, ..., classes) in float32 with temperature and guidance applied."""
+        ...
+
+    def accumulate(self, state: State, symbols: Tensor, step: Step) -> None:
+        """Adds the sampled symbols (B, N, ...) to the latent picture."""
+        ...
+
+    def decode(self, state: State) -> Tensor:
+        """The picture so far: (B, 3, H, W) in [-1, 1]."""
+        ...

@@ -1,0 +1,54 @@
+"""Rotary positions on two axes, in the coordinates of the schedule's frame."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from stepvar.tokens import Grid, ScaleSchedule
+
+BASE = 10000.0
+
+
+def frame_coordinates(cells: int, frame: int) -> list[int]:
+    """Where each of ``cells`` rows (or columns) lies in a frame of ``frame`` rows: ``i * frame / cells``, half to even."""
+    return [round(Fraction(i * frame, cells)) for i in range(cells)]
+
+
+def rotary_table(grid: Grid, frame: Grid, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (grid.size, head_dim / 2) in float32 for every cell of a grid.
+
+    Pairs below ``head_dim / 4`` turn with the row, the others with the column, each axis with the frequencies
+    ``10000 ** (-2 i / (head_dim / 2))``.
+    """
+    count = head_dim // 4
+    frequencies = 1.0 / BASE ** (torch.arange(0, 2 * count, 2, dtype=torch.float32) / (2 * count))
+    rows = torch.tensor(frame_coordinates(grid.h, frame.h), dtype=torch.float32)
+    columns = torch.tensor(frame_coordinates(grid.w, frame.w), dtype=torch.float32)
+    by_row = torch.outer(rows, frequencies)[:, None].expand(-1, grid.w, -1)
+    by_column = torch.outer(columns, frequencies)[None].expand(grid.h, -1, -1)
+    angles = torch.cat([by_row, by_column], dim=-1).reshape(grid.h * grid.w, 2 * count).repeat(grid.t, 1)
+    return angles.cos(), angles.sin()
+
+
+class RotaryTables:
+    """The tables of all scales of a schedule, built once per generation."""
+
+    def __init__(self, schedule: ScaleSchedule, head_dim: int, device: torch.device) -> None:
+        frame = schedule.frame or schedule.grids[-1]
+        tables = [rotary_table(grid, frame, head_dim) for grid in schedule]
+        self._tables = [(cos.to(device), sin.to(device)) for cos, sin in tables]
+
+    def at(self, scale: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (R, 1, N, head_dim / 2) for the tokens of a scale at ``positions`` (R, N)."""
+        cos, sin = self._tables[scale]
+        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+
+
+def rotate(values: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the adjacent pairs of (R, heads, N, head_dim): ``(a cos - b sin, a sin + b cos)``."""
+    cos, sin = rotary
+    a, b = values.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)

@@ -1,0 +1,316 @@
+"""The Infinity transformer; parameter names are those of the published checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stepvar.methods.base import Site
+from stepvar.models.infinity.config import InfinityConfig
+from stepvar.models.infinity.rope import rotate
+from stepvar.tokens import TokenMap
+
+EPS = 1e-6
+MAX_LOG_SCALE = math.log(100)
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Self-attention of a layer over everything computed so far: (layer, q, k, v), each (R, heads, N, head_dim)."""
+
+Around = Callable[[Callable[[TokenMap], Tensor], TokenMap, Site], Tensor]
+"""What a method does around a residual sub-layer."""
+
+
+@dataclass(frozen=True)
+class TextMemory:
+    """Keys and values (R, heads, L, head_dim) of the text for one block; mask (R, 1, 1, L) where lengths differ."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What a block sees beside its tokens, for the rows at hand.
+
+    Attributes:
+        modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts.
+        text: the block's text keys and values.
+        rotary: positions (R, N) -> cosines and sines.
+        attend, around: see the types.
+    """
+
+    modulation: Tensor
+    text: TextMemory
+    rotary: Callable[[Tensor], tuple[Tensor, Tensor]]
+    attend: Attend
+    around: Around
+
+
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Normalises without weights, then modulates: ``norm(x) * (1 + scale) + shift``."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(R, N, C) -> (R, heads, N, C / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(R, heads, N, head_dim) -> (R, N, C)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def unit_rotated(x: Tensor, rotary: tuple[Tensor, Tensor], scale: Tensor | None = None) -> Tensor:
+    """Queries or keys (R, heads, N, head_dim) to unit length, scaled per head, then turned; in float32 inside."""
+    unit = F.normalize(x.float(), dim=-1)
+    return rotate(unit if scale is None else unit * scale, rotary).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * self.weight
+
+
+class KeyValue(nn.Module):
+    """A joint projection to keys (no bias) and values (with one); base of the two attentions to text."""
+
+    def __init__(self, width: int, text_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mat_kv = nn.Linear(text_width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """text (R, L, text_width) -> keys and values (R, heads, L, head_dim)."""
+        bias = torch.cat([self.get_buffer("zero_k_bias"), self.v_bias])
+        keys, values = F.linear(text, self.mat_kv.weight, bias).chunk(2, dim=-1)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
+
+
+class TextPooling(KeyValue):
+    """Pools the text into one vector with a learned query per head."""
+
+    def __init__(self, width: int, text_width: int, heads: int) -> None:
+        super().__init__(width, text_width, heads)
+        self.mat_q = nn.Parameter(torch.empty(1, heads, width // heads))
+
+    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
+        """text (R, L, text_width), mask (R, 1, 1, L) -> (R, C)."""
+        keys, values = self.keys_values(text)
+        query = self.mat_q.unsqueeze(2).expand(len(text), -1, -1, -1)
+        pooled = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        return self.proj(merge_heads(pooled).squeeze(1))
+
+
+class TextPoolingSlot(nn.Module):
+    """The level of naming that the checkpoints put around the pooling attention."""
+
+    def __init__(self, width: int, text_width: int, heads: int) -> None:
+        super().__init__()
+        self.ca = TextPooling(width, text_width, heads)
+
+
+class CrossAttention(KeyValue):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, width, heads)
+        self.mat_q = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, text: TextMemory) -> Tensor:
+        query = split_heads(self.mat_q(x), self.heads)
+        return self.proj(
+            merge_heads(F.scaled_dot_product_attention(query, text.keys, text.values, attn_mask=text.mask))
+        )
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention with a learned scale per head and rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        bias = torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
+        q, k, v = (
+            split_heads(part, self.heads) for part in F.linear(x, self.mat_qkv.weight, bias).chunk(3, -1)
+        )
+        scale = self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
+        q = unit_rotated(q, rotary, scale)
+        k = unit_rotated(k, rotary)
+        return self.proj(merge_heads(attend(layer, q, k, v)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Self-attention, attention to the text and a feed-forward layer, each a residual update."""
+
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
+        self.sa = SelfAttention(width, config.heads)
+        self.ca = CrossAttention(width, config.heads)
+        self.ca_norm = nn.LayerNorm(width, eps=EPS)
+        self.ffn = FeedForward(width, config.ffn_width)
+
+    def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
+        gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
+
+        def attend_self(tokens: TokenMap) -> Tensor:
+            x = layer_norm(tokens.features, scale1, shift1)
+            return gate1 * self.sa(x, layer, context.rotary(tokens.positions), context.attend)
+
+        def attend_text(tokens: TokenMap) -> Tensor:
+            return self.ca(self.ca_norm(tokens.features), context.text)
+
+        def feed_forward(tokens: TokenMap) -> Tensor:
+            return gate2 * self.ffn(layer_norm(tokens.features, scale2, shift2))
+
+        for name, sublayer in (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward)):
+            update = context.around(sublayer, tokens, Site(layer, name))
+            tokens = tokens.with_features(tokens.features + update)
+        return tokens
+
+
+class Chunk(nn.Module):
+    """A group of blocks: only a level of naming."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.module = nn.ModuleList(blocks)
+
+
+class AdaptiveLinear(nn.Sequential):
+    """SiLU and a linear layer, from the condition to a modulation."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
+
+
+class HeadNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = AdaptiveLinear(width, 2)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(condition).unsqueeze(1).chunk(2, dim=-1)
+        return layer_norm(x, scale, shift)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything that the text contributes, computed once per generation.
+
+    Attributes:
+        pooled: (R, C), the first token's content and the source of all modulations.
+        text: (R, L, C), the source of the blocks' text keys and values.
+        modulation: per block (R, 6, C).
+        memory: per block, its text keys and values.
+    """
+
+    pooled: Tensor
+    text: Tensor
+    modulation: tuple[Tensor, ...]
+    memory: tuple[TextMemory, ...]
+
+    def rows(self, count: int) -> Conditioning:
+        """The first ``count`` rows: the conditional branch when the other one is no longer needed."""
+        if count == len(self.pooled):
+            return self
+        return Conditioning(
+            self.pooled[:count],
+            self.text[:count],
+            tuple(m[:count] for m in self.modulation),
+            tuple(
+                TextMemory(t.keys[:count], t.values[:count], None if t.mask is None else t.mask[:count])
+                for t in self.memory
+            ),
+        )
+
+
+class InfinityTransformer(nn.Module):
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.cfg_uncond = nn.Parameter(torch.empty(config.text_maxlen, config.text_channels))
+        self.text_norm = RMSNorm(config.text_channels)
+        self.text_proj_for_sos = TextPoolingSlot(width, config.text_channels, config.pool_heads)
+        self.text_proj_for_ca = nn.Sequential(
+            nn.Linear(config.text_channels, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width))
+        self.lvl_embed = nn.Embedding(config.levels, width)
+        self.word_embed = nn.Linear(config.token_bits, width)
+        self.shared_ada_lin = AdaptiveLinear(width, 6)
+        per_chunk = config.depth // config.block_chunks
+        self.block_chunks = nn.ModuleList(
+            Chunk([Block(config) for _ in range(per_chunk)]) for _ in range(config.block_chunks)
+        )
+        self.head_nm = HeadNorm(width)
+        self.head = nn.Linear(width, 2 * config.token_bits)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks in order."""
+        return [module for module in self.block_chunks.modules() if isinstance(module, Block)]
+
+    def condition(self, text: Tensor, lengths: Sequence[int]) -> Conditioning:
+        """Text features (R, L, text_channels), padded behind ``lengths`` -> what the blocks need of them."""
+        mask = None
+        if len(set(lengths)) > 1:
+            place = torch.arange(text.shape[1], device=text.device)
+            mask = (place < torch.tensor(lengths, device=text.device)[:, None])[:, None, None, :]
+        text = self.text_norm(text)
+        pooled = self.text_proj_for_sos.ca(text, mask)
+        text = self.text_proj_for_ca(text)
+        shared = self.shared_ada_lin(pooled).unflatten(-1, (6, -1))
+        blocks = self.blocks
+        return Conditioning(
+            pooled,
+            text,
+            tuple(block.ada_gss[0] + shared for block in blocks),
+            tuple(TextMemory(*block.ca.keys_values(text), mask) for block in blocks),
+        )
+
+    def null_text(self, lengths: Sequence[int], padded: int) -> Tensor:
+        """The learned unconditional text: as many of its rows as each prompt has tokens, (B, padded, text_channels)."""
+        return self.cfg_uncond[:padded].expand(len(lengths), -1, -1)
+
+    def first_tokens(self, condition: Conditioning) -> Tensor:
+        """(R, 1, C): what the 1x1 scale starts from."""
+        return condition.pooled.unsqueeze(1) + self.pos_start
+
+    def logits(self, x: Tensor, pooled: Tensor) -> Tensor:
+        """(R, N, C), pooled text (R, C) -> (R, N, token_bits, 2) in float32: for each bit the logits of 0 and 1."""
+        normed = self.head_nm(x, pooled)
+        return self.head(normed).float().unflatten(-1, (-1, 2))

@@ -1,0 +1,96 @@
+"""From logits to symbols: guidance, truncation, and draws that no method can shift."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+def mix_branches(values: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance: (2B, ...) conditional then unconditional -> (B, ...).
+
+    ``guidance * conditional + (1 - guidance) * unconditional``.
+    """
+    conditional, unconditional = values.chunk(2)
+    return guidance * conditional + (1 - guidance) * unconditional
+
+
+def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Sets the logits outside the top-k classes and outside the top-p mass to -inf.
+
+    Ties with the k-th largest survive; the largest class always does.
+
+    Args:
+        logits: (..., classes).
+        top_k: 0 keeps all.
+        top_p: in [0, 1); 0 keeps all.
+    """
+    if top_k > 0:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    if top_p > 0:
+        ascending, order = logits.sort(dim=-1)
+        drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        drop[..., -1] = False
+        logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
+    return logits
+
+
+class Noise(Protocol):
+    """A source of exponential variables for the draws of each scale."""
+
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Exp(1) variables of the shape (B, N, ..., classes) for the scale with this index."""
+        ...
+
+
+class SeededNoise:
+    """Draws that depend only on (seed, scale, position, class).
+
+    Each image has a seed of its own, so image i of a batch gets the draws that it would get alone; each scale
+    starts a stream of its own, so a method that skips scales or prunes tokens shifts nothing. The draws are made
+    on the CPU, so they are the same on every device.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = tuple(seeds)
+
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        draws = [self._stream(seed, scale, shape[1:]) for seed in self.seeds]
+        return torch.stack(draws).to(device, non_blocking=True)
+
+    @staticmethod
+    def _stream(seed: int, scale: int, shape: Sequence[int]) -> Tensor:
+        digest = hashlib.blake2b(f"{seed}/{scale}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.empty(tuple(shape)).exponential_(generator=generator)
+
+
+class StreamNoise:
+    """One draw per scale from the caller's generator, in row-major order (batch, token, bit).
+
+    This is the order of the published implementations, so their seeds give their samples on the same device type.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        draws = torch.empty(tuple(shape), device=self.generator.device)
+        return draws.exponential_(generator=self.generator).to(device, non_blocking=True)
+
+
+def sample(logits: Tensor, noise: Noise, scale: int, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Draws one class per entry: logits (B, N, ..., classes) -> int64 (B, N, ...).
+
+    ``argmax(p / e)`` with ``e`` ~ Exp(1) is a draw from ``p``; with ``top_k=1`` no draw is needed and the first of
+    the most likely classes is taken.
+    """
+    if top_k == 1:
+        return logits.argmax(dim=-1)
+    probabilities = truncate(logits, top_k, top_p).softmax(dim=-1)
+    return (probabilities / noise.exponential(scale, logits.shape, logits.device)).argmax(dim=-1)

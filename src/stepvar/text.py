@@ -1,0 +1,129 @@
+"""From prompts to text features."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stepvar.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Features of a batch of prompts.
+
+    Attributes:
+        features: (B, L, C), padded behind each prompt's length.
+        lengths: tokens of each prompt, on the host.
+    """
+
+    features: Tensor
+    lengths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> TextFeatures:
+        return TextFeatures(self.features.to(device, dtype), self.lengths)
+
+    def repeat(self, times: int) -> TextFeatures:
+        """Each prompt ``times`` times in a row."""
+        lengths = tuple(length for length in self.lengths for _ in range(times))
+        return TextFeatures(self.features.repeat_interleave(times, dim=0), lengths)
+
+    @staticmethod
+    def join(first: TextFeatures, second: TextFeatures) -> TextFeatures:
+        """Both batches in one, padded to the longer."""
+        length = max(first.features.shape[1], second.features.shape[1])
+        padded = [F.pad(f, (0, 0, 0, length - f.shape[1])) for f in (first.features, second.features)]
+        return TextFeatures(torch.cat(padded), first.lengths + second.lengths)
+
+
+class TextEncoder(Protocol):
+    """Turns prompts into features; the small encoder of the embedded model and T5 look alike from outside."""
+
+    def encode(self, prompts: Sequence[str]) -> TextFeatures: ...
+
+
+class UnknownWordWarning(UserWarning):
+    """A prompt has words that a closed-vocabulary encoder does not know."""
+
+
+class WordEncoder(nn.Module):
+    """A small transformer over a closed vocabulary of words: the text encoder of the embedded model.
+
+    Args:
+        vocabulary: the known words; two more entries stand for the end of the prompt and for unknown words.
+        synonyms: words read as another word.
+        width: channels of the features.
+        max_words: longest prompt.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        synonyms: Mapping[str, str],
+        width: int = 256,
+        layers: int = 2,
+        heads: int = 4,
+        hidden: int = 512,
+        max_words: int = 31,
+    ) -> None:
+        super().__init__()
+        self.index = {word: number for number, word in enumerate(vocabulary)}
+        self.index |= {word: self.index[known] for word, known in synonyms.items()}
+        self.end, self.unknown = len(vocabulary), len(vocabulary) + 1
+        self.max_words = max_words
+        self.words = nn.Embedding(len(vocabulary) + 2, width)
+        self.places = nn.Parameter(0.02 * torch.randn(max_words + 1, width))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
+        )
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Word numbers of a prompt and the end mark.
+
+        Raises:
+            UsageError: when the prompt is too long.
+        """
+        words = re.findall(r"[a-z]+", prompt.lower())
+        if len(words) > self.max_words:
+            raise UsageError(
+                f"prompt of {len(words)} words: this model reads at most {self.max_words}; shorten it"
+            )
+        unknown = [word for word in words if word not in self.index]
+        if unknown:
+            warnings.warn(
+                f"this model knows only the words of its scenes and ignores {', '.join(sorted(set(unknown)))}",
+                UnknownWordWarning,
+                stacklevel=2,
+            )
+        return [self.index.get(word, self.unknown) for word in words] + [self.end]
+
+    def forward(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+        """tokens (B, L) padded behind ``lengths`` -> features (B, L, width)."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        padding = place >= torch.tensor(lengths, device=tokens.device)[:, None]
+        features = self.words(tokens) + self.places[: tokens.shape[1]]
+        encoded: Tensor = self.layers(features, src_key_padding_mask=padding)
+        return encoded
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        rows = [self.tokens(prompt) for prompt in prompts]
+        lengths = tuple(len(row) for row in rows)
+        device = self.places.device
+        padded = torch.full((len(rows), max(lengths)), self.end, device=device)
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = torch.tensor(row, device=device)
+        return TextFeatures(self(padded, lengths), lengths)

@@ -1,0 +1,58 @@
+"""Weights from a rule: any two programs that know the names and shapes of a model give it the same numbers."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+EXCLUDED = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "lfq.mask", "ema_vocab_hit_SV")
+"""Endings of the names of constants, which the rule leaves at zero."""
+
+_HALF = ("lvl_embed.weight", "pos_start", "pos_1LC")
+_UNIT = ("cfg_uncond", "class_emb.weight", ".mat_q", "quantize.embedding.weight")
+
+
+def rule_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """The weight of this name and shape, in float32 on the CPU.
+
+    Normal numbers from a generator that starts at CRC-32 of the name plus the seed, brought to a range in which
+    an untrained model behaves like a trained one: gates are open, some attention scales exceed their limit.
+    """
+    if name.endswith(EXCLUDED):
+        return torch.zeros(tuple(shape))
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
+    normal = generator.standard_normal(tuple(shape), dtype=np.float32)
+    offset, factor = _range(name, shape)
+    # The rule is stated in float32: in double precision the last bits would differ.
+    return torch.from_numpy(np.asarray(np.float32(offset) + np.float32(factor) * normal))
+
+
+def _range(name: str, shape: Sequence[int]) -> tuple[float, float]:
+    """Mean and standard deviation of a weight."""
+    if name.endswith("scale_mul_1H11"):
+        return 2.5, 1.5
+    if name.endswith("ada_gss"):
+        return 0.0, 0.3
+    if name.endswith(_HALF):
+        return 0.0, 0.5
+    if name.endswith(_UNIT):
+        return 0.0, 1.0
+    if len(shape) == 1:
+        return (1.0 if name.endswith(".weight") else 0.0), 0.05
+    return 0.0, 1.0 / math.sqrt(math.prod(shape[1:]))
+
+
+def rule_weights(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Tensor]:
+    """The weights of all names, see :func:`rule_weight`."""
+    return {name: rule_weight(name, shape, seed) for name, shape in shapes.items()}
+
+
+def fill_by_rule(module: nn.Module, seed: int) -> None:
+    """Overwrites all parameters and buffers of a module, in place."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    module.load_state_dict(rule_weights(shapes, seed))

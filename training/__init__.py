@@ -1,0 +1,1 @@
+"""How the embedded model "scenes" is made: data, tokenizer, transformer, judge, export."""

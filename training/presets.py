@@ -1,0 +1,84 @@
+"""Shapes and amounts of a training, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepvar.models.infinity import InfinityConfig, TokenizerConfig
+from stepvar.scenes.grammar import SYNONYMS, VOCABULARY
+
+RATIOS: dict[float, float] = {1.0: 0.68, 1.5: 0.08, 0.666: 0.08, 1.333: 0.08, 0.75: 0.08}
+"""Height over width -> share of the training batches."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model's shape and the batches it is trained with.
+
+    Attributes:
+        model: the transformer and tokenizer.
+        text: arguments of the text encoder.
+        tokenizer_batch: pictures per step of the tokenizer.
+        prefixes: (scales, batch size) of the short transformer steps, which learn the layout cheaply.
+        whole_batch: batch size of the steps that see all scales.
+        pool: encoded scenes held in memory per training; refreshed with ``fresh`` new ones each step.
+    """
+
+    model: InfinityConfig
+    text: dict[str, Any] = field(default_factory=dict)
+    tokenizer_batch: int = 128
+    prefixes: tuple[tuple[int, int], ...] = ((6, 1024), (7, 640))
+    whole_batch: int = 160
+    pool: int = 65536
+    fresh: int = 128
+
+
+def _text(width: int, layers: int, hidden: int) -> dict[str, Any]:
+    return {
+        "vocabulary": list(VOCABULARY),
+        "synonyms": dict(SYNONYMS),
+        "width": width,
+        "layers": layers,
+        "hidden": hidden,
+    }
+
+
+PRESETS: dict[str, Preset] = {
+    "scenes": Preset(
+        InfinityConfig(
+            depth=8,
+            width=256,
+            heads=4,
+            block_chunks=4,
+            tokenizer=TokenizerConfig(
+                code_bits=14, base_channels=32, multipliers=(1, 2, 3, 3), norm_groups=8
+            ),
+            text_channels=256,
+            text_maxlen=32,
+            resolution="0.25M",
+        ),
+        _text(256, 2, 512),
+    ),
+    # Proves on a CPU in minutes that the recipe runs; its pictures are not good.
+    "tiny": Preset(
+        InfinityConfig(
+            depth=2,
+            width=128,
+            heads=2,
+            block_chunks=2,
+            tokenizer=TokenizerConfig(
+                code_bits=14, base_channels=16, multipliers=(1, 2, 3, 3), norm_groups=8
+            ),
+            text_channels=128,
+            text_maxlen=32,
+            resolution="0.06M",
+        ),
+        _text(128, 1, 256),
+        tokenizer_batch=8,
+        prefixes=((5, 32),),
+        whole_batch=8,
+        pool=256,
+        fresh=8,
+    ),
+}

@@ -1,0 +1,134 @@
+"""Trains the bit tokenizer: ``python -m training.tokenizer --out runs/scenes --minutes 6 --device cuda``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepvar.checkpoints import save_weights
+from stepvar.models.infinity import schedule_for
+from stepvar.models.infinity.tokenizer import BitTokenizer
+from stepvar.scenes.grammar import held_out_scenes
+from stepvar.scenes.render import render
+from stepvar.tokens import ScaleSchedule
+from training.data import SceneSource
+from training.loop import (
+    Progress,
+    averaged,
+    learning_rate,
+    load_checkpoint,
+    parameter_groups,
+    save_checkpoint,
+    write_card,
+)
+from training.presets import PRESETS, Preset
+from training.pyramid import pyramid
+
+PEAK_LR = 1e-3
+COMMITMENT = 0.25
+DROPPED_SCALES = 0.1
+FLIPPED = 0.3
+
+
+def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of the pictures' horizontal and vertical differences: keeps edges sharp."""
+    return F.l1_loss(a.diff(dim=-1), b.diff(dim=-1)) + F.l1_loss(a.diff(dim=-2), b.diff(dim=-2))
+
+
+def training_loss(
+    tokenizer: BitTokenizer, pictures: Tensor, schedule: ScaleSchedule, rng: random.Random
+) -> tuple[Tensor, Tensor]:
+    """Reconstruction through the quantiser (straight-through gradient) and commitment to the codes."""
+    latent = tokenizer.encoder(pictures).float()
+    count = len(latent)
+    flips = torch.rand(count, device=latent.device) * 0.1
+    flips = flips * (torch.rand(count, device=latent.device) < FLIPPED)
+    with torch.no_grad(), torch.autocast(latent.device.type, enabled=False):
+        scales = rng.randrange(5, len(schedule)) if rng.random() < DROPPED_SCALES else len(schedule)
+        quantised = pyramid(tokenizer, latent.detach(), schedule, scales, flips).sums[-1]
+    decoded = tokenizer.decoder(latent + (quantised - latent).detach()).float()
+    error = F.mse_loss(decoded, pictures)
+    loss = F.l1_loss(decoded, pictures) + 2 * error + 0.5 * gradient_loss(decoded, pictures)
+    return loss + COMMITMENT * F.mse_loss(latent, quantised), error
+
+
+@torch.no_grad()
+def evaluate(tokenizer: BitTokenizer, preset: Preset, device: torch.device, count: int = 256) -> float:
+    """Mean PSNR in dB (peak to peak 2) of held-out renders through the tokenizer."""
+    schedule = schedule_for(preset.model.resolution, 1.0)
+    last, stride = schedule.grids[-1], preset.model.tokenizer.stride
+    scenes, values = held_out_scenes(count, seed=1), []
+    for start in range(0, count, 32):
+        part = scenes[start : start + 32]
+        seeds = list(range(start, start + len(part)))
+        pictures = render(part, seeds, last.h * stride, last.w * stride, device=device)
+        decoded = tokenizer.decode(tokenizer.encode(pictures, schedule)[1])
+        values.append(10 * torch.log10(4 / (decoded - pictures).square().mean(dim=(1, 2, 3))))
+    return float(torch.cat(values).mean())
+
+
+def train(preset: Preset, out: Path, minutes: float, device: torch.device, seed: int = 0) -> BitTokenizer:
+    """Trains, or goes on from the checkpoint in ``out``; writes ``tokenizer.safetensors`` at the end."""
+    torch.manual_seed(seed)
+    tokenizer = BitTokenizer(preset.model.tokenizer).to(device, memory_format=torch.channels_last)
+    mean = averaged(tokenizer, 0.999)
+    optimiser = torch.optim.AdamW(
+        parameter_groups([tokenizer], 0.01), lr=PEAK_LR, betas=(0.9, 0.95), fused=device.type == "cuda"
+    )
+    progress, path = Progress(minutes), out / "tokenizer.ckpt"
+    if state := load_checkpoint(path, device):
+        tokenizer.load_state_dict(state["model"])
+        mean.load_state_dict(state["mean"])
+        optimiser.load_state_dict(state["optimiser"])
+        progress.restore(state["progress"])
+    source = SceneSource(seed + progress.step, device, preset.model.tokenizer.stride)
+    while progress.fraction < 1:
+        schedule = schedule_for(preset.model.resolution, source.ratio())
+        _, pictures = source.draw(preset.tokenizer_batch, schedule)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss, error = training_loss(tokenizer, pictures, schedule, source.rng)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(progress.fraction, PEAK_LR)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+        optimiser.step()
+        mean.update_parameters(tokenizer)
+        progress.step += 1
+        progress.seen += len(pictures)
+        progress.say(lambda: {"loss": loss.item(), "psnr": 10 * math.log10(4 / error.item())})
+        if progress.due(120) or progress.fraction >= 1:
+            states = {"model": tokenizer, "mean": mean, "optimiser": optimiser, "progress": progress}
+            save_checkpoint(
+                path, {k: v.state() if k == "progress" else v.state_dict() for k, v in states.items()}
+            )
+    finished = mean.module
+    save_weights(out / "tokenizer.safetensors", finished.state_dict(), torch.float16)
+    psnr = evaluate(finished, preset, device)
+    card = {"psnr_held_out_db": psnr, "pictures": progress.seen, "steps": progress.step}
+    write_card(
+        out / "tokenizer.json", card | {"minutes": progress.seconds / 60, "command": " ".join(sys.argv)}
+    )
+    print(f"tokenizer: {psnr:.2f} dB on held-out renders", flush=True)
+    return finished
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--preset", choices=PRESETS, default="scenes")
+    arguments = parser.parse_args()
+    train(PRESETS[arguments.preset], arguments.out, arguments.minutes, torch.device(arguments.device))
+
+
+if __name__ == "__main__":
+    main()
