@@ -50,9 +50,7 @@ def _noise(pictures: Tensor) -> Tensor:
     """White noise, and blotches of about 16 pixels."""
     height, width = pictures.shape[2:]
     white = torch.randn_like(pictures) * (0.10 * _strength(pictures, 0.4))
-    coarse = torch.randn(
-        len(pictures), 3, math.ceil(height / 16), math.ceil(width / 16), device=pictures.device
-    )
+    coarse = torch.randn(len(pictures), 3, math.ceil(height / 16), math.ceil(width / 16), device=pictures.device)
     blotches = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
     return pictures + white + blotches * (0.14 * _strength(pictures, 0.4))
 

@@ -60,9 +60,7 @@ def picture_size(size: int, ratio: tuple[int, int]) -> tuple[int, int]:
     return max(16, round(size * scale / 8) * 8), max(16, round(size / scale / 8) * 8)
 
 
-def make_batch(
-    scenes: list[Scene], seeds: Sequence[int], size: tuple[int, int], device: torch.device
-) -> Batch:
+def make_batch(scenes: list[Scene], seeds: Sequence[int], size: tuple[int, int], device: torch.device) -> Batch:
     """Render scenes, which have no unspoken attributes, and label them."""
     height, width = size
     order = torch.tensor([_slot_objects(scene) for scene in scenes])
@@ -151,9 +149,7 @@ class Average:
 
 
 @torch.no_grad()
-def evaluate(
-    judge: Judge, size: int, samples: int, device: torch.device, batch_size: int = 128
-) -> dict[str, float]:
+def evaluate(judge: Judge, size: int, samples: int, device: torch.device, batch_size: int = 128) -> dict[str, float]:
     """Accuracies on undegraded renders of held-out scenes, over the scenes or objects that each concerns.
 
     Keys: those of ``judge_scene`` by scene, and the attributes of each object at its place
@@ -191,9 +187,7 @@ def learning_rate(progress: float, peak: float) -> float:
     warm = 0.04
     if progress < warm:
         return peak * (0.02 + 0.98 * progress / warm)
-    return peak * (
-        0.005 + 0.995 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warm) / (1.0 - warm))))
-    )
+    return peak * (0.005 + 0.995 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warm) / (1.0 - warm)))))
 
 
 class Trainer:
@@ -292,9 +286,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.judge", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument(
-        "--minutes", type=float, default=3.0, help="training time in all, resumed parts included"
-    )
+    parser.add_argument("--minutes", type=float, default=3.0, help="training time in all, resumed parts included")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", type=int, default=256, help="side of a square picture with as many pixels")
     parser.add_argument("--batch", type=int, default=256)

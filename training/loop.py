@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from stepvar.files import atomic_path
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def learning_rate(progress: float, peak: float, warmup: float = 0.03) -> float:
@@ -32,11 +34,21 @@ def averaged(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the weights; it starts fast, so that the random start is forgotten."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(
+        averages: tuple[Tensor, ...] | list[Tensor], current: tuple[Tensor, ...] | list[Tensor], count: Tensor | int
+    ) -> None:
         steps = float(count)
         torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + steps) / (10 + steps)))
 
     return AveragedModel(module, multi_avg_fn=update)
+
+
+def mean_module(average: AveragedModel, kind: type[Module]) -> Module:
+    """The averaged module itself."""
+    module = average.module
+    if not isinstance(module, kind):
+        raise TypeError(f"{type(module).__name__} is averaged, not {kind.__name__}")
+    return module
 
 
 def parameter_groups(modules: list[nn.Module], decay: float) -> list[dict[str, Any]]:

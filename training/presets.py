@@ -22,16 +22,18 @@ class Preset:
         tokenizer_batch: pictures per step of the tokenizer.
         prefixes: (scales, batch size) of the short transformer steps, which learn the layout cheaply.
         whole_batch: batch size of the steps that see all scales.
-        pool: encoded scenes held in memory per training; refreshed with ``fresh`` new ones each step.
+        drawn: scenes rendered at a time; small batches would leave a GPU waiting for launches.
+        pool: encoded scenes held in memory; ``drawn`` new ones replace old ones every ``refresh`` steps.
     """
 
     model: InfinityConfig
     text: dict[str, Any] = field(default_factory=dict)
-    tokenizer_batch: int = 128
-    prefixes: tuple[tuple[int, int], ...] = ((6, 1024), (7, 640))
-    whole_batch: int = 160
-    pool: int = 65536
-    fresh: int = 128
+    tokenizer_batch: int = 64
+    prefixes: tuple[tuple[int, int], ...] = ((6, 512), (7, 320))
+    whole_batch: int = 80
+    drawn: int = 512
+    pool: int = 131072
+    refresh: int = 8
 
 
 def _text(width: int, layers: int, hidden: int) -> dict[str, Any]:
@@ -51,9 +53,7 @@ PRESETS: dict[str, Preset] = {
             width=256,
             heads=4,
             block_chunks=4,
-            tokenizer=TokenizerConfig(
-                code_bits=14, base_channels=32, multipliers=(1, 2, 3, 3), norm_groups=8
-            ),
+            tokenizer=TokenizerConfig(code_bits=14, base_channels=32, multipliers=(1, 2, 3, 3), norm_groups=8),
             text_channels=256,
             text_maxlen=32,
             resolution="0.25M",
@@ -67,9 +67,7 @@ PRESETS: dict[str, Preset] = {
             width=128,
             heads=2,
             block_chunks=2,
-            tokenizer=TokenizerConfig(
-                code_bits=14, base_channels=16, multipliers=(1, 2, 3, 3), norm_groups=8
-            ),
+            tokenizer=TokenizerConfig(code_bits=14, base_channels=16, multipliers=(1, 2, 3, 3), norm_groups=8),
             text_channels=128,
             text_maxlen=32,
             resolution="0.06M",
@@ -78,7 +76,7 @@ PRESETS: dict[str, Preset] = {
         tokenizer_batch=8,
         prefixes=((5, 32),),
         whole_batch=8,
+        drawn=32,
         pool=256,
-        fresh=8,
     ),
 }

@@ -28,6 +28,7 @@ from training.loop import (
     averaged,
     learning_rate,
     load_checkpoint,
+    mean_module,
     parameter_groups,
     save_checkpoint,
     write_card,
@@ -115,9 +116,7 @@ class SequencePositions:
     mask: Tensor
 
     @classmethod
-    def of(
-        cls, schedule: ScaleSchedule, scales: int, head_dim: int, device: torch.device
-    ) -> SequencePositions:
+    def of(cls, schedule: ScaleSchedule, scales: int, head_dim: int, device: torch.device) -> SequencePositions:
         grids = schedule.grids[:scales]
         frame = schedule.frame or schedule.grids[-1]
         tables = [rotary_table(grid, frame, head_dim) for grid in grids]
@@ -157,10 +156,8 @@ class LatentPool:
 
     def __init__(self, preset: Preset, schedule: ScaleSchedule, share: float, device: torch.device) -> None:
         last, bits = schedule.grids[-1], preset.model.tokenizer.code_bits
-        self.capacity = max(preset.fresh, int(preset.pool * share))
-        self.latents = torch.empty(
-            self.capacity, bits, last.h, last.w, dtype=torch.float16, device=device
-        )
+        self.capacity = max(preset.drawn, int(preset.pool * share))
+        self.latents = torch.empty(self.capacity, bits, last.h, last.w, dtype=torch.float16, device=device)
         self.words = torch.zeros(self.capacity, preset.model.text_maxlen, dtype=torch.int64)
         self.lengths = torch.zeros(self.capacity, dtype=torch.int64)
         self.schedule, self.filled, self.cursor = schedule, 0, 0
@@ -169,7 +166,7 @@ class LatentPool:
     def add(self, source: SceneSource, tokenizer: BitTokenizer, text: WordEncoder, count: int) -> None:
         captions, pictures = source.draw(count, self.schedule)
         with torch.autocast(pictures.device.type, torch.bfloat16):
-            latents = tokenizer.encoder(pictures.contiguous(memory_format=torch.channels_last))
+            latents = tokenizer.encoder(pictures)
         slots = [(self.cursor + i) % self.capacity for i in range(count)]
         self.latents[torch.tensor(slots, device=latents.device)] = latents.to(torch.float16)
         for slot, words in zip(slots, map(text.tokens, captions), strict=True):
@@ -209,9 +206,9 @@ class Trainer:
         self.tokenizer = BitTokenizer(preset.model.tokenizer)
         weights = out / "tokenizer.safetensors"
         fill_module(self.tokenizer, read_weights(weights), str(weights))
-        self.tokenizer.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.tokenizer.to(device).eval().requires_grad_(False)
         self.model = TextToBits(preset).to(device)
-        self.mean = averaged(self.model, 0.9995)
+        self.mean = averaged(self.model, 0.999)
         self.optimiser = torch.optim.AdamW(
             parameter_groups([self.model], WEIGHT_DECAY),
             lr=PEAK_LR,
@@ -249,9 +246,9 @@ class Trainer:
 
     def step(self) -> None:
         pool = self.pools[self.source.ratio()]
-        missing = min(pool.capacity // 8, 2048) if not pool.filled else self.preset.fresh
-        for start in range(0, missing, 256):
-            pool.add(self.source, self.tokenizer, self.model.text, min(256, missing - start))
+        if not pool.filled or self.progress.step % self.preset.refresh == 0:
+            for _ in range(1 if pool.filled else 3):
+                pool.add(self.source, self.tokenizer, self.model.text, self.preset.drawn)
         scales, count = self.plan_step(pool.schedule)
         latents, words, lengths = pool.sample(count)
         with torch.no_grad():
@@ -290,10 +287,11 @@ class Trainer:
     def export(self) -> None:
         """Writes the averaged weights as a model folder that the library loads."""
         model = Infinity(self.preset.model)
-        model.transformer.load_state_dict(self.mean.module.transformer.state_dict())
+        mean = mean_module(self.mean, TextToBits)
+        model.transformer.load_state_dict(mean.transformer.state_dict())
         model.tokenizer.load_state_dict(self.tokenizer.state_dict())
         defaults: dict[str, Any] = {"guidance_scale": 3.0, "temperature": 0.6}
-        save_model(self.out / "model", "scenes", model, self.mean.module.text, self.preset.text, defaults)
+        save_model(self.out / "model", "scenes", model, mean.text, self.preset.text, defaults)
         progress = self.progress
         write_card(
             self.out / "model" / "training.json",

@@ -86,9 +86,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged or truncated ({error}); fetch it again") from None
 
 
-def fill_module(
-    module: nn.Module, weights: Mapping[str, Tensor], source: str, ignorable: Iterable[str] = ()
-) -> None:
+def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str, ignorable: Iterable[str] = ()) -> None:
     """Copies weights into a module, strictly.
 
     Args:

@@ -122,9 +122,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int, heading: Sequence[str] = 
     return sheet
 
 
-def _place(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: Image.Image, box: tuple[int, int, int, int]
-) -> None:
+def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: Image.Image, box: tuple[int, int, int, int]) -> None:
     """Pastes a picture into the middle of a cell (x, y, width, height), with a hairline around it."""
     x, y = box[0] + (box[2] - picture.width) // 2, box[1] + (box[3] - picture.height) // 2
     draw.rectangle((x - 1, y - 1, x + picture.width, y + picture.height), outline=FRAME)

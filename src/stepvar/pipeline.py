@@ -140,14 +140,10 @@ class Pipeline:
                 self._encode(prompts, num_images_per_prompt),
                 None if negatives is None else self._encode(negatives, num_images_per_prompt),
             )
-        state = generate(
-            self.model, condition, samples, plan, method, noise, recorder, callback_on_scale_end
-        )
+        state = generate(self.model, condition, samples, plan, method, noise, recorder, callback_on_scale_end)
         with recorder.stage("decode"):
             pixels = self.model.decode(state)
-        report = recorder.report(
-            self.name, str(method), samples, self.dtype, seeds=seeds, schedule=plan.schedule.name
-        )
+        report = recorder.report(self.name, str(method), samples, self.dtype, seeds=seeds, schedule=plan.schedule.name)
         return Output(to_images(pixels, output_type), report, seeds, recorder.kept_maps())
 
     def schedule(self, aspect_ratio: str | float = "1:1", resolution: str | None = None) -> ScaleSchedule:

@@ -195,9 +195,7 @@ class Recorder:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         scales = tuple(
-            ScaleReport(
-                step.index, step.grid.shape, step.grid.size, _kept(step), step.branches, read(), flops
-            )
+            ScaleReport(step.index, step.grid.shape, step.grid.size, _kept(step), step.branches, read(), flops)
             for step, flops, read in self.scales
         )
         return Report(

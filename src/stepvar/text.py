@@ -60,7 +60,7 @@ class WordEncoder(nn.Module):
     """A small transformer over a closed vocabulary of words: the text encoder of the embedded model.
 
     Args:
-        vocabulary: the known words; two more entries stand for the end of the prompt and for unknown words.
+        vocabulary: the known words; one more entry stands for the end of the prompt.
         synonyms: words read as another word.
         width: channels of the features.
         max_words: longest prompt.
@@ -79,36 +79,35 @@ class WordEncoder(nn.Module):
         super().__init__()
         self.index = {word: number for number, word in enumerate(vocabulary)}
         self.index |= {word: self.index[known] for word, known in synonyms.items()}
-        self.end, self.unknown = len(vocabulary), len(vocabulary) + 1
+        self.end = len(vocabulary)
         self.max_words = max_words
-        self.words = nn.Embedding(len(vocabulary) + 2, width)
+        self.words = nn.Embedding(len(vocabulary) + 1, width)
         self.places = nn.Parameter(0.02 * torch.randn(max_words + 1, width))
         layer = nn.TransformerEncoderLayer(
             width, heads, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
-        self.layers = nn.TransformerEncoder(
-            layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
-        )
+        self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
 
     def tokens(self, prompt: str) -> list[int]:
-        """Word numbers of a prompt and the end mark.
+        """Word numbers of a prompt and the end mark; unknown words are left out, with a warning.
 
         Raises:
-            UsageError: when the prompt is too long.
+            UsageError: when the prompt is too long, or has no known word.
         """
-        words = re.findall(r"[a-z]+", prompt.lower())
+        words = re.findall(r"[^\W\d_]+", prompt.lower())
         if len(words) > self.max_words:
-            raise UsageError(
-                f"prompt of {len(words)} words: this model reads at most {self.max_words}; shorten it"
-            )
-        unknown = [word for word in words if word not in self.index]
-        if unknown:
+            raise UsageError(f"prompt of {len(words)} words: this model reads at most {self.max_words}; shorten it")
+        known = [self.index[word] for word in words if word in self.index]
+        if not known:
+            raise UsageError(f"prompt {prompt!r}: this model knows none of its words; try 'a red circle on sand'")
+        if len(known) < len(words):
+            unknown = sorted({word for word in words if word not in self.index})
             warnings.warn(
-                f"this model knows only the words of its scenes and ignores {', '.join(sorted(set(unknown)))}",
+                f"this model knows only the words of its scenes and ignores {', '.join(unknown)}",
                 UnknownWordWarning,
                 stacklevel=2,
             )
-        return [self.index.get(word, self.unknown) for word in words] + [self.end]
+        return [*known, self.end]
 
     def forward(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """tokens (B, L) padded behind ``lengths`` -> features (B, L, width)."""

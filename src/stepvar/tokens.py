@@ -57,9 +57,7 @@ class ScaleSchedule:
             raise ValueError("a scale schedule needs at least one grid")
 
     @classmethod
-    def of(
-        cls, sides: Sequence[Sequence[int]], name: str = "", frame: Grid | None = None
-    ) -> ScaleSchedule:
+    def of(cls, sides: Sequence[Sequence[int]], name: str = "", frame: Grid | None = None) -> ScaleSchedule:
         """Builds a schedule from ``(h, w)`` or ``(t, h, w)`` tuples."""
         return cls(tuple(Grid(*((1, *side) if len(side) == 2 else side)) for side in sides), name, frame)
 
@@ -116,9 +114,7 @@ class TokenMap:
 
     def take(self, kept: Tensor) -> TokenMap:
         """The tokens at the indices ``kept`` (R, K) along N."""
-        return replace(
-            self, features=gather_tokens(self.features, kept), positions=self.positions.gather(1, kept)
-        )
+        return replace(self, features=gather_tokens(self.features, kept), positions=self.positions.gather(1, kept))
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,7 @@ def test_textures_show_two_tones() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([(64, 64), (64, 96), (96, 64), (48, 120)]))
-def test_the_relation_holds_in_the_layout_and_objects_do_not_overlap(
-    seed: int, size: tuple[int, int]
-) -> None:
+def test_the_relation_holds_in_the_layout_and_objects_do_not_overlap(seed: int, size: tuple[int, int]) -> None:
     scene = sample_scene(random.Random(seed), 2)
     first, second = layout(scene, seed, *size)
     apart = {

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        message, status = _explain(error)
+        message, status = _explain(error, arguments)
         _say(f"error: {message}")
     if status == INTERRUPTED:
         _say("interrupted")
@@ -91,10 +91,10 @@ def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
     return front + arguments[end:], len(front) < end
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
     """What to say about an error, and the exit status."""
     if isinstance(error, _ParserError):
-        return _parser_message(error), USAGE
+        return _parser_message(error, arguments), USAGE
     if isinstance(error, StepvarError):
         return str(error), USAGE if isinstance(error, UsageError) else FAILED
     if _out_of_memory(error):
@@ -104,10 +104,22 @@ def _explain(error: Exception) -> tuple[str, int]:
     return f"internal error: {type(error).__name__}: {error}; run with --debug", FAILED
 
 
-def _parser_message(error: Any) -> str:
+def _parser_message(error: Any, arguments: list[str]) -> str:
     message = error.format_message().strip().rstrip(".")
+    value = _value_given(getattr(getattr(error, "param", None), "opts", ()), arguments)
+    if value is not None and repr(value) not in message:
+        message = f"{message} (given {value!r})"
     where = error.ctx.command_path if getattr(error, "ctx", None) is not None else "stepvar"
     return f"{message}; see '{where} --help'"
+
+
+def _value_given(option: Sequence[str], arguments: list[str]) -> str | None:
+    """What the user wrote for an option, which not every version of typer says."""
+    for here, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = here.partition("=")
+        if name in option:
+            return value if equals else following
+    return None
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -71,8 +71,8 @@ def table(comparison: Comparison) -> Table:
     report = comparison.other.report
     table = Table(
         title=f"{report.model}, {report.samples} image(s), {report.device} {report.dtype}",
-        caption=f"medians of {len(comparison.dense_seconds)} runs in turn, with lowest to highest; "
-        f"PSNR between the two {_psnr(comparison)}",
+        caption=f"{len(comparison.dense_seconds)} runs in turn: median (lowest-highest)\n"
+        f"PSNR between the two: {_psnr(comparison)}",
     )
     table.add_column("method")
     for column in ("seconds", "tokens", "GFLOP", "speed-up"):
@@ -96,4 +96,4 @@ def _costs(output: Output, seconds: tuple[float, ...]) -> tuple[str, str, str]:
 
 
 def _psnr(comparison: Comparison) -> str:
-    return "infinite (equal)" if comparison.psnr == float("inf") else f"{comparison.psnr:.1f} dB"
+    return "infinite (they are equal)" if comparison.psnr == float("inf") else f"{comparison.psnr:.1f} dB"

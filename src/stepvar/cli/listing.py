@@ -23,7 +23,7 @@ def methods() -> None:
     """List the acceleration methods and their settings."""
     from stepvar.methods import METHODS
 
-    table = _table("method", "what it does", "settings and defaults")
+    table = _table("method", "what it does", "settings and defaults", lines=True)
     for name, method in METHODS.items():
         table.add_row(name, _summary(method), _settings(method))
     _print(table)
@@ -43,48 +43,53 @@ def models() -> None:
     from stepvar.checkpoints import EMBEDDED, find_model, read_config
     from stepvar.models.infinity import CONFIGS, InfinityConfig
 
-    table = _table("model", "in the package", "parameters", "blocks", "width", "schedule", "image")
+    table = _table("model", "in the package", "transformer", "tokenizer", "schedule", "image")
     for name in EMBEDDED:
         try:
             config = InfinityConfig.from_dict(read_config(find_model(name))["model"])
         except StepvarError:
-            table.add_row(name, "yes, but its files are missing here", *["?"] * 5)
+            table.add_row(name, "missing here", *["?"] * 4)
         else:
             table.add_row(name, "yes", *_size(config))
     for name, config in CONFIGS.items():
         table.add_row(f"infinity {name}", "no", *_size(config))
+    table.caption = "sizes in parameters (M: million)"
     _print(table)
     print("A model folder of your own works too: give its path as --model.")
 
 
 def _size(config: InfinityConfig) -> tuple[str, ...]:
+    """Sizes without any memory for the weights."""
     import torch
 
     from stepvar.models.infinity import Infinity, schedule_for
 
     with torch.device("meta"):
-        count = sum(weight.numel() for weight in Infinity(config).parameters())
+        model = Infinity(config)
+    counts = (sum(weight.numel() for weight in part.parameters()) for part in (model.transformer, model.tokenizer))
     last = schedule_for(config.resolution, 1.0)[-1]
-    millions = f"{count / 1e6:.1f} M" if count < 1e9 else f"{count / 1e9:.1f} billion"
     pixels = f"{last.w * config.stride}x{last.h * config.stride}"
-    return (millions, str(config.depth), str(config.width), config.resolution, pixels)
+    return (*(f"{count / 1e6:,.1f} M" for count in counts), config.resolution, pixels)
 
 
 def verify(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Weight files or model folders; without any, this installation.")
+        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Golden files, or folders of them.")
     ] = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
 ) -> None:
-    """Check that an installation, or the weights given, do what they should."""
+    """Check that this installation computes what the original implementations computed.
+
+    What they computed is recorded in golden files; without a path, those of the project's tests are taken.
+    """
     place, precision = parse_device(device), parse_dtype(dtype)
 
-    from stepvar.verify import results_table, verify
+    from stepvar.verify import all_passed, results_table, verify
 
     results = verify(paths or [], place, precision)
-    _print(results_table(results))
-    if not all(result.passed for result in results):
+    _print(results_table(results), whole=True)
+    if not all_passed(results):
         raise typer.Exit(1)
 
 
@@ -100,16 +105,22 @@ def info(file: Annotated[Path, typer.Argument(help="A PNG file that stepvar wrot
         print(f"{key:<{width}}  {value}")
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, lines: bool = False) -> Table:
     from rich.table import Table
 
-    table = Table(show_lines=True)
+    table = Table(show_lines=lines)
     for column in columns:
         table.add_column(column)
     return table
 
 
-def _print(table: Table) -> None:
+def _print(table: Table, whole: bool = False) -> None:
+    """Prints a table; ``whole``: as wide as it needs to be, rather than cut to the terminal."""
     from rich.console import Console
+    from rich.measure import Measurement
 
-    Console().print(table)
+    console = Console()
+    if whole:
+        needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+        console = Console(width=max(console.width, needed))
+    console.print(table)

@@ -10,9 +10,7 @@ from stepvar.methods.base import Method
 from stepvar.methods.baselines import PCA, Dense, HighPass, Random, SkipLast
 from stepvar.methods.stepvar import StepVAR
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Dense, StepVAR, HighPass, PCA, Random, SkipLast)
-}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Dense, StepVAR, HighPass, PCA, Random, SkipLast)}
 
 
 def make_method(name: str, **settings: Any) -> Method:

@@ -54,9 +54,7 @@ class Method:
         """Takes a dense map in front of the first block, returns a dense map behind the last one."""
         return run(tokens)
 
-    def run_sublayer(
-        self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step
-    ) -> Tensor:
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
         """Returns the update (R, N, C) that the sub-layer adds to ``tokens``."""
         return run(tokens)
 

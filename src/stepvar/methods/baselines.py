@@ -61,6 +61,11 @@ class PCA(Pruning):
 
     power_iterations: int = 8
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.power_iterations < 1:
+            raise UsageError(f"power_iterations={self.power_iterations}: must be at least 1")
+
     def score(self, tokens: TokenMap, step: Step) -> Tensor:
         return structure_magnitude(tokens.features, self.power_iterations)
 

@@ -51,9 +51,7 @@ class StepVAR(Pruning):
         if self.power_iterations < 1:
             raise UsageError(f"power_iterations={self.power_iterations}: must be at least 1")
         if self.normalisation not in NORMALISATIONS:
-            raise UsageError(
-                f"normalisation={self.normalisation!r}: must be one of {', '.join(NORMALISATIONS)}"
-            )
+            raise UsageError(f"normalisation={self.normalisation!r}: must be one of {', '.join(NORMALISATIONS)}")
 
     def score(self, tokens: TokenMap, step: Step) -> Tensor:
         texture = normalise(texture_energy(tokens.features, tokens.grid), self.normalisation)

@@ -177,8 +177,7 @@ def _wood(canvas: Canvas) -> Tensor:
     row = torch.floor(y / plank).long().view(-1)
     rows = math.ceil(canvas.height / canvas.unit / plank) + 1
     tone, shift = (
-        lattice(canvas.keys, rows, 1, salt).index_select(1, row).expand(-1, -1, canvas.width)
-        for salt in (80, 81)
+        lattice(canvas.keys, rows, 1, salt).index_select(1, row).expand(-1, -1, canvas.width) for salt in (80, 81)
     )
     warp = canvas.noise(0.09, 0.42, 82)
     rings = torch.sin((y * 17.0 + shift * 3.0 + warp * 2.8) * (2.0 * math.pi))

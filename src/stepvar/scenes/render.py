@@ -205,9 +205,7 @@ def _where(mask: Tensor, device: torch.device) -> Tensor | None:
 class _Brush:
     """Local coordinates of one object of each picture, and selections by kind."""
 
-    def __init__(
-        self, plan: _Plan, slot: int, rows: Tensor | None, size: tuple[int, int], device: torch.device
-    ):
+    def __init__(self, plan: _Plan, slot: int, rows: Tensor | None, size: tuple[int, int], device: torch.device):
         keep = slice(None) if rows is None else rows
         unit = min(size)
         values = torch.stack((plan.x, plan.y, plan.radius, torch.cos(plan.tilt), torch.sin(plan.tilt)))

@@ -131,7 +131,8 @@ def read_tensors(golden: Golden) -> Golden:
         raise CheckpointError(f"{path}: missing; a golden is a pair of files, copy both") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or truncated ({error}); copy the golden again") from None
-    for name, (_, shape) in golden.about["tensors"].items():
+    for name, entry in golden.about["tensors"].items():
+        shape = entry["shape"] if isinstance(entry, dict) else entry[1]
         if name not in tensors or list(tensors[name].shape) != list(shape):
             raise CheckpointError(
                 f"{path}: tensor {name} of shape {shape} is missing; the pair does not belong together, "

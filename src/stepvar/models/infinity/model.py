@@ -136,16 +136,13 @@ class Infinity(nn.Module):
         steps = list(plan.steps(batch))
         config = self.config
         capacities = [
-            sum(method.tokens_at(step, layer, config.depth) for step in steps)
-            for layer in range(config.depth)
+            sum(method.tokens_at(step, layer, config.depth) for step in steps) for layer in range(config.depth)
         ]
         full = latent_grid(plan.schedule.grids[-1], config.patchify)
         return InfinityState(
             condition=self.condition(condition, plan.guided),
             rotary=RotaryTables(plan.schedule, config.head_dim, self.device),
-            cache=KVCache(
-                capacities, batch * plan.branches(0), config.heads, config.head_dim, self.dtype, self.device
-            ),
+            cache=KVCache(capacities, batch * plan.branches(0), config.heads, config.head_dim, self.dtype, self.device),
             latent=torch.zeros(batch, config.tokenizer.code_bits, full.h, full.w, device=self.device),
         )
 
@@ -168,6 +165,7 @@ class Infinity(nn.Module):
         else:
             tokens = self.next_tokens(state.latent, step).to(self.dtype)
             features = self.transformer.word_embed(tokens).repeat(step.branches, 1, 1)
+            state.flops += 2 * tokens.numel() * self.config.width
         return TokenMap.dense(features, step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
@@ -185,7 +183,8 @@ class Infinity(nn.Module):
         """Logits (B, N, token_bits, 2)."""
         mixing = step.branches == 2 and step.guidance != 1.0 and 0 in step.plan.guidance_at
         rows = step.rows if mixing else step.samples
-        state.flops += 2 * rows * step.grid.size * self.config.width * 2 * self.config.token_bits
+        width, outputs = self.config.width, 2 * self.config.token_bits
+        state.flops += 2 * rows * width * (step.grid.size * outputs + 2 * width)  # the head and its modulation
         logits = self.transformer.logits(tokens.features[:rows], state.condition.pooled[:rows]) / step.temperature
         return mix_branches(logits, step.guidance) if mixing else logits
 
@@ -202,9 +201,7 @@ class Infinity(nn.Module):
     def decode(self, state: InfinityState) -> Tensor:
         return self.tokenizer.decode(state.latent)
 
-    def sublayer_flops(
-        self, site: Site, tokens: TokenMap, state: InfinityState, condition: Conditioning
-    ) -> int:
+    def sublayer_flops(self, site: Site, tokens: TokenMap, state: InfinityState, condition: Conditioning) -> int:
         """Multiplications and additions of the matrix products of a sub-layer that has just run."""
         rows, count, width = tokens.features.shape
         if site.sublayer == "self":

@@ -13,7 +13,7 @@ BASE = 10000.0
 
 
 def frame_coordinates(cells: int, frame: int) -> list[int]:
-    """Where each of ``cells`` rows (or columns) lies in a frame of ``frame`` rows: ``i * frame / cells``, half to even."""
+    """Where each of ``cells`` rows or columns lies in a frame of ``frame``: ``i * frame / cells``, half to even."""
     return [round(Fraction(i * frame, cells)) for i in range(cells)]
 
 

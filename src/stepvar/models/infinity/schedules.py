@@ -48,6 +48,4 @@ def schedule_for(resolution: str, height_over_width: float) -> ScaleSchedule:
         raise UsageError(f"aspect ratio (height / width) {height_over_width}: must be a positive number")
     ratio = min(RATIOS, key=lambda known: abs(known - height_over_width))
     sides = RATIOS[ratio]
-    return ScaleSchedule.of(
-        sides[: RESOLUTIONS[resolution]], name=f"{resolution} {ratio:g}", frame=Grid(1, *sides[-1])
-    )
+    return ScaleSchedule.of(sides[: RESOLUTIONS[resolution]], name=f"{resolution} {ratio:g}", frame=Grid(1, *sides[-1]))

@@ -27,7 +27,7 @@ Around = Callable[[Callable[[TokenMap], Tensor], TokenMap, Site], Tensor]
 
 @dataclass(frozen=True)
 class TextMemory:
-    """Keys and values (R, heads, L, head_dim) of the text for one block; mask (R, 1, 1, L) where lengths differ."""
+    """Keys and values (R, heads, L, head_dim) of the text for one block; mask (R, 1, 1, L) where there is padding."""
 
     keys: Tensor
     values: Tensor
@@ -151,9 +151,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         bias = torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
-        q, k, v = (
-            split_heads(part, self.heads) for part in F.linear(x, self.mat_qkv.weight, bias).chunk(3, -1)
-        )
+        q, k, v = (split_heads(part, self.heads) for part in F.linear(x, self.mat_qkv.weight, bias).chunk(3, -1))
         scale = self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
         q = unit_rotated(q, rotary, scale)
         k = unit_rotated(k, rotary)
@@ -287,7 +285,7 @@ class InfinityTransformer(nn.Module):
     def condition(self, text: Tensor, lengths: Sequence[int]) -> Conditioning:
         """Text features (R, L, text_channels), padded behind ``lengths`` -> what the blocks need of them."""
         mask = None
-        if len(set(lengths)) > 1:
+        if min(lengths) < text.shape[1]:
             place = torch.arange(text.shape[1], device=text.device)
             mask = (place < torch.tensor(lengths, device=text.device)[:, None])[:, None, None, :]
         text = self.text_norm(text)

@@ -1,0 +1,1 @@
+"""Measurements of the library; each module says the command that repeats it."""

@@ -1,0 +1,90 @@
+"""StepVAR's settings on the embedded model: ``python -m benchmarks.ablation --out runs/ablation.json``.
+
+Every variant draws the same held-out scenes from the same seeds; figures are against the dense pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.drawing import Sampling, draw, measure
+from stepvar.evaluation.scenes import load_judge
+from stepvar.files import write_text
+from stepvar.methods import PCA, HighPass, Method, Random, SkipLast, StepVAR
+from stepvar.methods.scores import NORMALISATIONS
+from stepvar.pipeline import Pipeline
+from stepvar.scenes.grammar import held_out_scenes
+
+
+def variants() -> Iterator[tuple[str, str, Method]]:
+    """(group, label, method)."""
+    base: dict[str, Any] = {"keep": 0.5, "last": 2}
+    for propagated in ("state", "update"):
+        for scope in ("stack", "block"):
+            shape: dict[str, Any] = {"propagate": propagated, "scope": scope, **base}
+            for kind in (HighPass, StepVAR, PCA, Random):
+                yield "selection", f"{kind.name}, {scope}, {propagated}", kind(**shape)
+    for normalisation in NORMALISATIONS:
+        for weight in (0.25, 0.5, 1.0, 2.0):
+            method = StepVAR(structure_weight=weight, normalisation=normalisation, **base)
+            yield "weight", f"{normalisation}, w={weight}", method
+    for iterations in (1, 2, 4, 16):
+        yield "iterations", f"{iterations}", StepVAR(power_iterations=iterations, **base)
+    for before, after in ((1, 0), (2, 0), (4, 0), (0, 1), (0, 2), (1, 1), (2, 2)):
+        yield "span", f"before {before}, after {after}", StepVAR(blocks_before=before, blocks_after=after, **base)
+    for last in (2, 3, 4):
+        for keep in (0.25, 0.5, 0.75):
+            for pruning in (StepVAR, HighPass, Random):
+                yield "budget", f"{pruning.name}, keep {keep}, last {last}", pruning(keep=keep, last=last)
+    for count in (1, 2, 3):
+        yield "skip", f"skip-last {count}", SkipLast(count)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="scenes")
+    parser.add_argument("--judge", type=Path, default=None)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--groups", nargs="*", help="only these groups of variants")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long, with what there is")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    pipe = Pipeline.from_pretrained(arguments.model).to(arguments.device)
+    judge = load_judge(arguments.device, arguments.judge)
+    scenes = held_out_scenes(arguments.scenes, seed=7)
+    seeds = list(range(len(scenes)))
+    sampling = Sampling(pipe.defaults["guidance_scale"], pipe.defaults["temperature"], batch=arguments.batch)
+    dense = draw(pipe, scenes, seeds, Method(), sampling)
+    rows: list[dict[str, Any]] = [{"group": "dense", "label": "dense"} | measure(dense, dense, scenes, judge)]
+    for redrawn in (1, 2, 3):
+        again = draw(pipe, scenes, seeds, Method(), sampling, redrawn_from=redrawn)
+        label = f"dense, last {redrawn} drawn anew"
+        rows.append({"group": "floor", "label": label} | measure(again, dense, scenes, judge))
+    for group, label, method in variants():
+        if arguments.groups and group not in arguments.groups:
+            continue
+        if time.monotonic() - start > 60 * arguments.minutes:
+            break
+        pictures = draw(pipe, scenes, seeds, method, sampling)
+        rows.append({"group": group, "label": label} | measure(pictures, dense, scenes, judge))
+        row = rows[-1]
+        print(f"{group:10} {label:32} {row['psnr']:6.2f} dB  HF {row['high_frequency']:.3f}", flush=True)
+    facts = {"command": " ".join(sys.argv), "device": arguments.device, "scenes": len(scenes)}
+    facts |= {"torch": torch.__version__, "machine": platform.machine()}
+    write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

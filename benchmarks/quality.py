@@ -1,0 +1,71 @@
+"""How often the embedded model draws what its caption says: ``python -m benchmarks.quality --out runs/quality.json``.
+
+256 held-out captions, judged by the judge that was trained on real renders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.drawing import Sampling, draw
+from stepvar.evaluation.scenes import accuracies, judge_pictures, load_judge
+from stepvar.files import write_text
+from stepvar.methods import Method
+from stepvar.pipeline import Pipeline
+from stepvar.scenes.grammar import Scene, held_out_scenes
+from stepvar.scenes.judge import Judge
+
+AIMS = {"background": 0.95, "colour": 0.90, "shape": 0.80, "texture (large)": 0.75, "colour_binding": 0.75}
+
+
+def quality(judge: Judge, pictures: Tensor, scenes: list[Scene]) -> dict[str, tuple[float, int]]:
+    """The figures of the model card: single objects, large textures, binding in two-object scenes."""
+    verdicts = judge_pictures(judge, pictures, scenes)
+    single = [v for v, s in zip(verdicts, scenes, strict=True) if len(s.objects) == 1]
+    large = [v for v, s in zip(verdicts, scenes, strict=True) if len(s.objects) == 1 and s.objects[0].size == "large"]
+    double = [v for v, s in zip(verdicts, scenes, strict=True) if len(s.objects) == 2]
+    table = {name: accuracies(single)[name] for name in ("colour", "shape", "texture", "size")}
+    table["texture (large)"] = accuracies(large)["texture"]
+    table["background"] = accuracies(verdicts)["background"]
+    table["count"] = accuracies(verdicts)["count"]
+    pairs = accuracies(double)
+    return table | {name: pairs[name] for name in ("colour_binding", "objects")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="scenes")
+    parser.add_argument("--judge", type=Path, default=None)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scenes", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--aspect", type=float, default=1.0, help="width over height")
+    parser.add_argument("--guidance", type=float, nargs="*", help="try these guidance scales")
+    parser.add_argument("--temperature", type=float, nargs="*", help="try these temperatures")
+    arguments = parser.parse_args()
+    pipe = Pipeline.from_pretrained(arguments.model).to(arguments.device)
+    judge = load_judge(arguments.device, arguments.judge)
+    half = arguments.scenes // 2
+    scenes = held_out_scenes(arguments.scenes - half, seed=3, objects=1) + held_out_scenes(half, seed=4, objects=2)
+    seeds = list(range(100, 100 + len(scenes)))
+    rows = []
+    for guidance in arguments.guidance or [pipe.defaults["guidance_scale"]]:
+        for temperature in arguments.temperature or [pipe.defaults["temperature"]]:
+            sampling = Sampling(guidance, temperature, aspect=arguments.aspect, batch=arguments.batch)
+            table = quality(judge, draw(pipe, scenes, seeds, Method(), sampling), scenes)
+            rows.append({"guidance": guidance, "temperature": temperature, "accuracy": table})
+            shown = "  ".join(f"{name} {100 * share:.1f} % (n={n})" for name, (share, n) in table.items())
+            print(f"guidance {guidance} temperature {temperature}: {shown}", flush=True)
+    facts = {"command": " ".join(sys.argv), "device": arguments.device, "torch": torch.__version__}
+    write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""From golden files to results. A new kind of golden is a function and a row in ``KINDS``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepvar.errors import StepvarError
+from stepvar.verify.goldens import Golden, default_goldens, find_goldens, read_tensors
+from stepvar.verify.infinity import GENERATION_INPUTS, TOKENIZER_INPUTS, run_generation, run_tokenizer
+from stepvar.verify.recording import Record
+from stepvar.verify.results import LIMITS, GoldenResult, Status, compare
+from stepvar.verify.setup import Setup, full_precision, make_setup
+from stepvar.verify.units import UNIT_INPUTS, run_units
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of golden.
+
+    Attributes:
+        name: for reports.
+        fits: whether a golden is of this kind, by what its JSON file says.
+        run: computes what the golden stores, by name.
+        inputs: pattern of the names of the tensors that are given, not computed.
+        reduced: what is compared in low precision.
+    """
+
+    name: str
+    fits: Callable[[dict[str, Any]], bool]
+    run: Callable[[Golden, Setup], Record]
+    inputs: str
+    reduced: str
+
+
+def _is_generation(about: dict[str, Any]) -> bool:
+    config = about.get("config", {})
+    return {"cfg_insertion_layer", "embed_dim", "Ct5"} <= config.keys() and "fastvar" not in config
+
+
+def _is_tokenizer(about: dict[str, Any]) -> bool:
+    return {"vae_d", "schedule", "apply_spatial_patchify"} <= about.keys()
+
+
+def _is_units(about: dict[str, Any]) -> bool:
+    return {"bit_logits", "lat_in"} <= about["tensors"].keys()
+
+
+KINDS = (
+    Kind(
+        "infinity",
+        _is_generation,
+        run_generation,
+        GENERATION_INPUTS,
+        "the text, the first scale, and the decoder on the golden's codes",
+    ),
+    Kind(
+        "bit tokenizer",
+        _is_tokenizer,
+        run_tokenizer,
+        TOKENIZER_INPUTS,
+        "the encoder, the quantiser on the golden's latents, and the decoder on its codes",
+    ),
+    Kind("infinity units", _is_units, run_units, UNIT_INPUTS, "all, in float32"),
+)
+
+
+def verify(
+    paths: Sequence[str | Path] = (),
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> list[GoldenResult]:
+    """Runs goldens and compares what comes out with what the original implementations computed.
+
+    Args:
+        paths: golden files (either of a pair) and folders of them; empty: those of the project's own tests.
+        device: where to run.
+        dtype: float32, or bfloat16 and float16 with looser bounds. In those, bits whose logits are close may
+            flip, and everything behind a flipped bit differs for good reason, so only what comes before the first
+            bit is compared (the notes of a result say what).
+
+    Returns:
+        One result per golden, in the order given, folders by name.
+
+    Raises:
+        CheckpointError: if a golden is missing, unreadable or truncated.
+        UsageError: if a folder holds no golden, or the device or the precision cannot be used.
+    """
+    setup = make_setup(device, dtype)
+    found = [(golden, _kind(golden)) for golden in find_goldens(paths or [default_goldens()])]
+    # All files are read first, so that a damaged one is known before the work.
+    read = [(read_tensors(golden) if kind else golden, kind) for golden, kind in found]
+    with full_precision():
+        return [_run(golden, kind, setup) if kind else _unsupported(golden) for golden, kind in read]
+
+
+def _kind(golden: Golden) -> Kind | None:
+    return next((kind for kind in KINDS if kind.fits(golden.about)), None)
+
+
+def _unsupported(golden: Golden) -> GoldenResult:
+    status: Status = "not supported" if golden.named else "skipped"
+    return GoldenResult(
+        golden.name, golden.path, "unknown", status, notes=("not supported: no runner for this kind of golden",)
+    )
+
+
+def _run(golden: Golden, kind: Kind, setup: Setup) -> GoldenResult:
+    try:
+        computed = kind.run(golden, setup)
+    except StepvarError as error:
+        return GoldenResult(golden.name, golden.path, kind.name, "fail", notes=(str(error),))
+    result = compare(golden, kind.name, computed, LIMITS[setup.dtype])
+    if not setup.exact:
+        return replace(result, notes=(*result.notes, f"compared in low precision: {kind.reduced}"))
+    missing = [name for name in golden.tensors if name not in computed and not re.fullmatch(kind.inputs, name)]
+    if missing:
+        note = f"stored but not computed: {', '.join(missing)}"
+        return replace(result, status="fail", notes=(*result.notes, note))
+    return result

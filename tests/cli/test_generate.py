@@ -1,0 +1,191 @@
+"""Drawing from the command line: files, metadata, reports, comparisons."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stepvar import Pipeline, StepVAR
+from stepvar.compare import Spread, compare
+from stepvar.drawing import read_metadata
+from stepvar.errors import UsageError
+
+PROMPT = "a large red circle on grass"
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.fixture
+def generate(run, shared_model):
+    def call(*arguments):
+        result = run("generate", "--model", shared_model, *arguments)
+        assert result.status == 0, result.err
+        return result
+
+    return call
+
+
+def test_writes_a_picture_and_says_so(generate, tmp_path: Path) -> None:
+    result = generate(PROMPT, "--seed", 7)
+    assert pixels(tmp_path / "scene.png").shape == (32, 32, 3)
+    assert "scene.png: 32x32, seed 7" in result.out
+    assert result.err == ""
+
+
+def test_a_seed_gives_the_same_file(generate, tmp_path: Path) -> None:
+    for name, seed in (("a.png", 3), ("b.png", 3), ("c.png", 4)):
+        generate(PROMPT, "--seed", seed, "--out", name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
+
+
+def test_the_seed_drawn_at_random_is_told_and_repeats(generate, tmp_path: Path) -> None:
+    result = generate(PROMPT, "--out", "first.png")
+    (seed,) = re.findall(r"seed (\d+)", result.out)
+    generate(PROMPT, "--out", "again.png", "--seed", seed)
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_keeping_all_tokens_is_dense_and_keeping_few_is_not(generate, tmp_path: Path) -> None:
+    generate(PROMPT, "--seed", 1, "--method", "dense", "--out", "dense.png")
+    generate(PROMPT, "--seed", 1, "--keep", 1, "--out", "all.png")
+    generate(PROMPT, "--seed", 1, "--keep", 0.1, "--out", "few.png")
+    assert np.array_equal(pixels(tmp_path / "dense.png"), pixels(tmp_path / "all.png"))
+    assert not np.array_equal(pixels(tmp_path / "dense.png"), pixels(tmp_path / "few.png"))
+
+
+def test_several_prompts_and_images_are_numbered(generate, tmp_path: Path) -> None:
+    generate(PROMPT, "a blue star on snow", "--num-images", 2, "--seed", 5, "--out", "many.png")
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"many-{i}.png" for i in range(1, 5)]
+    facts = [read_metadata(tmp_path / f"many-{i}.png") for i in range(1, 5)]
+    assert [fact["seed"] for fact in facts] == ["5", "6", "7", "8"]
+    assert [fact["prompt"] for fact in facts] == [PROMPT] * 2 + ["a blue star on snow"] * 2
+    generate("a blue star on snow", "--seed", 7, "--out", "alone.png")
+    alone, batched = pixels(tmp_path / "alone.png"), pixels(tmp_path / "many-3.png")
+    assert np.abs(alone.astype(int) - batched.astype(int)).max() <= 1
+
+
+def test_metadata_says_how_to_draw_it_again(run, generate, tmp_path: Path) -> None:
+    options = ("--seed", 2, "--keep", 0.25, "--last", 1, "--set", "scope=block", "--temperature", "0.9")
+    generate(PROMPT, *options, "--negative-prompt", "a café at night")
+    facts = read_metadata(tmp_path / "scene.png")
+    assert {key: facts[key] for key in ("prompt", "seed", "model", "method", "temperature")} == {
+        "prompt": PROMPT,
+        "seed": "2",
+        "model": "tiny",
+        "method": "stepvar",
+        "temperature": "0.9",
+    }
+    settings = json.loads(facts["method_settings"])
+    assert (settings["keep"], settings["last"], settings["scope"]) == (0.25, 1, "block")
+    assert facts["negative_prompt"] == "a café at night"
+    assert "guidance_scale" not in facts
+    shown = run("info", "scene.png")
+    assert shown.status == 0
+    assert all(re.search(rf"^{key} +{re.escape(value)}$", shown.out, re.M) for key, value in facts.items())
+
+
+def test_report_has_the_right_totals(generate, tmp_path: Path) -> None:
+    generate(PROMPT, "--keep", "0.5,0.25", "--report", "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [scale["tokens"] for scale in report["scales"]] == [1, 4, 16, 36, 64, 144, 256]
+    assert [scale["kept"] for scale in report["scales"]] == [1, 4, 16, 36, 64, 72, 64]
+    totals = report["totals"]
+    assert (totals["tokens"], totals["kept"]) == (521, 257)
+    assert totals["flops"] == sum(scale["flops"] for scale in report["scales"]) > 0
+    assert totals["seconds"] == pytest.approx(
+        sum(scale["seconds"] for scale in report["scales"]) + sum(report["stages"].values())
+    )
+
+
+def test_options_reach_the_pipeline(generate, shared_model: Path, tmp_path: Path) -> None:
+    generate(
+        *(PROMPT, "--seed", 1, "--method", "random", "--set", "seed=3", "--set", "blocks-before=1"),
+        *("--guidance-scale", "1,1,1,2,2,3,3", "--top-k", 1, "--aspect-ratio", "3:2", "--resolution", "0.06M"),
+        *("--report", "report.json", "--dtype", "bfloat16"),
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["method"], report["dtype"], report["schedule"]) == ("random", "bfloat16", "0.06M 0.666")
+    assert pixels(tmp_path / "scene.png").shape == (28, 42, 3)
+    facts = read_metadata(tmp_path / "scene.png")
+    assert json.loads(facts["guidance_scale"]) == [1, 1, 1, 2, 2, 3, 3]
+    assert json.loads(facts["method_settings"])["seed"] == 3
+
+
+def test_quiet_prints_nothing(generate, tmp_path: Path) -> None:
+    result = generate(PROMPT, "--quiet")
+    assert (result.out, result.err) == ("", "")
+    assert (tmp_path / "scene.png").is_file()
+
+
+def test_preview_shows_every_scale(generate, tmp_path: Path) -> None:
+    generate(PROMPT, "--seed", 1, "--preview", "preview.png")
+    generate(PROMPT, "--seed", 1, "--preview", "short.png", "--method", "skip-last", "--set", "count=3")
+    whole, short = (Image.open(tmp_path / name) for name in ("preview.png", "short.png"))
+    assert whole.width > 7 * 384 > short.width > 4 * 384
+
+
+def test_unknown_words_warn_once_in_one_line(generate) -> None:
+    result = generate("a quick red circle", "--compare", "--runs", 1)
+    assert result.err.startswith("stepvar: warning: ") and result.err.count("\n") == 1
+    assert "quick" in result.err
+    assert "quick" in generate("a quick red circle").err  # each command warns anew
+
+
+def test_compare_writes_a_sheet_and_the_numbers(generate, tmp_path: Path) -> None:
+    result = generate(
+        PROMPT, "--compare", "--runs", 2, "--keep", 0.25, "--last", 1, "--report", "numbers.json", "--seed", 1
+    )
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["token_share"] == pytest.approx(329 / 521)
+    assert 0 < numbers["flop_share"] < 1
+    assert 5 < numbers["psnr"] < 60
+    assert len(numbers["dense_seconds"]) == len(numbers["method_seconds"]) == numbers["runs"] == 2
+    assert f"{numbers['speedup']['median']:.2f} (" in result.out
+    assert "329" in result.out
+    assert Image.open(tmp_path / "scene.png").width > 4 * 384  # dense, stepvar, difference, one map
+    assert read_metadata(tmp_path / "scene.png")["prompt"] == PROMPT
+
+
+def test_compare_with_equal_pictures_is_valid_json(generate, tmp_path: Path) -> None:
+    result = generate(PROMPT, "--compare", "--runs", 1, "--keep", 1, "--report", "numbers.json")
+    assert json.loads((tmp_path / "numbers.json").read_text())["psnr"] is None
+    assert "infinite" in result.out
+
+
+def test_compare_takes_times_from_the_reports_round_by_round(shared_model: Path) -> None:
+    pipe, calls = Pipeline.from_pretrained(shared_model), []
+
+    class Watched:
+        def __call__(self, *arguments, **settings):
+            output = pipe(*arguments, **settings)
+            calls.append((settings["method"].name, settings["seed"], output.report.seconds))
+            return output
+
+    result = compare(Watched(), PROMPT, StepVAR(), seed=9, runs=2, warmup=1)  # type: ignore[arg-type]
+    assert [name for name, _, _ in calls] == ["dense", "stepvar", "stepvar", "dense", "dense", "stepvar"]
+    assert {seed for _, seed, _ in calls} == {9}
+    assert result.dense_seconds == (calls[3][2], calls[4][2])
+    assert result.other_seconds == (calls[2][2], calls[5][2])
+    ratios = [calls[3][2] / calls[2][2], calls[4][2] / calls[5][2]]
+    assert result.speedup == Spread.of(ratios)
+    for runs, warmup, said in ((0, 1, "runs=0"), (1, -1, "warmup=-1")):
+        with pytest.raises(UsageError, match=said):
+            compare(pipe, PROMPT, "stepvar", 0, runs=runs, warmup=warmup)
+
+
+def test_demo_writes_both_files_and_prints_the_table(run, shared_model: Path, tmp_path: Path) -> None:
+    result = run("demo", "--model", shared_model, "--runs", 2, "--out", "shown.png")
+    assert result.status == 0 and result.err == ""
+    numbers = json.loads((tmp_path / "shown.json").read_text())
+    assert numbers["runs"] == 2 and numbers["speedup"]["min"] <= numbers["speedup"]["median"]
+    assert numbers["method_report"]["method"] == "stepvar"
+    assert numbers["prompt"] == read_metadata(tmp_path / "shown.png")["prompt"]
+    assert all(word in result.out for word in ("dense", "stepvar", "speed-up", "shown.png", "shown.json"))

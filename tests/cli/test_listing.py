@@ -1,0 +1,138 @@
+"""Commands that tell what there is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from PIL import Image
+
+import stepvar
+from stepvar import __version__
+from stepvar.cli.options import parse_device, parse_value
+from stepvar.errors import UsageError
+from stepvar.methods import METHODS
+from stepvar.models.infinity import CONFIGS
+from stepvar.verify.results import GROUPS, GoldenResult
+
+
+def test_version(run) -> None:
+    assert run("--version")[:2] == (0, f"stepvar {__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_names_the_commands(run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.status == 0
+    assert all(f" {command} " in result.out for command in ("generate", "demo", "methods", "models", "verify", "info"))
+
+
+def test_help_does_without_pytorch() -> None:
+    code = "import sys; from stepvar.cli import main; main(['generate', '--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--keep" in done.stdout
+
+
+def test_methods_lists_all_with_their_settings(run) -> None:
+    shown = run("methods").out
+    for name, method in METHODS.items():
+        assert name in shown
+        assert all(f"{field.name}={field.default}" in shown for field in fields(method))
+    assert "Every token of every scale." in shown
+
+
+def test_models_lists_embedded_and_released(run) -> None:
+    shown = run("models").out
+    assert "scenes" in shown
+    assert all(name in shown for name in CONFIGS)
+    assert "2,204.6 M" in shown  # the 2B transformer
+    assert "1024x1024" in shown
+
+
+@pytest.mark.parametrize(("statuses", "status"), [("pp", 0), ("ps", 0), ("pf", 1), ("ss", 1), ("", 1)])
+def test_verify_tells_the_outcome(run, monkeypatch, tmp_path: Path, statuses: str, status: int) -> None:
+    names = {"p": "pass", "f": "fail", "s": "skipped"}
+    asked = []
+
+    def verify(*arguments: object) -> list[GoldenResult]:
+        asked.append(arguments)
+        errors = dict.fromkeys(GROUPS, 1.5e-5)
+        return [
+            GoldenResult(f"golden-number-{i}", tmp_path, "infinity", names[letter], errors)  # type: ignore[arg-type]
+            for i, letter in enumerate(statuses)
+        ]
+
+    monkeypatch.setattr("stepvar.verify.verify", verify)
+    result = run("verify", "some/folder", "--dtype", "bfloat16")
+    assert (result.status, result.err) == (status, "")
+    assert asked == [([Path("some/folder")], torch.device("cpu"), torch.bfloat16)]
+    for i, letter in enumerate(statuses):
+        (row,) = [line for line in result.out.splitlines() if f"golden-number-{i}" in line]
+        assert names[letter] in row and row.count("1.5e-05") == len(GROUPS)  # nothing is cut off
+
+
+def test_verify_of_a_missing_golden(run) -> None:
+    result = run("verify", "gone")
+    assert result.status == 1 and "gone" in result.error()
+    assert run("verify", "gone", "--device", "tpu").status == 2
+
+
+def test_info_of_files_without_settings(run, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+    plain = run("info", "plain.png")
+    assert plain.status == 1 and "not written by stepvar" in plain.error()
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg")
+    assert "JPEG" in run("info", "photo.jpg").error()
+    (tmp_path / "text.png").write_text("no picture")
+    assert "not a picture" in run("info", "text.png").error()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("0.5", float | Sequence[float], 0.5),
+        ("0.7, 0.4", float | Sequence[float], (0.7, 0.4)),
+        ("none", int | None, None),
+        ("2", int | None, 2),
+        ("false", bool, False),
+        ("state", Literal["state", "update"], "state"),
+        ("word", str, "word"),
+    ],
+)
+def test_texts_become_values(text: str, kind: object, value: object) -> None:
+    assert parse_value("x", text, kind) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("a", int | None, "a whole number or none"),
+        ("1,b", float | Sequence[float], "a number or a list such as 0.7,0.4"),
+        ("yes", bool, "true or false"),
+        ("stat", Literal["state", "update"], "one of state, update"),
+    ],
+)
+def test_texts_that_are_no_values(text: str, kind: object, said: str) -> None:
+    with pytest.raises(UsageError, match=f"x='{text}': must be {said}"):
+        parse_value("x", text, kind)
+
+
+def test_devices() -> None:
+    assert parse_device("cpu").type == "cpu"
+    for name in ("", "meta", "cpu:1", "gpu"):
+        with pytest.raises(UsageError, match="device"):
+            parse_device(name)
+
+
+def test_public_names_are_found_when_asked_for() -> None:
+    assert all(getattr(stepvar, name) is not None for name in stepvar.__all__)
+    assert set(stepvar.__all__) <= set(dir(stepvar))
+    with pytest.raises(AttributeError, match="nope"):
+        stepvar.nope  # noqa: B018

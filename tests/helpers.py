@@ -1,0 +1,117 @@
+"""A tiny model and short ways to draw with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepvar.generation import generate
+from stepvar.methods import Dense, Method
+from stepvar.methods.base import Site
+from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
+from stepvar.models.infinity.model import InfinityState
+from stepvar.plan import Plan, Step
+from stepvar.sampling import SeededNoise
+from stepvar.text import TextFeatures
+from stepvar.tokens import ScaleSchedule, TokenMap
+from stepvar.verify.recording import RecordingModel
+from stepvar.verify.weights import fill_by_rule
+
+SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
+WIDE = ScaleSchedule.of([(1, 1), (2, 2), (2, 3), (4, 6), (5, 7), (6, 9)])
+LENGTHS = (5, 3, 7)
+
+TINY = InfinityConfig(
+    depth=4,
+    width=64,
+    heads=2,
+    block_chunks=2,
+    tokenizer=TokenizerConfig(code_bits=6, base_channels=32, multipliers=(1, 2)),
+    text_channels=128,
+    text_maxlen=16,
+    resolution="0.06M",
+)
+
+
+def make_model(config: InfinityConfig = TINY, seed: int = 0) -> Infinity:
+    """A model with weights by the rule, so that every gate is open and every part matters."""
+    model = Infinity(config).eval().requires_grad_(False)
+    fill_by_rule(model.transformer, seed)
+    fill_by_rule(model.tokenizer, seed)
+    return model
+
+
+def make_text(lengths: Sequence[int], first: int = 0, channels: int = TINY.text_channels) -> TextFeatures:
+    """Features of one prompt per length; prompt i is the same whatever the others are."""
+    rows = torch.zeros(len(lengths), max(lengths), channels)
+    for index, length in enumerate(lengths):
+        generator = torch.Generator().manual_seed(1000 + first + index)
+        rows[index, :length] = torch.randn(length, channels, generator=generator)
+    return TextFeatures(rows, tuple(lengths))
+
+
+def make_plan(schedule: ScaleSchedule, guidance: float | Sequence[float] = 3.0, **settings: Any) -> Plan:
+    scales = len(schedule)
+    values = tuple(guidance) if isinstance(guidance, Sequence) else (float(guidance),) * scales
+    return Plan(schedule, values, (1.0,) * scales, **settings)
+
+
+@dataclass
+class Drawn:
+    """What a generation went through."""
+
+    record: dict[str, Tensor]
+    state: InfinityState
+    steps: list[Step]
+
+    @property
+    def bits(self) -> list[Tensor]:
+        """Per scale (B, 1, h, w, d)."""
+        return [self.record[f"bits_{step.index}"] for step in self.steps]
+
+    @property
+    def logits(self) -> list[Tensor]:
+        return [self.record[f"logits_{step.index}"] for step in self.steps]
+
+
+def draw(
+    model: Infinity,
+    plan: Plan,
+    method: Method | None = None,
+    text: TextFeatures | None = None,
+    negative: TextFeatures | None = None,
+    first: int = 0,
+) -> Drawn:
+    """Generates; image i has the seed ``first + i``."""
+    text = text or make_text((5,), first)
+    record: dict[str, Tensor] = {}
+    steps: list[Step] = []
+    state = generate(
+        RecordingModel(model, record),
+        TextCondition(text, negative),
+        len(text),
+        plan,
+        method or Dense(),
+        SeededNoise(range(first, first + len(text))),
+        on_scale_end=lambda step, _: steps.append(step),
+    )
+    return Drawn(record, state, steps)
+
+
+@dataclass(frozen=True)
+class Watch(Method):
+    """Dense generation that keeps what every sub-layer is given, by (scale, layer, sub-layer)."""
+
+    seen: dict[tuple[int, int, str], TokenMap] = field(default_factory=dict)
+
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
+        self.seen[(step.index, *site)] = tokens
+        return run(tokens)
+
+
+def equal_everywhere(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stepvar.errors import UsageError
+from stepvar.methods import PCA, HighPass, Random, StepVAR
+from stepvar.methods.base import Site
+from stepvar.methods.pruning import Pruning
+from stepvar.models.infinity import Infinity
+from stepvar.plan import Step
+from stepvar.tokens import TokenMap
+from tests.helpers import LENGTHS, SQUARE, TINY, WIDE, draw, equal_everywhere, make_plan, make_text
+
+
+def late_step(branches: int = 2, samples: int = 1) -> Step:
+    """The last scale, 8x8."""
+    plan = make_plan(SQUARE, guidance=3.0 if branches == 2 else 1.0)
+    return list(plan.steps(samples))[-1]
+
+
+@dataclass
+class FakeBlocks:
+    """Blocks that add 1000 each, and note what they were given."""
+
+    depth: int = 4
+    calls: list[tuple[TokenMap, int, int | None]] = field(default_factory=list)
+
+    def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
+        self.calls.append((tokens, first, last))
+        count = (self.depth if last is None else last) - first
+        return tokens.with_features(tokens.features + 1000 * count)
+
+
+@dataclass(frozen=True)
+class WatchedHighPass(HighPass):
+    """Notes how many tokens each sub-layer of each block sees at each scale."""
+
+    seen: dict[tuple[int, int, str], int] = field(default_factory=dict)
+
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
+        self.seen[(step.index, *site)] = tokens.features.shape[1]
+        return run(tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep": 0.0}, r"keep=0.0: must be above 0 and at most 1"),
+        ({"keep": 1.2}, r"keep=1.2"),
+        ({"keep": -0.5}, r"keep=-0.5"),
+        ({"keep": float("nan")}, r"keep=nan"),
+        ({"keep": (0.5, 2.0)}, r"keep=2.0"),
+        ({"keep": ()}, r"keep=\(\)"),
+        ({"last": 0}, r"last=0: must be at least 1"),
+        ({"blocks_before": -1}, r"blocks_before=-1: must be 0 or more"),
+        ({"blocks_after": -2}, r"blocks_after=-2: must be 0 or more"),
+        ({"scope": "layer"}, r"scope='layer': must be one of stack, block"),
+        ({"propagate": "zero"}, r"propagate='zero': must be one of state, update"),
+        ({"branches": "both"}, r"branches='both': must be one of shared, separate"),
+    ],
+)
+def test_wrong_settings_say_what_is_allowed(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        HighPass(**settings)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: StepVAR(structure_weight=-1.0), "structure_weight=-1.0"),
+        (lambda: StepVAR(structure_weight=float("nan")), "structure_weight=nan"),
+        (lambda: StepVAR(power_iterations=0), "power_iterations=0"),
+        (lambda: PCA(power_iterations=0), "power_iterations=0"),
+        (lambda: StepVAR(normalisation="median"), "normalisation='median': must be one of none, mean, max, zscore"),
+        (lambda: PCA(keep=3.0), "keep=3.0"),
+    ],
+)
+def test_wrong_settings_of_the_scores(build: Callable[[], Pruning], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build()
+
+
+def counts(method: Pruning, plan_schedule: Any = SQUARE) -> list[int]:
+    return [method.count_at(step) for step in make_plan(plan_schedule).steps(1)]
+
+
+def test_one_number_prunes_the_late_scales() -> None:
+    # 1, 4, 16, 36, 64 tokens: the last one holds more than half of the 121.
+    assert counts(HighPass(keep=0.5)) == [1, 4, 16, 36, 32]
+    assert counts(HighPass(keep=0.5, last=2)) == [1, 4, 16, 18, 32]
+    assert counts(HighPass(keep=0.25, last=99)) == [1, 1, 4, 9, 16]
+    # 1, 4, 6, 24, 35, 54 tokens: the last two are needed for more than half of the 124.
+    assert counts(HighPass(keep=0.5), WIDE) == [1, 4, 6, 24, 18, 27]
+
+
+def test_a_sequence_counts_from_the_end() -> None:
+    assert counts(HighPass(keep=(0.75, 0.25))) == [1, 4, 16, 27, 16]
+    assert counts(HighPass(keep=(0.75, 0.25), last=1)) == [1, 4, 16, 27, 16]
+    assert counts(HighPass(keep=[1.0] * 20 + [0.5])) == [1, 4, 16, 36, 32]
+
+
+def test_at_least_one_token_is_kept(tiny_model: Infinity) -> None:
+    method = HighPass(keep=1e-9, last=5)
+    assert counts(method) == [1] * 5
+    drawn = draw(tiny_model, make_plan(SQUARE), method)
+    assert [bits.shape[2:4] for bits in drawn.bits] == [(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)]
+    assert all(torch.isfinite(logits).all() for logits in drawn.logits)
+
+
+@pytest.mark.parametrize("method", [HighPass(keep=1), StepVAR(keep=1.0, last=5, scope="block"), PCA(keep=(1.0, 1))])
+def test_keeping_everything_is_dense_to_the_bit(tiny_model: Infinity, method: Pruning) -> None:
+    plan = make_plan(WIDE)
+    dense, kept = draw(tiny_model, plan), draw(tiny_model, plan, method)
+    assert equal_everywhere(dense.logits, kept.logits)
+    assert torch.equal(dense.state.latent, kept.state.latent)
+    assert dense.state.flops == kept.state.flops
+
+
+def test_pruning_changes_late_scales_only(tiny_model: Infinity) -> None:
+    plan = make_plan(SQUARE)
+    dense, pruned = draw(tiny_model, plan), draw(tiny_model, plan, HighPass(keep=0.5))
+    assert equal_everywhere(dense.logits[:-1], pruned.logits[:-1])
+    assert not torch.equal(dense.logits[-1], pruned.logits[-1])
+    assert pruned.state.flops < dense.state.flops
+
+
+def test_pruned_tokens_take_the_state_of_their_neighbour() -> None:
+    step, run = late_step(branches=1), FakeBlocks()
+    features = torch.randn(1, 64, 3, generator=torch.Generator().manual_seed(0))
+    out = HighPass(keep=0.25).run_stack(run, TokenMap.dense(features, step.grid), step)
+    selection = step.selections[0]
+    kept = selection.kept[0]
+    assert len(kept) == 16 and len(run.calls) == 1
+    assert torch.equal(run.calls[0][0].positions[0], kept)
+    for cell in range(64):
+        assert torch.equal(out.features[0, cell], features[0, kept[selection.source[0, cell]]] + 4000)
+
+
+def test_update_keeps_ones_own_state() -> None:
+    step = late_step(branches=1)
+    features = torch.randn(1, 64, 3, generator=torch.Generator().manual_seed(0))
+    out = HighPass(keep=0.25, propagate="update").run_stack(FakeBlocks(), TokenMap.dense(features, step.grid), step)
+    torch.testing.assert_close(out.features, features + 4000, atol=1e-3, rtol=0)
+
+
+def test_highest_scores_are_kept() -> None:
+    step = late_step(branches=1)
+    features = torch.zeros(1, 64, 2)
+    features[0, [9, 30, 53]] = 1.0  # lone dots: the highest energy is theirs
+    tokens = TokenMap.dense(features, step.grid)
+    assert HighPass(keep=3 / 64).select(tokens, 3, step).kept.tolist() == [[9, 30, 53]]
+
+
+def test_spans_leave_outer_blocks_dense(tiny_model: Infinity) -> None:
+    method = WatchedHighPass(keep=0.5, blocks_before=1, blocks_after=2)
+    draw(tiny_model, make_plan(SQUARE), method)
+    for sublayer in ("self", "cross", "ffn"):
+        assert [method.seen[(4, layer, sublayer)] for layer in range(4)] == [64, 32, 64, 64]
+        assert [method.seen[(3, layer, sublayer)] for layer in range(4)] == [36] * 4
+
+
+@pytest.mark.parametrize(
+    "outside", [{"blocks_before": 4}, {"blocks_after": 9}, {"blocks_before": 2, "blocks_after": 2}]
+)
+def test_empty_span_is_dense(tiny_model: Infinity, outside: dict[str, int]) -> None:
+    plan = make_plan(SQUARE)
+    assert equal_everywhere(draw(tiny_model, plan).logits, draw(tiny_model, plan, HighPass(keep=0.5, **outside)).logits)
+
+
+def test_scope_says_how_often_tokens_are_selected(tiny_model: Infinity) -> None:
+    plan = make_plan(SQUARE)
+    once = draw(tiny_model, plan, HighPass(keep=0.5, blocks_before=1))
+    each = draw(tiny_model, plan, HighPass(keep=0.5, blocks_before=1, scope="block"))
+    assert [len(step.selections) for step in once.steps] == [0, 0, 0, 0, 1]
+    assert [len(step.selections) for step in each.steps] == [0, 0, 0, 0, 3]
+    assert torch.equal(once.steps[4].selections[0].kept, each.steps[4].selections[0].kept)
+    assert not torch.equal(each.steps[4].selections[0].kept, each.steps[4].selections[1].kept)
+    assert not torch.equal(once.logits[4], each.logits[4])
+
+
+def test_shared_selection_is_scored_on_the_conditional_branch() -> None:
+    step, run = late_step(samples=2), FakeBlocks()
+    tokens = TokenMap.dense(torch.randn(4, 64, 3, generator=torch.Generator().manual_seed(1)), step.grid)
+    HighPass(keep=0.5).run_stack(run, tokens, step)
+    positions = run.calls[0][0].positions
+    assert torch.equal(positions[:2], positions[2:])
+    assert not torch.equal(positions[0], positions[1])
+    alone = HighPass().select(TokenMap.dense(tokens.features[:2], step.grid), 32, late_step(branches=1, samples=2))
+    assert torch.equal(alone.kept, positions[:2])
+
+
+def test_separate_selections_follow_each_branch() -> None:
+    step, run = late_step(), FakeBlocks()
+    tokens = TokenMap.dense(torch.randn(2, 64, 3, generator=torch.Generator().manual_seed(1)), step.grid)
+    HighPass(keep=0.5, branches="separate").run_stack(run, tokens, step)
+    positions = run.calls[0][0].positions
+    assert not torch.equal(positions[0], positions[1])
+    shared = FakeBlocks()
+    HighPass(keep=0.5).run_stack(shared, tokens, late_step())
+    assert torch.equal(positions[0], shared.calls[0][0].positions[0])
+
+
+def test_separate_needs_guidance_outside_the_stack(tiny_model: Infinity) -> None:
+    method = HighPass(keep=0.5, branches="separate")
+    assert len(draw(tiny_model, make_plan(SQUARE), method).bits) == 5
+    for places in ((-2,), (0, -1)):
+        with pytest.raises(UsageError, match="branches='separate'.*use 'shared'"):
+            draw(tiny_model, make_plan(SQUARE, guidance_at=places), method)
+    # Without guidance nothing is mixed, and there is nothing to forbid.
+    assert len(draw(tiny_model, make_plan(SQUARE, 1.0, guidance_at=(-2,)), method).bits) == 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"keep": (0.9, 0.3, 0.11)},
+        {"last": 4, "blocks_before": 1},
+        {"last": 3, "blocks_after": 3, "scope": "block"},
+        {"last": 2, "blocks_before": 1, "blocks_after": 1, "branches": "separate", "propagate": "update"},
+    ],
+)
+@pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
+def test_caches_are_filled_to_the_last_place(tiny_model: Infinity, schedule: Any, settings: dict[str, Any]) -> None:
+    drawn = draw(tiny_model, make_plan(schedule), StepVAR(**settings))
+    cache = drawn.state.cache
+    assert cache.lengths == [keys.shape[2] for keys in cache.keys]
+    assert len(cache.lengths) == TINY.depth and min(cache.lengths) < schedule.size
+
+
+def test_random_choice_is_that_of_the_seed(tiny_model: Infinity) -> None:
+    plan = make_plan(SQUARE)
+    batch = draw(tiny_model, plan, Random(keep=0.5), make_text(LENGTHS)).steps[-1].selections[0].kept
+    alone = draw(tiny_model, plan, Random(keep=0.5)).steps[-1].selections[0].kept
+    other = draw(tiny_model, plan, Random(keep=0.5, seed=1)).steps[-1].selections[0].kept
+    assert batch.tolist() == alone.tolist() * 3
+    assert not torch.equal(alone, other)
+    step = late_step(branches=1)
+    everything = TokenMap.dense(torch.zeros(1, 64, 1), step.grid)
+    kept = torch.stack([Random(seed=seed).select(everything, 16, step).kept[0] for seed in range(200)])
+    # Each cell is kept in a quarter of 200 draws; 4.5 deviations of 6.1 are far from any bias to a side.
+    assert (kept.flatten().bincount(minlength=64) - 50).abs().max() < 4.5 * 6.2

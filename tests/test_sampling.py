@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stepvar.sampling import SeededNoise, StreamNoise, mix_branches, sample, truncate
+
+CPU = torch.device("cpu")
+
+
+def kept_by_definition(logits: list[float], top_k: int, top_p: float) -> tuple[list[bool], float]:
+    """Which classes survive, and how near the nearest one is to the border of the mass."""
+    classes = range(len(logits))
+    kth = sorted(logits, reverse=True)[min(top_k, len(logits)) - 1] if top_k else -math.inf
+    alive = [logits[c] >= kth for c in classes]
+    weights = [math.exp(logits[c]) if alive[c] else 0.0 for c in classes]
+    total, largest, margin = sum(weights), max(logits), math.inf
+    if top_p:
+        for c in classes:
+            below = sum(weights[d] for d in classes if logits[d] <= logits[c]) / total
+            if alive[c] and logits[c] != largest:
+                margin = min(margin, abs(below - (1 - top_p)))
+                alive[c] = below > 1 - top_p
+    return alive, margin
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=9, unique=True),
+    st.integers(0, 10),
+    st.sampled_from([0.0, 0.3, 0.8, 0.97]),
+)
+def test_truncate_follows_its_definition(logits: list[float], top_k: int, top_p: float) -> None:
+    kept, margin = kept_by_definition(logits, top_k, top_p)
+    assume(margin > 1e-5)  # at the border itself, rounding decides
+    result = truncate(torch.tensor(logits), top_k, top_p)
+    assert torch.isfinite(result).tolist() == kept
+    assert torch.equal(result[torch.isfinite(result)], torch.tensor(logits)[torch.tensor(kept)])
+
+
+def test_truncate_keeps_ties_and_the_largest() -> None:
+    tied = truncate(torch.tensor([1.0, 3.0, 3.0, 0.0]), top_k=1, top_p=0.0)
+    assert torch.isfinite(tied).tolist() == [False, True, True, False]
+    decided = truncate(torch.tensor([0.0, 30.0]), top_k=0, top_p=0.01)
+    assert torch.isfinite(decided).tolist() == [False, True]
+
+
+def test_truncate_works_entry_by_entry() -> None:
+    logits = torch.randn(3, 5, 2, 7, generator=torch.Generator().manual_seed(0))
+    rows = torch.stack([truncate(row, 4, 0.9) for row in logits.view(-1, 7)]).view_as(logits)
+    assert torch.equal(truncate(logits, 4, 0.9), rows)
+
+
+def test_guidance_leads_from_the_second_half_to_the_first() -> None:
+    mixed = mix_branches(torch.tensor([[1.0], [2.0], [10.0], [20.0]]), 3.0)
+    assert mixed.tolist() == [[3.0 - 20.0], [6.0 - 40.0]]
+    assert torch.equal(mix_branches(torch.tensor([[1.0], [9.0]]), 1.0), torch.tensor([[1.0]]))
+
+
+def test_image_alone_gets_the_draws_that_it_gets_in_a_batch() -> None:
+    batch = SeededNoise([7, 8, 9]).exponential(2, (3, 5, 4), CPU)
+    for row, seed in enumerate([7, 8, 9]):
+        assert torch.equal(batch[row], SeededNoise([seed]).exponential(2, (1, 5, 4), CPU)[0])
+    assert not torch.equal(batch[0], batch[1])
+
+
+def test_scales_have_streams_of_their_own() -> None:
+    noise = SeededNoise([3])
+    early = noise.exponential(0, (1, 50), CPU)
+    late = noise.exponential(4, (1, 50), CPU)
+    fresh = SeededNoise([3])
+    assert torch.equal(fresh.exponential(4, (1, 50), CPU), late)  # without scale 0 having been drawn
+    assert not torch.equal(early, late)
+
+
+def test_neighbouring_seeds_and_scales_do_not_share_streams() -> None:
+    draws = {
+        (seed, scale): SeededNoise([seed]).exponential(scale, (1, 8), CPU) for seed in range(12) for scale in range(12)
+    }
+    assert len({tuple(draw[0].tolist()) for draw in draws.values()}) == len(draws)
+
+
+def test_stream_runs_row_by_row_through_the_scales() -> None:
+    noise = StreamNoise(torch.Generator().manual_seed(5))
+    first, second = noise.exponential(0, (2, 3, 2), CPU), noise.exponential(1, (2, 1, 2), CPU)
+    generator = torch.Generator().manual_seed(5)
+    # The published implementations draw a matrix of all tokens and bits by classes.
+    assert torch.equal(first.view(-1, 2), torch.empty(6, 2).exponential_(generator=generator))
+    assert torch.equal(second.view(-1, 2), torch.empty(2, 2).exponential_(generator=generator))
+
+
+def test_sampling_equals_multinomial_with_the_same_generator() -> None:
+    logits = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(1))
+    ours = sample(logits, StreamNoise(torch.Generator().manual_seed(9)), 0)
+    probabilities = logits.softmax(-1).view(-1, 3)
+    theirs = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(9))
+    assert torch.equal(ours.view(-1), theirs.view(-1))
+
+
+@pytest.mark.parametrize("noise", [SeededNoise([0]), StreamNoise(torch.Generator().manual_seed(0))])
+def test_draws_are_as_frequent_as_probable(noise: SeededNoise | StreamNoise) -> None:
+    probabilities, count = torch.tensor([0.6, 0.3, 0.1]), 20_000
+    drawn = sample(probabilities.log().expand(1, count, 3), noise, 0)
+    frequencies = drawn.flatten().bincount(minlength=3) / count
+    deviation = (probabilities * (1 - probabilities) / count).sqrt()
+    assert ((frequencies - probabilities).abs() < 4 * deviation).all()
+
+
+def test_truncated_classes_are_never_drawn() -> None:
+    logits = torch.tensor([2.0, 1.5, 1.0, -1.0]).expand(1, 5000, 4)
+    assert set(sample(logits, SeededNoise([0]), 0, top_k=2).unique().tolist()) == {0, 1}
+    assert set(sample(logits, SeededNoise([0]), 0, top_p=0.9).unique().tolist()) == {0, 1, 2}
+
+
+class NoNoise:
+    """Fails the test that asks for draws."""
+
+    def exponential(self, scale: int, shape: object, device: torch.device) -> Tensor:
+        raise AssertionError("no draw is needed")
+
+
+def test_top_one_is_greedy_and_needs_no_draw() -> None:
+    logits = torch.randn(2, 6, 4, 2, generator=torch.Generator().manual_seed(2))
+    logits[0, 0, 0] = 1.0  # a tie goes to the first class
+    symbols = sample(logits, NoNoise(), 0, top_k=1, top_p=0.5)
+    assert torch.equal(symbols, logits.argmax(-1)) and symbols[0, 0, 0] == 0
