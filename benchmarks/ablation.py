@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import command_line
 from benchmarks.drawing import Sampling, draw, measure
 from stepvar.evaluation.scenes import load_judge
 from stepvar.files import write_text
@@ -81,7 +81,7 @@ def main() -> None:
         rows.append({"group": group, "label": label} | measure(pictures, dense, scenes, judge))
         row = rows[-1]
         print(f"{group:10} {label:32} {row['psnr']:6.2f} dB  HF {row['high_frequency']:.3f}", flush=True)
-    facts = {"command": " ".join(sys.argv), "device": arguments.device, "scenes": len(scenes)}
+    facts = {"command": command_line(__spec__), "device": arguments.device, "scenes": len(scenes)}
     facts |= {"torch": torch.__version__, "machine": platform.machine()}
     write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1, default=str) + "\n")
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks import command_line
 from benchmarks.drawing import Sampling, draw
 from stepvar.evaluation.scenes import accuracies, judge_pictures, load_judge
 from stepvar.files import write_text
@@ -63,7 +63,7 @@ def main() -> None:
             rows.append({"guidance": guidance, "temperature": temperature, "accuracy": table})
             shown = "  ".join(f"{name} {100 * share:.1f} % (n={n})" for name, (share, n) in table.items())
             print(f"guidance {guidance} temperature {temperature}: {shown}", flush=True)
-    facts = {"command": " ".join(sys.argv), "device": arguments.device, "torch": torch.__version__}
+    facts = {"command": command_line(__spec__), "device": arguments.device, "torch": torch.__version__}
     write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import command_line
 from stepvar.compare import Spread
 from stepvar.files import write_text
 from stepvar.generation import generate
@@ -164,7 +165,7 @@ def main() -> None:
         for setting, row in zip(SETTINGS, result["rows"], strict=True):
             row["peak"] = peak_memory(arguments.model, arguments.device, setting)
     result["facts"] = {
-        "command": " ".join(sys.argv),
+        "command": command_line(__spec__),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "dtype": str(of.model.dtype),

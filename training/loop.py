@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -124,6 +125,11 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     return state
+
+
+def command_line(stage: str) -> str:
+    """The command that runs a stage again as it was run."""
+    return " ".join(["python", "-m", f"training.{stage}", *sys.argv[1:]])
 
 
 def write_card(path: Path, values: dict[str, Any]) -> None:

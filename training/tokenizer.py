@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from training.data import SceneSource
 from training.loop import (
     Progress,
     averaged,
+    command_line,
     learning_rate,
     load_checkpoint,
     mean_module,
@@ -130,7 +130,7 @@ def train(preset: Preset, out: Path, minutes: float, device: torch.device, seed:
     save_weights(out / "tokenizer.safetensors", finished.state_dict(), torch.float16)
     psnr = evaluate(finished, preset, device)
     card = {"psnr_held_out_db": psnr, "pictures": progress.seen, "steps": progress.step}
-    write_card(out / "tokenizer.json", card | {"minutes": progress.seconds / 60, "command": " ".join(sys.argv)})
+    write_card(out / "tokenizer.json", card | {"minutes": progress.seconds / 60, "command": command_line("tokenizer")})
     print(f"tokenizer: {psnr:.2f} dB on held-out renders", flush=True)
     return finished
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module, read_weights, save_model
+from stepvar.models import layers
 from stepvar.models.infinity import Infinity, schedule_for
-from stepvar.models.infinity import transformer as transformer_code
 from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from stepvar.models.infinity.transformer import BlockContext, InfinityTransformer
@@ -26,6 +25,7 @@ from training.data import SceneSource
 from training.loop import (
     Progress,
     averaged,
+    command_line,
     learning_rate,
     load_checkpoint,
     mean_module,
@@ -296,7 +296,7 @@ class Trainer:
         write_card(
             self.out / "model" / "training.json",
             {"steps": progress.step, "samples": progress.seen, "minutes": progress.seconds / 60}
-            | {"device": str(self.device), "command": " ".join(sys.argv)},
+            | {"device": str(self.device), "command": command_line("transformer")},
         )
 
     def run(self) -> None:
@@ -313,7 +313,7 @@ def fuse_elementwise() -> None:
     Only these: they compile in seconds and once for all shapes, whole blocks anew for every aspect ratio.
     """
     for name in ("layer_norm", "unit_rotated"):
-        setattr(transformer_code, name, torch.compile(getattr(transformer_code, name), dynamic=True))
+        setattr(layers, name, torch.compile(getattr(layers, name), dynamic=True))
 
 
 def main() -> None:

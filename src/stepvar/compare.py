@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from stepvar.errors import UsageError
+from stepvar.evaluation import metrics
 from stepvar.methods import Dense, Method, make_method
 from stepvar.pipeline import Output, Pipeline
+from stepvar.report import Report
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,41 @@ class Comparison:
     Attributes:
         method: the method that was compared.
         dense, other: what each drew, with the report of its last run.
-        dense_seconds, other_seconds: time from prompt to pixels of each run, as the reports give it; entry i
-            of both is from the same round.
-        psnr: of the other pictures against the dense ones, in dB over all pixels; infinite if they are equal.
+        dense_reports, other_reports: of each run that counts; entry i of both is from the same round.
+        psnr: of the other pictures against the dense ones, in dB over all pixels; infinite if equal.
     """
 
     method: Method
     dense: Output
     other: Output
-    dense_seconds: tuple[float, ...]
-    other_seconds: tuple[float, ...]
+    dense_reports: tuple[Report, ...]
+    other_reports: tuple[Report, ...]
     psnr: float
 
     @property
+    def runs(self) -> int:
+        return len(self.dense_reports)
+
+    @property
+    def dense_seconds(self) -> tuple[float, ...]:
+        """Time from prompt to pixels of each dense run."""
+        return tuple(report.seconds for report in self.dense_reports)
+
+    @property
+    def other_seconds(self) -> tuple[float, ...]:
+        """Time from prompt to pixels of each run with the method."""
+        return tuple(report.seconds for report in self.other_reports)
+
+    @property
     def speedup(self) -> Spread:
-        """Dense time divided by the method's time of the same round; above 1 is faster."""
+        """Dense time from prompt to pixels divided by the method's of the same round; above 1 is faster."""
         return Spread.of([d / o for d, o in zip(self.dense_seconds, self.other_seconds, strict=True)])
+
+    @property
+    def scales_speedup(self) -> Spread:
+        """The same for the loop over scales alone, without text encoder and decoder, which no method changes."""
+        pairs = zip(self.dense_reports, self.other_reports, strict=True)
+        return Spread.of([dense.scale_seconds / other.scale_seconds for dense, other in pairs])
 
     @property
     def token_share(self) -> float:
@@ -69,8 +92,9 @@ class Comparison:
         """All numbers, for JSON; ``psnr`` is None where the pictures are equal."""
         return {
             "method": {"name": self.method.name, "settings": repr(self.method)},
-            "runs": len(self.dense_seconds),
+            "runs": self.runs,
             "speedup": self.speedup.to_dict(),
+            "scales_speedup": self.scales_speedup.to_dict(),
             "token_share": self.token_share,
             "flop_share": self.flop_share,
             "psnr": self.psnr if np.isfinite(self.psnr) else None,
@@ -112,31 +136,32 @@ def compare(
         raise UsageError(f"warmup={warmup}: must be 0 or more")
     method = make_method(method) if isinstance(method, str) else method
     contenders: dict[str, Method] = {"dense": Dense(), "other": method}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    reports: dict[str, list[Report]] = {name: [] for name in contenders}
     outputs: dict[str, Output] = {}
     for number in range(warmup + runs):
         order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
         for name in order:
             outputs[name] = pipe(prompt, method=contenders[name], seed=seed, output_type="pil", **settings)
             if number >= warmup:
-                seconds[name].append(outputs[name].report.seconds)
+                reports[name].append(outputs[name].report)
             if on_run_end is not None:
                 on_run_end()
     return Comparison(
         method=method,
         dense=outputs["dense"],
         other=outputs["other"],
-        dense_seconds=tuple(seconds["dense"]),
-        other_seconds=tuple(seconds["other"]),
+        dense_reports=tuple(reports["dense"]),
+        other_reports=tuple(reports["other"]),
         psnr=psnr(outputs["dense"].images, outputs["other"].images),
     )
 
 
 def psnr(reference: Sequence[Image.Image], pictures: Sequence[Image.Image]) -> float:
     """Peak signal-to-noise ratio in dB of 8-bit pictures, over the pixels of all of them; inf if equal."""
-    squares = [
-        np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)
-        for a, b in zip(reference, pictures, strict=True)
-    ]
-    error = float(np.mean(squares))
-    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+    return float(metrics.psnr(_joined(pictures), _joined(reference)))
+
+
+def _joined(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size below each other: (1, 3, H, W) in [0, 1]."""
+    array = np.concatenate([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).double() / 255

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,7 +143,15 @@ class Pipeline:
         state = generate(self.model, condition, samples, plan, method, noise, recorder, callback_on_scale_end)
         with recorder.stage("decode"):
             pixels = self.model.decode(state)
-        report = recorder.report(self.name, str(method), samples, self.dtype, seeds=seeds, schedule=plan.schedule.name)
+        report = recorder.report(
+            self.name,
+            str(method),
+            samples,
+            self.dtype,
+            seeds=seeds,
+            schedule=plan.schedule.name,
+            settings=asdict(method),
+        )
         return Output(to_images(pixels, output_type), report, seeds, recorder.kept_maps())
 
     def schedule(self, aspect_ratio: str | float = "1:1", resolution: str | None = None) -> ScaleSchedule:

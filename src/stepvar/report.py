@@ -51,13 +51,16 @@ class Report:
     """One generation.
 
     Attributes:
-        model, method: names, with the method's settings.
+        model, method: names.
         samples: images drawn.
         device, dtype: where and in what precision.
         scales: one entry per scale that ran.
         stages: seconds of what is not a scale (text, preparation, decoding).
         peak_memory: bytes; on CUDA the allocator's peak during the generation, on the CPU the peak resident
             size of the whole process so far.
+        seeds: of the images; None when the caller gave a generator.
+        schedule: name of the scale schedule.
+        settings: the method's.
     """
 
     model: str
@@ -70,6 +73,7 @@ class Report:
     peak_memory: int
     seeds: tuple[int, ...] | None = None
     schedule: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def scale_seconds(self) -> float:

@@ -52,7 +52,8 @@ def _headline(comparison: Comparison) -> str:
     speedup = comparison.speedup
     return (
         f"{comparison.method.name}: {speedup.median:.2f} times as fast as dense "
-        f"({speedup.lowest:.2f} to {speedup.highest:.2f} in {len(comparison.dense_seconds)} runs), "
+        f"({speedup.lowest:.2f} to {speedup.highest:.2f} in {comparison.runs} runs; "
+        f"scales alone {comparison.scales_speedup.median:.2f}), "
         f"{100 * comparison.token_share:.0f} % of the tokens, "
         f"{100 * comparison.flop_share:.0f} % of the operations, PSNR {_psnr(comparison)}"
     )
@@ -71,16 +72,17 @@ def table(comparison: Comparison) -> Table:
     report = comparison.other.report
     table = Table(
         title=f"{report.model}, {report.samples} image(s), {report.device} {report.dtype}",
-        caption=f"{len(comparison.dense_seconds)} runs in turn: median (lowest-highest)\n"
+        caption=f"{comparison.runs} runs in turn: median (lowest-highest)\n"
         f"PSNR between the two: {_psnr(comparison)}",
     )
     table.add_column("method")
-    for column in ("seconds", "tokens", "GFLOP", "speed-up"):
+    for column in ("seconds", "tokens", "GFLOP", "speed-up", "scales only"):
         table.add_column(column, justify="right")
-    table.add_row("dense", *_costs(comparison.dense, comparison.dense_seconds), "1.00")
+    table.add_row("dense", *_costs(comparison.dense, comparison.dense_seconds), "1.00", "1.00")
     speedup = comparison.speedup
     ratio = f"{speedup.median:.2f} ({speedup.lowest:.2f}-{speedup.highest:.2f})"
-    table.add_row(comparison.method.name, *_costs(comparison.other, comparison.other_seconds), ratio)
+    scales = f"{comparison.scales_speedup.median:.2f}"
+    table.add_row(comparison.method.name, *_costs(comparison.other, comparison.other_seconds), ratio, scales)
     return table
 
 

@@ -40,7 +40,7 @@ class StepVAR(Pruning):
 
     name: ClassVar[str] = "stepvar"
 
-    structure_weight: float = 1.0
+    structure_weight: float = 0.25
     normalisation: Normalisation = "mean"
     power_iterations: int = 8
 
