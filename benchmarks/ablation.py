@@ -80,7 +80,8 @@ def main() -> None:
         pictures = draw(pipe, scenes, seeds, method, sampling)
         rows.append({"group": group, "label": label} | measure(pictures, dense, scenes, judge))
         row = rows[-1]
-        print(f"{group:10} {label:32} {row['psnr']:6.2f} dB  HF {row['high_frequency']:.3f}", flush=True)
+        fidelity = "equal to dense" if row["psnr"] is None else f"{row['psnr']:6.2f} dB"
+        print(f"{group:10} {label:32} {fidelity}  HF {row['high_frequency']:.3f}", flush=True)
     facts = {"command": command_line(__spec__), "device": arguments.device, "scenes": len(scenes)}
     facts |= {"torch": torch.__version__, "machine": platform.machine()}
     write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1, default=str) + "\n")

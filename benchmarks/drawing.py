@@ -71,12 +71,14 @@ def draw(
     return torch.cat(pictures)
 
 
-def measure(pictures: Tensor, dense: Tensor, scenes: Sequence[Scene], judge: Judge | None) -> dict[str, float]:
-    """Mean fidelity to the dense pictures, and how much of each caption is right."""
+def measure(pictures: Tensor, dense: Tensor, scenes: Sequence[Scene], judge: Judge | None) -> dict[str, float | None]:
+    """Mean fidelity to the dense pictures (None where they are equal), and how much of each caption is right."""
     each = psnr(pictures, dense)
-    row = {
-        "psnr": float(each.mean()),
-        "psnr_p10": float(each.quantile(0.1)),
+    equal = bool(each.isinf().any())
+    row: dict[str, float | None] = {
+        "psnr": None if equal else float(each.mean()),
+        "psnr_p10": None if equal else float(each.quantile(0.1)),
+        "psnr_error": None if equal else float(each.std() / len(each) ** 0.5),
         "high_frequency": float((high_frequency_energy(pictures) / high_frequency_energy(dense)).mean()),
     }
     if judge is not None:

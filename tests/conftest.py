@@ -9,7 +9,8 @@ import torch
 from hypothesis import settings
 
 from stepvar.models.infinity import Infinity
-from tests.helpers import make_model
+from stepvar.models.var import VAR
+from tests.helpers import make_model, make_var
 
 # Examples that repeat, and no limit on the time of one: a busy machine is no failure.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -29,3 +30,9 @@ def one_thread() -> Iterator[None]:
 def tiny_model() -> Infinity:
     """A model with random weights that tests only read."""
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_var() -> VAR:
+    """A class-conditional model with random weights that tests only read."""
+    return make_var()

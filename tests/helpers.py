@@ -1,10 +1,10 @@
-"""A tiny model and short ways to draw with it."""
+"""A tiny model of each family and short ways to draw with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -14,11 +14,15 @@ from stepvar.methods import Dense, Method
 from stepvar.methods.base import Site
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
 from stepvar.models.infinity.model import InfinityState
+from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
+from stepvar.models.var.model import VARState
 from stepvar.plan import Plan, Step
 from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
 from stepvar.tokens import ScaleSchedule, TokenMap
-from stepvar.verify.recording import RecordingModel
+from stepvar.verify.infinity import RecordingInfinity
+from stepvar.verify.recording import RecordingModel, State
+from stepvar.verify.var import RecordingVAR
 from stepvar.verify.weights import fill_by_rule
 
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
@@ -36,10 +40,28 @@ TINY = InfinityConfig(
     resolution="0.06M",
 )
 
+TINY_VAR = VARConfig(
+    depth=4,
+    width=64,
+    heads=2,
+    patch_nums=(1, 2, 4, 6, 8),
+    classes=10,
+    tokenizer=VQConfig(vocabulary=48, channels=6, base_channels=32, multipliers=(1, 2)),
+)
+"""Its schedule is SQUARE."""
+
 
 def make_model(config: InfinityConfig = TINY, seed: int = 0) -> Infinity:
     """A model with weights by the rule, so that every gate is open and every part matters."""
     model = Infinity(config).eval().requires_grad_(False)
+    fill_by_rule(model.transformer, seed)
+    fill_by_rule(model.tokenizer, seed)
+    return model
+
+
+def make_var(config: VARConfig = TINY_VAR, seed: int = 0) -> VAR:
+    """A class-conditional model with weights by the rule."""
+    model = VAR(config).eval().requires_grad_(False)
     fill_by_rule(model.transformer, seed)
     fill_by_rule(model.tokenizer, seed)
     return model
@@ -61,17 +83,22 @@ def make_plan(schedule: ScaleSchedule, guidance: float | Sequence[float] = 3.0, 
 
 
 @dataclass
-class Drawn:
+class Drawn(Generic[State]):
     """What a generation went through."""
 
     record: dict[str, Tensor]
-    state: InfinityState
+    state: State
     steps: list[Step]
 
     @property
     def bits(self) -> list[Tensor]:
-        """Per scale (B, 1, h, w, d)."""
+        """Infinity: per scale (B, 1, h, w, d)."""
         return [self.record[f"bits_{step.index}"] for step in self.steps]
+
+    @property
+    def indices(self) -> list[Tensor]:
+        """VAR: per scale (B, N)."""
+        return [self.record[f"idx_{step.index}"] for step in self.steps]
 
     @property
     def logits(self) -> list[Tensor]:
@@ -85,21 +112,27 @@ def draw(
     text: TextFeatures | None = None,
     negative: TextFeatures | None = None,
     first: int = 0,
-) -> Drawn:
+) -> Drawn[InfinityState]:
     """Generates; image i has the seed ``first + i``."""
     text = text or make_text((5,), first)
-    record: dict[str, Tensor] = {}
+    recording = RecordingInfinity(model, {})
+    return _draw(recording, TextCondition(text, negative), len(text), plan, method, first)
+
+
+def draw_classes(
+    model: VAR, plan: Plan, method: Method | None = None, labels: Sequence[int] = (3,), first: int = 0
+) -> Drawn[VARState]:
+    """Generates; image i has the seed ``first + i``."""
+    return _draw(RecordingVAR(model, {}), ClassCondition(tuple(labels)), len(labels), plan, method, first)
+
+
+def _draw(
+    model: RecordingModel[Any, State], condition: Any, samples: int, plan: Plan, method: Method | None, first: int
+) -> Drawn[State]:
     steps: list[Step] = []
-    state = generate(
-        RecordingModel(model, record),
-        TextCondition(text, negative),
-        len(text),
-        plan,
-        method or Dense(),
-        SeededNoise(range(first, first + len(text))),
-        on_scale_end=lambda step, _: steps.append(step),
-    )
-    return Drawn(record, state, steps)
+    noise, method = SeededNoise(range(first, first + samples)), method or Dense()
+    state = generate(model, condition, samples, plan, method, noise, on_scale_end=lambda step, _: steps.append(step))
+    return Drawn(model.record, state, steps)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stepvar.sampling import SeededNoise, StreamNoise, mix_branches, sample, truncate
+from stepvar.sampling import SeededNoise, StreamNoise, mix_branches, sample, soft_weights, truncate
 
 CPU = torch.device("cpu")
 
@@ -44,8 +44,9 @@ def test_truncate_follows_its_definition(logits: list[float], top_k: int, top_p:
 def test_truncate_keeps_ties_and_the_largest() -> None:
     tied = truncate(torch.tensor([1.0, 3.0, 3.0, 0.0]), top_k=1, top_p=0.0)
     assert torch.isfinite(tied).tolist() == [False, True, True, False]
-    decided = truncate(torch.tensor([0.0, 30.0]), top_k=0, top_p=0.01)
-    assert torch.isfinite(decided).tolist() == [False, True]
+    for top_p in (0.01, 1e-9):  # 1 - 1e-9 is 1 in float32
+        decided = truncate(torch.tensor([0.0, 30.0]), top_k=0, top_p=top_p)
+        assert torch.isfinite(decided).tolist() == [False, True]
 
 
 def test_truncate_works_entry_by_entry() -> None:
@@ -127,3 +128,34 @@ def test_top_one_is_greedy_and_needs_no_draw() -> None:
     logits[0, 0, 0] = 1.0  # a tie goes to the first class
     symbols = sample(logits, NoNoise(), 0, top_k=1, top_p=0.5)
     assert torch.equal(symbols, logits.argmax(-1)) and symbols[0, 0, 0] == 0
+
+
+# Soft codes
+
+
+@pytest.mark.parametrize(("progress", "temperature"), [(0.0, 0.27), (0.5, 0.14175), (1.0, 0.0135)])
+def test_soft_weights_follow_their_formula(progress: float, temperature: float) -> None:
+    logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
+    weights = soft_weights(logits, StreamNoise(torch.Generator().manual_seed(5)), 0, progress, top_k=4)
+    exponential = torch.empty(2, 3, 9).exponential_(generator=torch.Generator().manual_seed(5))
+    kept = torch.isfinite(truncate(logits, 4, 0.0))
+    expected = ((logits * (1 + progress) - exponential.log()).double() / temperature).exp() * kept
+    torch.testing.assert_close(weights.double(), expected / expected.sum(-1, keepdim=True), atol=1e-4, rtol=0)
+    assert (weights[~kept] == 0).all()
+
+
+def test_soft_weights_draw_behind_the_index() -> None:
+    """Both from one generator, one behind the other, as the published implementation does."""
+    logits = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0))
+    noise = StreamNoise(torch.Generator().manual_seed(5))
+    sample(logits, noise, 0)
+    second = torch.Generator().manual_seed(5)
+    torch.empty(1, 4, 9).exponential_(generator=second)
+    assert torch.equal(soft_weights(logits, noise, 0, 0.3), soft_weights(logits, StreamNoise(second), 0, 0.3))
+
+
+def test_seeded_soft_weights_soften_the_code_drawn() -> None:
+    logits = torch.randn(2, 50, 9, generator=torch.Generator().manual_seed(0))
+    noise = SeededNoise([1, 2])
+    heaviest = soft_weights(logits, noise, 3, 0.0).argmax(dim=-1)
+    assert torch.equal(heaviest, sample(logits, noise, 3))  # progress 0: the logits are not stretched

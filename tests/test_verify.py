@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.verify import GoldenResult, all_passed, default_goldens, goldens, results_table, verify
-from stepvar.verify.results import DISCRETE, GROUPS
+from stepvar.verify.goldens import Golden
+from stepvar.verify.results import compare
 from stepvar.verify.weights import fill_by_rule, rule_weight
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -87,7 +88,7 @@ def test_weights_depend_on_name_and_seed_only() -> None:
 def test_module_is_filled_by_its_names() -> None:
     module = torch.nn.ModuleDict({"head": torch.nn.Linear(3, 4)})
     fill_by_rule(module, 5)
-    assert torch.equal(module["head"].weight, rule_weight("head.weight", (4, 3), 5))
+    assert torch.equal(module.get_parameter("head.weight"), rule_weight("head.weight", (4, 3), 5))
 
 
 # Goldens that pass
@@ -97,7 +98,7 @@ def test_module_is_filled_by_its_names() -> None:
 def test_golden_passes(name: str) -> None:
     (result,) = verify([GOLDENS / f"{name}.json"])
     assert (result.name, result.status, result.notes) == (name, "pass", ())
-    assert not any(result.differing.values()) and result.differing["bits"] == 0
+    assert result.differing and not any(result.differing.values())
     # Far inside the tolerances, which leave room for other machines.
     assert all(error < 2e-4 for error in result.errors.values())
 
@@ -110,7 +111,8 @@ def test_everything_stored_is_compared() -> None:
     assert (set(result.errors), set(result.differing)) == ({"logits"}, {"bits", "pixels"})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+# Convolutions in float16 are very slow on a CPU.
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_low_precision_compares_what_precedes_the_first_bit(dtype: torch.dtype) -> None:
     names = [GOLDENS / f"{name}.json" for name in (SMALL, "bsqvae_enc_p1", "units_infinity")]
     generation, tokenizer, units = verify(names, dtype=dtype)
@@ -132,13 +134,36 @@ def test_flipped_bit_is_found(copied: Path) -> None:
     assert (result.status, result.differing["bits"], result.notes) == ("fail", 1, ("bits: 1 differ",))
 
 
-def test_pixels_may_be_one_level_apart(copied: Path) -> None:
-    pixels = load_file(copied.with_suffix(".safetensors"))["img_u8_bgr"]
-    moved = torch.where(pixels < 255, pixels + 1, pixels)
-    moved[0, 5, 6, 1] = pixels[0, 5, 6, 1].int().sub(100).abs().to(torch.uint8)
-    edit(copied, img_u8_bgr=moved)
-    (result,) = verify([copied])
-    assert (result.status, result.differing["pixels"]) == ("fail", 1)
+def test_pixels_may_be_one_level_apart() -> None:
+    stored = torch.tensor([0, 100, 200, 255, 50], dtype=torch.uint8)
+    golden = Golden(Path("g.json"), {}, True, {"img_u8_bgr": stored})
+    near = torch.tensor([1, 99, 200, 254, 51], dtype=torch.uint8)
+    assert compare(golden, "kind", {"img_u8_bgr": near}, {}).status == "pass"
+    far = torch.tensor([255, 102, 200, 0, 51], dtype=torch.uint8)  # bytes must not wrap around
+    result = compare(golden, "kind", {"img_u8_bgr": far}, {})
+    assert (result.status, result.differing) == ("fail", {"pixels": 3})
+
+
+def test_worst_error_of_a_group_decides() -> None:
+    stored = {f"logits_{index}": torch.zeros(2, 3) for index in range(3)}
+    golden = Golden(Path("g.json"), {}, True, stored)
+    ours = {"logits_0": torch.full((2, 3), 0.1), "logits_1": torch.zeros(2, 3), "logits_2": torch.full((2, 3), -0.3)}
+    result = compare(golden, "kind", ours, {"logits": 0.2})
+    assert result.status == "fail" and result.errors == {"logits": pytest.approx(0.3)}
+    assert compare(golden, "kind", ours, {"logits": 0.4}).status == "pass"
+    for name in ours:  # a NaN is worst, wherever it comes
+        broken = compare(golden, "kind", ours | {name: torch.full((2, 3), math.nan)}, {"logits": 0.4})
+        assert broken.status == "fail" and math.isnan(broken.errors["logits"])
+    shaped = compare(golden, "kind", ours | {"logits_1": torch.zeros(3, 2)}, {"logits": 0.4})
+    assert shaped.notes == ("logits_1: shape (3, 2) instead of (2, 3)",)
+    assert compare(golden, "kind", {}, {}).notes == ("nothing could be compared",)
+
+
+def test_unconditional_rows_that_one_side_lacks_are_left_out() -> None:
+    golden = Golden(Path("g.json"), {}, True, {"blockout_s2_l0": torch.tensor([[1.0], [2.0], [9.0], [9.0]])})
+    assert compare(golden, "kind", {"blockout_s2_l0": torch.tensor([[1.0], [2.0]])}, {"blocks": 0.0}).passed
+    assert not compare(golden, "kind", {"blockout_s2_l0": torch.tensor([[1.0], [3.0]])}, {"blocks": 0.0}).passed
+    assert not compare(golden, "kind", {"blockout_s2_l0": torch.tensor([[1.0]])}, {"blocks": 0.0}).passed
 
 
 @pytest.mark.parametrize(
@@ -146,14 +171,13 @@ def test_pixels_may_be_one_level_apart(copied: Path) -> None:
     [("hidden_2", "hidden"), ("logits_6", "logits"), ("summed_codes", "latents"), ("blockout_s2_l1", "blocks"),
      ("cond_BD", "text"), ("ca_kv", "text"), ("tokens_in_4", "tokens"), ("img_f32_crop", "image")],
 )  # fmt: skip
-@pytest.mark.parametrize("value", [0.01, float("nan")])
-def test_wrong_number_is_found(copied: Path, name: str, group: str, value: float) -> None:
+def test_wrong_number_is_found(copied: Path, name: str, group: str) -> None:
     tensor = load_file(copied.with_suffix(".safetensors"))[name]
-    tensor.view(-1)[-1] += value
+    tensor.view(-1)[-1] += 0.01
     edit(copied, **{name: tensor})
     (result,) = verify([copied])
     assert result.status == "fail" and result.notes[0].startswith(f"{group}: error") and len(result.notes) == 1
-    assert result.errors[group] == pytest.approx(value, rel=0.05, nan_ok=True)
+    assert result.errors[group] == pytest.approx(0.01, rel=0.05)
 
 
 def test_other_weights_are_found(copied: Path) -> None:
@@ -205,16 +229,16 @@ def test_unpublished_schedule_is_found(copied: Path) -> None:
 
 def test_negative_prompt_is_read_whatever_its_name(copied: Path) -> None:
     """A negative prompt equal to the null text gives what the golden stores; another one does not."""
-    data, about = load_file(copied.with_suffix(".safetensors")), json.loads(copied.read_text())
+    data = load_file(copied.with_suffix(".safetensors"))
     null = rule_weight("cfg_uncond", (32, 256), 0)[:7].clone()
     for features, lens in (("neg_feats", torch.tensor([7])), ("neg_text", torch.tensor([0, 7], dtype=torch.int32))):
         save_file(data | {features: null, "neg_lens": lens}, copied.with_suffix(".safetensors"))
         assert verify([copied])[0].status == "pass"
-    save_file(data | {"neg_feats": 2 * null.flip(0), "neg_lens": torch.tensor([7])}, copied.with_suffix(".safetensors"))
+    other = {"neg_feats": null.roll(1, dims=1), "neg_lens": torch.tensor([7])}
+    save_file(data | other, copied.with_suffix(".safetensors"))
     assert verify([copied])[0].errors["logits"] > 1e-3
     save_file(data | {"neg_feats": null}, copied.with_suffix(".safetensors"))
     assert "neg_" in verify([copied])[0].notes[0]
-    assert about["config"]["B"] == 1
 
 
 # Files
@@ -241,6 +265,13 @@ def test_pair_must_belong_together(copied: Path) -> None:
     shutil.copy(GOLDENS / "inf_p0_sq.safetensors", copied.with_suffix(".safetensors"))
     with pytest.raises(CheckpointError, match="does not belong together"):
         verify([copied])
+
+
+def test_list_of_tensors_must_give_shapes(copied: Path) -> None:
+    for entry in (5, [], {"dtype": "float32"}, ["float32", None]):
+        edit_json(copied, tensors={"hidden_0": entry})
+        with pytest.raises(CheckpointError, match="tensor hidden_0 of shape None"):
+            verify([copied])
 
 
 def test_garbage_is_no_golden(tmp_path: Path) -> None:
@@ -318,8 +349,3 @@ def test_table_shows_errors_counts_and_notes() -> None:
     for part in ("1.2e-05", "5.0e-01", "17", "b: image: too far", "skipped", "logits", "bits"):
         assert part in text
     assert "no runner" not in text and "hidden" not in text
-
-
-def test_every_group_has_a_name_of_its_own() -> None:
-    assert not GROUPS.keys() & DISCRETE.keys()
-    assert np.isfinite(list(verify([GOLDENS / "units_infinity.json"])[0].errors.values())).all()

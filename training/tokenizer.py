@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.checkpoints import save_weights
+from stepvar.checkpoints import fill_module, read_weights, save_weights
 from stepvar.models.infinity import schedule_for
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from stepvar.scenes.grammar import held_out_scenes
@@ -91,10 +91,20 @@ def _values(loss: Tensor, error: Tensor) -> dict[str, float]:
     return {"loss": loss.item(), "psnr": 10 * math.log10(4 / error.item())}
 
 
-def train(preset: Preset, out: Path, minutes: float, device: torch.device, seed: int = 0) -> BitTokenizer:
-    """Trains, or goes on from the checkpoint in ``out``; writes ``tokenizer.safetensors`` at the end."""
+def train(
+    preset: Preset, out: Path, minutes: float, device: torch.device, seed: int = 0, init: Path | None = None
+) -> BitTokenizer:
+    """Trains, or goes on from the checkpoint in ``out``; writes ``tokenizer.safetensors`` at the end.
+
+    With ``init``, a finished tokenizer, only its decoder is trained on: the codes stay what they are, so a transformer
+    that was trained on them stays valid.
+    """
     torch.manual_seed(seed)
-    tokenizer = BitTokenizer(preset.model.tokenizer).to(device)
+    tokenizer = BitTokenizer(preset.model.tokenizer)
+    if init is not None:
+        fill_module(tokenizer, read_weights(init), str(init))
+        tokenizer.encoder.requires_grad_(False)
+    tokenizer.to(device)
     mean = averaged(tokenizer, 0.999)
     optimiser = torch.optim.AdamW(
         parameter_groups([tokenizer], 0.01), lr=PEAK_LR, betas=(0.9, 0.95), fused=device.type == "cuda"
@@ -141,8 +151,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--preset", choices=PRESETS, default="scenes")
+    parser.add_argument("--init", type=Path, help="tokenizer.safetensors whose decoder alone is to be trained on")
     arguments = parser.parse_args()
-    train(PRESETS[arguments.preset], arguments.out, arguments.minutes, torch.device(arguments.device))
+    device = torch.device(arguments.device)
+    train(PRESETS[arguments.preset], arguments.out, arguments.minutes, device, init=arguments.init)
 
 
 if __name__ == "__main__":

@@ -197,17 +197,26 @@ def bit_loss(logits: Tensor, targets: list[Tensor]) -> tuple[Tensor, Tensor]:
     return (losses * weights).sum() / weights.sum(), losses
 
 
+def load_into(module: nn.Module, path: Path) -> None:
+    fill_module(module, read_weights(path), str(path))
+
+
 class Trainer:
     """The state of a training; everything in it that changes is in the checkpoint."""
 
-    def __init__(self, preset: Preset, out: Path, minutes: float, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, preset: Preset, out: Path, minutes: float, device: torch.device, seed: int, init: Path | None = None
+    ) -> None:
         torch.manual_seed(seed)
         self.preset, self.out, self.device = preset, out, device
         self.tokenizer = BitTokenizer(preset.model.tokenizer)
-        weights = out / "tokenizer.safetensors"
-        fill_module(self.tokenizer, read_weights(weights), str(weights))
+        load_into(self.tokenizer, (init or out) / "tokenizer.safetensors")
         self.tokenizer.to(device).eval().requires_grad_(False)
-        self.model = TextToBits(preset).to(device)
+        self.model = TextToBits(preset)
+        load_into(self.model.text, out / "text.safetensors")
+        if init is not None:
+            load_into(self.model.transformer, init / "transformer.safetensors")
+        self.model.to(device)
         self.mean = averaged(self.model, 0.999)
         self.optimiser = torch.optim.AdamW(
             parameter_groups([self.model], WEIGHT_DECAY),
@@ -323,12 +332,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--preset", choices=PRESETS, default="scenes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, help="model folder to go on from: its transformer and tokenizer")
     parser.add_argument("--compile", action="store_true", help="fuse elementwise work (CUDA)")
     arguments = parser.parse_args()
     if arguments.compile:
         fuse_elementwise()
     preset = PRESETS[arguments.preset]
-    Trainer(preset, arguments.out, arguments.minutes, torch.device(arguments.device), arguments.seed).run()
+    device = torch.device(arguments.device)
+    Trainer(preset, arguments.out, arguments.minutes, device, arguments.seed, arguments.init).run()
 
 
 if __name__ == "__main__":

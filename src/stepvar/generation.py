@@ -11,7 +11,7 @@ from stepvar.methods.base import Method
 from stepvar.models.base import NextScaleModel, RunState
 from stepvar.plan import Plan, Step
 from stepvar.report import Recorder
-from stepvar.sampling import Noise, sample
+from stepvar.sampling import Noise, sample, soft_weights
 
 Condition = TypeVar("Condition")
 State = TypeVar("State", bound=RunState)
@@ -47,7 +47,10 @@ def generate(
             tokens = method.run_stack(model.blocks(state, step, method), tokens, step)
             logits = model.predict(state, tokens, step)
             symbols = sample(logits, noise, step.index, plan.top_k, plan.top_p)
-            model.accumulate(state, symbols, step)
+            weights = None
+            if plan.smooth:
+                weights = soft_weights(logits, noise, step.index, plan.smooth[step.index], plan.top_k, plan.top_p)
+            model.accumulate(state, symbols, step, weights)
         if on_scale_end is not None:
             on_scale_end(step, state)
     return state

@@ -9,6 +9,11 @@ from typing import Any
 from stepvar.tokens import Grid, ScaleSchedule, Selection
 
 
+def progress(scales: int) -> tuple[float, ...]:
+    """How far along each scale of a schedule is: from 0 for the first to 1 for the last."""
+    return tuple(index / max(scales - 1, 1) for index in range(scales))
+
+
 @dataclass(frozen=True)
 class Plan:
     """The settings of one generation, scale by scale; a method may edit them.
@@ -22,6 +27,9 @@ class Plan:
         top_k: classes kept before sampling; 0 keeps all, 1 takes the most likely.
         top_p: probability mass kept before sampling; 0 keeps all.
         scales: how many scales are run; the picture is drawn from the sum so far.
+        smooth: for models with a codebook: add soft codes, blends of the codebook, in place of the drawn ones.
+            One number per grid says how far along it is (see :func:`progress`), and codes sharpen with it; empty
+            adds the drawn codes.
     """
 
     schedule: ScaleSchedule
@@ -31,6 +39,7 @@ class Plan:
     top_k: int = 0
     top_p: float = 0.0
     scales: int = -1
+    smooth: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.scales < 0:
@@ -40,6 +49,8 @@ class Plan:
         for name in ("guidance", "temperature"):
             if len(getattr(self, name)) != len(self.schedule):
                 raise ValueError(f"{name}: needs one value for each of the {len(self.schedule)} scales")
+        if self.smooth and len(self.smooth) != len(self.schedule):
+            raise ValueError(f"smooth: needs no value, or one for each of the {len(self.schedule)} scales")
 
     @property
     def guided(self) -> bool:

@@ -41,7 +41,10 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 class Noise(Protocol):
-    """A source of exponential variables for the draws of each scale."""
+    """A source of exponential variables for the draws of each scale.
+
+    A scale that adds soft codes asks twice, for the draw first and then for the soft codes.
+    """
 
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
         """Exp(1) variables of the shape (B, N, ..., classes) for the scale with this index."""
@@ -53,7 +56,8 @@ class SeededNoise:
 
     Each image has a seed of its own, so image i of a batch gets the draws that it would get alone; each scale
     starts a stream of its own, so a method that skips scales or prunes tokens shifts nothing. The draws are made
-    on the CPU, so they are the same on every device.
+    on the CPU, so they are the same on every device. Asked again for a scale, it gives the same numbers again: a soft
+    code is then a softened form of the code drawn.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -94,3 +98,18 @@ def sample(logits: Tensor, noise: Noise, scale: int, top_k: int = 0, top_p: floa
         return logits.argmax(dim=-1)
     probabilities = truncate(logits, top_k, top_p).softmax(dim=-1)
     return (probabilities / noise.exponential(scale, logits.shape, logits.device)).argmax(dim=-1)
+
+
+def soft_weights(
+    logits: Tensor, noise: Noise, scale: int, progress: float, top_k: int = 0, top_p: float = 0.0
+) -> Tensor:
+    """Weights of all classes by a Gumbel softmax: logits (B, N, classes) -> float32 of the same shape, sums of 1.
+
+    The temperature falls from 0.27 at the first scale (``progress`` 0) to 0.0135 at the last (1), and the logits
+    are stretched by ``1 + progress``: ``softmax((logits (1 + progress) - log e) / temperature)`` with ``e`` ~ Exp(1).
+    This is the option ``more_smooth`` of VAR.
+    """
+    temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
+    stretched = truncate(logits, top_k, top_p) * (1 + progress)
+    gumbel = -noise.exponential(scale, logits.shape, logits.device).log()
+    return ((stretched + gumbel) / temperature).softmax(dim=-1)

@@ -82,7 +82,7 @@ class WordEncoder(nn.Module):
         self.end = len(vocabulary)
         self.max_words = max_words
         self.words = nn.Embedding(len(vocabulary) + 1, width)
-        self.places = nn.Parameter(0.02 * torch.randn(max_words + 1, width))
+        self.places = nn.Parameter(torch.randn(max_words + 1, width))  # as loud as the words: order binds them
         layer = nn.TransformerEncoderLayer(
             width, heads, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )

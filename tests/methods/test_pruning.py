@@ -13,9 +13,21 @@ from stepvar.methods import PCA, HighPass, Random, StepVAR
 from stepvar.methods.base import Site
 from stepvar.methods.pruning import Pruning
 from stepvar.models.infinity import Infinity
+from stepvar.models.var import VAR
 from stepvar.plan import Step
 from stepvar.tokens import TokenMap
-from tests.helpers import LENGTHS, SQUARE, TINY, WIDE, draw, equal_everywhere, make_plan, make_text
+from tests.helpers import (
+    LENGTHS,
+    SQUARE,
+    TINY,
+    TINY_VAR,
+    WIDE,
+    draw,
+    draw_classes,
+    equal_everywhere,
+    make_plan,
+    make_text,
+)
 
 
 def late_step(branches: int = 2, samples: int = 1) -> Step:
@@ -51,7 +63,7 @@ class WatchedHighPass(HighPass):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep": 0.0}, r"keep=0.0: must be above 0 and at most 1"),
+        ({"keep": 0.0}, r"keep=0.0: must be a number above 0 and at most 1"),
         ({"keep": 1.2}, r"keep=1.2"),
         ({"keep": -0.5}, r"keep=-0.5"),
         ({"keep": float("nan")}, r"keep=nan"),
@@ -77,7 +89,10 @@ def test_wrong_settings_say_what_is_allowed(settings: dict[str, Any], message: s
         (lambda: StepVAR(structure_weight=float("nan")), "structure_weight=nan"),
         (lambda: StepVAR(power_iterations=0), "power_iterations=0"),
         (lambda: PCA(power_iterations=0), "power_iterations=0"),
-        (lambda: StepVAR(normalisation="median"), "normalisation='median': must be one of none, mean, max, zscore"),
+        (
+            lambda: StepVAR(normalisation="median"),  # type: ignore[arg-type]
+            "normalisation='median': must be one of none, mean, max, zscore",
+        ),
         (lambda: PCA(keep=3.0), "keep=3.0"),
     ],
 )
@@ -168,7 +183,7 @@ def test_spans_leave_outer_blocks_dense(tiny_model: Infinity) -> None:
 @pytest.mark.parametrize(
     "outside", [{"blocks_before": 4}, {"blocks_after": 9}, {"blocks_before": 2, "blocks_after": 2}]
 )
-def test_empty_span_is_dense(tiny_model: Infinity, outside: dict[str, int]) -> None:
+def test_empty_span_is_dense(tiny_model: Infinity, outside: dict[str, Any]) -> None:
     plan = make_plan(SQUARE)
     assert equal_everywhere(draw(tiny_model, plan).logits, draw(tiny_model, plan, HighPass(keep=0.5, **outside)).logits)
 
@@ -210,7 +225,7 @@ def test_separate_needs_guidance_outside_the_stack(tiny_model: Infinity) -> None
     method = HighPass(keep=0.5, branches="separate")
     assert len(draw(tiny_model, make_plan(SQUARE), method).bits) == 5
     for places in ((-2,), (0, -1)):
-        with pytest.raises(UsageError, match="branches='separate'.*use 'shared'"):
+        with pytest.raises(UsageError, match=r"branches='separate'.*use 'shared'"):
             draw(tiny_model, make_plan(SQUARE, guidance_at=places), method)
     # Without guidance nothing is mixed, and there is nothing to forbid.
     assert len(draw(tiny_model, make_plan(SQUARE, 1.0, guidance_at=(-2,)), method).bits) == 5
@@ -232,6 +247,34 @@ def test_caches_are_filled_to_the_last_place(tiny_model: Infinity, schedule: Any
     cache = drawn.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys]
     assert len(cache.lengths) == TINY.depth and min(cache.lengths) < schedule.size
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"keep": (0.9, 0.3, 0.11)},
+        {"last": 4, "blocks_before": 1},
+        {"last": 3, "blocks_after": 3, "scope": "block"},
+        {"last": 2, "blocks_before": 1, "blocks_after": 1, "branches": "separate", "propagate": "update"},
+    ],
+)
+def test_absolute_positions_are_pruned_along(tiny_var: VAR, settings: dict[str, Any]) -> None:
+    plan = make_plan(SQUARE)
+    dense = draw_classes(tiny_var, plan, labels=(3, 7))
+    pruned = draw_classes(tiny_var, plan, StepVAR(**settings), labels=(3, 7))
+    cache = pruned.state.cache
+    assert cache.lengths == [keys.shape[2] for keys in cache.keys]
+    assert len(cache.lengths) == TINY_VAR.depth and min(cache.lengths) < SQUARE.size
+    assert pruned.state.flops < dense.state.flops
+    assert equal_everywhere(dense.logits[:1], pruned.logits[:1])
+    assert torch.isfinite(pruned.state.latent).all()
+
+
+def test_keeping_everything_is_dense_for_classes_too(tiny_var: VAR) -> None:
+    plan = make_plan(SQUARE)
+    dense, kept = draw_classes(tiny_var, plan), draw_classes(tiny_var, plan, StepVAR(keep=1.0, last=5, scope="block"))
+    assert equal_everywhere(dense.logits, kept.logits) and torch.equal(dense.state.latent, kept.state.latent)
 
 
 def test_random_choice_is_that_of_the_seed(tiny_model: Infinity) -> None:

@@ -136,6 +136,8 @@ def test_where_the_level_embedding_is_added(every_chunk: bool) -> None:
             embedded = model.transformer.word_embed(drawn.record[f"tokens_in_{scale}"])
         first = watch.seen[(scale, 0, "self")].features
         torch.testing.assert_close(first, (embedded + level).expand_as(first), atol=1e-5, rtol=0)
+        inside_chunk = watch.seen[(scale, 1, "self")].features
+        torch.testing.assert_close(inside_chunk, behind(model, watch, scale, layer=0), atol=1e-4, rtol=0)
         second_chunk = watch.seen[(scale, 2, "self")].features
         expected = behind(model, watch, scale, layer=1) + (level if every_chunk else 0)
         torch.testing.assert_close(second_chunk, expected, atol=1e-4, rtol=0)

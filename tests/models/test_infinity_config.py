@@ -9,7 +9,8 @@ import torch
 
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.infinity import CONFIGS, RATIOS, RESOLUTIONS, Infinity, InfinityConfig, schedule_for
-from stepvar.models.infinity.rope import RotaryTables, frame_coordinates, rotary_table, rotate
+from stepvar.models.infinity.rope import RotaryTables, frame_coordinates, rotary_table
+from stepvar.models.layers import rotate
 from stepvar.tokens import Grid
 from tests.helpers import TINY, WIDE
 

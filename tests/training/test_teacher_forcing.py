@@ -32,8 +32,8 @@ def test_all_scales_at_once_equal_scale_by_scale() -> None:
             logits.append(super().predict(state, tokens, step))
             return logits[-1]
 
-        def accumulate(self, state, symbols, step):
-            super().accumulate(state, symbols, step)
+        def accumulate(self, state, symbols, step, weights=None):
+            super().accumulate(state, symbols, step, weights)
             sums.append(state.latent.clone())
 
     model.__class__ = Spy

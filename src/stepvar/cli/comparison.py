@@ -72,8 +72,7 @@ def table(comparison: Comparison) -> Table:
     report = comparison.other.report
     table = Table(
         title=f"{report.model}, {report.samples} image(s), {report.device} {report.dtype}",
-        caption=f"{comparison.runs} runs in turn: median (lowest-highest)\n"
-        f"PSNR between the two: {_psnr(comparison)}",
+        caption=f"{comparison.runs} runs in turn: median (lowest-highest)\nPSNR between the two: {_psnr(comparison)}",
     )
     table.add_column("method")
     for column in ("seconds", "tokens", "GFLOP", "speed-up", "scales only"):

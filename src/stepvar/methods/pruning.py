@@ -51,8 +51,8 @@ class Pruning(Method):
         if not ratios:
             raise UsageError("keep=(): give one number, or one per scale counted from the end")
         for ratio in ratios:
-            if not 0 < ratio <= 1:
-                raise UsageError(f"keep={ratio}: must be above 0 and at most 1 (1 keeps every token)")
+            if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+                raise UsageError(f"keep={ratio!r}: must be a number above 0 and at most 1 (1 keeps every token)")
         if self.last is not None and self.last < 1:
             raise UsageError(f"last={self.last}: must be at least 1, or None to choose by the schedule")
         for name in ("blocks_before", "blocks_after"):

@@ -43,8 +43,12 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """Logits (B, N, ..., classes) in float32 with temperature and guidance applied."""
         ...
 
-    def accumulate(self, state: State, symbols: Tensor, step: Step) -> None:
-        """Adds the sampled symbols (B, N, ...) to the latent picture."""
+    def accumulate(self, state: State, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        """Adds the codes of the sampled symbols (B, N, ...) to the latent picture.
+
+        Args:
+            weights: (B, N, classes), when soft codes are asked for: how much each code of the codebook is to weigh.
+        """
         ...
 
     def decode(self, state: State) -> Tensor:

@@ -10,9 +10,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from stepvar.checkpoints import fill_module
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.verify.weights import EXCLUDED, rule_weights
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def find_goldens(paths: Sequence[str | Path]) -> list[Golden]:
         if path.is_dir():
             found += _in_folder(path)
             continue
-        path = path.with_suffix(".json")
+        if path.suffix == ".safetensors":
+            path = path.with_suffix(".json")
         about = _read_json(path)
         if not _is_golden(about):
             raise CheckpointError(f"{path}: is no golden (it lists no tensors); name one, or a folder of them")
@@ -118,6 +121,13 @@ def _read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read ({error}); copy the golden again") from None
 
 
+def _listed_shape(entry: Any) -> Any:
+    """The shape in an entry of the list of tensors: ``[dtype, shape]`` or ``{"dtype": ..., "shape": ...}``."""
+    if isinstance(entry, dict):
+        return entry.get("shape")
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+
 def read_tensors(golden: Golden) -> Golden:
     """The golden with its tensors.
 
@@ -132,10 +142,28 @@ def read_tensors(golden: Golden) -> Golden:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or truncated ({error}); copy the golden again") from None
     for name, entry in golden.about["tensors"].items():
-        shape = entry["shape"] if isinstance(entry, dict) else entry[1]
-        if name not in tensors or list(tensors[name].shape) != list(shape):
+        shape = _listed_shape(entry)
+        if name not in tensors or list(tensors[name].shape) != shape:
             raise CheckpointError(
                 f"{path}: tensor {name} of shape {shape} is missing; the pair does not belong together, "
                 "copy both files again"
             )
     return Golden(golden.path, golden.about, golden.named, tensors)
+
+
+def fill_golden(module: nn.Module, golden: Golden, source: str, listed: str | None = None) -> None:
+    """Gives a module the weights of a golden, made by the rule.
+
+    Args:
+        source: named in errors.
+        listed: the entry of the JSON file that lists the weights' names and shapes, if there is one.
+
+    Raises:
+        CheckpointError: if the module has other weights than the golden lists.
+    """
+    names = {name: entry[0] for name, entry in golden.about.get(listed, {}).items()} if listed else {}
+    shapes = names or {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    weights = rule_weights(shapes, golden.setting("seed"))
+    # Constants that an original stores and that are no part of our model.
+    ignorable = [name for name in weights if name.endswith(EXCLUDED)]
+    fill_module(module, weights, source, ignorable)

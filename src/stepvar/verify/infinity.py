@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stepvar.checkpoints import fill_module
 from stepvar.errors import CheckpointError
 from stepvar.generation import generate
+from stepvar.methods import Method
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
+from stepvar.models.infinity.model import InfinityState
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
-from stepvar.plan import Plan
+from stepvar.plan import Plan, Step
 from stepvar.sampling import StreamNoise
 from stepvar.text import TextFeatures
 from stepvar.tokens import ScaleSchedule
-from stepvar.verify.goldens import Golden
-from stepvar.verify.recording import Record, RecordBlocks, RecordingModel, frames_last
+from stepvar.verify.goldens import Golden, fill_golden
+from stepvar.verify.recording import Record, RecordBlocks, RecordingModel
 from stepvar.verify.setup import Setup
-from stepvar.verify.weights import EXCLUDED, rule_weights
 
 GENERATION_INPUTS = r"text_\w+|neg_\w+"
 TOKENIZER_INPUTS = r"img"
+
+
+class RecordingInfinity(RecordingModel[TextCondition, InfinityState]):
+    """Also notes the condition and the bits."""
+
+    def __init__(self, model: Infinity, record: Record) -> None:
+        super().__init__(model, record)
+        self.infinity = model
+
+    def start(self, condition: TextCondition, plan: Plan, method: Method) -> InfinityState:
+        state = super().start(condition, plan, method)
+        self.record["cond_BD"] = state.condition.pooled
+        return state
+
+    def accumulate(self, state: InfinityState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.record[f"bits_{step.index}"] = frames_last(self.infinity.latent_bits(symbols, step))
+        super().accumulate(state, symbols, step, weights)
+
+
+def frames_last(bits: Tensor) -> Tensor:
+    """Bits (B, d, h, w) -> (B, 1, h, w, d), the layout of the goldens."""
+    return bits.movedim(1, -1).unsqueeze(1)
 
 
 @torch.inference_mode()
@@ -41,7 +62,7 @@ def run_generation(golden: Golden, setup: Setup) -> Record:
     plan = read_plan(golden, model)
     noise = StreamNoise(torch.Generator().manual_seed(golden.config.get("g_seed", 0)))
     record: Record = {}
-    recording = RecordingModel(model, record)
+    recording = RecordingInfinity(model, record)
     state = generate(recording, condition, len(condition.prompts), plan, RecordBlocks(record), noise)
     record["ca_kv"] = _packed(state.condition.text, condition, plan)
     if setup.exact:
@@ -78,25 +99,13 @@ def build_model(golden: Golden) -> Infinity:
         model = Infinity(config)
     for part, listed in (("transformer", "transformer_state_dict"), ("tokenizer", "vae_state_dict")):
         module = model.get_submodule(part)
-        names = {name: entry[0] for name, entry in golden.about.get(listed, {}).items()}
-        _fill(module, names or _shapes(module), golden, part)
+        fill_golden(module, golden, f"{golden.path}: {part}", listed)
     return model.eval().requires_grad_(False)
 
 
 def _tokenizer_config(golden: Golden) -> TokenizerConfig:
     multipliers = (1, 2, 4, 4) if golden.setting("apply_spatial_patchify") else (1, 2, 4, 4, 4)
     return TokenizerConfig(golden.setting("vae_d"), golden.setting("vae_ch"), multipliers)
-
-
-def _shapes(module: nn.Module) -> dict[str, Sequence[int]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _fill(module: nn.Module, shapes: dict[str, Sequence[int]], golden: Golden, part: str) -> None:
-    weights = rule_weights(shapes, golden.setting("seed"))
-    # Constants that an original stores and that are no part of this model.
-    ignorable = [name for name in weights if name.endswith(EXCLUDED)]
-    fill_module(module, weights, f"{golden.path}: {part}", ignorable)
 
 
 def read_plan(golden: Golden, model: Infinity) -> Plan:
@@ -176,7 +185,7 @@ def run_tokenizer(golden: Golden, setup: Setup) -> Record:
     """
     with torch.device("meta"):
         tokenizer = BitTokenizer(_tokenizer_config(golden))
-    _fill(tokenizer, _shapes(tokenizer), golden, "tokenizer")
+    fill_golden(tokenizer, golden, f"{golden.path}: tokenizer")
     tokenizer.to(setup.device, setup.dtype)
     schedule = ScaleSchedule.of(golden.setting("schedule"))
     encoded = tokenizer.encoder(golden.tensor("img").to(setup.device, setup.dtype))

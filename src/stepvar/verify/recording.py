@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from stepvar.methods.base import Method, RunBlocks, Site
-from stepvar.models.infinity import Infinity, TextCondition
-from stepvar.models.infinity.model import BlockRun, InfinityState
+from stepvar.models.base import Condition_contra, NextScaleModel, RunState
 from stepvar.plan import Plan, Step
 from stepvar.tokens import TokenMap
 
@@ -38,39 +38,46 @@ class RecordBlocks(Method):
         return update
 
 
-class RecordingModel:
-    """An Infinity model that notes its condition, and the tokens, logits and bits of every scale."""
+class LatentState(RunState, Protocol):
+    """A state with a latent picture."""
 
-    def __init__(self, model: Infinity, record: Record) -> None:
+    latent: Tensor
+
+
+State = TypeVar("State", bound=LatentState)
+
+
+class RecordableModel(NextScaleModel[Condition_contra, State], Protocol[Condition_contra, State]):
+    """A model that says what its next tokens are made of."""
+
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor: ...
+
+
+class RecordingModel(Generic[Condition_contra, State]):
+    """A model that notes the tokens and logits of every scale; its subclasses note what only a family has."""
+
+    def __init__(self, model: RecordableModel[Condition_contra, State], record: Record) -> None:
         self.model, self.record = model, record
 
-    def start(self, condition: TextCondition, plan: Plan, method: Method) -> InfinityState:
-        state = self.model.start(condition, plan, method)
-        self.record["cond_BD"] = state.condition.pooled
-        return state
+    def start(self, condition: Condition_contra, plan: Plan, method: Method) -> State:
+        return self.model.start(condition, plan, method)
 
-    def embed(self, state: InfinityState, step: Step) -> TokenMap:
+    def embed(self, state: State, step: Step) -> TokenMap:
         if step.index:
             # A copy: at full size these are the latent picture itself, to which the loop adds in place.
             self.record[f"tokens_in_{step.index}"] = self.model.next_tokens(state.latent, step).clone()
         return self.model.embed(state, step)
 
-    def blocks(self, state: InfinityState, step: Step, method: Method) -> BlockRun:
+    def blocks(self, state: State, step: Step, method: Method) -> RunBlocks:
         return self.model.blocks(state, step, method)
 
-    def predict(self, state: InfinityState, tokens: TokenMap, step: Step) -> Tensor:
+    def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
         logits = self.model.predict(state, tokens, step)
         self.record[f"logits_{step.index}"] = logits.flatten(2)
         return logits
 
-    def accumulate(self, state: InfinityState, symbols: Tensor, step: Step) -> None:
-        self.record[f"bits_{step.index}"] = frames_last(self.model.latent_bits(symbols, step))
-        self.model.accumulate(state, symbols, step)
+    def accumulate(self, state: State, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.model.accumulate(state, symbols, step, weights)
 
-    def decode(self, state: InfinityState) -> Tensor:
+    def decode(self, state: State) -> Tensor:
         return self.model.decode(state)
-
-
-def frames_last(bits: Tensor) -> Tensor:
-    """Bits (B, d, h, w) -> (B, 1, h, w, d), the layout of the goldens."""
-    return bits.movedim(1, -1).unsqueeze(1)

@@ -19,11 +19,11 @@ Status = Literal["pass", "fail", "skipped", "not supported"]
 
 GROUPS: dict[str, str] = {
     "text": r"cond_BD|ca_kv",
-    "tokens": r"tokens_in_\d+|var_input_\d+",
+    "tokens": r"tokens_in_\d+|var_input(_\d+)?",
     "blocks": r"blockout_s\d+_l\d+",
-    "hidden": r"hidden_\d+|h",
+    "hidden": r"hidden_\d+|h|f",
     "logits": r"logits_\d+",
-    "latents": r"summed_codes|z",
+    "latents": r"summed_codes|z|f_hat(_last)?",
     "image": r"img_f32(_crop)?|rec",
     "units": r"rope_\w+|lat_\w+|pixel_unshuffle_out",
 }
@@ -31,6 +31,7 @@ GROUPS: dict[str, str] = {
 
 DISCRETE: dict[str, tuple[str, int]] = {
     "bits": (r"bits_\d+|bit_\w+", 0),
+    "indices": (r"idx_\d+", 0),
     "pixels": (r"img_u8_bgr", 1),
 }
 """Groups of whole numbers, by the tensors' names, and how far two may be apart and count as equal."""
@@ -159,10 +160,10 @@ def _branches_in_common(group: str, ours: Tensor, theirs: Tensor) -> tuple[Tenso
 
 
 def results_table(results: Sequence[GoldenResult]) -> Table:
-    """One row per golden: worst absolute errors, differing whole numbers, outcome."""
+    """One row per golden: worst absolute errors, numbers of differing whole numbers, outcome."""
     groups = [group for group in GROUPS if any(group in result.errors for result in results)]
     counts = [group for group in DISCRETE if any(group in result.differing for result in results)]
-    table = Table(title="Goldens: worst absolute error, differing bits and pixels")
+    table = Table(title="Goldens: worst absolute error, differing bits, indices and pixels")
     table.add_column("golden")
     table.add_column("kind")
     for group in (*groups, *counts):

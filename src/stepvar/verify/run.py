@@ -17,6 +17,7 @@ from stepvar.verify.recording import Record
 from stepvar.verify.results import LIMITS, GoldenResult, Status, compare
 from stepvar.verify.setup import Setup, full_precision, make_setup
 from stepvar.verify.units import UNIT_INPUTS, run_units
+from stepvar.verify.var import CLASS_INPUTS, is_classes, is_vq, run_classes, run_vq
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ KINDS = (
         "the encoder, the quantiser on the golden's latents, and the decoder on its codes",
     ),
     Kind("infinity units", _is_units, run_units, UNIT_INPUTS, "all, in float32"),
+    Kind("var", is_classes, run_classes, CLASS_INPUTS, "the first scale, and the decoder on the golden's codes"),
+    Kind("vq tokenizer", is_vq, run_vq, TOKENIZER_INPUTS, "the encoder, and the decoder on the golden's codes"),
 )
 
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.models.infinity import schedule_for
-from stepvar.models.infinity.rope import rotary_table, rotate
+from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.tokenizer import resize
+from stepvar.models.layers import rotate
 from stepvar.sampling import StreamNoise, sample, truncate
 from stepvar.tokens import Grid
 from stepvar.verify.goldens import Golden

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from stepvar.errors import CheckpointError
+from stepvar.models.configs import build_config
 
 
 @dataclass(frozen=True)
@@ -103,18 +104,7 @@ class InfinityConfig:
         Raises:
             CheckpointError: for unknown or missing fields.
         """
-        values = dict(values)
-        tokenizer = dict(values.pop("tokenizer", {}))
-        if "multipliers" in tokenizer:
-            tokenizer["multipliers"] = tuple(tokenizer["multipliers"])
-        for given, known in ((values, cls), (tokenizer, TokenizerConfig)):
-            unknown = set(given) - {field.name for field in fields(known)}
-            if unknown:
-                raise CheckpointError(f"configuration: unknown fields {', '.join(sorted(unknown))}")
-        try:
-            return cls(tokenizer=TokenizerConfig(**tokenizer), **values)
-        except TypeError as error:
-            raise CheckpointError(f"configuration: {error}") from None
+        return build_config(cls, TokenizerConfig, values)
 
 
 def _plain(code_bits: int) -> TokenizerConfig:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.cache import KVCache
+from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Site
+from stepvar.models.blocks import (
+    BlockRun,
+    feed_forward_flops,
+    guided_logits,
+    head_flops,
+    planned_cache,
+    self_attention_flops,
+)
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import RotaryTables
 from stepvar.models.infinity.schedules import schedule_for
 from stepvar.models.infinity.tokenizer import BitTokenizer, latent_grid, resize
 from stepvar.models.infinity.transformer import BlockContext, Conditioning, InfinityTransformer
+from stepvar.models.layers import Rotary
 from stepvar.plan import Plan, Step
-from stepvar.sampling import mix_branches
 from stepvar.text import TextFeatures
 from stepvar.tokens import ScaleSchedule, TokenMap
 
@@ -50,64 +57,42 @@ class InfinityState:
     flops: int = 0
 
 
-class BlockRun:
+class InfinityRun(BlockRun[InfinityState]):
     """The blocks of one scale; keeps what all of them share."""
 
     def __init__(self, model: Infinity, state: InfinityState, step: Step, method: Method) -> None:
-        self.model, self.state, self.step, self.method = model, state, step, method
+        super().__init__(model.config.depth, state, step, method)
+        self.model = model
         self.condition = state.condition.rows(step.rows)
-        self.mixes = _mixing_layers(step, self.depth)
-        self._rotary: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        self._rotary: tuple[Tensor, Rotary] | None = None
 
-    @property
-    def depth(self) -> int:
-        return self.model.config.depth
-
-    def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
-        transformer, step = self.model.transformer, self.step
-        per_chunk = self.depth // self.model.config.block_chunks
-        for layer in range(first, self.depth if last is None else last):
-            if layer == 0 or (self.model.config.level_every_chunk and layer % per_chunk == 0):
-                tokens = tokens.with_features(tokens.features + transformer.lvl_embed.weight[step.index])
-            tokens = self.model.block_list[layer](tokens, layer, self._context(layer))
-            if layer in self.mixes:
-                mixed = mix_branches(tokens.features, step.guidance)
-                tokens = tokens.with_features(mixed.repeat(2, 1, 1))
-        return tokens
-
-    def _context(self, layer: int) -> BlockContext:
-        return BlockContext(
+    def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
+        config, transformer = self.model.config, self.model.transformer
+        per_chunk = config.depth // config.block_chunks
+        if layer == 0 or (config.level_every_chunk and layer % per_chunk == 0):
+            tokens = tokens.with_features(tokens.features + transformer.lvl_embed.weight[self.step.index])
+        context = BlockContext(
             modulation=self.condition.modulation[layer],
             text=self.condition.memory[layer],
             rotary=self._rotary_at,
-            attend=self._attend,
-            around=self._around,
+            attend=self.attend,
+            around=self.around,
         )
+        return self.model.block_list[layer](tokens, layer, context)
 
-    def _around(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site) -> Tensor:
-        return self.method.run_sublayer(partial(self._counted, run, site), tokens, site, self.step)
+    def sublayer_flops(self, site: Site, tokens: TokenMap) -> int:
+        if site.sublayer == "self":
+            return self_attention_flops(tokens, self.state.cache.lengths[site.layer])
+        if site.sublayer == "ffn":
+            return feed_forward_flops(tokens, self.model.config.ffn_width)
+        rows, count, width = tokens.features.shape
+        return 2 * rows * count * (2 * width * width + 2 * self.condition.text.shape[1] * width)
 
-    def _counted(self, run: Callable[[TokenMap], Tensor], site: Site, tokens: TokenMap) -> Tensor:
-        update = run(tokens)
-        self.state.flops += self.model.sublayer_flops(site, tokens, self.state, self.condition)
-        return update
-
-    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.state.cache.append(layer, k, v)
-        return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
-
-    def _rotary_at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotary_at(self, positions: Tensor) -> Rotary:
         # Consecutive blocks see the same positions: gather their angles once.
         if self._rotary is None or self._rotary[0] is not positions:
             self._rotary = (positions, self.state.rotary.at(self.step.index, positions))
         return self._rotary[1]
-
-
-def _mixing_layers(step: Step, depth: int) -> frozenset[int]:
-    """Layers behind which guidance mixes the branches at this scale."""
-    if step.branches == 1 or step.guidance == 1.0:
-        return frozenset()
-    return frozenset(depth + place for place in step.plan.guidance_at if place < 0)
 
 
 class Infinity(nn.Module):
@@ -132,17 +117,25 @@ class Infinity(nn.Module):
         return schedule_for(resolution or self.config.resolution, height_over_width)
 
     def start(self, condition: TextCondition, plan: Plan, method: Method) -> InfinityState:
+        if plan.smooth:
+            raise UsageError("smooth: Infinity's codes are bits, which have no codebook to blend; leave it off")
         batch = len(condition.prompts)
-        steps = list(plan.steps(batch))
         config = self.config
-        capacities = [
-            sum(method.tokens_at(step, layer, config.depth) for step in steps) for layer in range(config.depth)
-        ]
+        cache = planned_cache(
+            plan,
+            batch,
+            method,
+            depth=config.depth,
+            heads=config.heads,
+            head_dim=config.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
         full = latent_grid(plan.schedule.grids[-1], config.patchify)
         return InfinityState(
             condition=self.condition(condition, plan.guided),
             rotary=RotaryTables(plan.schedule, config.head_dim, self.device),
-            cache=KVCache(capacities, batch * plan.branches(0), config.heads, config.head_dim, self.dtype, self.device),
+            cache=cache,
             latent=torch.zeros(batch, config.tokenizer.code_bits, full.h, full.w, device=self.device),
         )
 
@@ -176,19 +169,20 @@ class Infinity(nn.Module):
             here = F.pixel_unshuffle(here, 2)
         return here.flatten(2).transpose(1, 2)
 
-    def blocks(self, state: InfinityState, step: Step, method: Method) -> BlockRun:
-        return BlockRun(self, state, step, method)
+    def blocks(self, state: InfinityState, step: Step, method: Method) -> InfinityRun:
+        return InfinityRun(self, state, step, method)
 
     def predict(self, state: InfinityState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, token_bits, 2)."""
-        mixing = step.branches == 2 and step.guidance != 1.0 and 0 in step.plan.guidance_at
-        rows = step.rows if mixing else step.samples
-        width, outputs = self.config.width, 2 * self.config.token_bits
-        state.flops += 2 * rows * width * (step.grid.size * outputs + 2 * width)  # the head and its modulation
-        logits = self.transformer.logits(tokens.features[:rows], state.condition.pooled[:rows]) / step.temperature
-        return mix_branches(logits, step.guidance) if mixing else logits
+        outputs = 2 * self.config.token_bits
 
-    def accumulate(self, state: InfinityState, symbols: Tensor, step: Step) -> None:
+        def logits(rows: int) -> Tensor:
+            state.flops += head_flops(rows, step.grid.size, self.config.width, outputs)
+            return self.transformer.logits(tokens.features[:rows], state.condition.pooled[:rows])
+
+        return guided_logits(logits, step)
+
+    def accumulate(self, state: InfinityState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
         codes = self.tokenizer.codes(self.latent_bits(symbols, step))
         state.latent += resize(codes, (state.latent.shape[-2], state.latent.shape[-1]))
 
@@ -200,13 +194,3 @@ class Infinity(nn.Module):
     @torch.inference_mode()
     def decode(self, state: InfinityState) -> Tensor:
         return self.tokenizer.decode(state.latent)
-
-    def sublayer_flops(self, site: Site, tokens: TokenMap, state: InfinityState, condition: Conditioning) -> int:
-        """Multiplications and additions of the matrix products of a sub-layer that has just run."""
-        rows, count, width = tokens.features.shape
-        if site.sublayer == "self":
-            seen = state.cache.lengths[site.layer]
-            return 2 * rows * count * (4 * width * width + 2 * seen * width)
-        if site.sublayer == "cross":
-            return 2 * rows * count * (2 * width * width + 2 * condition.text.shape[1] * width)
-        return 2 * rows * count * 2 * width * self.config.ffn_width

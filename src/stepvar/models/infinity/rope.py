@@ -45,10 +45,3 @@ class RotaryTables:
         """Cosines and sines (R, 1, N, head_dim / 2) for the tokens of a scale at ``positions`` (R, N)."""
         cos, sin = self._tables[scale]
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
-
-
-def rotate(values: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns the adjacent pairs of (R, heads, N, head_dim): ``(a cos - b sin, a sin + b cos)``."""
-    cos, sin = rotary
-    a, b = values.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)

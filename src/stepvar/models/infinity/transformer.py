@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,19 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.methods.base import Site
+from stepvar.models import layers
+from stepvar.models.blocks import Around, residual
 from stepvar.models.infinity.config import InfinityConfig
-from stepvar.models.infinity.rope import rotate
+from stepvar.models.layers import (
+    EPS,
+    AdaptiveLinear,
+    Attend,
+    FeedForward,
+    HeadNorm,
+    SelfAttention,
+    merge_heads,
+    split_heads,
+)
 from stepvar.tokens import TokenMap
-
-EPS = 1e-6
-MAX_LOG_SCALE = math.log(100)
-
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Self-attention of a layer over everything computed so far: (layer, q, k, v), each (R, heads, N, head_dim)."""
-
-Around = Callable[[Callable[[TokenMap], Tensor], TokenMap, Site], Tensor]
-"""What a method does around a residual sub-layer."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +50,6 @@ class BlockContext:
     rotary: Callable[[Tensor], tuple[Tensor, Tensor]]
     attend: Attend
     around: Around
-
-
-def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Normalises without weights, then modulates: ``norm(x) * (1 + scale) + shift``."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(R, N, C) -> (R, heads, N, C / heads)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(R, heads, N, head_dim) -> (R, N, C)."""
-    return x.transpose(1, 2).flatten(2)
-
-
-def unit_rotated(x: Tensor, rotary: tuple[Tensor, Tensor], scale: Tensor | None = None) -> Tensor:
-    """Queries or keys (R, heads, N, head_dim) to unit length, scaled per head, then turned; in float32 inside."""
-    unit = F.normalize(x.float(), dim=-1)
-    return rotate(unit if scale is None else unit * scale, rotary).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -136,38 +115,6 @@ class CrossAttention(KeyValue):
         )
 
 
-class SelfAttention(nn.Module):
-    """Cosine attention with a learned scale per head and rotary positions."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))
-        self.register_buffer("zero_k_bias", torch.zeros(width))
-        self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, layer: int, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        bias = torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
-        q, k, v = (split_heads(part, self.heads) for part in F.linear(x, self.mat_qkv.weight, bias).chunk(3, -1))
-        scale = self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
-        q = unit_rotated(q, rotary, scale)
-        k = unit_rotated(k, rotary)
-        return self.proj(merge_heads(attend(layer, q, k, v)))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class Block(nn.Module):
     """Self-attention, attention to the text and a feed-forward layer, each a residual update."""
 
@@ -184,19 +131,18 @@ class Block(nn.Module):
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
 
         def attend_self(tokens: TokenMap) -> Tensor:
-            x = layer_norm(tokens.features, scale1, shift1)
-            return gate1 * self.sa(x, layer, context.rotary(tokens.positions), context.attend)
+            # Through the module, where the training recipe may put a compiled one.
+            x = layers.layer_norm(tokens.features, scale1, shift1)
+            return gate1 * self.sa(x, layer, context.attend, context.rotary(tokens.positions))
 
         def attend_text(tokens: TokenMap) -> Tensor:
             return self.ca(self.ca_norm(tokens.features), context.text)
 
         def feed_forward(tokens: TokenMap) -> Tensor:
-            return gate2 * self.ffn(layer_norm(tokens.features, scale2, shift2))
+            return gate2 * self.ffn(layers.layer_norm(tokens.features, scale2, shift2))
 
-        for name, sublayer in (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward)):
-            update = context.around(sublayer, tokens, Site(layer, name))
-            tokens = tokens.with_features(tokens.features + update)
-        return tokens
+        sublayers = (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward))
+        return residual(tokens, layer, sublayers, context.around)
 
 
 class Chunk(nn.Module):
@@ -205,23 +151,6 @@ class Chunk(nn.Module):
     def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
         self.module = nn.ModuleList(blocks)
-
-
-class AdaptiveLinear(nn.Sequential):
-    """SiLU and a linear layer, from the condition to a modulation."""
-
-    def __init__(self, width: int, parts: int) -> None:
-        super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
-
-
-class HeadNorm(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.ada_lin = AdaptiveLinear(width, 2)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.ada_lin(condition).unsqueeze(1).chunk(2, dim=-1)
-        return layer_norm(x, scale, shift)
 
 
 @dataclass(frozen=True)

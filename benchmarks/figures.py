@@ -1,0 +1,136 @@
+"""The pictures of the documentation, drawn by the embedded model: ``python -m benchmarks.figures``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stepvar.compare import compare
+from stepvar.drawing import contact_sheet, difference, kept_overlay, save_png
+from stepvar.generation import generate
+from stepvar.methods import HighPass, Method, Random, SkipLast, StepVAR
+from stepvar.methods.base import RunBlocks
+from stepvar.methods.scores import structure_magnitude, texture_energy
+from stepvar.models.infinity import TextCondition
+from stepvar.pipeline import Pipeline, to_images
+from stepvar.plan import Plan, Step
+from stepvar.sampling import SeededNoise
+from stepvar.tokens import TokenMap
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+CAPTION = "a large yellow circle above a large purple triangle on water"
+SEED = 20
+
+
+class ScoreSpy(Method):
+    """Dense generation that remembers the two scores of every scale."""
+
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
+        features = tokens.features[: step.samples]
+        scores = (texture_energy(features, step.grid), structure_magnitude(features, 8))
+        step.memo.setdefault("scores", {})[step.index] = scores
+        step.memo.setdefault("steps", {})[step.index] = step
+        return run(tokens)
+
+
+def heat(scores: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Image.Image:
+    """Scores (N,) of a grid as a grey map, brightest where highest (root scale, so that weak ones show)."""
+    scaled = (scores / scores.max()).sqrt().view(grid).mul(255).byte().numpy()
+    return Image.fromarray(np.ascontiguousarray(scaled)).convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def pyramid(pipe: Pipeline) -> Image.Image:
+    """The picture after every second scale."""
+    tiles: list[tuple[str, Image.Image]] = []
+
+    def keep(step: Step, state: object) -> None:
+        if step.index >= 2:
+            tiles.append((f"after {step.grid}", to_images(pipe.model.decode(state), "pil")[0]))  # type: ignore[arg-type]
+
+    pipe(CAPTION, seed=SEED, callback_on_scale_end=keep)
+    return contact_sheet(tiles, 4, [CAPTION, "the picture after each scale"])
+
+
+def scores(pipe: Pipeline) -> Image.Image:
+    """Both scores and what is kept by them, at the last scale."""
+    schedule = pipe.schedule()
+    count = len(schedule)
+    guidance, temperature = pipe.defaults["guidance_scale"], pipe.defaults["temperature"]
+    plan = Plan(schedule, (guidance,) * count, (temperature,) * count)
+    caught: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    text = TextCondition(pipe.text_encoder.encode([CAPTION]))
+    state = generate(
+        pipe.model,
+        text,
+        1,
+        plan,
+        ScoreSpy(),
+        SeededNoise([SEED]),
+        on_scale_end=lambda step, _: caught.update(step.memo),
+    )
+    dense = to_images(pipe.model.decode(state), "pil")[0]
+    last = schedule.grids[-1]
+    texture, structure = caught["scores"][count - 1]
+    tiles = [("dense", dense)]
+    for name, score in (("texture score", texture), ("structure score", structure)):
+        tiles.append((name, heat(score[0], dense.size, (last.h, last.w))))
+    for method in (StepVAR(structure_weight=0), StepVAR(), StepVAR(structure_weight=1), StepVAR(structure_weight=100)):
+        kept = pipe(CAPTION, seed=SEED, method=method).kept[-1][1][0]
+        tiles.append((f"kept, weight {method.structure_weight:g}", kept_overlay(dense, kept)))
+    return contact_sheet(
+        tiles, 4, [CAPTION, f"the two scores at the {last} scale, and half of its tokens kept by them"]
+    )
+
+
+def rivals(pipe: Pipeline) -> Image.Image:
+    """The same seed with every method."""
+    dense = pipe(CAPTION, seed=SEED).images[0]
+    tiles = [("dense", dense)]
+    methods: list[tuple[str, Method]] = [
+        ("stepvar, keep 0.5", StepVAR(keep=0.5)),
+        ("stepvar, keep 0.25", StepVAR(keep=0.25)),
+        ("high-pass, keep 0.5", HighPass(keep=0.5)),
+        ("random, keep 0.5", Random(keep=0.5)),
+        ("skip-last 1", SkipLast(1)),
+        ("skip-last 2", SkipLast(2)),
+    ]
+    differences = []
+    for label, method in methods:
+        picture = pipe(CAPTION, seed=SEED, method=method).images[0]
+        tiles.append((label, picture))
+        differences.append((f"{label}: difference x4", difference(dense, picture, 4)))
+    blank = Image.new("RGB", dense.size, "white")
+    return contact_sheet([*tiles, ("", blank), *differences], len(tiles), [CAPTION, "the same seed with every method"])
+
+
+def headline(pipe: Pipeline) -> Image.Image:
+    """Dense beside StepVAR, for the README."""
+    comparison = compare(pipe, CAPTION, StepVAR(), SEED, runs=5)
+    from stepvar.cli.comparison import sheet
+
+    return sheet(comparison, [CAPTION])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="scenes")
+    parser.add_argument("--only", nargs="*", help="only these: scales, scores, methods, demo")
+    arguments = parser.parse_args()
+    pipe = Pipeline.from_pretrained(arguments.model)
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    makers = {"scales": pyramid, "scores": scores, "methods": rivals, "demo": headline}
+    for name, make in makers.items():
+        if arguments.only and name not in arguments.only:
+            continue
+        with torch.inference_mode():
+            save_png(make(pipe), IMAGES / f"{name}.png", {"model": pipe.name, "prompt": CAPTION, "seed": str(SEED)})
+        print(f"{name}: written", flush=True)
+
+
+if __name__ == "__main__":
+    main()

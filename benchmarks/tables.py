@@ -1,0 +1,78 @@
+"""Turns the stored results into the tables of the documentation: ``python -m benchmarks.tables``.
+
+The pages include what this writes to ``docs/snippets``, so no figure is copied by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed import markdown
+from stepvar.files import write_text
+
+ROOT = Path(__file__).parent.parent
+RESULTS, SNIPPETS = ROOT / "benchmarks" / "results", ROOT / "docs" / "snippets"
+
+GROUPS = {
+    "selection": "What is kept, where, and what is propagated (keep 0.5, last 2 scales)",
+    "weight": "Weight of the structure score, by normalisation (keep 0.5, last 2 scales)",
+    "iterations": "Power iterations",
+    "span": "Blocks that see all tokens, in front of and behind the pruned span",
+    "budget": "How much is kept",
+    "skip": "Scales skipped instead",
+    "floor": "Noise floor: dense again, with the late scales' draws anew",
+}
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def facts(result: dict[str, Any]) -> str:
+    """Command and machine, below a table."""
+    known = result["facts"]
+    where = ", ".join(str(known[name]) for name in ("device", "machine", "dtype", "torch") if name in known)
+    return f"\n`{known['command']}`; {where}.\n"
+
+
+def ablation(result: dict[str, Any]) -> str:
+    """One table per group of variants."""
+    parts = []
+    for group, title in GROUPS.items():
+        rows = [row for row in result["rows"] if row["group"] == group]
+        if not rows:
+            continue
+        parts += [f"\n**{title}**\n", "| variant | PSNR to dense | worst tenth | high-frequency energy left |"]
+        parts.append("|---|---|---|---|")
+        for row in rows:
+            high = percent(row["high_frequency"])
+            parts.append(f"| {row['label']} | {row['psnr']:.1f} dB | {row['psnr_p10']:.1f} dB | {high} |")
+    return "\n".join(parts) + "\n" + facts(result)
+
+
+def quality(result: dict[str, Any]) -> str:
+    """One column per attribute, one row per setting."""
+    names = list(result["rows"][0]["accuracy"])
+    lines = ["| guidance | temperature | " + " | ".join(name.replace("_", " ") for name in names) + " |"]
+    lines.append("|---" * (len(names) + 2) + "|")
+    for row in result["rows"]:
+        shares = [percent(row["accuracy"][name][0]) for name in names]
+        lines.append(f"| {row['guidance']} | {row['temperature']} | " + " | ".join(shares) + " |")
+    counts = ", ".join(f"{name.replace('_', ' ')} {result['rows'][0]['accuracy'][name][1]}" for name in names)
+    return "\n".join(lines) + f"\n\nPictures judged: {counts}.\n" + facts(result)
+
+
+def main() -> None:
+    SNIPPETS.mkdir(parents=True, exist_ok=True)
+    writers = {"ablation": ablation, "quality": quality}
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        writer = writers.get(path.stem, lambda r: markdown(r) + "\n" + facts(r))
+        write_text(SNIPPETS / f"{path.stem}.md", writer(result))
+        print(f"{path.stem}: written")
+
+
+if __name__ == "__main__":
+    main()

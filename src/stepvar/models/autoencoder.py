@@ -1,0 +1,175 @@
+"""The convolutional autoencoder that the families' tokenizers are built of.
+
+The families name the same layers differently; each brings its own :class:`Parts`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Parts(Protocol):
+    """Makes convolutions and normalisations, with a family's names of the weights inside."""
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Module: ...
+
+    def norm(self, channels: int) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of an autoencoder.
+
+    Attributes:
+        latent: channels of the latent picture.
+        widths: channels of each level, the first at full resolution.
+        parts: see :class:`Parts`.
+        attention: whether the coarsest level and the middle attend.
+    """
+
+    latent: int
+    widths: tuple[int, ...]
+    parts: Parts
+    attention: bool = False
+
+
+class ResBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, parts: Parts) -> None:
+        super().__init__()
+        self.norm1 = parts.norm(inputs)
+        self.conv1 = parts.conv(inputs, outputs)
+        self.norm2 = parts.norm(outputs)
+        self.conv2 = parts.conv(outputs, outputs)
+        self.nin_shortcut = parts.conv(inputs, outputs, 1, padding=0) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        update = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+        return update + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class PixelAttention(nn.Module):
+    """One head of attention over all pixels, as a residual update."""
+
+    def __init__(self, channels: int, parts: Parts) -> None:
+        super().__init__()
+        self.norm = parts.norm(channels)
+        self.qkv = parts.conv(channels, 3 * channels, 1, padding=0)
+        self.proj_out = parts.conv(channels, channels, 1, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        seen = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)
+        return x + self.proj_out(seen.unflatten(2, x.shape[-2:]))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int, parts: Parts) -> None:
+        super().__init__()
+        self.conv = parts.conv(channels, channels, stride=2, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int, parts: Parts) -> None:
+        super().__init__()
+        self.conv = parts.conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, and the change to the next one."""
+
+    def __init__(
+        self, blocks: list[ResBlock], attention: list[PixelAttention], name: str, resample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        self.attn = nn.ModuleList(attention)
+        if resample is not None:
+            self.add_module(name, resample)
+        self.resample_name = name if resample is not None else ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        return self.get_submodule(self.resample_name)(x) if self.resample_name else x
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, layout: Layout) -> None:
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, layout.parts)
+        self.attn_1 = PixelAttention(channels, layout.parts) if layout.attention else None
+        self.block_2 = ResBlock(channels, channels, layout.parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block_1(x)
+        return self.block_2(x if self.attn_1 is None else self.attn_1(x))
+
+
+def _level(
+    inputs: int, index: int, count: int, layout: Layout, name: str, resample: type[Downsample | Upsample] | None
+) -> Level:
+    """``count`` residual blocks of a level, and attention behind each of them on the coarsest one."""
+    width, parts = layout.widths[index], layout.parts
+    blocks = [ResBlock(inputs if i == 0 else width, width, parts) for i in range(count)]
+    attends = layout.attention and index == len(layout.widths) - 1
+    attention = [PixelAttention(width, parts) for _ in blocks] if attends else []
+    return Level(blocks, attention, name, resample(width, parts) if resample else None)
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) -> (B, latent, H / stride, W / stride)."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        widths, parts = layout.widths, layout.parts
+        self.conv_in = parts.conv(3, widths[0])
+        levels = []
+        for index in range(len(widths)):
+            resample = Downsample if index < len(widths) - 1 else None
+            levels.append(_level(widths[max(index - 1, 0)], index, 2, layout, "downsample", resample))
+        self.down = nn.ModuleList(levels)
+        self.mid = Middle(widths[-1], layout)
+        self.norm_out = parts.norm(widths[-1])
+        self.conv_out = parts.conv(widths[-1], layout.latent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """(B, latent, h, w) -> images (B, 3, stride h, stride w)."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        widths, parts = layout.widths, layout.parts
+        self.conv_in = parts.conv(layout.latent, widths[-1])
+        self.mid = Middle(widths[-1], layout)
+        levels, channels = [], widths[-1]
+        for index in reversed(range(len(widths))):
+            resample = Upsample if index else None
+            levels.append(_level(channels, index, 3, layout, "upsample", resample))
+            channels = widths[index]
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = parts.norm(channels)
+        self.conv_out = parts.conv(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))

@@ -1,0 +1,132 @@
+"""Running the blocks of one scale: what a method may do around them, guidance between them, what they cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepvar.cache import KVCache
+from stepvar.methods.base import Method, Site
+from stepvar.plan import Plan, Step
+from stepvar.sampling import mix_branches
+from stepvar.tokens import TokenMap
+
+Sublayer = Callable[[TokenMap], Tensor]
+"""The update (R, N, C) that a residual sub-layer computes for a map."""
+
+Around = Callable[[Sublayer, TokenMap, Site], Tensor]
+"""What a method does around a residual sub-layer."""
+
+
+class CachedState(Protocol):
+    """What running blocks needs of a generation's state."""
+
+    cache: KVCache
+    flops: int
+
+
+State = TypeVar("State", bound=CachedState)
+
+
+def residual(tokens: TokenMap, layer: int, sublayers: Sequence[tuple[str, Sublayer]], around: Around) -> TokenMap:
+    """Adds the update of each sub-layer of a block in turn."""
+    for name, sublayer in sublayers:
+        update = around(sublayer, tokens, Site(layer, name))
+        tokens = tokens.with_features(tokens.features + update)
+    return tokens
+
+
+class BlockRun(ABC, Generic[State]):
+    """The blocks of one scale; a family says what a block is and what its sub-layers cost."""
+
+    def __init__(self, depth: int, state: State, step: Step, method: Method) -> None:
+        self.depth, self.state, self.step, self.method = depth, state, step, method
+        self.mixes = mixing_layers(step, depth)
+
+    @abstractmethod
+    def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
+        """Runs one block, whose sub-layers go through :meth:`around` and whose attention is :meth:`attend`."""
+
+    @abstractmethod
+    def sublayer_flops(self, site: Site, tokens: TokenMap) -> int:
+        """Multiplications and additions of the matrix products of a sub-layer that has just run."""
+
+    def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
+        for layer in range(first, self.depth if last is None else last):
+            tokens = self.run_block(tokens, layer)
+            if layer in self.mixes:
+                mixed = mix_branches(tokens.features, self.step.guidance)
+                tokens = tokens.with_features(mixed.repeat(2, 1, 1))
+        return tokens
+
+    def around(self, run: Sublayer, tokens: TokenMap, site: Site) -> Tensor:
+        """A sub-layer as the method lets it run, counted."""
+        return self.method.run_sublayer(partial(self._counted, run, site), tokens, site, self.step)
+
+    def _counted(self, run: Sublayer, site: Site, tokens: TokenMap) -> Tensor:
+        update = run(tokens)
+        self.state.flops += self.sublayer_flops(site, tokens)
+        return update
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention over the tokens of this scale and all earlier ones."""
+        keys, values = self.state.cache.append(layer, k, v)
+        return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
+
+
+def mixing_layers(step: Step, depth: int) -> frozenset[int]:
+    """Layers behind which guidance mixes the branches at this scale."""
+    if step.branches == 1 or step.guidance == 1.0:
+        return frozenset()
+    return frozenset(depth + place for place in step.plan.guidance_at if place < 0)
+
+
+def guided_logits(logits: Callable[[int], Tensor], step: Step) -> Tensor:
+    """Logits (B, N, ...) of a scale with its temperature and, where the plan mixes logits, its guidance.
+
+    Args:
+        logits: computes those of the first rows, as many as it is told.
+    """
+    mixing = step.branches == 2 and step.guidance != 1.0 and 0 in step.plan.guidance_at
+    values = logits(step.rows if mixing else step.samples) / step.temperature
+    return mix_branches(values, step.guidance) if mixing else values
+
+
+def planned_cache(
+    plan: Plan,
+    samples: int,
+    method: Method,
+    *,
+    depth: int,
+    heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> KVCache:
+    """A cache with room for exactly the tokens that the method lets each layer see."""
+    steps = list(plan.steps(samples))
+    capacities = [sum(method.tokens_at(step, layer, depth) for step in steps) for layer in range(depth)]
+    return KVCache(capacities, samples * plan.branches(0), heads, head_dim, dtype, device)
+
+
+def self_attention_flops(tokens: TokenMap, seen: int) -> int:
+    """Operations of self-attention from a map to ``seen`` tokens, with its projections."""
+    rows, count, width = tokens.features.shape
+    return 2 * rows * count * (4 * width * width + 2 * seen * width)
+
+
+def feed_forward_flops(tokens: TokenMap, hidden: int) -> int:
+    """Operations of the two layers of a feed-forward sub-layer."""
+    rows, count, width = tokens.features.shape
+    return 2 * rows * count * 2 * width * hidden
+
+
+def head_flops(rows: int, count: int, width: int, outputs: int) -> int:
+    """Operations of the head and of its modulation."""
+    return 2 * rows * width * (count * outputs + 2 * width)

@@ -1,0 +1,100 @@
+"""Layers that several families share; parameter names are those of their published checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+MAX_LOG_SCALE = math.log(100)
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Self-attention of a layer over everything computed so far: (layer, q, k, v), each (R, heads, N, head_dim)."""
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines (R, 1, N, head_dim / 2) of the tokens' positions."""
+
+
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Normalises without weights, then modulates: ``norm(x) * (1 + scale) + shift``."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(R, N, C) -> (R, heads, N, C / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(R, heads, N, head_dim) -> (R, N, C)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def rotate(values: Tensor, rotary: Rotary) -> Tensor:
+    """Turns the adjacent pairs of (R, heads, N, head_dim): ``(a cos - b sin, a sin + b cos)``."""
+    cos, sin = rotary
+    a, b = values.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+
+
+def unit_rotated(x: Tensor, rotary: Rotary | None, scale: Tensor | None = None) -> Tensor:
+    """Queries or keys (R, heads, N, head_dim) to unit length, scaled per head, then turned; in float32 inside."""
+    unit = F.normalize(x.float(), dim=-1)
+    if scale is not None:
+        unit = unit * scale
+    return (unit if rotary is None else rotate(unit, rotary)).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention with a learned scale per head, and rotary positions if the family has them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None = None) -> Tensor:
+        bias = torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
+        q, k, v = (split_heads(part, self.heads) for part in F.linear(x, self.mat_qkv.weight, bias).chunk(3, -1))
+        scale = self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
+        q = unit_rotated(q, rotary, scale)
+        k = unit_rotated(k, rotary)
+        return self.proj(merge_heads(attend(layer, q, k, v)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class AdaptiveLinear(nn.Sequential):
+    """SiLU and a linear layer, from the condition to a modulation."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
+
+
+class HeadNorm(nn.Module):
+    """The normalisation in front of the head, modulated by the condition."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = AdaptiveLinear(width, 2)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(condition).unsqueeze(1).chunk(2, dim=-1)
+        return layer_norm(x, scale, shift)

@@ -1,0 +1,118 @@
+"""The VAR transformer; parameter names are those of the published checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from stepvar.models import layers
+from stepvar.models.blocks import Around, residual
+from stepvar.models.layers import AdaptiveLinear, Attend, FeedForward, HeadNorm, SelfAttention
+from stepvar.models.var.config import VARConfig
+from stepvar.tokens import TokenMap
+
+IGNORABLE = ("lvl_1L", "attn_bias_for_masking")
+"""Constants that checkpoints store and generation does not need."""
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What a block sees beside its tokens, for the rows at hand.
+
+    Attributes:
+        modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts.
+        attend, around: see the types.
+    """
+
+    modulation: Tensor
+    attend: Attend
+    around: Around
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer, each a residual update."""
+
+    def __init__(self, config: VARConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.attn = SelfAttention(width, config.heads)
+        self.ffn = FeedForward(width, config.ffn_width)
+        if config.shared_adaln:
+            self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
+        else:
+            self.ada_lin = AdaptiveLinear(width, 6)
+
+    def modulation(self, pooled: Tensor, shared: Tensor | None) -> Tensor:
+        """The block's modulation (R, 6, C) from the class (R, C), or from what all blocks share (R, 6, C)."""
+        if shared is None:
+            return self.ada_lin(pooled).unflatten(-1, (6, -1))
+        return self.ada_gss[0] + shared
+
+    def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
+        gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
+
+        def attend_self(tokens: TokenMap) -> Tensor:
+            return gate1 * self.attn(layers.layer_norm(tokens.features, scale1, shift1), layer, context.attend)
+
+        def feed_forward(tokens: TokenMap) -> Tensor:
+            return gate2 * self.ffn(layers.layer_norm(tokens.features, scale2, shift2))
+
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything that the classes contribute, computed once per generation.
+
+    Attributes:
+        pooled: (R, C), the class embeddings.
+        modulation: per block (R, 6, C).
+    """
+
+    pooled: Tensor
+    modulation: tuple[Tensor, ...]
+
+
+class VARTransformer(nn.Module):
+    def __init__(self, config: VARConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, first = config.width, config.patch_nums[0] ** 2
+        sizes = [side * side for side in config.patch_nums]
+        self.starts = [0, *accumulate(sizes)][:-1]
+        self.word_embed = nn.Linear(config.tokenizer.channels, width)
+        self.class_emb = nn.Embedding(config.classes + 1, width)
+        self.pos_start = nn.Parameter(torch.zeros(1, first, width))
+        self.pos_1LC = nn.Parameter(torch.zeros(1, sum(sizes), width))
+        self.lvl_embed = nn.Embedding(len(sizes), width)
+        self.shared_ada_lin = AdaptiveLinear(width, 6) if config.shared_adaln else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_nm = HeadNorm(width)
+        self.head = nn.Linear(width, config.tokenizer.vocabulary)
+
+    @property
+    def null_class(self) -> int:
+        """The class of the unconditional branch."""
+        return self.config.classes
+
+    def condition(self, labels: Tensor) -> Conditioning:
+        """Class indices (R,) -> what the blocks need of them."""
+        pooled = self.class_emb(labels)
+        shared = None if self.shared_ada_lin is None else self.shared_ada_lin(pooled).unflatten(-1, (6, -1))
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        return Conditioning(pooled, tuple(block.modulation(pooled, shared) for block in blocks))
+
+    def first_tokens(self, pooled: Tensor) -> Tensor:
+        """(R, C) -> (R, tokens of the first scale, C): what it starts from."""
+        return pooled.unsqueeze(1) + self.pos_start
+
+    def places(self, scale: int, positions: Tensor) -> Tensor:
+        """Level and position embeddings (R, N, C) of the tokens of a scale at ``positions`` (R, N)."""
+        return self.lvl_embed.weight[scale] + self.pos_1LC[0, self.starts[scale] + positions]
+
+    def logits(self, x: Tensor, pooled: Tensor) -> Tensor:
+        """(R, N, C), classes (R, C) -> (R, N, vocabulary) in float32."""
+        return self.head(self.head_nm(x, pooled)).float()
