@@ -10,6 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,25 @@ from stepvar.scenes.grammar import held_out_scenes
 def variants() -> Iterator[tuple[str, str, Method]]:
     """(group, label, method)."""
     base: dict[str, Any] = {"keep": 0.5, "last": 2}
+    plain = partial(StepVAR, structure_weight=1.0)  # the paper's sum, wherever the weight is not what varies
     for propagated in ("state", "update"):
         for scope in ("stack", "block"):
             shape: dict[str, Any] = {"propagate": propagated, "scope": scope, **base}
-            for kind in (HighPass, StepVAR, PCA, Random):
-                yield "selection", f"{kind.name}, {scope}, {propagated}", kind(**shape)
+            for method in (HighPass(**shape), plain(**shape), PCA(**shape), Random(**shape)):
+                yield "selection", f"{method.name}, {scope}, {propagated}", method
     for normalisation in NORMALISATIONS:
         for weight in (0.25, 0.5, 1.0, 2.0):
             method = StepVAR(structure_weight=weight, normalisation=normalisation, **base)
             yield "weight", f"{normalisation}, w={weight}", method
     for iterations in (1, 2, 4, 16):
-        yield "iterations", f"{iterations}", StepVAR(power_iterations=iterations, **base)
+        yield "iterations", f"{iterations}", plain(power_iterations=iterations, **base)
     for before, after in ((1, 0), (2, 0), (4, 0), (0, 1), (0, 2), (1, 1), (2, 2)):
-        yield "span", f"before {before}, after {after}", StepVAR(blocks_before=before, blocks_after=after, **base)
+        yield "span", f"before {before}, after {after}", plain(blocks_before=before, blocks_after=after, **base)
     for last in (2, 3, 4):
         for keep in (0.25, 0.5, 0.75):
-            for pruning in (StepVAR, HighPass, Random):
-                yield "budget", f"{pruning.name}, keep {keep}, last {last}", pruning(keep=keep, last=last)
+            budget: dict[str, Any] = {"keep": keep, "last": last}
+            for method in (plain(**budget), HighPass(**budget), Random(**budget)):
+                yield "budget", f"{method.name}, keep {keep}, last {last}", method
     for count in (1, 2, 3):
         yield "skip", f"skip-last {count}", SkipLast(count)
 

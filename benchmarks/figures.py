@@ -23,7 +23,7 @@ from stepvar.sampling import SeededNoise
 from stepvar.tokens import TokenMap
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-CAPTION = "a large yellow circle above a large purple triangle on water"
+CAPTION = "a large purple triangle above a large yellow circle on water"
 SEED = 20
 
 

@@ -311,8 +311,18 @@ def test_kind_is_that_of_the_content(copied: Path) -> None:
     (result,) = verify([renamed])
     assert (result.name, result.kind, result.status) == ("var_d3", "infinity", "pass")
     config = json.loads(renamed.read_text())["config"]
-    edit_json(renamed, config=config | {"fastvar": {"ratios": {}}})
+    edit_json(renamed, config={name: value for name, value in config.items() if name != "Ct5"})
     assert verify([renamed])[0].kind != "infinity"
+
+
+def test_fastvar_settings_that_no_method_has_fail(tmp_path: Path) -> None:
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(GOLDENS / f"fastvar_p0_sq{suffix}", tmp_path)
+    golden = tmp_path / "fastvar_p0_sq.json"
+    config = json.loads(golden.read_text())["config"]
+    edit_json(golden, config=config | {"fastvar": config["fastvar"] | {"cached_hw": [4, 4]}})
+    (result,) = verify([golden])
+    assert result.status == "fail" and "not those of neighbouring late scales" in result.notes[0]
 
 
 def test_default_goldens_are_those_of_the_tests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepvar.methods import PCA, Dense, HighPass, Method, Random, SkipLast, StepVAR
+    from stepvar.methods import PCA, Dense, FastVAR, HighPass, Method, Random, SkipLast, StepVAR
     from stepvar.pipeline import Output, Pipeline
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PCA",
     "Dense",
+    "FastVAR",
     "HighPass",
     "Method",
     "Output",

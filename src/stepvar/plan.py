@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stepvar.tokens import Grid, ScaleSchedule, Selection
+from torch import Tensor
+
+from stepvar.tokens import Grid, ScaleSchedule
 
 
 def progress(scales: int) -> tuple[float, ...]:
@@ -94,7 +96,7 @@ class Step:
         branches: 1, or 2 when the unconditional branch runs too.
         guidance, temperature: this scale's values.
         plan: the whole generation.
-        selections: what methods selected at this scale, in order; read by the report.
+        selections: indices (R, K) of the tokens that methods kept at this scale, in order; read by the report.
         memo: scratch space of methods that remember something across the scales of one generation.
     """
 
@@ -106,7 +108,7 @@ class Step:
     guidance: float
     temperature: float
     plan: Plan
-    selections: list[Selection] = field(default_factory=list)
+    selections: list[Tensor] = field(default_factory=list)
     memo: dict[str, Any] = field(default_factory=dict)
 
     @property

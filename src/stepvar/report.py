@@ -219,16 +219,16 @@ class Recorder:
         maps = []
         for step, _, _ in self.scales:
             if step.selections:
-                counts = torch.zeros(len(step.selections[0].kept), step.grid.size)
+                counts = torch.zeros(len(step.selections[0]), step.grid.size)
                 for selection in step.selections:
-                    kept = selection.kept.cpu()
+                    kept = selection.cpu()
                     counts.scatter_add_(1, kept, torch.ones(kept.shape))
                 maps.append((step, (counts / len(step.selections)).view(-1, *step.grid.shape)))
         return maps
 
 
 def _kept(step: Step) -> int:
-    return min((selection.kept.shape[1] for selection in step.selections), default=step.grid.size)
+    return min((kept.shape[1] for kept in step.selections), default=step.grid.size)
 
 
 def peak_memory(device: torch.device) -> int:

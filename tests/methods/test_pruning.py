@@ -11,6 +11,7 @@ from torch import Tensor
 from stepvar.errors import UsageError
 from stepvar.methods import PCA, HighPass, Random, StepVAR
 from stepvar.methods.base import Site
+from stepvar.methods.propagation import nearest_kept
 from stepvar.methods.pruning import Pruning
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
@@ -56,7 +57,7 @@ class WatchedHighPass(HighPass):
     seen: dict[tuple[int, int, str], int] = field(default_factory=dict)
 
     def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        self.seen[(step.index, *site)] = tokens.features.shape[1]
+        self.seen[(step.index, site.layer, site.sublayer)] = tokens.features.shape[1]
         return run(tokens)
 
 
@@ -149,12 +150,12 @@ def test_pruned_tokens_take_the_state_of_their_neighbour() -> None:
     step, run = late_step(branches=1), FakeBlocks()
     features = torch.randn(1, 64, 3, generator=torch.Generator().manual_seed(0))
     out = HighPass(keep=0.25).run_stack(run, TokenMap.dense(features, step.grid), step)
-    selection = step.selections[0]
-    kept = selection.kept[0]
+    source = nearest_kept(step.selections[0], step.grid)[0]
+    kept = step.selections[0][0]
     assert len(kept) == 16 and len(run.calls) == 1
     assert torch.equal(run.calls[0][0].positions[0], kept)
     for cell in range(64):
-        assert torch.equal(out.features[0, cell], features[0, kept[selection.source[0, cell]]] + 4000)
+        assert torch.equal(out.features[0, cell], features[0, kept[source[cell]]] + 4000)
 
 
 def test_update_keeps_ones_own_state() -> None:
@@ -194,8 +195,8 @@ def test_scope_says_how_often_tokens_are_selected(tiny_model: Infinity) -> None:
     each = draw(tiny_model, plan, HighPass(keep=0.5, blocks_before=1, scope="block"))
     assert [len(step.selections) for step in once.steps] == [0, 0, 0, 0, 1]
     assert [len(step.selections) for step in each.steps] == [0, 0, 0, 0, 3]
-    assert torch.equal(once.steps[4].selections[0].kept, each.steps[4].selections[0].kept)
-    assert not torch.equal(each.steps[4].selections[0].kept, each.steps[4].selections[1].kept)
+    assert torch.equal(once.steps[4].selections[0], each.steps[4].selections[0])
+    assert not torch.equal(each.steps[4].selections[0], each.steps[4].selections[1])
     assert not torch.equal(once.logits[4], each.logits[4])
 
 
@@ -279,9 +280,9 @@ def test_keeping_everything_is_dense_for_classes_too(tiny_var: VAR) -> None:
 
 def test_random_choice_is_that_of_the_seed(tiny_model: Infinity) -> None:
     plan = make_plan(SQUARE)
-    batch = draw(tiny_model, plan, Random(keep=0.5), make_text(LENGTHS)).steps[-1].selections[0].kept
-    alone = draw(tiny_model, plan, Random(keep=0.5)).steps[-1].selections[0].kept
-    other = draw(tiny_model, plan, Random(keep=0.5, seed=1)).steps[-1].selections[0].kept
+    batch = draw(tiny_model, plan, Random(keep=0.5), make_text(LENGTHS)).steps[-1].selections[0]
+    alone = draw(tiny_model, plan, Random(keep=0.5)).steps[-1].selections[0]
+    other = draw(tiny_model, plan, Random(keep=0.5, seed=1)).steps[-1].selections[0]
     assert batch.tolist() == alone.tolist() * 3
     assert not torch.equal(alone, other)
     step = late_step(branches=1)

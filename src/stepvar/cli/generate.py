@@ -62,7 +62,12 @@ Prompts = Annotated[
     typer.Argument(metavar="PROMPT...", help="What to draw; several prompts give several pictures."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="PNG file; several pictures are numbered.")]
-MethodName = Annotated[str, typer.Option("--method", help="See 'stepvar methods'; 'dense' prunes nothing.")]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method", help="See 'stepvar methods'; default: stepvar with --keep, --set or --compare, else dense."
+    ),
+]
 Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
 Last = Annotated[str | None, typer.Option(help="How many scales from the end are pruned.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the method.")]
@@ -86,7 +91,7 @@ def generate(
     model: ModelOption = "scenes",
     seed: SeedOption = None,
     out: Out = Path("scene.png"),
-    method: MethodName = "stepvar",
+    method: MethodName = None,
     keep: Keep = None,
     last: Last = None,
     set_: Settings = None,
@@ -110,6 +115,8 @@ def generate(
     files = Files.checked(out, report, preview)
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
+    if method is None:
+        method = "stepvar" if compare or keep or last or set_ else "dense"
     chosen = parse_method(method, {"keep": keep, "last": last}, set_ or [])
     settings = {
         "negative_prompt": negative_prompt,

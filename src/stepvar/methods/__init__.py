@@ -8,9 +8,12 @@ from typing import Any
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method
 from stepvar.methods.baselines import PCA, Dense, HighPass, Random, SkipLast
+from stepvar.methods.fastvar import FastVAR
 from stepvar.methods.stepvar import StepVAR
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Dense, StepVAR, HighPass, PCA, Random, SkipLast)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Dense, StepVAR, FastVAR, HighPass, PCA, Random, SkipLast)
+}
 
 
 def make_method(name: str, **settings: Any) -> Method:
@@ -33,6 +36,7 @@ __all__ = [
     "METHODS",
     "PCA",
     "Dense",
+    "FastVAR",
     "HighPass",
     "Method",
     "Random",

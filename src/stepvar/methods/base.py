@@ -22,10 +22,11 @@ class RunBlocks(Protocol):
 
 
 class Site(NamedTuple):
-    """A residual sub-layer: the block's index from 0 and ``"self"``, ``"cross"`` or ``"ffn"``."""
+    """A residual sub-layer: its block's index, ``"self"``, ``"cross"`` or ``"ffn"``, and the number of blocks."""
 
     layer: int
     sublayer: str
+    depth: int = 0
 
 
 @dataclass(frozen=True)

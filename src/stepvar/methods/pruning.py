@@ -111,5 +111,5 @@ class Pruning(Method):
         scored = tokens.with_features(tokens.features[: step.samples]) if shared else tokens
         kept = top_tokens(self.score(scored, step), count)
         selection = Selection(kept, nearest_kept(kept, step.grid))
-        step.selections.append(selection)
+        step.selections.append(kept)
         return selection.repeat(step.branches) if shared else selection

@@ -31,6 +31,12 @@ def texture_energy(features: Tensor, grid: Grid) -> Tensor:
     return (frames - low).square().sum(dim=1).view(rows, grid.size)
 
 
+def distance_to_mean(features: Tensor) -> Tensor:
+    """Squared distance to the mean token: ``sum_c (x - mean x)^2`` (FastVAR, section 3)."""
+    wide = features.float()
+    return (wide - wide.mean(dim=1, keepdim=True)).square().sum(dim=-1)
+
+
 def principal_direction(centred: Tensor, iterations: int) -> Tensor:
     """First principal component of centred features (B, N, C) by power iteration: unit vectors (B, C).
 

@@ -67,6 +67,7 @@ class BlockRun(ABC, Generic[State]):
 
     def around(self, run: Sublayer, tokens: TokenMap, site: Site) -> Tensor:
         """A sub-layer as the method lets it run, counted."""
+        site = site._replace(depth=self.depth)
         return self.method.run_sublayer(partial(self._counted, run, site), tokens, site, self.step)
 
     def _counted(self, run: Sublayer, site: Site, tokens: TokenMap) -> Tensor:

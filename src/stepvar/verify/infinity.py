@@ -20,6 +20,7 @@ from stepvar.plan import Plan, Step
 from stepvar.sampling import StreamNoise
 from stepvar.text import TextFeatures
 from stepvar.tokens import ScaleSchedule
+from stepvar.verify.fastvar import read_method
 from stepvar.verify.goldens import Golden, fill_golden
 from stepvar.verify.recording import Record, RecordBlocks, RecordingModel
 from stepvar.verify.setup import Setup
@@ -63,8 +64,10 @@ def run_generation(golden: Golden, setup: Setup) -> Record:
     noise = StreamNoise(torch.Generator().manual_seed(golden.config.get("g_seed", 0)))
     record: Record = {}
     recording = RecordingInfinity(model, record)
-    state = generate(recording, condition, len(condition.prompts), plan, RecordBlocks(record), noise)
+    method = RecordBlocks(record, read_method(golden, plan.schedule))
+    state = generate(recording, condition, len(condition.prompts), plan, method, noise)
     record["ca_kv"] = _packed(state.condition.text, condition, plan)
+    record |= _unused_tokens(model, state, plan, method.edit(plan).scales)
     if setup.exact:
         return record | {"summed_codes": state.latent} | _images(model.decode(state), golden)
     early = {name: value for name, value in record.items() if _before_first_bit(name)}
@@ -165,6 +168,12 @@ def _packed(text: Tensor, condition: TextCondition, plan: Plan) -> Tensor:
 
 def _before_first_bit(name: str) -> bool:
     return name in ("cond_BD", "ca_kv", "hidden_0", "logits_0") or name.startswith("blockout_s0_")
+
+
+def _unused_tokens(model: Infinity, state: InfinityState, plan: Plan, ran: int) -> Record:
+    """What the first skipped scale would have read: the original prepares it before it skips."""
+    steps = list(plan.steps(len(state.latent)))
+    return {f"tokens_in_{ran}": model.next_tokens(state.latent, steps[ran])} if ran < len(steps) else {}
 
 
 def _images(pixels: Tensor, golden: Golden) -> Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -19,20 +19,35 @@ Record = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class RecordBlocks(Method):
-    """Dense generation that notes the features behind every block and behind the whole stack.
+    """A method that notes the features behind every block and behind the whole stack, and what another method keeps.
 
     Where guidance mixes the branches behind a block, the block's features are those in front of the mixing.
+
+    Attributes:
+        record: where it is noted.
+        method: the method that acts; dense if none is given.
     """
 
     record: Record
+    method: Method = field(default_factory=Method)
+
+    def edit(self, plan: Plan) -> Plan:
+        return self.method.edit(plan)
+
+    def tokens_at(self, step: Step, layer: int, depth: int) -> int:
+        return self.method.tokens_at(step, layer, depth)
 
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
-        tokens = run(tokens)
+        tokens = self.method.run_stack(run, tokens, step)
         self.record[f"hidden_{step.index}"] = tokens.features
         return tokens
 
     def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        update = run(tokens)
+        known = len(step.selections)
+        update = self.method.run_sublayer(run, tokens, site, step)
+        if len(step.selections) > known:
+            short = {"self": "sa", "cross": "ca", "ffn": "ffn"}[site.sublayer]
+            self.record[f"kept_s{step.index}_l{site.layer}_{short}"] = step.selections[-1]
         if site.sublayer == "ffn":
             self.record[f"blockout_s{step.index}_l{site.layer}"] = tokens.features + update
         return update

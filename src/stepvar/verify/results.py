@@ -25,7 +25,7 @@ GROUPS: dict[str, str] = {
     "logits": r"logits_\d+",
     "latents": r"summed_codes|z|f_hat(_last)?",
     "image": r"img_f32(_crop)?|rec",
-    "units": r"rope_\w+|lat_\w+|pixel_unshuffle_out",
+    "units": r"rope_\w+|lat_\w+|pixel_unshuffle_out|restored|area_\d+_to_\d+",
 }
 """Groups of tensors with one tolerance each, by the tensors' names."""
 
@@ -33,6 +33,7 @@ DISCRETE: dict[str, tuple[str, int]] = {
     "bits": (r"bits_\d+|bit_\w+", 0),
     "indices": (r"idx_\d+", 0),
     "pixels": (r"img_u8_bgr", 1),
+    "kept": (r"kept_\w+", 0),
 }
 """Groups of whole numbers, by the tensors' names, and how far two may be apart and count as equal."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stepvar.errors import StepvarError
+from stepvar.verify.fastvar import FASTVAR_INPUTS, is_fastvar_units, run_fastvar_units
 from stepvar.verify.goldens import Golden, default_goldens, find_goldens, read_tensors
 from stepvar.verify.infinity import GENERATION_INPUTS, TOKENIZER_INPUTS, run_generation, run_tokenizer
 from stepvar.verify.recording import Record
@@ -41,7 +42,7 @@ class Kind:
 
 def _is_generation(about: dict[str, Any]) -> bool:
     config = about.get("config", {})
-    return {"cfg_insertion_layer", "embed_dim", "Ct5"} <= config.keys() and "fastvar" not in config
+    return {"cfg_insertion_layer", "embed_dim", "Ct5"} <= config.keys()
 
 
 def _is_tokenizer(about: dict[str, Any]) -> bool:
@@ -68,6 +69,7 @@ KINDS = (
         "the encoder, the quantiser on the golden's latents, and the decoder on its codes",
     ),
     Kind("infinity units", _is_units, run_units, UNIT_INPUTS, "all, in float32"),
+    Kind("fastvar units", is_fastvar_units, run_fastvar_units, FASTVAR_INPUTS, "all, in float32"),
     Kind("var", is_classes, run_classes, CLASS_INPUTS, "the first scale, and the decoder on the golden's codes"),
     Kind("vq tokenizer", is_vq, run_vq, TOKENIZER_INPUTS, "the encoder, and the decoder on the golden's codes"),
 )

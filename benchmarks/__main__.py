@@ -1,0 +1,27 @@
+"""All measurements of the embedded model that a CPU can make: ``python -m benchmarks``; results go to ``runs/``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+RUNS = Path("runs")
+
+COMMANDS = (
+    ("speed", "--model", "scenes", "--rounds", "5", "--memory", "--out", "runs/speed-scenes.json"),
+    ("quality", "--out", "runs/quality.json"),
+    ("ablation", "--scenes", "32", "--out", "runs/ablation.json"),
+)
+
+
+def main() -> None:
+    RUNS.mkdir(exist_ok=True)
+    for module, *arguments in COMMANDS:
+        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+        print("+", *command[1:], flush=True)
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

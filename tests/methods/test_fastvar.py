@@ -1,0 +1,71 @@
+"""FastVAR's rule; that it computes what the original does is in the goldens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stepvar.errors import UsageError
+from stepvar.methods import FastVAR
+from stepvar.methods.fastvar import restore_from_cache
+from stepvar.models.infinity import Infinity
+from stepvar.tokens import Grid
+from tests.helpers import SQUARE, draw, make_plan
+
+SMALL = {"prune": (0.25, 0.5), "skip": 1, "blocks_before": 1, "blocks_after": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"prune": ()}, "prune=()"),
+        ({"prune": (1.0,)}, "prune=1.0"),
+        ({"prune": ("0.5",)}, "prune='0.5'"),
+        ({"skip": -1}, "skip=-1"),
+        ({"blocks_before": -2}, "blocks_before=-2"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        FastVAR(**settings)
+    assert said in str(error.value)
+
+
+def test_too_short_a_schedule_is_refused() -> None:
+    plan = make_plan(SQUARE)
+    with pytest.raises(UsageError, match="one of them unpruned"):
+        FastVAR(prune=(0.5,) * len(plan.schedule), skip=0).edit(plan)
+
+
+def test_scales_tokens_and_blocks(tiny_model: Infinity) -> None:
+    plan = make_plan(SQUARE)
+    drawn = draw(tiny_model, plan, FastVAR(**SMALL))
+    scales = len(plan.schedule)
+    assert len(drawn.steps) == scales - 1
+    sizes = [step.grid.size for step in drawn.steps]
+    kept = [size - int(size * share) for size, share in zip(sizes[-2:], (0.25, 0.5), strict=True)]
+    inside = tiny_model.config.depth - 2
+    assert [len(step.selections) for step in drawn.steps] == [0] * (scales - 3) + [3 * inside] * 2
+    assert [step.selections[0].shape[1] for step in drawn.steps[-2:]] == kept
+    lengths = drawn.state.cache.lengths
+    assert lengths[0] == lengths[-1] == sum(sizes)
+    assert lengths[1] == sum(sizes[:-2]) + sum(kept)
+
+
+def test_nothing_pruned_and_nothing_skipped_is_dense(tiny_model: Infinity) -> None:
+    plan = make_plan(SQUARE)
+    dense, same = draw(tiny_model, plan), draw(tiny_model, plan, FastVAR(prune=(0.0,), skip=0, blocks_before=0))
+    assert all(torch.equal(a, b) for a, b in zip(dense.logits, same.logits, strict=True))
+
+
+def test_restoring_mixes_the_cells_that_overlap() -> None:
+    cached = torch.tensor([[[0.0], [4.0]]])  # a 1x2 grid
+    kept = torch.tensor([[2]])
+    restored = restore_from_cache(torch.tensor([[[9.0]]]), kept, Grid(1, 1, 2), cached, Grid(1, 1, 3))
+    assert restored.flatten().tolist() == [0.0, 2.0, 9.0]
+
+
+def test_a_branch_that_ends_reads_its_own_part_of_the_cache() -> None:
+    cached = torch.arange(8.0).view(2, 4, 1)
+    restored = restore_from_cache(torch.zeros(1, 1, 1), torch.tensor([[0]]), Grid(1, 2, 2), cached, Grid(1, 2, 2))
+    assert restored.flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
