@@ -12,7 +12,7 @@ from stepvar.evaluation.metrics import high_frequency_energy, psnr
 from stepvar.evaluation.scenes import accuracies, judge_pictures
 from stepvar.generation import generate
 from stepvar.methods import Method
-from stepvar.models.infinity import TextCondition
+from stepvar.models.conditioning import Subject
 from stepvar.pipeline import Pipeline
 from stepvar.plan import Plan
 from stepvar.sampling import Noise, SeededNoise
@@ -65,7 +65,7 @@ def draw(
         noise: Noise = SeededNoise(seeds[part])
         if redrawn_from is not None:
             noise = RedrawnNoise(seeds[part], count - redrawn_from)
-        condition = TextCondition(pipe.text_encoder.encode(prompts))
+        condition = pipe.conditioner.request(Subject(prompts), 1).condition()
         state = generate(pipe.model, condition, len(prompts), plan, method, noise)
         pictures.append((pipe.model.decode(state).float() + 1) / 2)
     return torch.cat(pictures)

@@ -16,7 +16,7 @@ from stepvar.generation import generate
 from stepvar.methods import HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.methods.base import RunBlocks
 from stepvar.methods.scores import structure_magnitude, texture_energy
-from stepvar.models.infinity import TextCondition
+from stepvar.models.conditioning import Subject
 from stepvar.pipeline import Pipeline, to_images
 from stepvar.plan import Plan, Step
 from stepvar.sampling import SeededNoise
@@ -50,7 +50,7 @@ def pyramid(pipe: Pipeline) -> Image.Image:
 
     def keep(step: Step, state: object) -> None:
         if step.index >= 2:
-            tiles.append((f"after {step.grid}", to_images(pipe.model.decode(state), "pil")[0]))  # type: ignore[arg-type]
+            tiles.append((f"after {step.grid}", pipe.preview(state)[0]))
 
     pipe(CAPTION, seed=SEED, callback_on_scale_end=keep)
     return contact_sheet(tiles, 4, [CAPTION, "the picture after each scale"])
@@ -63,7 +63,7 @@ def scores(pipe: Pipeline) -> Image.Image:
     guidance, temperature = pipe.defaults["guidance_scale"], pipe.defaults["temperature"]
     plan = Plan(schedule, (guidance,) * count, (temperature,) * count)
     caught: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
-    text = TextCondition(pipe.text_encoder.encode([CAPTION]))
+    text = pipe.conditioner.request(Subject(CAPTION), 1).condition()
     state = generate(
         pipe.model,
         text,

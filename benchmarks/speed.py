@@ -27,6 +27,7 @@ from stepvar.files import write_text
 from stepvar.generation import generate
 from stepvar.methods import Method, StepVAR
 from stepvar.methods.propagation import propagate
+from stepvar.models.conditioning import Subject
 from stepvar.models.infinity import CONFIGS, Infinity, TextCondition
 from stepvar.pipeline import Pipeline
 from stepvar.plan import Plan, Step
@@ -36,11 +37,9 @@ from stepvar.text import TextFeatures
 from stepvar.tokens import TokenMap
 from stepvar.verify.weights import fill_by_rule
 
-SETTINGS = [(keep, last) for last in (2, 3, 4) for keep in (0.25, 0.5, 0.75)]
-
 
 @dataclass(frozen=True)
-class Subject:
+class Drawing:
     """A model, what it draws and how."""
 
     name: str
@@ -55,21 +54,23 @@ class Subject:
         return recorder.report(self.name, str(method), 1, self.model.dtype)
 
 
-def subject(name: str, device: str) -> Subject:
+def subject(name: str, device: str, dtype: torch.dtype, resolution: str | None) -> Drawing:
     """The embedded model with guidance, or a released size with weights by rule and without guidance."""
     if name in CONFIGS:
         model = Infinity(CONFIGS[name]).eval().requires_grad_(False)
         fill_by_rule(model, seed=0)
-        model.to(device)
-        text = TextFeatures(torch.randn(1, 16, 2048, generator=torch.Generator().manual_seed(0)), (16,))
-        schedule, guidance, temperature = model.schedule(1.0, "1M"), 1.0, 0.5
+        model.to(device, dtype)
+        features = torch.randn(1, 16, 2048, generator=torch.Generator().manual_seed(0))
+        condition = TextCondition(TextFeatures(features, (16,)))
+        schedule, guidance, temperature = model.schedule(1.0, resolution or "1M"), 1.0, 0.5
     else:
-        pipe = Pipeline.from_pretrained(name).to(device)
-        text = pipe.text_encoder.encode(["a large red striped circle left of a small blue star on grass"])
-        model, schedule = pipe.model, pipe.schedule()
+        pipe = Pipeline.from_pretrained(name).to(device, dtype)
+        caption = "a large red striped circle left of a small blue star on grass"
+        condition = pipe.conditioner.request(Subject(caption), 1).condition()
+        model, schedule = pipe.model, pipe.schedule(resolution=resolution)
         guidance, temperature = pipe.defaults["guidance_scale"], pipe.defaults["temperature"]
     count = len(schedule)
-    return Subject(name, model, TextCondition(text), Plan(schedule, (guidance,) * count, (temperature,) * count))
+    return Drawing(name, model, condition, Plan(schedule, (guidance,) * count, (temperature,) * count))
 
 
 def seconds(work: Callable[[], Any], runs: int = 5) -> float:
@@ -82,7 +83,7 @@ def seconds(work: Callable[[], Any], runs: int = 5) -> float:
     return statistics.median(times[1:])
 
 
-def overhead(of: Subject, method: StepVAR, step: Step) -> float:
+def overhead(of: Drawing, method: StepVAR, step: Step) -> float:
     """Seconds that selecting, thinning and rebuilding the map of one scale take, on features of its real shape."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(step.rows, step.grid.size, of.model.config.width, generator=generator)
@@ -95,7 +96,7 @@ def overhead(of: Subject, method: StepVAR, step: Step) -> float:
     return seconds(work)
 
 
-def measure(of: Subject, rounds: int, settings: Sequence[tuple[float, int]]) -> dict[str, Any]:
+def measure(of: Drawing, rounds: int, settings: Sequence[tuple[float, int]]) -> dict[str, Any]:
     """Interleaved rounds of dense and every setting."""
     methods: dict[str, Method] = {"dense": Method()}
     methods |= {f"keep {keep}, last {last}": StepVAR(keep=keep, last=last) for keep, last in settings}
@@ -137,11 +138,12 @@ def _row(
     }
 
 
-def peak_memory(name: str, device: str, setting: tuple[float, int] | None) -> int:
+def peak_memory(arguments: argparse.Namespace, keep: float, last: int) -> int:
     """Peak bytes of one generation, in a process of its own since a process's peak never falls."""
-    chosen = [] if setting is None else ["--once", *map(str, setting)]
-    command = [sys.executable, "-m", "benchmarks.speed", "--model", name, "--device", device]
-    done = subprocess.run([*command, *(chosen or ["--once", "1", "1"])], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.speed", "--model", arguments.model, "--device", arguments.device]
+    command += ["--dtype", arguments.dtype, "--once", str(keep), str(last)]
+    command += ["--resolution", arguments.resolution] if arguments.resolution else []
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
@@ -150,20 +152,25 @@ def main() -> None:
     parser.add_argument("--model", default="scenes", help=f"scenes, a model folder, or one of {', '.join(CONFIGS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--resolution", help="name of a schedule; default 1M for released sizes, else the model's own")
+    parser.add_argument("--keep", type=float, nargs="*", default=[0.25, 0.5, 0.75])
+    parser.add_argument("--last", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", action="store_true", help="also the peak memory of each setting")
     parser.add_argument("--once", nargs=2, metavar=("KEEP", "LAST"), help="one run, prints its peak memory in bytes")
     arguments = parser.parse_args()
-    of = subject(arguments.model, arguments.device)
+    of = subject(arguments.model, arguments.device, getattr(torch, arguments.dtype), arguments.resolution)
     if arguments.once:
         keep, last = float(arguments.once[0]), int(arguments.once[1])
         print(of.run(StepVAR(keep=keep, last=last)).peak_memory)
         return
-    result = measure(of, arguments.rounds, SETTINGS)
+    settings = [(keep, last) for last in arguments.last for keep in arguments.keep]
+    result = measure(of, arguments.rounds, settings)
     if arguments.memory:
-        result["dense"]["peak"] = peak_memory(arguments.model, arguments.device, None)
-        for setting, row in zip(SETTINGS, result["rows"], strict=True):
-            row["peak"] = peak_memory(arguments.model, arguments.device, setting)
+        result["dense"]["peak"] = peak_memory(arguments, 1, 1)
+        for setting, row in zip(settings, result["rows"], strict=True):
+            row["peak"] = peak_memory(arguments, *setting)
     result["facts"] = {
         "command": command_line(__spec__),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -182,6 +189,9 @@ def markdown(result: dict[str, Any]) -> str:
         " selection + propagation | peak memory |",
         "|---|---|---|---|---|---|---|",
     ]
+    dense = result["dense"]
+    peak = f"{dense['peak'] / 2**20:.0f} MiB" if "peak" in dense else ""
+    lines.append(f"| dense | 100 % | 100 % | 1 | 1 | | {peak} |")
     for row in result["rows"]:
         fast = row["speedup"]
         scales = [scale for scale in row["scales"] if scale["tokens"] >= 1024]

@@ -142,7 +142,7 @@ class Watch(Method):
     seen: dict[tuple[int, int, str], TokenMap] = field(default_factory=dict)
 
     def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        self.seen[(step.index, *site)] = tokens
+        self.seen[(step.index, site.layer, site.sublayer)] = tokens
         return run(tokens)
 
 

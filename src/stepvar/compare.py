@@ -121,6 +121,7 @@ def compare(
     order, and times are compared within a round only.
 
     Args:
+        prompt: what to draw: prompts, or classes for a model that draws those.
         seed: as for the pipeline, but needed: both must draw the same.
         runs: rounds that count.
         warmup: rounds in front of them that do not.
@@ -135,13 +136,16 @@ def compare(
     if warmup < 0:
         raise UsageError(f"warmup={warmup}: must be 0 or more")
     method = make_method(method) if isinstance(method, str) else method
+    subject: dict[str, Any] = {pipe.conditioner.argument: prompt}
     contenders: dict[str, Method] = {"dense": Dense(), "other": method}
     reports: dict[str, list[Report]] = {name: [] for name in contenders}
     outputs: dict[str, Output] = {}
     for number in range(warmup + runs):
         order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
         for name in order:
-            outputs[name] = pipe(prompt, method=contenders[name], seed=seed, output_type="pil", **settings)
+            outputs[name] = pipe(
+                **subject, method=contenders[name], seed=seed, output_type="pil", progress=False, **settings
+            )
             if number >= warmup:
                 reports[name].append(outputs[name].report)
             if on_run_end is not None:

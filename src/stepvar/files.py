@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,3 +61,27 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside ``path``, renamed to ``path`` at the end, removed on any failure.
+
+    Raises:
+        OutputError: if ``path`` exists, or writing fails (no space, no permission).
+    """
+    if path.exists():
+        raise OutputError(f"{path}: exists; choose another folder or remove it first")
+    check_writable(path)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror or error}; free space or choose another place") from error

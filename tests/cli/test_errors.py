@@ -222,10 +222,10 @@ def _interrupt(*_: object, **__: object) -> None:
 
 def test_an_interrupted_run_leaves_nothing(run, shared_model: Path, tmp_path: Path, monkeypatch) -> None:
     @contextmanager
-    def impatient(quiet: bool) -> Iterator[object]:
+    def impatient(*_: object) -> Iterator[object]:
         yield _interrupt
 
-    monkeypatch.setattr("stepvar.cli.progress.scale_bar", impatient)
+    monkeypatch.setattr("stepvar.pipeline.scale_bar", impatient)
     result = run("generate", PROMPT, "--model", shared_model, "--report", "report.json", "--preview", "p.png")
     assert (result.status, result.out, result.err) == (130, "", "stepvar: interrupted\n")
     assert list(tmp_path.iterdir()) == []
@@ -275,7 +275,7 @@ def test_debug_behind_two_dashes_is_a_prompt(run, shared_model: Path) -> None:
     ],
 )
 def test_other_errors(run, monkeypatch, error: Exception, said: str) -> None:
-    def load(name: str) -> Pipeline:
+    def load(name: str, *_: object, **__: object) -> Pipeline:
         raise error
 
     monkeypatch.setattr(Pipeline, "from_pretrained", load)

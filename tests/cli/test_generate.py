@@ -164,6 +164,8 @@ def test_compare_takes_times_from_the_reports_round_by_round(shared_model: Path)
     pipe, calls = Pipeline.from_pretrained(shared_model), []
 
     class Watched:
+        conditioner = pipe.conditioner
+
         def __call__(self, *arguments, **settings):
             output = pipe(*arguments, **settings)
             calls.append((settings["method"].name, settings["seed"], output.report.seconds))

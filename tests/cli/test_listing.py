@@ -53,6 +53,7 @@ def test_models_lists_embedded_and_released(run) -> None:
     assert "scenes" in shown
     assert all(name in shown for name in CONFIGS)
     assert "2,204.6 M" in shown  # the 2B transformer
+    assert "d36" in shown and "512x512" in shown
     assert "1024x1024" in shown
 
 

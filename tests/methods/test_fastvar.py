@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from stepvar.models.infinity import Infinity
 from stepvar.tokens import Grid
 from tests.helpers import SQUARE, draw, make_plan
 
-SMALL = {"prune": (0.25, 0.5), "skip": 1, "blocks_before": 1, "blocks_after": 1}
+SMALL: dict[str, Any] = {"prune": (0.25, 0.5), "skip": 1, "blocks_before": 1, "blocks_after": 1}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stepvar.cli.progress import bar
+from stepvar.progress import bar
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,8 +25,8 @@ def draw_comparison(
     """Runs a comparison behind a progress bar, which moves between generations only."""
     from stepvar.compare import compare
 
-    with bar("dense and pruned in turn", 2 * (runs + 1), quiet) as advance:
-        return compare(pipe, prompts, method, seed, runs, on_run_end=lambda: advance(None), **settings)
+    with bar("dense and pruned in turn", 2 * (runs + 1), not quiet) as advance:
+        return compare(pipe, prompts, method, seed, runs, on_run_end=advance, **settings)
 
 
 def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:

@@ -15,9 +15,14 @@ from stepvar.cli.options import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    OffloadOption,
     QuietOption,
+    RevisionOption,
     RunsOption,
     SeedOption,
+    TextEncoderOption,
+    TileOption,
+    VariantOption,
     load_pipeline,
     output_path,
     parse_method,
@@ -30,7 +35,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from stepvar.methods import Method
-    from stepvar.models.infinity.model import InfinityState
     from stepvar.pipeline import Output, Pipeline
     from stepvar.plan import Step
 
@@ -59,7 +63,7 @@ class Files:
 
 Prompts = Annotated[
     list[str],
-    typer.Argument(metavar="PROMPT...", help="What to draw; several prompts give several pictures."),
+    typer.Argument(metavar="PROMPT...", help="What to draw (for VAR a class); several give several pictures."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="PNG file; several pictures are numbered.")]
 MethodName = Annotated[
@@ -76,6 +80,7 @@ Guidance = Annotated[str | None, typer.Option(help="How closely to follow the pr
 Temperature = Annotated[str | None, typer.Option(help="Lower is more decided; one number, or one per scale.")]
 TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 draws nothing.")]
 TopP = Annotated[float | None, typer.Option(help="Probability kept before sampling.")]
+MoreSmooth = Annotated[bool, typer.Option("--more-smooth", help="VAR only: blends of codes, which look smoother.")]
 AspectRatio = Annotated[str, typer.Option(help="Width to height, such as 3:2.")]
 Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
 NumImages = Annotated[int, typer.Option(help="Pictures per prompt.")]
@@ -89,6 +94,11 @@ PreviewFile = Annotated[Path | None, typer.Option(help="PNG file for the picture
 def generate(
     prompt: Prompts,
     model: ModelOption = "scenes",
+    variant: VariantOption = None,
+    revision: RevisionOption = None,
+    text_encoder: TextEncoderOption = None,
+    offload_text_encoder: OffloadOption = False,
+    tile: TileOption = None,
     seed: SeedOption = None,
     out: Out = Path("scene.png"),
     method: MethodName = None,
@@ -100,6 +110,7 @@ def generate(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    more_smooth: MoreSmooth = False,
     aspect_ratio: AspectRatio = "1:1",
     resolution: Resolution = None,
     num_images: NumImages = 1,
@@ -124,11 +135,16 @@ def generate(
         "temperature": parse_numbers("temperature", temperature),
         "top_k": top_k,
         "top_p": top_p,
+        "more_smooth": more_smooth,
         "aspect_ratio": aspect_ratio,
         "resolution": resolution,
         "num_images_per_prompt": num_images,
     }
-    pipe = load_pipeline(model, device, dtype)
+    pipe = load_pipeline(model, device, dtype, variant, revision, text_encoder)
+    if offload_text_encoder:
+        pipe.enable_text_encoder_offload()
+    if tile is not None:
+        pipe.enable_tiled_decode(tile)
     seed = secrets.randbelow(2**31) if seed is None else seed
     if compare:
         _compare(pipe, prompt, chosen, seed, runs, settings, files, quiet)
@@ -145,22 +161,21 @@ def _draw(
     files: Files,
     quiet: bool,
 ) -> None:
-    from stepvar.cli.progress import scale_bar
     from stepvar.drawing import save_png
 
     stages: list[tuple[Step, list[Image.Image]]] = []
-    with scale_bar(quiet) as advance:
 
-        def on_scale_end(step: Step, state: InfinityState) -> None:
-            advance(step, state)
-            if files.preview is not None:
-                stages.append((step, _images_so_far(pipe, state)))
+    def on_scale_end(step: Step, state: Any) -> None:
+        if files.preview is not None:
+            stages.append((step, pipe.preview(state)))
 
-        output = pipe(prompts, method=method, seed=seed, callback_on_scale_end=on_scale_end, **settings)
+    subject: dict[str, Any] = {pipe.conditioner.argument: prompts}
+    output = pipe(
+        **subject, method=method, seed=seed, callback_on_scale_end=on_scale_end, progress=not quiet, **settings
+    )
     paths = numbered(files.out, len(output.images))
     for index, (path, image) in enumerate(zip(paths, output.images, strict=True)):
-        text = prompts[index // settings["num_images_per_prompt"]]
-        save_png(image, path, describe(pipe, text, seed + index, method, settings))
+        save_png(image, path, describe(pipe, output.captions[index], seed + index, method, settings))
     if files.report is not None:
         write_text(files.report, output.report.to_json() + "\n")
     if files.preview is not None:
@@ -195,7 +210,11 @@ def _compare(
 def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: dict[str, Any]) -> dict[str, str]:
     """What is needed to draw a picture again, as texts for its file."""
     named = {field.name: getattr(method, field.name) for field in fields(method)}
-    defaults = {"aspect_ratio": "1:1", "num_images_per_prompt": settings.get("num_images_per_prompt")}
+    defaults = {
+        "aspect_ratio": "1:1",
+        "more_smooth": False,
+        "num_images_per_prompt": settings.get("num_images_per_prompt"),
+    }
     used = {key: value for key, value in settings.items() if value not in (None, defaults.get(key))}
     return {
         "prompt": prompt,
@@ -216,13 +235,6 @@ def numbered(path: Path, count: int) -> list[Path]:
         return [path]
     digits = len(str(count))
     return [path.with_stem(f"{path.stem}-{number:0{digits}}") for number in range(1, count + 1)]
-
-
-def _images_so_far(pipe: Pipeline, state: InfinityState) -> list[Image.Image]:
-    from stepvar.pipeline import to_images
-
-    images: list[Image.Image] = to_images(pipe.model.decode(state), "pil")
-    return images
 
 
 def _preview_sheet(stages: list[tuple[Step, list[Image.Image]]]) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from stepvar.methods import Method
-    from stepvar.models.infinity import InfinityConfig
+    from stepvar.models.family import Family
 
 
 def methods() -> None:
@@ -39,37 +39,39 @@ def _settings(method: type[Method]) -> str:
 
 
 def models() -> None:
-    """List the models: those in the package and the released sizes of their family."""
+    """List the models: those in the package and the released ones of every family."""
     from stepvar.checkpoints import EMBEDDED, find_model, read_config
-    from stepvar.models.infinity import CONFIGS, InfinityConfig
+    from stepvar.models.registry import FAMILIES
 
-    table = _table("model", "in the package", "transformer", "tokenizer", "schedule", "image")
+    table = _table("model", "variant", "in the package", "transformer", "tokenizer", "schedule", "image")
     for name in EMBEDDED:
         try:
-            config = InfinityConfig.from_dict(read_config(find_model(name))["model"])
+            config = read_config(find_model(name))
+            family = FAMILIES[config["family"]]
+            sizes = _size(family, family.config(config["model"]))
         except StepvarError:
-            table.add_row(name, "missing here", *["?"] * 4)
+            table.add_row(name, "", "missing here", *["?"] * 4)
         else:
-            table.add_row(name, "yes", *_size(config))
-    for name, config in CONFIGS.items():
-        table.add_row(f"infinity {name}", "no", *_size(config))
+            table.add_row(name, "", "yes", *sizes)
+    for family in FAMILIES.values():
+        for variant, released in family.variants.items():
+            table.add_row(family.repos[0], variant, "no", *_size(family, released.config))
     table.caption = "sizes in parameters (M: million)"
-    _print(table)
-    print("A model folder of your own works too: give its path as --model.")
+    _print(table, whole=True)
+    print("A local folder or file works too: give its path as --model.")
 
 
-def _size(config: InfinityConfig) -> tuple[str, ...]:
+def _size(family: Family, config: Any) -> tuple[str, ...]:
     """Sizes without any memory for the weights."""
     import torch
 
-    from stepvar.models.infinity import Infinity, schedule_for
-
     with torch.device("meta"):
-        model = Infinity(config)
-    counts = (sum(weight.numel() for weight in part.parameters()) for part in (model.transformer, model.tokenizer))
-    last = schedule_for(config.resolution, 1.0)[-1]
+        model = family.build(config)
+    counts = (sum(weight.numel() for weight in getattr(model, part).parameters()) for part in family.parts)
+    schedule = model.schedule(1.0)
+    last = schedule[-1]
     pixels = f"{last.w * config.stride}x{last.h * config.stride}"
-    return (*(f"{count / 1e6:,.1f} M" for count in counts), config.resolution, pixels)
+    return (*(f"{count / 1e6:,.1f} M" for count in counts), schedule.name, pixels)
 
 
 def verify(

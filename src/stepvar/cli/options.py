@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
 
-ModelOption = Annotated[str, typer.Option("--model", help="An embedded model, or a model folder.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="An embedded model, a repository on the hub, or a local folder or file.")
+]
+VariantOption = Annotated[str | None, typer.Option("--variant", help="Which released size, such as 2b or d30.")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")]
+TextEncoderOption = Annotated[
+    str | None, typer.Option("--text-encoder", help="Another T5 than the model's own: a name on the hub, or a folder.")
+]
+OffloadOption = Annotated[
+    bool, typer.Option("--offload-text-encoder", help="Keep the text encoder on the CPU but while it encodes.")
+]
+TileOption = Annotated[int | None, typer.Option("--tile", help="Decode by tiles of this many latent cells.")]
 DeviceOption = Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
 SeedOption = Annotated[
@@ -32,12 +43,21 @@ RunsOption = Annotated[int, typer.Option("--runs", help="Rounds that are timed, 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 
 
-def load_pipeline(model: str, device: str, dtype: str) -> Pipeline:
+def load_pipeline(
+    model: str,
+    device: str,
+    dtype: str,
+    variant: str | None = None,
+    revision: str | None = None,
+    text_encoder: str | None = None,
+) -> Pipeline:
     """The model on its device, in its precision; a wrong name of either fails before anything is read."""
     place, precision = parse_device(device), parse_dtype(dtype)
     from stepvar.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(model).to(device=place, dtype=precision)
+    return Pipeline.from_pretrained(
+        model, variant, revision=revision, text_encoder=text_encoder or "auto", device=place, dtype=precision
+    )
 
 
 def parse_device(name: str) -> torch.device:

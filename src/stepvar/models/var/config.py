@@ -76,6 +76,11 @@ class VARConfig:
         return 4 * self.width
 
     @property
+    def stride(self) -> int:
+        """Pixels per token along each side."""
+        return self.tokenizer.stride
+
+    @property
     def pixels(self) -> int:
         """Side of an image."""
         return self.patch_nums[-1] * self.tokenizer.stride

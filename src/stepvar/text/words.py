@@ -1,55 +1,16 @@
-"""From prompts to text features."""
+"""The small text encoder of the embedded model."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.errors import UsageError
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    """Features of a batch of prompts.
-
-    Attributes:
-        features: (B, L, C), padded behind each prompt's length.
-        lengths: tokens of each prompt, on the host.
-    """
-
-    features: Tensor
-    lengths: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> TextFeatures:
-        return TextFeatures(self.features.to(device, dtype), self.lengths)
-
-    def repeat(self, times: int) -> TextFeatures:
-        """Each prompt ``times`` times in a row."""
-        lengths = tuple(length for length in self.lengths for _ in range(times))
-        return TextFeatures(self.features.repeat_interleave(times, dim=0), lengths)
-
-    @staticmethod
-    def join(first: TextFeatures, second: TextFeatures) -> TextFeatures:
-        """Both batches in one, padded to the longer."""
-        length = max(first.features.shape[1], second.features.shape[1])
-        padded = [F.pad(f, (0, 0, 0, length - f.shape[1])) for f in (first.features, second.features)]
-        return TextFeatures(torch.cat(padded), first.lengths + second.lengths)
-
-
-class TextEncoder(Protocol):
-    """Turns prompts into features; the small encoder of the embedded model and T5 look alike from outside."""
-
-    def encode(self, prompts: Sequence[str]) -> TextFeatures: ...
+from stepvar.text.features import TextFeatures
 
 
 class UnknownWordWarning(UserWarning):

@@ -1,0 +1,225 @@
+"""From the name or path of a model to its files, configuration and settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from stepvar.checkpoints.folders import CONFIG, is_model_folder, part_path, read_config
+from stepvar.checkpoints.hub import fetch
+from stepvar.checkpoints.reading import INDEX_SUFFIX, TORCH_SUFFIXES
+from stepvar.errors import CheckpointError, UsageError
+from stepvar.models.family import Family, Variant
+from stepvar.models.registry import FAMILIES, families_of_variant, family_of_repo
+
+EMBEDDED: tuple[str, ...] = ("scenes",)
+"""Models that ship inside the package."""
+
+_WEIGHTS = (".safetensors", INDEX_SUFFIX, *TORCH_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that has been found and not yet read.
+
+    Attributes:
+        name: for reports.
+        family: see the type.
+        config: of the family's configuration class.
+        defaults: sampling settings.
+        parts: the file, index or folder of shards of each part of the model, and of its own text encoder if it has one.
+        about: the file that says what the model is, for errors.
+        text_encoder: the arguments of the model's own text encoder, if it has one.
+    """
+
+    name: str
+    family: Family
+    config: Any
+    defaults: Mapping[str, Any]
+    parts: Mapping[str, Path]
+    about: Path
+    text_encoder: Mapping[str, Any] | None = field(default=None)
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of an embedded model, or the local folder or file given.
+
+    Raises:
+        UsageError: if there is no such model.
+    """
+    if str(name) in EMBEDDED:
+        return Path(str(files("stepvar") / "weights" / str(name)))
+    path = Path(name)
+    if path.exists():
+        return path
+    repos = ", ".join(family.repos[0] for family in FAMILIES.values())
+    raise UsageError(
+        f"model {str(name)!r}: unknown; use {', '.join(EMBEDDED)}, a release on the hub ({repos}), "
+        "or a local folder or file"
+    )
+
+
+def find_source(
+    name: str | Path,
+    variant: str | None = None,
+    revision: str | None = None,
+    tokenizer: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Source:
+    """Finds a model; its arguments and errors are those of :func:`~stepvar.checkpoints.load_model`."""
+    family = family_of_repo(str(name))
+    if family is not None and not Path(name).exists():
+        return _on_hub(family, variant or family.default, revision, tokenizer, local_files_only)
+    if revision is not None:
+        raise UsageError(f"revision {revision!r}: applies to releases on the hub, not to {str(name)!r}; leave it out")
+    path = find_model(name)
+    if path.is_dir() and not is_model_folder(path):
+        found = _released_in(path, variant)
+        if found is not None:
+            return _local(*found, tokenizer)
+        if _names(path) or any(path.glob(f"*{INDEX_SUFFIX}")):
+            return _single(path, variant, tokenizer)
+    if path.is_file():
+        return _single(path, variant, tokenizer)
+    if variant is not None:
+        raise UsageError(f"variant {variant!r}: {str(name)!r} is one model without variants; leave it out")
+    return _own(path, tokenizer)
+
+
+def _own(folder: Path, tokenizer: str | Path | None) -> Source:
+    """A folder in the project's own format."""
+    content = read_config(folder)
+    family = FAMILIES[content["family"]]
+    parts = {part: part_path(folder, part) for part in family.parts}
+    text = content.get("text_encoder")
+    if text is not None:
+        parts["text_encoder"] = part_path(folder, "text_encoder")
+    if tokenizer is not None:
+        parts["tokenizer"] = Path(tokenizer)
+    about = folder / CONFIG
+    config = _configure(family, content, about)
+    return Source(content.get("name", folder.name), family, config, content.get("defaults", {}), parts, about, text)
+
+
+def _configure(family: Family, content: Mapping[str, Any], path: Path) -> Any:
+    try:
+        return family.config(content["model"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not describe a model ({error!r}); fetch it again") from error
+
+
+def _variant(family: Family, name: str) -> Variant:
+    if name not in family.variants:
+        raise UsageError(f"variant {name!r}: {family.name} has {', '.join(family.variants)}")
+    return family.variants[name]
+
+
+def _on_hub(
+    family: Family, name: str, revision: str | None, tokenizer: str | Path | None, local_files_only: bool
+) -> Source:
+    variant = _variant(family, name)
+    if tokenizer is not None:
+        _check_exists(Path(tokenizer))  # before gigabytes are fetched
+    names = {"transformer": variant.transformer, "tokenizer": variant.tokenizer}
+    parts = {
+        part: Path(tokenizer)
+        if part == "tokenizer" and tokenizer is not None
+        else fetch(family.repos, names[part], revision, local_files_only)
+        for part in reversed(names)  # the small file first: what is wrong shows early
+    }
+    return Source(f"{family.name}-{name}", family, variant.config, variant.defaults, parts, parts["transformer"])
+
+
+def _released_in(folder: Path, wanted: str | None) -> tuple[Family, str, Path] | None:
+    """Which release the files of a folder are: its family, variant and transformer; None if there is none."""
+    found = [
+        (family, name, path)
+        for family in FAMILIES.values()
+        for name, variant in family.variants.items()
+        if (path := _first(folder, variant.transformer)) is not None
+    ]
+    if not found:
+        return None
+    here = ", ".join(name for _, name, _ in found)
+    chosen = [one for one in found if wanted in (None, one[1])]
+    if not chosen:
+        raise UsageError(f"variant {wanted!r}: {folder} holds {here}")
+    if len(chosen) > 1:
+        raise UsageError(f"{folder}: holds several models; give variant, one of {here}")
+    return chosen[0]
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of several spellings that is there."""
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _names(path: Path) -> list[tuple[Family, str]]:
+    """The releases whose transformer has the name of a file or folder."""
+    return [
+        (family, name)
+        for family in FAMILIES.values()
+        for name, variant in family.variants.items()
+        if path.name in variant.transformer
+    ]
+
+
+def _single(path: Path, name: str | None, tokenizer: str | Path | None) -> Source:
+    """A transformer's file or folder of shards, whose tokenizer lies beside it or elsewhere."""
+    if path.is_file() and not path.name.endswith(_WEIGHTS):
+        raise CheckpointError(f"{path}: is no weight file; these end in {', '.join(_WEIGHTS)}")
+    known = [(family, name) for family in families_of_variant(name)] if name is not None else _names(path)
+    if name is not None and not known:
+        every = ", ".join(variant for family in FAMILIES.values() for variant in family.variants)
+        raise UsageError(f"variant {name!r}: unknown; choose one of {every}")
+    if known:
+        return _local(*known[0], path, tokenizer)
+    override = _override(path.parent)
+    if override is None:
+        raise UsageError(f"{path}: its name does not tell which model it is; give variant, such as 2b or d16")
+    family = FAMILIES[override["family"]]
+    return _local(family, family.default, path, tokenizer)
+
+
+def _local(family: Family, name: str, transformer: Path, tokenizer: str | Path | None) -> Source:
+    """A release from local files; a ``config.json`` beside them may describe another size."""
+    variant, folder = _variant(family, name), transformer.parent
+    path = Path(tokenizer) if tokenizer is not None else _first(folder, variant.tokenizer)
+    if path is None:
+        raise CheckpointError(
+            f"{folder}: lacks the tokenizer {' or '.join(variant.tokenizer)}; fetch it too, or give the path of one"
+        )
+    _check_exists(path)
+    parts = {"transformer": transformer, "tokenizer": path}
+    source = Source(f"{family.name}-{name}", family, variant.config, variant.defaults, parts, transformer)
+    override = _override(folder)
+    if override is None or override["family"] != family.name:
+        return source
+    return replace(
+        source,
+        name=override.get("name", transformer.stem),
+        config=_configure(family, override, folder / CONFIG),
+        defaults=override.get("defaults", variant.defaults),
+        about=folder / CONFIG,
+    )
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise UsageError(f"tokenizer {str(path)!r}: does not exist; give the path of its file")
+
+
+def _override(folder: Path) -> dict[str, Any] | None:
+    """The ``config.json`` beside official files, if it is of this project: other programs have theirs."""
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(content, dict) and content.get("family") in FAMILIES and "model" in content
+    return content if ours else None

@@ -1,0 +1,36 @@
+"""``stepvar convert``: a checkpoint as a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepvar.cli.options import DTYPES, QuietOption, parse_dtype
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A model: a release on the hub, a local folder, or a weight file.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    variant: Annotated[str | None, typer.Option(help="Which of several models, such as 2b or d16.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The tokenizer's file, where it does not lie beside the transformer's.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; without it each weight stays as it is stored.")
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a checkpoint as a model folder: safetensors files and a configuration."""
+    precision = None if dtype is None else parse_dtype(dtype)
+
+    from stepvar.checkpoints import convert_model
+    from stepvar.progress import bar
+
+    with bar("tensors", None, not quiet) as advance:
+        folder = convert_model(source, out, variant, revision, precision, tokenizer, progress=advance)
+    if not quiet:
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{folder}: {size / 1e6:,.1f} MB; use it as --model {folder}")

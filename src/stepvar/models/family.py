@@ -1,0 +1,78 @@
+"""What there is to know of a model family beside its modules: where its weights are, and how their names differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stepvar.models.conditioning import Conditioner
+from stepvar.text import TextEncoder
+
+Rename = Callable[[Collection[str], Collection[str]], Mapping[str, str]]
+"""(names in a file, names of a module) -> name of the module: name in the file, where the two differ."""
+
+
+def same_names(stored: Collection[str], own: Collection[str]) -> Mapping[str, str]:
+    """For files whose names are those of the modules."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Part:
+    """How the files of one part of a model (its transformer, its tokenizer) relate to the module.
+
+    Attributes:
+        ignorable: patterns (``*`` stands for anything) of names that files hold and the module does not need.
+        rename: finds a module's names under the other names that some files give them.
+        tables: tables of which a file may hold more rows than the module has; the first ones are taken.
+    """
+
+    ignorable: tuple[str, ...] = ()
+    rename: Rename = same_names
+    tables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A released model.
+
+    Attributes:
+        config: of the family's configuration class.
+        transformer: its file or folder on the hub, and other spellings of that name.
+        tokenizer: likewise.
+        defaults: sampling settings of its authors.
+    """
+
+    config: Any
+    transformer: tuple[str, ...]
+    tokenizer: tuple[str, ...]
+    defaults: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        name: in ``config.json`` of model folders.
+        repos: its repository on the hub, and other spellings of that name.
+        variants: the released models by name.
+        default: the variant that a repository name alone stands for.
+        config: from the ``model`` of a ``config.json`` to a configuration; raises CheckpointError.
+        build: from a configuration to a module with the children ``transformer`` and ``tokenizer``; a class, by
+            which a model's family is known.
+        parts: by child.
+        conditioner: from a model and its text encoder, if it has one, to what turns subjects into conditions.
+        text_encoder: name on the hub of the public text encoder that the released models use.
+    """
+
+    name: str
+    repos: tuple[str, ...]
+    variants: Mapping[str, Variant]
+    default: str
+    config: Callable[[dict[str, Any]], Any]
+    build: type[Any]
+    parts: Mapping[str, Part]
+    conditioner: Callable[[Any, TextEncoder | None], Conditioner]
+    text_encoder: str | None = None

@@ -1,0 +1,65 @@
+"""The model families: one row each."""
+
+from __future__ import annotations
+
+from stepvar.errors import UsageError
+from stepvar.models.family import Family
+from stepvar.models.infinity import Infinity, InfinityConfig
+from stepvar.models.infinity import checkpoint as infinity
+from stepvar.models.infinity.conditioner import TextConditioner
+from stepvar.models.var import VAR, VARConfig
+from stepvar.models.var import checkpoint as var
+from stepvar.models.var.conditioner import ClassConditioner
+from stepvar.text.t5 import FLAN_T5_XL
+
+_ROWS = (
+    Family(
+        name="infinity",
+        repos=infinity.REPOS,
+        variants=infinity.VARIANTS,
+        default="2b",
+        config=InfinityConfig.from_dict,
+        build=Infinity,
+        parts=infinity.PARTS,
+        conditioner=lambda model, encoder: TextConditioner(encoder, model.config.text_channels),
+        text_encoder=FLAN_T5_XL,
+    ),
+    Family(
+        name="var",
+        repos=var.REPOS,
+        variants=var.VARIANTS,
+        default="d16",
+        config=VARConfig.from_dict,
+        build=VAR,
+        parts=var.PARTS,
+        conditioner=lambda model, _: ClassConditioner(model.config.classes),
+    ),
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _ROWS}
+"""The families by name."""
+
+
+def family_of_repo(name: str) -> Family | None:
+    """The family whose repository on the hub has this name; its case does not matter."""
+    for family in FAMILIES.values():
+        if name.casefold() in map(str.casefold, family.repos):
+            return family
+    return None
+
+
+def family_of_model(model: object) -> Family:
+    """The family of a model.
+
+    Raises:
+        UsageError: if it is of none.
+    """
+    for family in FAMILIES.values():
+        if isinstance(model, family.build):
+            return family
+    raise UsageError(f"model of type {type(model).__name__}: is of no family; known are {', '.join(FAMILIES)}")
+
+
+def families_of_variant(variant: str) -> list[Family]:
+    """The families that have a released model of this name."""
+    return [family for family in FAMILIES.values() if variant in family.variants]

@@ -1,0 +1,141 @@
+"""Small checkpoints in the layouts of the published ones: names, nesting, shards and constants are theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stepvar.models.infinity import InfinityConfig
+from stepvar.models.infinity import checkpoint as infinity
+from stepvar.models.registry import FAMILIES
+from stepvar.models.var import VARConfig
+from stepvar.models.var import checkpoint as var
+from tests.helpers import TINY, TINY_VAR, make_model, make_var
+
+Layout = Literal["flat", "legacy", "trainer", "ema", "safetensors", "shards", "bin shards"]
+Style = Literal["wrapped", "plain"]
+
+INFINITY_LAYOUTS: tuple[Layout, ...] = ("flat", "legacy", "trainer", "ema", "safetensors", "shards", "bin shards")
+
+
+@dataclass(frozen=True)
+class Release:
+    """Files that were written, and what has to be found in them.
+
+    Attributes:
+        folder: with the files' published names in it.
+        transformer, tokenizer: the files, or the folder of shards.
+        model: with the weights of the files in float32, by the rule.
+    """
+
+    folder: Path
+    transformer: Path
+    tokenizer: Path
+    model: Any
+
+
+def write_infinity(
+    folder: Path,
+    config: InfinityConfig = TINY,
+    variant: str = "2b",
+    layout: Layout = "flat",
+    style: Style = "wrapped",
+    dtype: torch.dtype = torch.float32,
+    spelling: int = 0,
+) -> Release:
+    """Writes a transformer and a tokenizer as the variant's files are called, and a ``config.json`` with the sizes.
+
+    Args:
+        style: of the tokenizer's names: with or without the level around convolutions and norms.
+        spelling: which of the tokenizer's file names to use.
+    """
+    model, released = make_model(config), infinity.VARIANTS[variant]
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _stored(model.transformer.state_dict(), dtype)
+    state |= {"lvl_1L": torch.zeros(1, 5, dtype=torch.int64), "Infinity_visible_kvlen": torch.ones(3)}
+    transformer = folder / released.transformer[0]
+    if layout == "safetensors":
+        transformer = transformer.with_suffix(".safetensors")
+    write_state(transformer, state, layout)
+    codes = _stored(model.tokenizer.state_dict(), dtype)
+    codes = codes if style == "wrapped" else {_plain(name): tensor for name, tensor in codes.items()}
+    mask = 2 ** torch.arange(config.tokenizer.code_bits)
+    tokenizer = folder / released.tokenizer[spelling]
+    torch.save({"vae": codes | {"quantizer.lfq.mask": mask, "quantize.lfq.mask": mask}}, tokenizer)
+    write_sizes(folder, "infinity", config)
+    return Release(folder, transformer, tokenizer, model)
+
+
+def write_var(
+    folder: Path, config: VARConfig = TINY_VAR, variant: str = "d16", dtype: torch.dtype = torch.float32
+) -> Release:
+    """Likewise for VAR, with the constants that its files hold."""
+    model, released = make_var(config), var.VARIANTS[variant]
+    folder.mkdir(parents=True, exist_ok=True)
+    levels = torch.cat([torch.full((side * side,), level) for level, side in enumerate(config.patch_nums)])[None]
+    bias = torch.zeros(1, 1, levels.shape[1], levels.shape[1])
+    bias.masked_fill_(levels[:, None, :, None] < levels[:, None, None, :], -torch.inf)
+    derived = {"lvl_1L": levels, "attn_bias_for_masking": bias}
+    transformer, tokenizer = folder / released.transformer[0], folder / released.tokenizer[0]
+    torch.save(_stored(model.transformer.state_dict(), dtype) | derived, transformer)
+    hits = {"quantize.ema_vocab_hit_SV": torch.zeros(len(config.patch_nums), config.tokenizer.vocabulary)}
+    torch.save(_stored(model.tokenizer.state_dict(), dtype) | hits, tokenizer)
+    write_sizes(folder, "var", config)
+    return Release(folder, transformer, tokenizer, model)
+
+
+def write_sizes(folder: Path, family: str, config: Any) -> None:
+    """The file that tells that the checkpoint beside it is smaller than the released one."""
+    assert family in FAMILIES
+    text = json.dumps({"family": family, "model": config.to_dict()})
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def write_state(path: Path, state: dict[str, Tensor], layout: Layout) -> None:
+    """Writes a state dict in one of the published layouts."""
+    other = {name: torch.full_like(tensor, 7) for name, tensor in state.items()}
+    nested: dict[str, Any] = {"gpt_fsdp": state, "opt": {"step": 3}}
+    if layout == "flat":
+        torch.save(state, path)
+    elif layout == "legacy":
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    elif layout == "trainer":
+        torch.save({"trainer": nested | {"gpt_ema_fsdp": None}, "epoch": 1}, path)
+    elif layout == "ema":
+        torch.save({"trainer": nested | {"gpt_fsdp": other, "gpt_ema_fsdp": state}, "epoch": 1}, path)
+    elif layout == "safetensors":
+        save_file(state, path)
+    else:
+        _write_shards(path, state, "bin" if layout == "bin shards" else "safetensors")
+
+
+def _write_shards(folder: Path, state: Mapping[str, Tensor], kind: str) -> None:
+    folder.mkdir()
+    stem, count = ("pytorch_model" if kind == "bin" else "model"), 3
+    places = {name: f"{stem}-{1 + index % count:05}-of-{count:05}.{kind}" for index, name in enumerate(sorted(state))}
+    for shard in set(places.values()):
+        held = {name: state[name] for name in places if places[name] == shard}
+        if kind == "bin":
+            torch.save(held, folder / shard)
+        else:
+            save_file(held, folder / shard)
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / f"{stem}.{kind}.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _stored(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) for name, tensor in state.items()}
+
+
+def _plain(name: str) -> str:
+    """Without the innermost level around convolutions and norms."""
+    *path, wrapper, last = name.split(".")
+    assert wrapper in ("conv", "norm")
+    return ".".join((*path, last))
