@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,14 @@ from stepvar.generation import generate
 from stepvar.methods import Method, StepVAR
 from stepvar.methods.propagation import propagate
 from stepvar.models.conditioning import Subject
-from stepvar.models.infinity import CONFIGS, Infinity, TextCondition
+from stepvar.models.infinity import CONFIGS, Infinity, InfinityConfig, TextCondition
 from stepvar.pipeline import Pipeline
 from stepvar.plan import Plan, Step
 from stepvar.report import Recorder, Report
 from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
 from stepvar.tokens import TokenMap
-from stepvar.verify.weights import fill_by_rule
+from stepvar.verify.weights import rule_weight
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,34 @@ class Drawing:
     condition: TextCondition
     plan: Plan
 
+    decode: bool = False
+
     def run(self, method: Method) -> Report:
-        """One generation, without decoding, which no method changes."""
+        """One generation; decoding, which no method changes, only if asked for."""
         recorder = Recorder(self.model.device)
-        generate(self.model, self.condition, 1, self.plan, method, SeededNoise([7]), recorder)
+        state = generate(self.model, self.condition, 1, self.plan, method, SeededNoise([7]), recorder)
+        if self.decode:
+            with recorder.stage("decode"):
+                self.model.decode(state)
         return recorder.report(self.name, str(method), 1, self.model.dtype)
+
+
+def random_model(config: InfinityConfig, dtype: torch.dtype) -> Infinity:
+    """A model with weights by the rule, made in its own precision tensor by tensor: a large one fits only once."""
+    with torch.device("meta"):
+        model = Infinity(config)
+    model.to(dtype=dtype)
+    model.to_empty(device="cpu")
+    for part in (model.transformer, model.tokenizer):
+        for name, tensor in part.state_dict().items():
+            tensor.copy_(rule_weight(name, tensor.shape, 0))
+    return model.eval().requires_grad_(False)
 
 
 def subject(name: str, device: str, dtype: torch.dtype, resolution: str | None) -> Drawing:
     """The embedded model with guidance, or a released size with weights by rule and without guidance."""
     if name in CONFIGS:
-        model = Infinity(CONFIGS[name]).eval().requires_grad_(False)
-        fill_by_rule(model, seed=0)
-        model.to(device, dtype)
+        model = random_model(CONFIGS[name], dtype).to(device)
         features = torch.randn(1, 16, 2048, generator=torch.Generator().manual_seed(0))
         condition = TextCondition(TextFeatures(features, (16,)))
         schedule, guidance, temperature = model.schedule(1.0, resolution or "1M"), 1.0, 0.5
@@ -87,7 +102,7 @@ def overhead(of: Drawing, method: StepVAR, step: Step) -> float:
     """Seconds that selecting, thinning and rebuilding the map of one scale take, on features of its real shape."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(step.rows, step.grid.size, of.model.config.width, generator=generator)
-    tokens = TokenMap.dense(features.to(of.model.device, of.model.dtype), step.grid)
+    tokens = TokenMap.dense(features.to(of.model.device, of.model.precision.residual), step.grid)
 
     def work() -> None:
         selection = method.select(tokens, method.count_at(step), step)
@@ -143,6 +158,7 @@ def peak_memory(arguments: argparse.Namespace, keep: float, last: int) -> int:
     command = [sys.executable, "-m", "benchmarks.speed", "--model", arguments.model, "--device", arguments.device]
     command += ["--dtype", arguments.dtype, "--once", str(keep), str(last)]
     command += ["--resolution", arguments.resolution] if arguments.resolution else []
+    command += ["--decode"] if arguments.decode else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
@@ -157,10 +173,12 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="*", default=[0.25, 0.5, 0.75])
     parser.add_argument("--last", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--decode", action="store_true", help="decode the picture, too; its time is a stage of its own")
     parser.add_argument("--memory", action="store_true", help="also the peak memory of each setting")
     parser.add_argument("--once", nargs=2, metavar=("KEEP", "LAST"), help="one run, prints its peak memory in bytes")
     arguments = parser.parse_args()
     of = subject(arguments.model, arguments.device, getattr(torch, arguments.dtype), arguments.resolution)
+    of = replace(of, decode=arguments.decode)
     if arguments.once:
         keep, last = float(arguments.once[0]), int(arguments.once[1])
         print(of.run(StepVAR(keep=keep, last=last)).peak_memory)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import precision
 from benchmarks.speed import markdown
 from stepvar.files import write_text
 
@@ -64,9 +65,13 @@ def quality(result: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nPictures judged: {counts}.\n" + facts(result)
 
 
+def precision_table(result: dict[str, Any]) -> str:
+    return precision.markdown(result) + "\n" + facts(result)
+
+
 def main() -> None:
     SNIPPETS.mkdir(parents=True, exist_ok=True)
-    writers = {"ablation": ablation, "quality": quality}
+    writers = {"ablation": ablation, "quality": quality, "precision": precision_table}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         writer = writers.get(path.stem, lambda r: markdown(r) + "\n" + facts(r))

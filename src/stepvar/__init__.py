@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stepvar.determinism import deterministic
     from stepvar.methods import PCA, Dense, FastVAR, HighPass, Method, Random, SkipLast, StepVAR
     from stepvar.pipeline import Output, Pipeline
 
@@ -23,6 +24,7 @@ __all__ = [
     "SkipLast",
     "StepVAR",
     "__version__",
+    "deterministic",
 ]
 
 
@@ -30,8 +32,8 @@ def __getattr__(name: str) -> Any:
     # PyTorch takes a second or two to import: only when a name that needs it is asked for.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "stepvar.pipeline" if name in ("Output", "Pipeline") else "stepvar.methods"
-    return getattr(import_module(home), name)
+    homes = {"Output": "pipeline", "Pipeline": "pipeline", "deterministic": "determinism"}
+    return getattr(import_module(f"stepvar.{homes.get(name, 'methods')}"), name)
 
 
 def __dir__() -> list[str]:

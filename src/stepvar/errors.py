@@ -15,5 +15,9 @@ class CheckpointError(StepvarError):
     """A weight file is missing, damaged, or does not fit the model."""
 
 
+class ExperimentalWarning(UserWarning):
+    """Something is used that no published model was made for."""
+
+
 class OutputError(StepvarError, OSError):
     """A result could not be written."""

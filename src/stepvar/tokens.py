@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -46,11 +46,15 @@ class ScaleSchedule:
         name: which published schedule it is (for example ``"1M 1.5"``), for reports.
         frame: the grid in whose coordinates a model's position code places the tokens of every scale;
             None: the last grid.
+        ratio: the published height / width that the grids belong to; None where there is only one shape.
+        asked: the height / width that was asked for, to which ``ratio`` is the nearest; no part of equality.
     """
 
     grids: tuple[Grid, ...]
     name: str = ""
     frame: Grid | None = None
+    ratio: float | None = None
+    asked: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.grids:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
-from stepvar.errors import CheckpointError, UsageError
+from stepvar.errors import CheckpointError, ExperimentalWarning, UsageError
 from stepvar.models.infinity import CONFIGS, RATIOS, RESOLUTIONS, Infinity, InfinityConfig, schedule_for
 from stepvar.models.infinity.rope import RotaryTables, frame_coordinates, rotary_table
 from stepvar.models.layers import rotate
-from stepvar.tokens import Grid
-from tests.helpers import TINY, WIDE
+from stepvar.tokens import Grid, ScaleSchedule
+from tests.helpers import TINY, WIDE, draw, make_model, make_plan
 
 # Schedules
 
@@ -61,8 +63,51 @@ def test_nearest_ratio_is_taken(asked: float, ratio: float) -> None:
     assert schedule_for("0.25M", asked).name == f"0.25M {ratio:g}"
 
 
+def test_schedules_say_which_ratio_was_taken() -> None:
+    schedule = schedule_for("1M", 16 / 9)
+    assert (schedule.asked, schedule.ratio) == (16 / 9, 1.75)
+    assert schedule == schedule_for("1M", 1.75)  # what was asked for is no part of what it is
+    assert ScaleSchedule.of([(1, 1)]).ratio is None
+
+
+def test_published_schedules_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for resolution in RESOLUTIONS:
+            schedule_for(resolution, 1.0)
+
+
+def test_2k_is_experimental() -> None:
+    with pytest.warns(ExperimentalWarning, match="2K"):
+        schedule = schedule_for("2K", 1.0)
+    stretched = "1x1 2x2 4x4 7x7 10x10 16x16 23x23 30x30 38x38 54x54 71x71 91x91 128x128"
+    assert " ".join(map(str, schedule)) == stretched and schedule.name == "2K 1"
+    assert schedule.frame == Grid(1, 64, 64)  # positions are those of the largest published schedule
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_2k_doubles_the_sides_of_1m(ratio: float) -> None:
+    with pytest.warns(ExperimentalWarning):
+        large = schedule_for("2K", ratio)
+    small = schedule_for("1M", ratio)
+    assert (large[-1].h, large[-1].w) == (2 * small[-1].h, 2 * small[-1].w)
+    assert large[0] == small[0] and len(large) == len(small) <= TINY.levels
+    assert all(a.size <= b.size for a, b in zip(small, large, strict=True))
+    assert all(a.size < b.size for a, b in pairwise(large))
+
+
+def test_2k_draws() -> None:
+    model = make_model(replace(TINY, depth=1, block_chunks=1))
+    with pytest.warns(ExperimentalWarning):
+        schedule = model.schedule(3.0, "2K")
+    plan = replace(make_plan(schedule, 1.0), scales=7)
+    assert torch.isfinite(draw(model, plan).state.latent).all()
+
+
 def test_unknown_schedules_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"resolution '2M': choose one of 0.06M, 0.25M, 0.60M, 1M"):
+    with pytest.raises(
+        UsageError, match=r"resolution '2M': choose one of 0.06M, 0.25M, 0.60M, 1M, 2K \(experimental\)"
+    ):
         schedule_for("2M", 1.0)
     for ratio in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(UsageError, match="must be a positive number"):
@@ -77,6 +122,11 @@ def test_coordinates_round_half_to_even() -> None:
     assert frame_coordinates(4, 10) == [0, 2, 5, 8]  # 2.5 and 7.5
     assert frame_coordinates(3, 100) == [0, 33, 67]
     assert frame_coordinates(5, 5) == [0, 1, 2, 3, 4]
+
+
+def test_coordinates_of_a_grid_finer_than_the_frame_stay_apart() -> None:
+    assert frame_coordinates(8, 4) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
+    assert len(set(frame_coordinates(91, 64))) == 91
 
 
 def test_first_half_of_the_pairs_turns_with_the_row() -> None:

@@ -5,9 +5,11 @@ The families name the same layers differently; each brings its own :class:`Parts
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +20,33 @@ class Parts(Protocol):
     def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Module: ...
 
     def norm(self, channels: int) -> nn.Module: ...
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation, its statistics in float32, that can also be told the statistics.
+
+    Attributes:
+        noting: whether the statistics of the next inputs are to be noted.
+        noted: mean and variance (B, groups) in place of the input's own; None: the input's own.
+    """
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__(groups, channels, eps=1e-6)
+        self.noting = False
+        self.noted: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.noting:
+            variance, mean = torch.var_mean(x.float().unflatten(1, (self.num_groups, -1)).flatten(2), 2, correction=0)
+            self.noted = (mean, variance)
+        return super().forward(x) if self.noted is None else self._as_noted(x, *self.noted)
+
+    def _as_noted(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        size = self.num_channels // self.num_groups
+        gain = (variance + self.eps).rsqrt().repeat_interleave(size, dim=1) * self.weight.float()
+        shift = self.bias.float() - mean.repeat_interleave(size, dim=1) * gain
+        wide = x.to(torch.float32, copy=True)
+        return wide.mul_(gain[..., None, None]).add_(shift[..., None, None]).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -97,12 +126,18 @@ class Level(nn.Module):
             self.add_module(name, resample)
         self.resample_name = name if resample is not None else ""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def blocks(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[index](x)
+        return x
+
+    def resample(self, x: Tensor) -> Tensor:
         return self.get_submodule(self.resample_name)(x) if self.resample_name else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resample(self.blocks(x))
 
 
 class Middle(nn.Module):
@@ -152,11 +187,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, latent, h, w) -> images (B, 3, stride h, stride w)."""
+    """(B, latent, h, w) -> images (B, 3, stride h, stride w).
+
+    It can be cut in two at a level of ``up``: :meth:`coarse` and :meth:`fine`, one behind the other, are the whole.
+    """
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         widths, parts = layout.widths, layout.parts
+        self.widths = widths
         self.conv_in = parts.conv(layout.latent, widths[-1])
         self.mid = Middle(widths[-1], layout)
         levels, channels = [], widths[-1]
@@ -168,8 +207,37 @@ class Decoder(nn.Module):
         self.norm_out = parts.norm(channels)
         self.conv_out = parts.conv(channels, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def coarse(self, x: Tensor, last: int) -> Tensor:
+        """From the latent picture to the blocks of level ``last``; the number of levels: nothing at all."""
+        if last == len(self.up):
+            return x
         x = self.mid(self.conv_in(x))
-        for level in reversed(self.up):
-            x = level(x)
+        for index in reversed(range(last + 1, len(self.up))):
+            x = self.up[index](x)
+        return self._level(last).blocks(x)
+
+    def fine(self, x: Tensor, last: int) -> Tensor:
+        """From what :meth:`coarse` gives to the image."""
+        x = self.mid(self.conv_in(x)) if last == len(self.up) else self._level(last).resample(x)
+        for index in reversed(range(last)):
+            x = self.up[index](x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def _level(self, index: int) -> Level:
+        level = self.up[index]
+        assert isinstance(level, Level)
+        return level
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fine(x, len(self.up))
+
+
+def values_at(widths: Sequence[int], level: int, height: int, width: int) -> int:
+    """Numbers that the decoder holds at a time in the blocks of a level, for one latent picture of height x width.
+
+    A residual block holds its input and two maps of the input's width while it normalises; its input, the activated
+    map and the first convolution's outcome; or its input, and its outcome three times while the shortcut is added.
+    """
+    outputs, inputs = widths[level], widths[min(level + 1, len(widths) - 1)]
+    cells = height * width * 4 ** (len(widths) - 1 - level)
+    return cells * max(3 * inputs, 2 * inputs + outputs, inputs + 3 * outputs)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.models.precision import for_weight
+
 EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
 
@@ -63,6 +65,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None = None) -> Tensor:
+        x = for_weight(x, self.mat_qkv.weight)
         bias = torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
         q, k, v = (split_heads(part, self.heads) for part in F.linear(x, self.mat_qkv.weight, bias).chunk(3, -1))
         scale = self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
@@ -78,7 +81,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(for_weight(x, self.fc1.weight)), approximate="tanh"))
 
 
 class AdaptiveLinear(nn.Sequential):
@@ -86,6 +89,10 @@ class AdaptiveLinear(nn.Sequential):
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        active = for_weight(self[0](condition), self.get_parameter("1.weight"))
+        return self[1](active).to(condition.dtype)
 
 
 class HeadNorm(nn.Module):

@@ -15,7 +15,8 @@ from stepvar.generation import generate
 from stepvar.methods import Method
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
 from stepvar.models.infinity.model import InfinityState
-from stepvar.models.infinity.tokenizer import BitTokenizer, resize
+from stepvar.models.infinity.tokenizer import POLICY, BitTokenizer, resize
+from stepvar.models.precision import Precision, apply_precision
 from stepvar.plan import Plan, Step
 from stepvar.sampling import StreamNoise
 from stepvar.text import TextFeatures
@@ -195,9 +196,9 @@ def run_tokenizer(golden: Golden, setup: Setup) -> Record:
     with torch.device("meta"):
         tokenizer = BitTokenizer(_tokenizer_config(golden))
     fill_golden(tokenizer, golden, f"{golden.path}: tokenizer")
-    tokenizer.to(setup.device, setup.dtype)
+    apply_precision(tokenizer.to(setup.device), Precision.of(setup.dtype), POLICY)
     schedule = ScaleSchedule.of(golden.setting("schedule"))
-    encoded = tokenizer.encoder(golden.tensor("img").to(setup.device, setup.dtype))
+    encoded = tokenizer.encode_latent(golden.tensor("img").to(setup.device))
     latent = encoded if setup.exact else golden.tensor("h").to(setup.device)
     bits, total = tokenizer.quantise(latent, schedule)
     codes = total if setup.exact else golden.tensor("z").to(setup.device)

@@ -51,7 +51,7 @@ LIMITS: dict[torch.dtype, Limits] = {
         "units": 1e-5,
     },
     torch.bfloat16: {
-        "text": 0.05,
+        "text": 5e-4,
         "tokens": 1e-5,
         "blocks": 0.25,
         "hidden": 0.25,
@@ -61,7 +61,7 @@ LIMITS: dict[torch.dtype, Limits] = {
         "units": 1e-5,
     },
     torch.float16: {
-        "text": 0.006,
+        "text": 5e-4,
         "tokens": 1e-5,
         "blocks": 0.03,
         "hidden": 0.03,

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from stepvar.determinism import full_precision
 from stepvar.errors import StepvarError
 from stepvar.verify.fastvar import FASTVAR_INPUTS, is_fastvar_units, run_fastvar_units
 from stepvar.verify.goldens import Golden, default_goldens, find_goldens, read_tensors
 from stepvar.verify.infinity import GENERATION_INPUTS, TOKENIZER_INPUTS, run_generation, run_tokenizer
 from stepvar.verify.recording import Record
 from stepvar.verify.results import LIMITS, GoldenResult, Status, compare
-from stepvar.verify.setup import Setup, full_precision, make_setup
+from stepvar.verify.setup import Setup, make_setup
 from stepvar.verify.units import UNIT_INPUTS, run_units
 from stepvar.verify.var import CLASS_INPUTS, is_classes, is_vq, run_classes, run_vq
 
@@ -71,7 +72,13 @@ KINDS = (
     Kind("infinity units", _is_units, run_units, UNIT_INPUTS, "all, in float32"),
     Kind("fastvar units", is_fastvar_units, run_fastvar_units, FASTVAR_INPUTS, "all, in float32"),
     Kind("var", is_classes, run_classes, CLASS_INPUTS, "the first scale, and the decoder on the golden's codes"),
-    Kind("vq tokenizer", is_vq, run_vq, TOKENIZER_INPUTS, "the encoder, and the decoder on the golden's codes"),
+    Kind(
+        "vq tokenizer",
+        is_vq,
+        run_vq,
+        TOKENIZER_INPUTS,
+        "the encoder, the quantiser on the golden's latents, and the decoder on its codes",
+    ),
 )
 
 

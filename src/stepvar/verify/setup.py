@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -38,15 +36,3 @@ def make_setup(device: str | torch.device, dtype: torch.dtype) -> Setup:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device={str(device)!r}: cannot be used ({reason}); try 'cpu'") from None
     return Setup(torch.device(device), dtype)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Switches TensorFloat-32 off, which CUDA convolutions use by default and which rounds to 10 bits."""
-    matmul = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from stepvar.generation import generate
+from stepvar.models.precision import Precision, apply_precision
 from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig, ramped_guidance
 from stepvar.models.var.model import VARState
-from stepvar.models.var.tokenizer import VQTokenizer, as_tokens, shrink
+from stepvar.models.var.tokenizer import POLICY, VQTokenizer, as_tokens, shrink
 from stepvar.plan import Plan, Step, progress
 from stepvar.sampling import StreamNoise
 from stepvar.tokens import ScaleSchedule
@@ -125,19 +126,18 @@ def read_plan(golden: Golden, model: VAR) -> Plan:
 def run_vq(golden: Golden, setup: Setup) -> Record:
     """Encodes the golden's image, quantises it scale by scale, decodes it.
 
-    In low precision the codebook is rounded, too, and a latent between two codes may go to the other one: only the
-    encoder, and the decoder on the golden's codes, can be compared.
+    In low precision the quantiser and the decoder, too, start from what the golden stores.
     """
     with torch.device("meta"):
         tokenizer = VQTokenizer(_tokenizer_config(golden))
     fill_golden(tokenizer, golden, f"{golden.path}: tokenizer")
-    tokenizer.to(setup.device, setup.dtype)
+    apply_precision(tokenizer.to(setup.device), Precision.of(setup.dtype), POLICY)
     schedule = ScaleSchedule.of([(side, side) for side in golden.setting("patch_nums")])
-    encoded = tokenizer.quant_conv(tokenizer.encoder(golden.tensor("img").to(setup.device, setup.dtype)))
-    if not setup.exact:
-        return {"f": encoded, "rec": tokenizer.decode(golden.tensor("f_hat_last").to(setup.device))}
-    indices, total = tokenizer.quantise(encoded, schedule)
-    record = {"f": encoded, "f_hat_last": total, "rec": tokenizer.decode(total)}
+    encoded = tokenizer.encode_latent(golden.tensor("img").to(setup.device))
+    latent = encoded if setup.exact else golden.tensor("f").to(setup.device)
+    indices, total = tokenizer.quantise(latent, schedule)
+    codes = total if setup.exact else golden.tensor("f_hat_last").to(setup.device)
+    record = {"f": encoded, "f_hat_last": total, "rec": tokenizer.decode(codes)}
     record |= {f"idx_{scale}": index for scale, index in enumerate(indices)}
     sums = zip(schedule.grids[1:], tokenizer.sums(indices, schedule), strict=False)
     record["var_input"] = torch.cat([as_tokens(shrink(total, grid)) for grid, total in sums], dim=1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from stepvar.errors import CheckpointError
 from stepvar.models.configs import build_config
+from stepvar.tokens import Grid
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class InfinityConfig:
         patchify: whether a token carries a 2x2 block of latent cells (the layout of the 8B model).
         level_every_chunk: whether the level embedding is added in front of every chunk, not only the first.
         resolution: name of the native schedule ("0.06M", "0.25M", "0.60M", "1M").
+        levels: rows of the level embedding, one per scale: no schedule may have more scales.
     """
 
     depth: int
@@ -88,6 +90,16 @@ class InfinityConfig:
     def token_bits(self) -> int:
         """Bits that one token predicts."""
         return self.tokenizer.code_bits * (4 if self.patchify else 1)
+
+    @property
+    def outputs(self) -> int:
+        """Logits per token: two for each bit."""
+        return 2 * self.token_bits
+
+    def latent_size(self, grid: Grid) -> tuple[int, int, int]:
+        """Channels, rows and columns of the latent picture whose tokens are those of a grid."""
+        cells = 2 if self.patchify else 1
+        return (self.tokenizer.code_bits, cells * grid.h, cells * grid.w)
 
     @property
     def stride(self) -> int:

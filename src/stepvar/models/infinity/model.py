@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepvar.cache import KVCache
 from stepvar.errors import UsageError
@@ -22,9 +22,12 @@ from stepvar.models.blocks import (
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import RotaryTables
 from stepvar.models.infinity.schedules import schedule_for
+from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity.tokenizer import BitTokenizer, latent_grid, resize
-from stepvar.models.infinity.transformer import BlockContext, Conditioning, InfinityTransformer
+from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
 from stepvar.models.layers import Rotary
+from stepvar.models.picture import PictureModel
+from stepvar.models.precision import for_weight, parts_policy
 from stepvar.plan import Plan, Step
 from stepvar.text import TextFeatures
 from stepvar.tokens import ScaleSchedule, TokenMap
@@ -95,8 +98,11 @@ class InfinityRun(BlockRun[InfinityState]):
         return self._rotary[1]
 
 
-class Infinity(nn.Module):
+class Infinity(PictureModel):
     """A text-to-image model of the Infinity family (see ``docs/models/infinity.md``)."""
+
+    policy = parts_policy(POLICY, TOKENIZER_POLICY)
+    tokenizer: BitTokenizer
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
@@ -104,14 +110,6 @@ class Infinity(nn.Module):
         self.transformer = InfinityTransformer(config)
         self.tokenizer = BitTokenizer(config.tokenizer)
         self.block_list = self.transformer.blocks  # a plain list: the blocks are registered once, in their chunks
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.pos_start.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.pos_start.dtype
 
     def schedule(self, height_over_width: float, resolution: str | None = None) -> ScaleSchedule:
         return schedule_for(resolution or self.config.resolution, height_over_width)
@@ -128,27 +126,26 @@ class Infinity(nn.Module):
             depth=config.depth,
             heads=config.heads,
             head_dim=config.head_dim,
-            dtype=self.dtype,
+            dtype=self.precision.blocks,
             device=self.device,
         )
-        full = latent_grid(plan.schedule.grids[-1], config.patchify)
         return InfinityState(
             condition=self.condition(condition, plan.guided),
             rotary=RotaryTables(plan.schedule, config.head_dim, self.device),
             cache=cache,
-            latent=torch.zeros(batch, config.tokenizer.code_bits, full.h, full.w, device=self.device),
+            latent=torch.zeros(batch, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
         )
 
     def condition(self, condition: TextCondition, guided: bool) -> Conditioning:
         """The conditional rows, and behind them the unconditional ones when guidance is used."""
-        prompts = condition.prompts.to(self.device, self.dtype)
+        prompts = condition.prompts.to(self.device, self.precision.residual)
         if not guided:
             return self.transformer.condition(prompts.features, prompts.lengths)
         if condition.negative is None:
             null = self.transformer.null_text(prompts.lengths, prompts.features.shape[1])
             negative = TextFeatures(null, prompts.lengths)
         else:
-            negative = condition.negative.to(self.device, self.dtype)
+            negative = condition.negative.to(self.device, self.precision.residual)
         both = TextFeatures.join(prompts, negative)
         return self.transformer.condition(both.features, both.lengths)
 
@@ -156,7 +153,7 @@ class Infinity(nn.Module):
         if step.index == 0:
             features = self.transformer.first_tokens(state.condition)[: step.rows]
         else:
-            tokens = self.next_tokens(state.latent, step).to(self.dtype)
+            tokens = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
             features = self.transformer.word_embed(tokens).repeat(step.branches, 1, 1)
             state.flops += 2 * tokens.numel() * self.config.width
         return TokenMap.dense(features, step.grid)
@@ -174,7 +171,7 @@ class Infinity(nn.Module):
 
     def predict(self, state: InfinityState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, token_bits, 2)."""
-        outputs = 2 * self.config.token_bits
+        outputs = self.config.outputs
 
         def logits(rows: int) -> Tensor:
             state.flops += head_flops(rows, step.grid.size, self.config.width, outputs)
@@ -190,7 +187,3 @@ class Infinity(nn.Module):
         """Bits by token (B, N, token_bits) -> by latent cell (B, d, h, w)."""
         bits = symbols.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))
         return F.pixel_shuffle(bits, 2) if self.config.patchify else bits
-
-    @torch.inference_mode()
-    def decode(self, state: InfinityState) -> Tensor:
-        return self.tokenizer.decode(state.latent)

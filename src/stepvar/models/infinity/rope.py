@@ -12,9 +12,13 @@ from stepvar.tokens import Grid, ScaleSchedule
 BASE = 10000.0
 
 
-def frame_coordinates(cells: int, frame: int) -> list[int]:
-    """Where each of ``cells`` rows or columns lies in a frame of ``frame``: ``i * frame / cells``, half to even."""
-    return [round(Fraction(i * frame, cells)) for i in range(cells)]
+def frame_coordinates(cells: int, frame: int) -> list[float]:
+    """Where each of ``cells`` rows or columns lies in a frame of ``frame``: ``i * frame / cells``, half to even.
+
+    A grid finer than the frame, which no published schedule has, is not rounded: its cells would share places.
+    """
+    places = [Fraction(i * frame, cells) for i in range(cells)]
+    return [float(place if cells > frame else round(place)) for place in places]
 
 
 def rotary_table(grid: Grid, frame: Grid, head_dim: int) -> tuple[Tensor, Tensor]:

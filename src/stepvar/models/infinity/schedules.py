@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from stepvar.errors import UsageError
+import warnings
+from dataclasses import replace
+
+from stepvar.errors import ExperimentalWarning, UsageError
 from stepvar.tokens import Grid, ScaleSchedule
 
 RESOLUTIONS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
 """Number of scales by resolution name: each schedule is a prefix of the 1M one of its aspect ratio."""
+
+EXPERIMENTAL = ("2K",)
+"""Resolutions that no published model was trained for, see :func:`stretched`."""
 
 _TALL = {
     1.0: "1x1 2x2 4x4 6x6 8x8 12x12 16x16 20x20 24x24 32x32 40x40 48x48 64x64",
@@ -36,16 +42,38 @@ RATIOS = _all_ratios()
 """Height over width -> the 13 (h, w) grids of the 1M schedule."""
 
 
+def stretched(sides: tuple[tuple[int, int], ...], factor: float = 2.0) -> tuple[tuple[int, int], ...]:
+    """A 1M schedule drawn larger: side ``x`` of scale ``s`` of ``S`` becomes ``round(x * factor ** (s / (S - 1)))``.
+
+    The number of scales stays, so every level embedding is a trained one; coarse scales, which fix the layout, stay
+    as they are, and the stretch grows evenly (by the same ratio from scale to scale) up to the last. Rounding is half
+    to even.
+    """
+    last = len(sides) - 1
+    return tuple((round(h * factor ** (s / last)), round(w * factor ** (s / last))) for s, (h, w) in enumerate(sides))
+
+
 def schedule_for(resolution: str, height_over_width: float) -> ScaleSchedule:
-    """The schedule of the published aspect ratio that is nearest to the one asked for.
+    """The schedule of the published aspect ratio that is nearest to the one asked for; the first of equally near ones.
+
+    The result says which ratio that is. "2K" is experimental: twice the sides of 1M (2048x2048 for a square), with a
+    table that no one published (see :func:`stretched`) and positions in the frame of the 1M schedule.
 
     Raises:
         UsageError: for an unknown resolution or a ratio that is not a positive number.
     """
-    if resolution not in RESOLUTIONS:
-        raise UsageError(f"resolution {resolution!r}: choose one of {', '.join(RESOLUTIONS)}")
+    if resolution not in (*RESOLUTIONS, *EXPERIMENTAL):
+        experimental = ", ".join(f"{name} (experimental)" for name in EXPERIMENTAL)
+        raise UsageError(f"resolution {resolution!r}: choose one of {', '.join(RESOLUTIONS)}, {experimental}")
     if not 0 < height_over_width < float("inf"):
         raise UsageError(f"aspect ratio (height / width) {height_over_width}: must be a positive number")
     ratio = min(RATIOS, key=lambda known: abs(known - height_over_width))
-    sides = RATIOS[ratio]
-    return ScaleSchedule.of(sides[: RESOLUTIONS[resolution]], name=f"{resolution} {ratio:g}", frame=Grid(1, *sides[-1]))
+    sides, frame = RATIOS[ratio], Grid(1, *RATIOS[ratio][-1])
+    if resolution in EXPERIMENTAL:
+        message = f"resolution {resolution!r}: no published model was trained for it, and its scales are our own guess"
+        warnings.warn(message, ExperimentalWarning, stacklevel=2)
+        sides = stretched(sides)
+    else:
+        sides = sides[: RESOLUTIONS[resolution]]
+    schedule = ScaleSchedule.of(sides, name=f"{resolution} {ratio:g}", frame=frame)
+    return replace(schedule, ratio=ratio, asked=height_over_width)

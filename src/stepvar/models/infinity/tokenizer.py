@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.models.autoencoder import Decoder, Encoder, Layout
+from stepvar.models.autoencoder import Decoder, Encoder, GroupNorm, Layout
 from stepvar.models.infinity.config import TokenizerConfig
+from stepvar.models.precision import Policy, for_weight
+from stepvar.models.tiling import decode_tiled
 from stepvar.tokens import Grid, ScaleSchedule
+
+POLICY: Policy = ((r"", "tokenizer"),)
+"""Number formats of the weights. The quantiser has none: it works in float32."""
 
 
 class Conv(nn.Module):
@@ -29,7 +34,7 @@ class Norm(nn.Module):
 
     def __init__(self, channels: int, config: TokenizerConfig) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(config.groups(channels), channels, eps=1e-6)
+        self.norm = GroupNorm(config.groups(channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x)
@@ -93,12 +98,21 @@ class BitTokenizer(nn.Module):
 
     def encode(self, images: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
         """Images -> bits per scale and the sum of codes; ``schedule`` is in latent cells."""
-        return self.quantise(self.encoder(images), schedule)
+        return self.quantise(self.encode_latent(images), schedule)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Sum of codes (B, d, H, W) -> images (B, 3, stride H, stride W) in [-1, 1]."""
-        dtype = self.decoder.get_parameter("conv_in.conv.weight").dtype
-        return self.decoder(latent.to(dtype)).clamp(-1, 1)
+    def encode_latent(self, images: Tensor) -> Tensor:
+        """Images -> encoder output (B, d, H, W)."""
+        return self.encoder(for_weight(images, self.encoder.get_parameter("conv_in.conv.weight")))
+
+    def decode(self, latent: Tensor, tile: int | None = None) -> Tensor:
+        """Sum of codes (B, d, H, W) -> images (B, 3, stride H, stride W) in [-1, 1], in float32.
+
+        Args:
+            tile: side of the tiles in latent cells, for bounded memory (see :mod:`stepvar.models.tiling`). None: in
+                one piece.
+        """
+        latent = for_weight(latent, self.decoder.get_parameter("conv_in.conv.weight"))
+        return decode_tiled(self.decoder, latent, tile).clamp(-1, 1)
 
 
 def latent_grid(grid: Grid, patchify: bool) -> Grid:

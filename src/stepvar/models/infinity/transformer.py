@@ -22,7 +22,15 @@ from stepvar.models.layers import (
     merge_heads,
     split_heads,
 )
+from stepvar.models.precision import Policy, for_weight
 from stepvar.tokens import TokenMap
+
+POLICY: Policy = (
+    (r"block_chunks\.\d+\.module\.\d+\.(sa|ca|ffn)\.(?!scale_mul)", "blocks"),
+    (r"head(_nm)?\.", "head"),
+    (r"", "residual"),
+)
+"""Number formats of the weights; each block's norms, gates and scale of the queries go with the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class KeyValue(nn.Module):
     def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """text (R, L, text_width) -> keys and values (R, heads, L, head_dim)."""
         bias = torch.cat([self.get_buffer("zero_k_bias"), self.v_bias])
+        text = for_weight(text, self.mat_kv.weight)
         keys, values = F.linear(text, self.mat_kv.weight, bias).chunk(2, dim=-1)
         return split_heads(keys, self.heads), split_heads(values, self.heads)
 
@@ -109,7 +118,7 @@ class CrossAttention(KeyValue):
         self.mat_q = nn.Linear(width, width)
 
     def forward(self, x: Tensor, text: TextMemory) -> Tensor:
-        query = split_heads(self.mat_q(x), self.heads)
+        query = split_heads(self.mat_q(for_weight(x, self.mat_q.weight)), self.heads)
         return self.proj(
             merge_heads(F.scaled_dot_product_attention(query, text.keys, text.values, attn_mask=text.mask))
         )
@@ -136,7 +145,7 @@ class Block(nn.Module):
             return gate1 * self.sa(x, layer, context.attend, context.rotary(tokens.positions))
 
         def attend_text(tokens: TokenMap) -> Tensor:
-            return self.ca(self.ca_norm(tokens.features), context.text)
+            return self.ca(self.ca_norm(tokens.features), context.text).to(tokens.features.dtype)
 
         def feed_forward(tokens: TokenMap) -> Tensor:
             return gate2 * self.ffn(layers.layer_norm(tokens.features, scale2, shift2))
@@ -239,5 +248,6 @@ class InfinityTransformer(nn.Module):
 
     def logits(self, x: Tensor, pooled: Tensor) -> Tensor:
         """(R, N, C), pooled text (R, C) -> (R, N, token_bits, 2) in float32: for each bit the logits of 0 and 1."""
-        normed = self.head_nm(x, pooled)
+        weight = self.head.weight
+        normed = self.head_nm(for_weight(x, weight), for_weight(pooled, weight))
         return self.head(normed).float().unflatten(-1, (-1, 2))

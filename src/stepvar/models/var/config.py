@@ -7,7 +7,7 @@ from typing import Any
 
 from stepvar.errors import CheckpointError
 from stepvar.models.configs import build_config
-from stepvar.tokens import ScaleSchedule
+from stepvar.tokens import Grid, ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,15 @@ class VARConfig:
     @property
     def ffn_width(self) -> int:
         return 4 * self.width
+
+    @property
+    def outputs(self) -> int:
+        """Logits per token: one for each code of the codebook."""
+        return self.tokenizer.vocabulary
+
+    def latent_size(self, grid: Grid) -> tuple[int, int, int]:
+        """Channels, rows and columns of the latent picture whose tokens are those of a grid."""
+        return (self.tokenizer.channels, grid.h, grid.w)
 
     @property
     def stride(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepvar.cache import KVCache
 from stepvar.errors import UsageError
@@ -18,9 +18,12 @@ from stepvar.models.blocks import (
     planned_cache,
     self_attention_flops,
 )
+from stepvar.models.picture import PictureModel
+from stepvar.models.precision import for_weight, parts_policy
 from stepvar.models.var.config import VARConfig
+from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.var.tokenizer import VQTokenizer, as_tokens, shrink
-from stepvar.models.var.transformer import BlockContext, Conditioning, VARTransformer
+from stepvar.models.var.transformer import POLICY, BlockContext, Conditioning, VARTransformer
 from stepvar.plan import Plan, Step, progress
 from stepvar.tokens import ScaleSchedule, TokenMap
 
@@ -74,22 +77,17 @@ class VARRun(BlockRun[VARState]):
         return feed_forward_flops(tokens, self.model.config.ffn_width)
 
 
-class VAR(nn.Module):
+class VAR(PictureModel):
     """A class-conditional model of the VAR family (see ``docs/models/var.md``)."""
+
+    policy = parts_policy(POLICY, TOKENIZER_POLICY)
+    tokenizer: VQTokenizer
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
         self.config = config
         self.transformer = VARTransformer(config)
         self.tokenizer = VQTokenizer(config.tokenizer)
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.pos_start.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.pos_start.dtype
 
     def schedule(self, height_over_width: float = 1.0, resolution: str | None = None) -> ScaleSchedule:
         """The model's own schedule: its learned positions know no other.
@@ -120,14 +118,13 @@ class VAR(nn.Module):
             depth=config.depth,
             heads=config.heads,
             head_dim=config.head_dim,
-            dtype=self.dtype,
+            dtype=self.precision.blocks,
             device=self.device,
         )
-        full, channels = plan.schedule.grids[-1], config.tokenizer.channels
         return VARState(
             condition=self.condition(condition, plan.guided),
             cache=cache,
-            latent=torch.zeros(len(condition.labels), channels, full.h, full.w, device=self.device),
+            latent=torch.zeros(len(condition.labels), *config.latent_size(plan.schedule.grids[-1]), device=self.device),
         )
 
     def condition(self, condition: ClassCondition, guided: bool) -> Conditioning:
@@ -145,7 +142,7 @@ class VAR(nn.Module):
         if step.index == 0:
             features = self.transformer.first_tokens(state.condition.pooled[: step.rows])
         else:
-            codes = self.next_tokens(state.latent, step).to(self.dtype)
+            codes = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
             features = self.transformer.word_embed(codes).repeat(step.branches, 1, 1)
             state.flops += 2 * codes.numel() * self.config.width
         tokens = TokenMap.dense(features, step.grid)
@@ -160,7 +157,7 @@ class VAR(nn.Module):
 
     def predict(self, state: VARState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, vocabulary)."""
-        outputs = self.config.tokenizer.vocabulary
+        outputs = self.config.outputs
 
         def logits(rows: int) -> Tensor:
             state.flops += head_flops(rows, step.grid.size, self.config.width, outputs)
@@ -177,7 +174,3 @@ class VAR(nn.Module):
             state.flops += 2 * weights.numel() * channels
         state.latent += self.tokenizer.contribution(codes, step.index, step.plan.schedule)
         state.flops += 2 * state.latent.numel() * 9 * channels  # the 3x3 convolution
-
-    @torch.inference_mode()
-    def decode(self, state: VARState) -> Tensor:
-        return self.tokenizer.decode(state.latent)

@@ -10,10 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.models.autoencoder import Decoder, Encoder, Layout
+from stepvar.models.autoencoder import Decoder, Encoder, GroupNorm, Layout
+from stepvar.models.precision import Policy, for_weight
+from stepvar.models.tiling import decode_tiled
 from stepvar.models.var.config import VQConfig
 from stepvar.plan import progress
 from stepvar.tokens import Grid, ScaleSchedule
+
+POLICY: Policy = ((r"quantize\.", "exact"), (r"", "tokenizer"))
+"""Number formats of the weights: the codebook and its convolutions in float32, like the sum of codes."""
 
 IGNORABLE = ("quantize.ema_vocab_hit_SV",)
 """Statistics of the training that checkpoints store."""
@@ -26,19 +31,18 @@ class PlainParts:
         return nn.Conv2d(inputs, outputs, kernel, stride, padding)
 
     def norm(self, channels: int) -> nn.Module:
-        return nn.GroupNorm(32, channels, eps=1e-6)
+        return GroupNorm(32, channels)
 
 
 class Phi(nn.Conv2d):
-    """Mixes a map (B, d, H, W) in float32 with its convolution, which repairs what upsampling blurred."""
+    """Mixes a map (B, d, H, W) with its convolution, which repairs what upsampling blurred; all in float32."""
 
     def __init__(self, channels: int, residual: float) -> None:
         super().__init__(channels, channels, 3, padding=1)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        convolved = super().forward(x.to(self.weight.dtype)).float()
-        return (1 - self.residual) * x + self.residual * convolved
+        return (1 - self.residual) * x + self.residual * super().forward(x)
 
 
 class SharedPhis(nn.Module):
@@ -93,7 +97,7 @@ class VQTokenizer(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """(vocabulary, channels) in float32."""
-        return self.quantize.embedding.weight.float()
+        return self.quantize.embedding.weight
 
     def codes(self, indices: Tensor, grid: Grid) -> Tensor:
         """Indices (B, N) -> codes (B, d, h, w) in float32."""
@@ -141,8 +145,19 @@ class VQTokenizer(nn.Module):
 
     def encode(self, images: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
         """Images -> indices per scale, and the latent picture that they make."""
-        return self.quantise(self.quant_conv(self.encoder(images)), schedule)
+        return self.quantise(self.encode_latent(images), schedule)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latent picture (B, d, H, W) -> images (B, 3, stride H, stride W) in [-1, 1]."""
-        return self.decoder(self.post_quant_conv(latent.to(self.post_quant_conv.weight.dtype))).clamp(-1, 1)
+    def encode_latent(self, images: Tensor) -> Tensor:
+        """Images -> encoder output (B, d, H, W)."""
+        return self.quant_conv(self.encoder(for_weight(images, self.quant_conv.weight)))
+
+    def decode(self, latent: Tensor, tile: int | None = None) -> Tensor:
+        """Latent picture (B, d, H, W) -> images (B, 3, stride H, stride W) in [-1, 1], in float32.
+
+        Args:
+            tile: side of the tiles in latent cells, for bounded memory (see :mod:`stepvar.models.tiling`). The deepest
+                level attends to the whole picture, or to each tile alone where that level is tiled, too. None: in
+                one piece.
+        """
+        latent = self.post_quant_conv(for_weight(latent, self.post_quant_conv.weight))
+        return decode_tiled(self.decoder, latent, tile).clamp(-1, 1)

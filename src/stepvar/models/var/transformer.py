@@ -11,8 +11,17 @@ from torch import Tensor, nn
 from stepvar.models import layers
 from stepvar.models.blocks import Around, residual
 from stepvar.models.layers import AdaptiveLinear, Attend, FeedForward, HeadNorm, SelfAttention
+from stepvar.models.precision import Policy, for_weight
 from stepvar.models.var.config import VARConfig
 from stepvar.tokens import TokenMap
+
+POLICY: Policy = (
+    (r"blocks\.\d+\.(attn|ffn|ada_lin)\.(?!scale_mul)", "blocks"),
+    (r"head(_nm)?\.", "head"),
+    (r"", "residual"),
+)
+"""Number formats of the weights. A block's own projection of the class is a third of its weights and stored like
+the others; what comes out of it is added to the residual stream in that stream's format."""
 
 IGNORABLE = ("lvl_1L", "attn_bias_for_masking")
 """Constants that checkpoints store and generation does not need."""
@@ -115,4 +124,5 @@ class VARTransformer(nn.Module):
 
     def logits(self, x: Tensor, pooled: Tensor) -> Tensor:
         """(R, N, C), classes (R, C) -> (R, N, vocabulary) in float32."""
-        return self.head(self.head_nm(x, pooled)).float()
+        weight = self.head.weight
+        return self.head(self.head_nm(for_weight(x, weight), for_weight(pooled, weight))).float()

@@ -1,0 +1,110 @@
+"""Estimates of memory against what is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from stepvar.errors import UsageError
+from stepvar.memory import estimate_memory
+from stepvar.methods import Dense, FastVAR, HighPass, Method, SkipLast, StepVAR
+from stepvar.models.infinity import CONFIGS, schedule_for
+from stepvar.models.var import CONFIGS as VAR_CONFIGS
+from tests.helpers import SQUARE, TINY, TINY_VAR, WIDE, draw, draw_classes, make_model, make_plan, make_text, make_var
+
+METHODS = [
+    Dense(),
+    StepVAR(keep=0.5),
+    SkipLast(2),
+    HighPass(keep=(0.3, 0.2), blocks_before=1),
+    FastVAR(prune=(0.5,), skip=1, blocks_before=1, blocks_after=1),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_exact_parts_are_what_is_allocated(method: Method, dtype: torch.dtype, guidance: float) -> None:
+    infinity, var = make_model(replace(TINY, patchify=True)).to(dtype), make_var().to(dtype)
+    drawn: list[tuple[Any, Any, Any]] = [
+        (infinity, make_plan(WIDE, guidance), draw(infinity, make_plan(WIDE, guidance), method, make_text((5, 3)))),
+        (var, make_plan(SQUARE, guidance), draw_classes(var, make_plan(SQUARE, guidance), method, (1, 2))),
+    ]
+    for model, plan, result in drawn:
+        estimate = estimate_memory(model.config, plan, method, 2, dtype)
+        assert estimate.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        assert estimate.cache == result.state.cache.nbytes
+        assert estimate.latent == result.state.latent.nbytes
+
+
+def test_total_is_the_peak() -> None:
+    estimate = estimate_memory(TINY, make_plan(SQUARE), Dense(), 1)
+    stays = estimate.weights + estimate.cache + estimate.latent
+    assert estimate.total == stays + max(estimate.activations, estimate.decode)
+
+
+def test_precision_batch_pruning_and_tiles_save() -> None:
+    plan = make_plan(schedule_for("1M", 1.0))
+    config = CONFIGS["2b"]
+    full = estimate_memory(config, plan, Dense(), 1)
+    half = estimate_memory(config, plan, Dense(), 1, torch.bfloat16)
+    assert half.cache == full.cache // 2 and half.latent == full.latent
+    assert full.weights / 2 < half.weights < 0.53 * full.weights  # the blocks hold nearly all of them
+    two = estimate_memory(config, plan, Dense(), 2, torch.bfloat16)
+    assert (two.cache, two.latent, two.decode) == (2 * half.cache, 2 * half.latent, 2 * half.decode)
+    pruned = estimate_memory(config, plan, StepVAR(keep=0.4), 1, torch.bfloat16)
+    assert pruned.cache < half.cache and pruned.activations < half.activations
+    tiles = estimate_memory(config, plan, Dense(), 1, torch.bfloat16, tile=32)
+    assert half.decode / 3 < tiles.decode < half.decode / 2
+    # 32 layers, 2 branches, 10,521 tokens of 2,048 channels, keys and values, 2 bytes each
+    assert half.cache == 32 * 2 * 10521 * 2048 * 2 * 2
+
+
+def test_every_released_size_has_an_estimate() -> None:
+    for config in CONFIGS.values():
+        assert estimate_memory(config, make_plan(schedule_for(config.resolution, 1.5)), Dense(), 1).total > 0
+    for var in VAR_CONFIGS.values():
+        assert estimate_memory(var, make_plan(var.schedule), Dense(), 8, torch.float16).total > 0
+    with pytest.raises(UsageError, match="float64"):
+        estimate_memory(TINY_VAR, make_plan(SQUARE), Dense(), 1, torch.float64)
+
+
+@pytest.mark.parametrize(("tile", "most"), [(None, 1.3), (16, 1.6)])
+def test_decoding_peak_is_near_the_formula(tile: int | None, most: float) -> None:
+    model, latent = make_model(), torch.randn(1, TINY.tokenizer.code_bits, 64, 48)
+    plan = make_plan(WIDE)
+    plan = replace(plan, schedule=replace(WIDE, grids=(*WIDE.grids[:-1], replace(WIDE.grids[-1], h=64, w=48))))
+    peak = live_peak(lambda: model.tokenizer.decode(latent, tile))
+    estimate = estimate_memory(model.config, plan, Dense(), 1, tile=tile).decode
+    assert 1 / most < peak / estimate < most
+
+
+def live_peak(work: Any) -> int:
+    """Most bytes that tensors made by some work hold at one time."""
+    from weakref import finalize
+
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    held: dict[int, int] = {}
+    peak = 0
+
+    class Watcher(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal peak
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(tensor, torch.Tensor):
+                    storage = tensor.untyped_storage()
+                    key = storage.data_ptr()
+                    if key not in held:
+                        held[key] = storage.nbytes()
+                        finalize(storage, held.pop, key, None)
+            peak = max(peak, sum(held.values()))
+            return result
+
+    with torch.no_grad(), Watcher():
+        work()
+    return peak
