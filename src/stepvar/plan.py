@@ -116,6 +116,11 @@ class Step:
         return self.samples * self.branches
 
     @property
+    def row_slice(self) -> slice:
+        """Which rows of a state that holds both branches (conditional rows first) run at this scale."""
+        return slice(0, self.rows)
+
+    @property
     def is_last(self) -> bool:
         """Whether no later scale is run."""
         return self.index == self.plan.scales - 1
