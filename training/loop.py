@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -129,7 +130,9 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
 
 def command_line(stage: str) -> str:
     """The command that runs a stage again as it was run."""
-    return " ".join(["python", "-m", f"training.{stage}", *sys.argv[1:]])
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    start = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
+    return " ".join([start, "-m", f"training.{stage}", *sys.argv[1:]])
 
 
 def write_card(path: Path, values: dict[str, Any]) -> None:

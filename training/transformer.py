@@ -33,6 +33,7 @@ from training.loop import (
     save_checkpoint,
     write_card,
 )
+from training.parallel import Group
 from training.presets import PRESETS, RATIOS, Preset
 from training.pyramid import inputs, pyramid
 
@@ -205,8 +206,16 @@ class Trainer:
     """The state of a training; everything in it that changes is in the checkpoint."""
 
     def __init__(
-        self, preset: Preset, out: Path, minutes: float, device: torch.device, seed: int, init: Path | None = None
+        self,
+        preset: Preset,
+        out: Path,
+        minutes: float,
+        device: torch.device,
+        seed: int,
+        init: Path | None = None,
+        group: Group | None = None,
     ) -> None:
+        self.group = group or Group()
         torch.manual_seed(seed)
         self.preset, self.out, self.device = preset, out, device
         self.tokenizer = BitTokenizer(preset.model.tokenizer)
@@ -217,6 +226,7 @@ class Trainer:
         if init is not None:
             load_into(self.model.transformer, init / "transformer.safetensors")
         self.model.to(device)
+        self.group.same_start(self.model)
         self.mean = averaged(self.model, 0.999)
         self.optimiser = torch.optim.AdamW(
             parameter_groups([self.model], WEIGHT_DECAY),
@@ -232,7 +242,9 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             self.progress.restore(state["progress"])
         seed += self.progress.step
-        self.rng = random.Random(seed)
+        self.rng = random.Random(seed)  # of the shapes of steps: the same in all processes, which work in step
+        seed = 1000 * seed + self.group.rank
+        torch.manual_seed(seed)
         self.source = SceneSource(seed, device, preset.model.tokenizer.stride)
         self.pools = {
             ratio: LatentPool(preset, schedule_for(preset.model.resolution, ratio), share, device)
@@ -247,18 +259,19 @@ class Trainer:
             self._positions[key] = SequencePositions.of(schedule, scales, head_dim, self.device)
         return self._positions[key]
 
-    def plan_step(self, schedule: ScaleSchedule) -> tuple[int, int]:
+    def plan_step(self, schedule: ScaleSchedule, fraction: float) -> tuple[int, int]:
         """Scales and batch size: mostly prefixes at first, mostly whole pyramids at the end."""
-        if self.rng.random() < 0.25 + 0.5 * self.progress.fraction:
+        if self.rng.random() < 0.25 + 0.5 * fraction:
             return len(schedule), self.preset.whole_batch
         return self.rng.choice(self.preset.prefixes)
 
-    def step(self) -> None:
-        pool = self.pools[self.source.ratio()]
+    def step(self, fraction: float) -> None:
+        """One step, ``fraction`` of the way through the training."""
+        pool = self.pools[self.rng.choices(list(RATIOS), list(RATIOS.values()))[0]]
         if not pool.filled or self.progress.step % self.preset.refresh == 0:
             for _ in range(1 if pool.filled else 3):
                 pool.add(self.source, self.tokenizer, self.model.text, self.preset.drawn)
-        scales, count = self.plan_step(pool.schedule)
+        scales, count = self.plan_step(pool.schedule, fraction)
         latents, words, lengths = pool.sample(count)
         with torch.no_grad():
             flips = torch.rand(count, device=self.device) * MOST_FLIPS
@@ -270,15 +283,16 @@ class Trainer:
             logits = self.model(words, lengths, dropped, tokens, positions)
         loss, losses = bit_loss(logits, built.targets)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.progress.fraction, PEAK_LR)
+            group["lr"] = learning_rate(fraction, PEAK_LR)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        self.group.average_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.mean.update_parameters(self.model)
         self.progress.step += 1
-        self.progress.seen += count
-        if scales == len(pool.schedule):
+        self.progress.seen += count * self.group.size
+        if scales == len(pool.schedule) and self.group.leads:
             self.progress.say(lambda: {f"s{i}": v for i, v in enumerate(losses.tolist())})
 
     def save(self) -> None:
@@ -309,11 +323,12 @@ class Trainer:
         )
 
     def run(self) -> None:
-        while self.progress.fraction < 1:
-            self.step()
-            if self.progress.due(150):
+        while (fraction := self.group.from_leader(self.progress.fraction)) < 1:
+            self.step(fraction)
+            if self.group.leads and self.progress.due(150):
                 self.save()
-        self.save()
+        if self.group.leads:
+            self.save()
 
 
 def fuse_elementwise() -> None:
@@ -338,8 +353,10 @@ def main() -> None:
     if arguments.compile:
         fuse_elementwise()
     preset = PRESETS[arguments.preset]
-    device = torch.device(arguments.device)
-    Trainer(preset, arguments.out, arguments.minutes, device, arguments.seed, arguments.init).run()
+    group = Group.join()
+    device = group.device(torch.device(arguments.device))
+    Trainer(preset, arguments.out, arguments.minutes, device, arguments.seed, arguments.init, group).run()
+    group.leave()
 
 
 if __name__ == "__main__":
