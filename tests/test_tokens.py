@@ -44,6 +44,32 @@ def test_late_scales_are_the_fewest(sides: list[tuple[int, int]], share: float) 
     assert count == 1 or sum(sizes[-(count - 1) :]) <= share * sum(sizes)
 
 
+VIDEO = ScaleSchedule(
+    tuple(Grid(*side) for side in [(1, 1, 1), (1, 2, 2), (1, 2, 2), (3, 1, 1), (3, 2, 2), (3, 2, 2), (3, 3, 3)]),
+    clips=(0, 0, 0, 1, 1, 1, 1),
+    scales=(0, 1, 1, 0, 1, 1, 2),
+    recall="clip",
+)
+
+
+def test_repetitions_share_a_rank_within_their_clip() -> None:
+    assert [VIDEO.rank(index) for index in range(7)] == [2, 1, 1, 3, 2, 2, 1]
+    assert VIDEO.scale_counts == (2, 3)
+    image = ScaleSchedule.of([(1, 1), (2, 2)])
+    assert [image.rank(0), image.rank(1), image.scale(1), image.clip(1)] == [2, 1, 1, 0]
+
+
+def test_late_scales_are_those_of_the_last_clip_with_their_repetitions() -> None:
+    assert VIDEO.late_scales(0.5) == 2  # 27 of 3 + 2 * 12 + 27 tokens are exactly half
+    assert VIDEO.late_scales(0.49) == 1
+    assert VIDEO.late_scales(0.95) == 3
+
+
+def test_a_schedule_numbers_every_pass_or_none() -> None:
+    with pytest.raises(ValueError, match="clips: needs no value, or one for each of the 1 passes"):
+        ScaleSchedule((Grid(1, 1, 1),), clips=(0, 1))
+
+
 def test_dense_map_numbers_tokens_in_every_row() -> None:
     tokens = TokenMap.dense(torch.zeros(3, 6, 2), Grid(1, 2, 3))
     assert tokens.positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 3

@@ -1,4 +1,4 @@
-"""The one loop over scales."""
+"""The one loop over scales, their repetitions and clips."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def generate(
 
     Args:
         condition: what the model draws, in the family's own form (text features, classes).
-        plan: the settings of every scale; the method may edit them.
+        plan: the settings of every scale; the method may edit them. Symbols that it gives are taken, not drawn.
         noise: where the draws of every scale come from.
         recorder: measures each scale.
         on_scale_end: called behind each scale with the state, which it must not change.
@@ -43,13 +43,15 @@ def generate(
         state = model.start(condition, plan, method)
     for step in plan.steps(samples):
         with recorder.scale(step, state):
-            tokens = model.embed(state, step)
-            tokens = method.run_stack(model.blocks(state, step, method), tokens, step)
-            logits = model.predict(state, tokens, step)
-            symbols = sample(logits, noise, step.index, plan.top_k, plan.top_p)
-            weights = None
-            if plan.smooth:
-                weights = soft_weights(logits, noise, step.index, plan.smooth[step.index], plan.top_k, plan.top_p)
+            symbols, weights = step.given, None
+            if step.computed:
+                tokens = model.embed(state, step)
+                tokens = method.run_stack(model.blocks(state, step, method), tokens, step)
+            if symbols is None:
+                logits = model.predict(state, tokens, step)
+                symbols = sample(logits, noise, step.index, plan.top_k, plan.top_p)
+                if plan.smooth:
+                    weights = soft_weights(logits, noise, step.index, plan.smooth[step.index], plan.top_k, plan.top_p)
             model.accumulate(state, symbols, step, weights)
         if on_scale_end is not None:
             on_scale_end(step, state)

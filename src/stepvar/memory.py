@@ -66,9 +66,9 @@ def estimate_memory(
     precision = dtype if isinstance(dtype, Precision) else Precision.of(dtype)
     plan = method.edit(plan)
     tokens = sum(planned_tokens(plan, batch, method, config.depth))
-    rows, full = batch * plan.branches(0), plan.schedule.grids[-1]
+    rows, full = batch * (1 + plan.guided), plan.schedule.grids[-1]
     channels, height, width = config.latent_size(full)
-    steps = list(plan.steps(batch))
+    steps = [step for step in plan.steps(batch) if step.computed]
     return MemoryEstimate(
         weights=_weights(config, precision),
         cache=2 * rows * tokens * config.width * precision.blocks.itemsize,

@@ -191,13 +191,13 @@ class Pipeline:
         seeds, noise = _noise(seed, generator, samples)
         schedule = self.schedule(aspect_ratio, resolution)
         plan = self._plan(schedule, guidance_scale, guidance_at, temperature, top_k, top_p, more_smooth)
-        method.edit(plan)  # an impossible combination fails here, before any work
+        passes = len(method.edit(plan).passes)  # an impossible combination fails here, before any work
 
         recorder = Recorder(self.device)
         with recorder.stage("condition"):
             condition = request.condition()
         shown = self.progress if progress is None else progress
-        with scale_bar(shown, plan.scales, callback_on_scale_end) as on_scale_end:
+        with scale_bar(shown, passes, callback_on_scale_end) as on_scale_end:
             state = generate(self.model, condition, samples, plan, method, noise, recorder, on_scale_end)
         with recorder.stage("decode"):
             pixels = self.model.decode(state)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby, pairwise
 from typing import Any
 
 from torch import Tensor
 
+from stepvar.sampling import mix_branches
 from stepvar.tokens import Grid, ScaleSchedule
+
+Mix = Callable[[Tensor, float], Tensor]
+"""From values (2B, ...) of both branches, conditional first, and the guidance scale to the guided ones (B, ...)."""
 
 
 def progress(scales: int) -> tuple[float, ...]:
@@ -18,19 +24,21 @@ def progress(scales: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of one generation, scale by scale; a method may edit them.
+    """The settings of one generation, pass by pass; a method may edit them.
 
     Attributes:
         schedule: the grids, all of them, also those that are not run.
-        guidance: one classifier-free guidance scale per grid; 1 turns guidance off at that scale.
-        temperature: one temperature per grid, by which logits are divided.
+        guidance: one classifier-free guidance scale per pass; 1 turns guidance off there.
+        temperature: one temperature per pass, by which logits are divided.
         guidance_at: where the branches are mixed: 0 on the logits, -m in front of the last m - 1 blocks
             (after block ``depth - m``, counted from 0). Several places may be given.
+        mix: how the logits of the two branches are mixed.
         top_k: classes kept before sampling; 0 keeps all, 1 takes the most likely.
         top_p: probability mass kept before sampling; 0 keeps all.
-        scales: how many scales are run; the picture is drawn from the sum so far.
+        passes: the passes that are run, ascending; empty: all. The picture is drawn from the sum of their codes.
+        given: symbols (B, N, ...) of passes that are not drawn, because a picture or a video says what they are.
         smooth: for models with a codebook: add soft codes, blends of the codebook, in place of the drawn ones.
-            One number per grid says how far along it is (see :func:`progress`), and codes sharpen with it; empty
+            One number per pass says how far along it is (see :func:`progress`), and codes sharpen with it; empty
             adds the drawn codes.
     """
 
@@ -40,41 +48,97 @@ class Plan:
     guidance_at: tuple[int, ...] = (0,)
     top_k: int = 0
     top_p: float = 0.0
-    scales: int = -1
+    passes: tuple[int, ...] = ()
     smooth: tuple[float, ...] = ()
+    mix: Mix = mix_branches
+    given: Mapping[int, Tensor] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        if self.scales < 0:
-            object.__setattr__(self, "scales", len(self.schedule))
-        if not 1 <= self.scales <= len(self.schedule):
-            raise ValueError(f"scales={self.scales}: must be between 1 and {len(self.schedule)}")
+        count = len(self.schedule)
+        if not self.passes:
+            object.__setattr__(self, "passes", tuple(range(count)))
+        if sorted(set(self.passes)) != list(self.passes) or not 0 <= self.passes[0] <= self.passes[-1] < count:
+            raise ValueError(f"passes={self.passes}: must ascend between 0 and {count - 1}")
         for name in ("guidance", "temperature"):
-            if len(getattr(self, name)) != len(self.schedule):
-                raise ValueError(f"{name}: needs one value for each of the {len(self.schedule)} scales")
-        if self.smooth and len(self.smooth) != len(self.schedule):
-            raise ValueError(f"smooth: needs no value, or one for each of the {len(self.schedule)} scales")
+            if len(getattr(self, name)) != count:
+                raise ValueError(f"{name}: needs one value for each of the {count} scales")
+        if self.smooth and len(self.smooth) != count:
+            raise ValueError(f"smooth: needs no value, or one for each of the {count} scales")
+
+    @property
+    def scales(self) -> int:
+        """How many scales are run in the clip that runs fewest."""
+        ranks = {(self.schedule.clip(index), self.schedule.scale(index)) for index in self.passes}
+        return min(sum(clip == own for clip, _ in ranks) for own in {clip for clip, _ in ranks})
+
+    @property
+    def skipped(self) -> int:
+        """How many scales at the end of every clip are not run."""
+        return min(self.schedule.rank(index) for index in self.passes) - 1
+
+    def without_last(self, count: int) -> Plan:
+        """The plan without the last ``count`` scales of the schedule, in every clip.
+
+        Raises:
+            ValueError: if a clip has no more than that.
+        """
+        if count >= min(self.schedule.scale_counts):
+            raise ValueError(f"count={count}: a clip of the schedule has {min(self.schedule.scale_counts)} scales")
+        return replace(self, passes=tuple(index for index in self.passes if self.schedule.rank(index) > count))
 
     @property
     def guided(self) -> bool:
         """Whether any scale that is run needs the unconditional branch."""
-        return self.branches(0) == 2
+        return 2 in self._branches.values()
 
     def branches(self, index: int) -> int:
-        """Guidance branches to run at a scale.
+        """Guidance branches to run at a pass.
 
-        The unconditional branch of a scale is needed if that scale or a later one mixes the branches,
-        because a later scale attends to its keys and values.
+        The unconditional branch of a pass is needed if that pass mixes the branches, or one that needs it attends to
+        the keys and values of this pass.
         """
-        return 2 if any(scale != 1.0 for scale in self.guidance[index : self.scales]) else 1
+        return self._branches.get(index, 1)
+
+    @cached_property
+    def readers(self) -> dict[int, tuple[int, ...]]:
+        """For each pass that is run, the later ones that attend to its keys and values."""
+        if self.schedule.recall == "all":
+            return {index: self.passes[place + 1 :] for place, index in enumerate(self.passes)}
+        readers: dict[int, tuple[int, ...]] = dict.fromkeys(self.passes, ())
+        for clip, following in pairwise(self.clips_run):
+            readers[clip[-1]] = following
+        return readers
+
+    @cached_property
+    def computed(self) -> tuple[int, ...]:
+        """The passes that go through the blocks: all that are drawn, and of the given ones those that are read."""
+        found: set[int] = set()
+        for index in reversed(self.passes):
+            if index not in self.given or found.intersection(self.readers[index]):
+                found.add(index)
+        return tuple(sorted(found))
+
+    @cached_property
+    def _branches(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for index in reversed(self.computed):
+            mixes = self.guidance[index] != 1.0 and index not in self.given
+            found[index] = 2 if mixes or any(found.get(later) == 2 for later in self.readers[index]) else 1
+        return found
+
+    @cached_property
+    def clips_run(self) -> list[tuple[int, ...]]:
+        """The passes that are run, clip by clip."""
+        return [tuple(own) for _, own in groupby(self.passes, key=self.schedule.clip)]
 
     def steps(self, samples: int) -> Iterator[Step]:
-        """The scales to run, for a batch of ``samples`` images."""
+        """The passes to run, for a batch of ``samples`` images."""
         memo: dict[str, Any] = {}
-        for index in range(self.scales):
+        for index in self.passes:
             yield Step(
                 index=index,
                 grid=self.schedule[index],
-                rank=len(self.schedule) - index,
+                rank=self.schedule.rank(index),
                 samples=samples,
                 branches=self.branches(index),
                 guidance=self.guidance[index],
@@ -86,18 +150,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Step:
-    """One scale of a running generation.
+    """One pass of a running generation.
 
     Attributes:
         index: place in the schedule, from 0.
         grid: the scale's grid.
-        rank: place counted from the end of the schedule; 1 is the finest scale.
+        rank: place of the scale counted from the end of its clip; 1 is the finest scale. Repetitions share it.
         samples: number of images B; the rows of a token map are ``branches * samples``.
         branches: 1, or 2 when the unconditional branch runs too.
-        guidance, temperature: this scale's values.
+        guidance, temperature: this pass's values.
         plan: the whole generation.
-        selections: indices (R, K) of the tokens that methods kept at this scale, in order; read by the report.
-        memo: scratch space of methods that remember something across the scales of one generation.
+        selections: indices (R, K) of the tokens that methods kept at this pass, in order; read by the report.
+        memo: scratch space of methods that remember something across the passes of one generation.
     """
 
     index: int
@@ -117,10 +181,45 @@ class Step:
 
     @property
     def row_slice(self) -> slice:
-        """Which rows of a state that holds both branches (conditional rows first) run at this scale."""
+        """Which rows of a state that holds both branches (conditional rows first) run at this pass."""
         return slice(0, self.rows)
 
     @property
+    def clip(self) -> int:
+        """The clip that this pass belongs to, from 0."""
+        return self.plan.schedule.clip(self.index)
+
+    @property
+    def scale(self) -> int:
+        """The scale within its clip, from 0; repetitions share it."""
+        return self.plan.schedule.scale(self.index)
+
+    @property
+    def given(self) -> Tensor | None:
+        """The symbols of this pass, where they are not drawn."""
+        return self.plan.given.get(self.index)
+
+    @property
+    def computed(self) -> bool:
+        """Whether this pass goes through the blocks: a given one does so only if a later one attends to it."""
+        return self.index in self.plan.computed
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a later pass attends to the keys and values of this one."""
+        return not set(self.plan.computed).isdisjoint(self.plan.readers[self.index])
+
+    @property
+    def starts_clip(self) -> bool:
+        """Whether no earlier pass of its clip is run."""
+        return any(self.index == clip[0] for clip in self.plan.clips_run)
+
+    @property
+    def ends_clip(self) -> bool:
+        """Whether no later pass of its clip is run."""
+        return any(self.index == clip[-1] for clip in self.plan.clips_run)
+
+    @property
     def is_last(self) -> bool:
-        """Whether no later scale is run."""
-        return self.index == self.plan.scales - 1
+        """Whether no later pass is run."""
+        return self.index == self.plan.passes[-1]

@@ -31,10 +31,13 @@ class ScaleReport:
         index: place in the schedule, from 0.
         grid: (t, h, w).
         tokens: tokens of the grid.
-        kept: fewest tokens that any block saw (mean over the samples and selections).
+        kept: fewest tokens that any block saw (mean over the samples and selections); 0 for a pass whose symbols were
+            given and that no later one reads.
         branches: guidance branches that ran.
         seconds: wall time, or device time on CUDA.
         flops: floating-point operations of the matrix products that ran.
+        clip: which clip of a video, from 0.
+        scale: place among the scales of its clip, from 0; repetitions share it.
     """
 
     index: int
@@ -44,6 +47,8 @@ class ScaleReport:
     branches: int
     seconds: float
     flops: int
+    clip: int = 0
+    scale: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,10 +203,7 @@ class Recorder:
         """Waits for the device and reads all clocks."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        scales = tuple(
-            ScaleReport(step.index, step.grid.shape, step.grid.size, _kept(step), step.branches, read(), flops)
-            for step, flops, read in self.scales
-        )
+        scales = tuple(_scale_report(step, read(), flops) for step, flops, read in self.scales)
         return Report(
             model=model,
             method=method,
@@ -227,8 +229,19 @@ class Recorder:
         return maps
 
 
-def _kept(step: Step) -> int:
-    return min((kept.shape[1] for kept in step.selections), default=step.grid.size)
+def _scale_report(step: Step, seconds: float, flops: int) -> ScaleReport:
+    kept = min((kept.shape[1] for kept in step.selections), default=step.grid.size)
+    return ScaleReport(
+        index=step.index,
+        grid=step.grid.shape,
+        tokens=step.grid.size,
+        kept=kept if step.computed else 0,
+        branches=step.branches if step.computed else 0,
+        seconds=seconds,
+        flops=flops,
+        clip=step.clip,
+        scale=step.scale,
+    )
 
 
 def peak_memory(device: torch.device) -> int:

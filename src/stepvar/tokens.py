@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Recall = Literal["all", "clip"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,23 @@ class Grid:
 
 @dataclass(frozen=True)
 class ScaleSchedule:
-    """The grids of a generation from the coarsest scale to the finest.
+    """The passes of a generation through a model, in order: the grids of an image from coarse to fine.
+
+    An image runs one pass per scale. A video is a row of clips, each a pyramid of its own (the first one a still
+    image), and some models run a scale several times before they go on to the next.
 
     Attributes:
-        grids: one per scale.
+        grids: one per pass.
         name: which published schedule it is (for example ``"1M 1.5"``), for reports.
         frame: the grid in whose coordinates a model's position code places the tokens of every scale;
             None: the last grid.
         ratio: the published height / width that the grids belong to; None where there is only one shape.
         asked: the height / width that was asked for, to which ``ratio`` is the nearest; no part of equality.
+        clips: the clip of each pass, from 0; empty: all passes belong to one.
+        scales: the scale of each pass within its clip, from 0; repetitions of a scale share its number. Empty: each
+            pass is a scale of its own.
+        recall: which keys and values a pass attends to beside its own: those of ``"all"`` earlier passes, or those
+            that the last pass of the ``"clip"`` before left.
     """
 
     grids: tuple[Grid, ...]
@@ -55,10 +67,16 @@ class ScaleSchedule:
     frame: Grid | None = None
     ratio: float | None = None
     asked: float | None = field(default=None, compare=False)
+    clips: tuple[int, ...] = ()
+    scales: tuple[int, ...] = ()
+    recall: Recall = "all"
 
     def __post_init__(self) -> None:
         if not self.grids:
             raise ValueError("a scale schedule needs at least one grid")
+        for name in ("clips", "scales"):
+            if getattr(self, name) and len(getattr(self, name)) != len(self.grids):
+                raise ValueError(f"{name}: needs no value, or one for each of the {len(self.grids)} passes")
 
     @classmethod
     def of(cls, sides: Sequence[Sequence[int]], name: str = "", frame: Grid | None = None) -> ScaleSchedule:
@@ -76,17 +94,45 @@ class ScaleSchedule:
 
     @property
     def size(self) -> int:
-        """Number of tokens over all scales."""
+        """Number of tokens over all passes."""
         return sum(grid.size for grid in self.grids)
 
+    def clip(self, index: int) -> int:
+        """The clip of a pass."""
+        return self.clips[index] if self.clips else 0
+
+    def scale(self, index: int) -> int:
+        """The scale of a pass within its clip."""
+        return self.scales[index] if self.scales else index
+
+    def rank(self, index: int) -> int:
+        """The scale of a pass counted from the end of its clip: 1 is the finest."""
+        return self.scale_counts[self.clip(index)] - self.scale(index)
+
+    @cached_property
+    def scale_counts(self) -> tuple[int, ...]:
+        """How many scales each clip has, without repetitions."""
+        counts: dict[int, int] = {}
+        for index in range(len(self.grids)):
+            clip = self.clip(index)
+            counts[clip] = max(counts.get(clip, 0), self.scale(index) + 1)
+        return tuple(counts[clip] for clip in sorted(counts))
+
     def late_scales(self, share: float = 0.5) -> int:
-        """How many scales, counted from the end, together hold more than ``share`` of the tokens (at least 1)."""
+        """How many scales of the last clip, counted from its end, hold more than ``share`` of its tokens (at least 1).
+
+        A scale that runs several times counts as often.
+        """
+        sizes = [0] * self.scale_counts[-1]
+        for index, grid in enumerate(self.grids):
+            if self.clip(index) == len(self.scale_counts) - 1:
+                sizes[self.scale(index)] += grid.size
         held = 0
-        for count, grid in enumerate(reversed(self.grids), start=1):
-            held += grid.size
-            if held > share * self.size:
+        for count, size in enumerate(reversed(sizes), start=1):
+            held += size
+            if held > share * sum(sizes):
                 return count
-        return len(self.grids)
+        return len(sizes)
 
 
 @dataclass(frozen=True)

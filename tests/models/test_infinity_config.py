@@ -100,7 +100,7 @@ def test_2k_draws() -> None:
     model = make_model(replace(TINY, depth=1, block_chunks=1))
     with pytest.warns(ExperimentalWarning):
         schedule = model.schedule(3.0, "2K")
-    plan = replace(make_plan(schedule, 1.0), scales=7)
+    plan = replace(make_plan(schedule, 1.0), passes=tuple(range(7)))
     assert torch.isfinite(draw(model, plan).state.latent).all()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -72,7 +72,7 @@ class PCA(Pruning):
 
 @dataclass(frozen=True)
 class SkipLast(Method):
-    """Does not run the last scales; the picture is drawn from the sum of the earlier ones.
+    """Does not run the last scales of any clip; the picture is drawn from the sum of the earlier ones.
 
     Attributes:
         count: how many scales are skipped.
@@ -89,4 +89,4 @@ class SkipLast(Method):
     def edit(self, plan: Plan) -> Plan:
         if self.count >= plan.scales:
             raise UsageError(f"count={self.count}: the schedule runs {plan.scales} scales; skip fewer")
-        return replace(plan, scales=plan.scales - self.count)
+        return plan.without_last(plan.skipped + self.count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -51,11 +51,10 @@ class FastVAR(Method):
 
     def edit(self, plan: Plan) -> Plan:
         needed = self.skip + len(self.prune) + 1
-        if len(plan.schedule) < needed:
-            raise UsageError(
-                f"prune and skip: need {needed} scales, one of them unpruned; the schedule has {len(plan.schedule)}"
-            )
-        return replace(plan, scales=min(plan.scales, len(plan.schedule) - self.skip))
+        scales = min(plan.schedule.scale_counts)
+        if scales < needed:
+            raise UsageError(f"prune and skip: need {needed} scales, one of them unpruned; the schedule has {scales}")
+        return plan.without_last(self.skip)
 
     def count_at(self, step: Step) -> int:
         """Tokens kept at a scale."""

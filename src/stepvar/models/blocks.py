@@ -96,7 +96,7 @@ def guided_logits(logits: Callable[[int], Tensor], step: Step) -> Tensor:
     """
     mixing = step.branches == 2 and step.guidance != 1.0 and 0 in step.plan.guidance_at
     values = logits(step.rows if mixing else step.samples) / step.temperature
-    return mix_branches(values, step.guidance) if mixing else values
+    return step.plan.mix(values, step.guidance) if mixing else values
 
 
 def planned_cache(
@@ -116,12 +116,12 @@ def planned_cache(
     attention would round them anyway, so the numbers are the same at half the memory.
     """
     capacities = planned_tokens(plan, samples, method, depth)
-    return KVCache(capacities, samples * plan.branches(0), heads, head_dim, dtype, device)
+    return KVCache(capacities, samples * (1 + plan.guided), heads, head_dim, dtype, device)
 
 
 def planned_tokens(plan: Plan, samples: int, method: Method, depth: int) -> list[int]:
     """How many tokens each layer sees in a whole generation; ``plan`` is the one that the method has edited."""
-    steps = list(plan.steps(samples))
+    steps = [step for step in plan.steps(samples) if step.computed]
     return [sum(method.tokens_at(step, layer, depth) for step in steps) for layer in range(depth)]
 
 

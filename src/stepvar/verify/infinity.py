@@ -68,7 +68,7 @@ def run_generation(golden: Golden, setup: Setup) -> Record:
     method = RecordBlocks(record, read_method(golden, plan.schedule))
     state = generate(recording, condition, len(condition.prompts), plan, method, noise)
     record["ca_kv"] = _packed(state.condition.text, condition, plan)
-    record |= _unused_tokens(model, state, plan, method.edit(plan).scales)
+    record |= _unused_tokens(model, state, plan, len(method.edit(plan).passes))
     if setup.exact:
         return record | {"summed_codes": state.latent} | _images(model.decode(state), golden)
     early = {name: value for name, value in record.items() if _before_first_bit(name)}
