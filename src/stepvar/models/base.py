@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from stepvar.methods.base import Method, RunBlocks
+from stepvar.models.work import ScaleWork
 from stepvar.plan import Plan, Step
 from stepvar.tokens import TokenMap
 
@@ -53,4 +55,18 @@ class NextScaleModel(Protocol[Condition_contra, State]):
 
     def decode(self, state: State) -> Tensor:
         """The picture so far: (B, 3, H, W) in [-1, 1]."""
+        ...
+
+
+class CountedModel(Protocol):
+    """A model that says what its scales compute before they do: what plans of a budget are made of."""
+
+    def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int) -> ScaleWork:
+        """What a scale computes, from shapes alone; its operations are those that ``state.flops`` counts.
+
+        Args:
+            tokens: how many tokens run through each block.
+            seen: how many tokens each block attends to: those of this scale and all earlier ones.
+            text: tokens of the condition, for families that attend to it.
+        """
         ...

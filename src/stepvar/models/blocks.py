@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stepvar.cache import KVCache
 from stepvar.methods.base import Method, Site
+from stepvar.models.work import Work
 from stepvar.plan import Plan, Step
 from stepvar.sampling import mix_branches
 from stepvar.tokens import TokenMap
@@ -54,8 +55,8 @@ class BlockRun(ABC, Generic[State]):
         """Runs one block, whose sub-layers go through :meth:`around` and whose attention is :meth:`attend`."""
 
     @abstractmethod
-    def sublayer_flops(self, site: Site, tokens: TokenMap) -> int:
-        """Multiplications and additions of the matrix products of a sub-layer that has just run."""
+    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
+        """What a sub-layer that has just run on ``count`` tokens in each of ``rows`` rows did."""
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         for layer in range(first, self.depth if last is None else last):
@@ -72,7 +73,8 @@ class BlockRun(ABC, Generic[State]):
 
     def _counted(self, run: Sublayer, site: Site, tokens: TokenMap) -> Tensor:
         update = run(tokens)
-        self.state.flops += self.sublayer_flops(site, tokens)
+        rows, count, _ = tokens.features.shape
+        self.state.flops += self.sublayer_work(site, rows, count).flops
         return update
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -94,9 +96,18 @@ def guided_logits(logits: Callable[[int], Tensor], step: Step) -> Tensor:
     Args:
         logits: computes those of the first rows, as many as it is told.
     """
-    mixing = step.branches == 2 and step.guidance != 1.0 and 0 in step.plan.guidance_at
-    values = logits(step.rows if mixing else step.samples) / step.temperature
-    return step.plan.mix(values, step.guidance) if mixing else values
+    values = logits(logit_rows(step)) / step.temperature
+    return step.plan.mix(values, step.guidance) if mixes_logits(step) else values
+
+
+def mixes_logits(step: Step) -> bool:
+    """Whether guidance mixes the branches on the logits of a scale."""
+    return step.branches == 2 and step.guidance != 1.0 and 0 in step.plan.guidance_at
+
+
+def logit_rows(step: Step) -> int:
+    """How many rows the head computes at a scale."""
+    return step.rows if mixes_logits(step) else step.samples
 
 
 def planned_cache(
@@ -123,20 +134,3 @@ def planned_tokens(plan: Plan, samples: int, method: Method, depth: int) -> list
     """How many tokens each layer sees in a whole generation; ``plan`` is the one that the method has edited."""
     steps = [step for step in plan.steps(samples) if step.computed]
     return [sum(method.tokens_at(step, layer, depth) for step in steps) for layer in range(depth)]
-
-
-def self_attention_flops(tokens: TokenMap, seen: int) -> int:
-    """Operations of self-attention from a map to ``seen`` tokens, with its projections."""
-    rows, count, width = tokens.features.shape
-    return 2 * rows * count * (4 * width * width + 2 * seen * width)
-
-
-def feed_forward_flops(tokens: TokenMap, hidden: int) -> int:
-    """Operations of the two layers of a feed-forward sub-layer."""
-    rows, count, width = tokens.features.shape
-    return 2 * rows * count * 2 * width * hidden
-
-
-def head_flops(rows: int, count: int, width: int, outputs: int) -> int:
-    """Operations of the head and of its modulation."""
-    return 2 * rows * width * (count * outputs + 2 * width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,9 @@ from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Site
 from stepvar.models.blocks import (
     BlockRun,
-    feed_forward_flops,
     guided_logits,
-    head_flops,
+    logit_rows,
     planned_cache,
-    self_attention_flops,
 )
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import RotaryTables
@@ -28,6 +27,17 @@ from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioni
 from stepvar.models.layers import Rotary
 from stepvar.models.picture import PictureModel
 from stepvar.models.precision import for_weight, parts_policy
+from stepvar.models.work import (
+    ScaleWork,
+    Work,
+    cross_attention_work,
+    feed_forward_work,
+    head_work,
+    product_work,
+    sampling_work,
+    self_attention_work,
+    stack_work,
+)
 from stepvar.plan import Plan, Step
 from stepvar.text import TextFeatures
 from stepvar.tokens import ScaleSchedule, TokenMap
@@ -83,13 +93,9 @@ class InfinityRun(BlockRun[InfinityState]):
         )
         return self.model.block_list[layer](tokens, layer, context)
 
-    def sublayer_flops(self, site: Site, tokens: TokenMap) -> int:
-        if site.sublayer == "self":
-            return self_attention_flops(tokens, self.state.cache.lengths[site.layer])
-        if site.sublayer == "ffn":
-            return feed_forward_flops(tokens, self.model.config.ffn_width)
-        rows, count, width = tokens.features.shape
-        return 2 * rows * count * (2 * width * width + 2 * self.condition.text.shape[1] * width)
+    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
+        seen, text = self.state.cache.lengths[site.layer], self.condition.text.shape[1]
+        return self.model.sublayer_work(site.sublayer, rows, count, seen, text)
 
     def _rotary_at(self, positions: Tensor) -> Rotary:
         # Consecutive blocks see the same positions: gather their angles once.
@@ -155,7 +161,7 @@ class Infinity(PictureModel):
         else:
             tokens = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
             features = self.transformer.word_embed(tokens).repeat(step.branches, 1, 1)
-            state.flops += 2 * tokens.numel() * self.config.width
+            state.flops += self.embed_work(step).flops
         return TokenMap.dense(features, step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
@@ -171,13 +177,34 @@ class Infinity(PictureModel):
 
     def predict(self, state: InfinityState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, token_bits, 2)."""
-        outputs = self.config.outputs
 
         def logits(rows: int) -> Tensor:
-            state.flops += head_flops(rows, step.grid.size, self.config.width, outputs)
+            state.flops += self.predict_work(step).flops
             return self.transformer.logits(tokens.features[:rows], state.condition.pooled[:rows])
 
         return guided_logits(logits, step)
+
+    def sublayer_work(self, sublayer: str, rows: int, count: int, seen: int, text: int) -> Work:
+        """A residual sub-layer of a block, for ``text`` text tokens."""
+        width = self.config.width
+        if sublayer == "self":
+            return self_attention_work(rows, count, width, seen, rotary=True)
+        if sublayer == "ffn":
+            return feed_forward_work(rows, count, width, self.config.ffn_width)
+        return cross_attention_work(rows, count, width, text)
+
+    def embed_work(self, step: Step) -> Work:
+        if step.index == 0:
+            return Work()
+        return product_work(step.samples * step.grid.size, self.config.token_bits, self.config.width)
+
+    def predict_work(self, step: Step) -> Work:
+        return head_work(logit_rows(step), step.grid.size, self.config.width, self.config.outputs)
+
+    def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int) -> ScaleWork:
+        stack = stack_work(self.sublayer_work, ("self", "cross", "ffn"), step, tokens, seen, text)
+        drawn = sampling_work(step.samples, step.grid.size, self.config.outputs)
+        return ScaleWork(stack, (self.embed_work(step), self.predict_work(step), drawn))
 
     def accumulate(self, state: InfinityState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
         codes = self.tokenizer.codes(self.latent_bits(symbols, step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +13,9 @@ from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Site
 from stepvar.models.blocks import (
     BlockRun,
-    feed_forward_flops,
     guided_logits,
-    head_flops,
+    logit_rows,
     planned_cache,
-    self_attention_flops,
 )
 from stepvar.models.picture import PictureModel
 from stepvar.models.precision import for_weight, parts_policy
@@ -24,6 +23,16 @@ from stepvar.models.var.config import VARConfig
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.var.tokenizer import VQTokenizer, as_tokens, shrink
 from stepvar.models.var.transformer import POLICY, BlockContext, Conditioning, VARTransformer
+from stepvar.models.work import (
+    ScaleWork,
+    Work,
+    feed_forward_work,
+    head_work,
+    product_work,
+    sampling_work,
+    self_attention_work,
+    stack_work,
+)
 from stepvar.plan import Plan, Step, progress
 from stepvar.tokens import ScaleSchedule, TokenMap
 
@@ -71,10 +80,8 @@ class VARRun(BlockRun[VARState]):
         modulation = self.state.condition.modulation[layer][: self.step.rows]
         return self.model.transformer.blocks[layer](tokens, layer, BlockContext(modulation, self.attend, self.around))
 
-    def sublayer_flops(self, site: Site, tokens: TokenMap) -> int:
-        if site.sublayer == "self":
-            return self_attention_flops(tokens, self.state.cache.lengths[site.layer])
-        return feed_forward_flops(tokens, self.model.config.ffn_width)
+    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
+        return self.model.sublayer_work(site.sublayer, rows, count, self.state.cache.lengths[site.layer])
 
 
 class VAR(PictureModel):
@@ -144,7 +151,7 @@ class VAR(PictureModel):
         else:
             codes = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
             features = self.transformer.word_embed(codes).repeat(step.branches, 1, 1)
-            state.flops += 2 * codes.numel() * self.config.width
+            state.flops += self.embed_work(step).flops
         tokens = TokenMap.dense(features, step.grid)
         return tokens.with_features(features + self.transformer.places(step.index, tokens.positions))
 
@@ -157,20 +164,43 @@ class VAR(PictureModel):
 
     def predict(self, state: VARState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, vocabulary)."""
-        outputs = self.config.outputs
 
         def logits(rows: int) -> Tensor:
-            state.flops += head_flops(rows, step.grid.size, self.config.width, outputs)
+            state.flops += self.predict_work(step).flops
             return self.transformer.logits(tokens.features[:rows], state.condition.pooled[:rows])
 
         return guided_logits(logits, step)
 
     def accumulate(self, state: VARState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        channels = self.config.tokenizer.channels
         if weights is None:
             codes = self.tokenizer.codes(symbols, step.grid)
         else:
             codes = self.tokenizer.soft_codes(weights, step.grid)
-            state.flops += 2 * weights.numel() * channels
         state.latent += self.tokenizer.contribution(codes, step.index, step.plan.schedule)
-        state.flops += 2 * state.latent.numel() * 9 * channels  # the 3x3 convolution
+        state.flops += self.accumulate_work(step).flops
+
+    def sublayer_work(self, sublayer: str, rows: int, count: int, seen: int, text: int = 0) -> Work:
+        """A residual sub-layer of a block."""
+        if sublayer == "self":
+            return self_attention_work(rows, count, self.config.width, seen)
+        return feed_forward_work(rows, count, self.config.width, self.config.ffn_width)
+
+    def embed_work(self, step: Step) -> Work:
+        if step.index == 0:
+            return Work()
+        return product_work(step.samples * step.grid.size, self.config.tokenizer.channels, self.config.width)
+
+    def predict_work(self, step: Step) -> Work:
+        return head_work(logit_rows(step), step.grid.size, self.config.width, self.config.outputs)
+
+    def accumulate_work(self, step: Step) -> Work:
+        """The 3x3 convolution on the whole latent picture, and in front of it, if asked for, the soft codes."""
+        channels, height, width = self.config.latent_size(step.plan.schedule.grids[-1])
+        convolved = 2 * step.samples * height * width * 9 * channels * channels
+        soft = 2 * step.samples * step.grid.size * self.config.outputs * channels if step.plan.smooth else 0
+        return Work(step.samples * height * width, products=convolved + soft, launches=4)
+
+    def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int = 0) -> ScaleWork:
+        stack = stack_work(self.sublayer_work, ("self", "ffn"), step, tokens, seen, text)
+        drawn = sampling_work(step.samples, step.grid.size, self.config.outputs)
+        return ScaleWork(stack, (self.embed_work(step), self.predict_work(step), drawn, self.accumulate_work(step)))
