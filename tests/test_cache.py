@@ -58,3 +58,16 @@ def test_later_scales_may_use_fewer_rows() -> None:
     keys, values = cache.append(0, *second)
     assert torch.equal(keys, torch.cat([first[0][:2], second[0]], dim=2))
     assert torch.equal(values, torch.cat([first[1][:2], second[1]], dim=2))
+
+
+def test_first_entries_of_rows_that_do_not_compute_them() -> None:
+    cache = make_cache()
+    cache.place(0, slice(2, 4), 3, *entries(1, 1, 2))
+    keys, _ = cache.append(0, *entries(2, 3, 0))
+    assert keys.shape[:3] == (2, 2, 3) and cache.lengths[0] == 3
+    later = entries(4, 1, 1)
+    keys, values = cache.append(0, *later)
+    placed = entries(1, 1, 2)
+    assert torch.equal(keys[2:, :, :3], placed[0].expand(2, -1, 3, -1))
+    assert torch.equal(values[2:, :, :3], placed[1].expand(2, -1, 3, -1))
+    assert torch.equal(keys[:, :, 3:], later[0])

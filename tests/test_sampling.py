@@ -159,3 +159,14 @@ def test_seeded_soft_weights_soften_the_code_drawn() -> None:
     noise = SeededNoise([1, 2])
     heaviest = soft_weights(logits, noise, 3, 0.0).argmax(dim=-1)
     assert torch.equal(heaviest, sample(logits, noise, 3))  # progress 0: the logits are not stretched
+
+
+def test_normal_draws_depend_on_seed_scale_and_turn_alone() -> None:
+    batch = SeededNoise([7, 8]).normal(2, 1, (2, 5, 4), CPU)
+    assert torch.equal(batch[1], SeededNoise([8]).normal(2, 1, (1, 5, 4), CPU)[0])
+    others = [SeededNoise([7]).normal(scale, turn, (1, 5, 4), CPU) for scale, turn in ((2, 0), (1, 1))]
+    assert not any(torch.equal(batch[0], other[0]) for other in others)
+    many = SeededNoise([0]).normal(0, 0, (1, 20_000), CPU)
+    assert abs(float(many.mean())) < 0.03 and abs(float(many.std()) - 1) < 0.03
+    stream = StreamNoise(torch.Generator().manual_seed(5)).normal(0, 0, (2, 3), CPU)
+    assert torch.equal(stream, torch.randn(2, 3, generator=torch.Generator().manual_seed(5)))

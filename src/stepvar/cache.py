@@ -38,6 +38,17 @@ class KVCache:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in (*self.keys, *self.values))
 
+    def place(self, layer: int, rows: slice, count: int, keys: Tensor, values: Tensor) -> None:
+        """Stores the first ``count`` keys and values of rows that do not compute them with the others.
+
+        The other rows append as many behind this call; no length changes here.
+
+        Args:
+            keys, values: (R or 1, heads, count or 1, head_dim); what is 1 is repeated.
+        """
+        self.keys[layer][rows, :, :count] = keys
+        self.values[layer][rows, :, :count] = values
+
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores keys and values (R, heads, N, head_dim) of new tokens and returns those of all tokens so far.
 

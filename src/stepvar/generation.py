@@ -49,10 +49,12 @@ def generate(
                 tokens = method.run_stack(model.blocks(state, step, method), tokens, step)
             if symbols is None:
                 logits = model.predict(state, tokens, step)
-                symbols = sample(logits, noise, step.index, plan.top_k, plan.top_p)
+                symbols = sample(logits, noise, step.index, step.top_k, plan.top_p)
                 if plan.smooth:
-                    weights = soft_weights(logits, noise, step.index, plan.smooth[step.index], plan.top_k, plan.top_p)
+                    weights = soft_weights(logits, noise, step.index, plan.smooth[step.index], step.top_k, plan.top_p)
             model.accumulate(state, symbols, step, weights)
+            if step.given is None:
+                model.refine(state, tokens, symbols, step, noise)
         if on_scale_end is not None:
             on_scale_end(step, state)
     return state

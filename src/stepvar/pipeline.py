@@ -20,7 +20,6 @@ from stepvar.methods import Dense, Method, make_method
 from stepvar.models.conditioning import Subject
 from stepvar.models.registry import FAMILIES
 from stepvar.plan import Plan, Step
-from stepvar.plan import progress as plan_progress
 from stepvar.progress import scale_bar
 from stepvar.report import Recorder, Report
 from stepvar.sampling import Noise, SeededNoise, StreamNoise
@@ -62,7 +61,8 @@ class Pipeline:
         self.model = loaded.model
         self.text_encoder = text_encoder
         self.defaults = loaded.defaults
-        self.conditioner = FAMILIES[loaded.family].conditioner(self.model, self.text_encoder)
+        self.family = FAMILIES[loaded.family]
+        self.conditioner = self.family.conditioner(self.model, self.text_encoder)
         self.progress = True
 
     @classmethod
@@ -142,9 +142,9 @@ class Pipeline:
         guidance_scale: PerScale | None = None,
         guidance_at: Sequence[int] = (0,),
         temperature: PerScale | None = None,
-        top_k: int | None = None,
+        top_k: int | Sequence[int] | None = None,
         top_p: float | None = None,
-        more_smooth: bool = False,
+        more_smooth: bool | None = None,
         aspect_ratio: str | float = "1:1",
         resolution: str | None = None,
         num_images_per_prompt: int = 1,
@@ -168,8 +168,9 @@ class Pipeline:
                 1 (for VAR 0) turns it off.
             guidance_at: where the branches are mixed: 0 on the logits, -m after block ``depth - m``.
             temperature: one number or one per scale; lower is more decided.
-            top_k, top_p: truncation before sampling; ``top_k=1`` takes the most likely.
-            more_smooth: VAR only: add soft blends of codes, which look smoother.
+            top_k, top_p: truncation before sampling, ``top_k`` one number or one per scale; 1 takes the most likely.
+            more_smooth: models with a codebook only: add soft blends of codes, which look smoother; None: as the
+                model's authors do.
             aspect_ratio: width to height, "3:2" or a number; the nearest published schedule is taken.
             resolution: name of a schedule, such as "0.25M"; None: the model's own.
             output_type: see :class:`Output`.
@@ -226,15 +227,14 @@ class Pipeline:
         guidance: PerScale | None,
         guidance_at: Sequence[int],
         temperature: PerScale | None,
-        top_k: int | None,
+        top_k: int | Sequence[int] | None,
         top_p: float | None,
-        more_smooth: bool,
+        more_smooth: bool | None,
     ) -> Plan:
         defaults = self.defaults
         top_k = defaults.get("top_k", 0) if top_k is None else top_k
         top_p = defaults.get("top_p", 0.0) if top_p is None else top_p
-        if top_k < 0:
-            raise UsageError(f"top_k={top_k}: must be 0 (all) or more")
+        more_smooth = defaults.get("more_smooth", False) if more_smooth is None else more_smooth
         if not 0 <= top_p < 1:
             raise UsageError(f"top_p={top_p}: must be at least 0 (all) and below 1")
         guidance = defaults.get("guidance_scale", 3.0) if guidance is None else guidance
@@ -248,9 +248,9 @@ class Pipeline:
             guidance=scales,
             temperature=_per_scale("temperature", temperature, count, lowest=1e-6),
             guidance_at=self._places(guidance_at),
-            top_k=top_k,
+            top_k=_top_k(top_k, count),
             top_p=top_p,
-            smooth=plan_progress(count) if more_smooth else (),
+            smooth=self.family.progress(count) if more_smooth else (),
         )
 
     def _places(self, guidance_at: Sequence[int]) -> tuple[int, ...]:
@@ -324,6 +324,18 @@ def _noise(
         if not isinstance(value, int) or value < 0:
             raise UsageError(f"seed={value!r}: must be a whole number, 0 or more")
     return seeds, SeededNoise(seeds)
+
+
+def _top_k(value: int | Sequence[int], scales: int) -> int | tuple[int, ...]:
+    values = [value] if isinstance(value, int) else list(value)
+    for one in values:
+        if not isinstance(one, int) or one < 0:
+            raise UsageError(f"top_k={one!r}: must be a whole number, 0 (all) or more")
+    if isinstance(value, int):
+        return value
+    if len(values) < scales:
+        raise UsageError(f"top_k: {len(values)} values for {scales} scales; give one, or one per scale")
+    return tuple(values[:scales])
 
 
 def _per_scale(name: str, value: PerScale, scales: int, lowest: float) -> tuple[float, ...]:

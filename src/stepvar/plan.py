@@ -33,7 +33,7 @@ class Plan:
         guidance_at: where the branches are mixed: 0 on the logits, -m in front of the last m - 1 blocks
             (after block ``depth - m``, counted from 0). Several places may be given.
         mix: how the logits of the two branches are mixed.
-        top_k: classes kept before sampling; 0 keeps all, 1 takes the most likely.
+        top_k: classes kept before sampling, one number or one per grid; 0 keeps all, 1 takes the most likely.
         top_p: probability mass kept before sampling; 0 keeps all.
         passes: the passes that are run, ascending; empty: all. The picture is drawn from the sum of their codes.
         given: symbols (B, N, ...) of passes that are not drawn, because a picture or a video says what they are.
@@ -46,7 +46,7 @@ class Plan:
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
     guidance_at: tuple[int, ...] = (0,)
-    top_k: int = 0
+    top_k: int | tuple[int, ...] = 0
     top_p: float = 0.0
     passes: tuple[int, ...] = ()
     smooth: tuple[float, ...] = ()
@@ -62,6 +62,8 @@ class Plan:
         for name in ("guidance", "temperature"):
             if len(getattr(self, name)) != count:
                 raise ValueError(f"{name}: needs one value for each of the {count} scales")
+        if not isinstance(self.top_k, int) and len(self.top_k) != len(self.schedule):
+            raise ValueError(f"top_k: needs one value, or one for each of the {len(self.schedule)} scales")
         if self.smooth and len(self.smooth) != count:
             raise ValueError(f"smooth: needs no value, or one for each of the {count} scales")
 
@@ -218,6 +220,12 @@ class Step:
     def ends_clip(self) -> bool:
         """Whether no later pass of its clip is run."""
         return any(self.index == clip[-1] for clip in self.plan.clips_run)
+
+    @property
+    def top_k(self) -> int:
+        """Classes kept before sampling at this scale."""
+        top_k = self.plan.top_k
+        return top_k if isinstance(top_k, int) else top_k[self.index]
 
     @property
     def is_last(self) -> bool:

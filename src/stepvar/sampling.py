@@ -41,13 +41,17 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 class Noise(Protocol):
-    """A source of exponential variables for the draws of each scale.
+    """A source of random variables for the draws of each scale.
 
-    A scale that adds soft codes asks twice, for the draw first and then for the soft codes.
+    A scale that adds soft codes asks twice for exponential variables, for the draw first and then for the soft codes.
     """
 
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
         """Exp(1) variables of the shape (B, N, ..., classes) for the scale with this index."""
+        ...
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Standard normal variables of the shape (B, N, ...) for the scale with this index; ``turn`` counts from 0."""
         ...
 
 
@@ -64,14 +68,21 @@ class SeededNoise:
         self.seeds = tuple(seeds)
 
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        draws = [self._stream(seed, scale, shape[1:]) for seed in self.seeds]
+        size = tuple(shape[1:])
+        draws = [torch.empty(size).exponential_(generator=_generator(f"{seed}/{scale}")) for seed in self.seeds]
         return torch.stack(draws).to(device, non_blocking=True)
 
-    @staticmethod
-    def _stream(seed: int, scale: int, shape: Sequence[int]) -> Tensor:
-        digest = hashlib.blake2b(f"{seed}/{scale}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        return torch.empty(tuple(shape)).exponential_(generator=generator)
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        size = tuple(shape[1:])
+        streams = (_generator(f"{seed}/{scale}/normal/{turn}") for seed in self.seeds)
+        draws = [torch.empty(size).normal_(generator=stream) for stream in streams]
+        return torch.stack(draws).to(device, non_blocking=True)
+
+
+def _generator(name: str) -> torch.Generator:
+    """A stream of its own for each name."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 class StreamNoise:
@@ -86,6 +97,10 @@ class StreamNoise:
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
         draws = torch.empty(tuple(shape), device=self.generator.device)
         return draws.exponential_(generator=self.generator).to(device, non_blocking=True)
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        draws = torch.empty(tuple(shape), device=self.generator.device)
+        return draws.normal_(generator=self.generator).to(device, non_blocking=True)
 
 
 def sample(logits: Tensor, noise: Noise, scale: int, top_k: int = 0, top_p: float = 0.0) -> Tensor:

@@ -214,3 +214,14 @@ def test_the_embedded_model_draws_what_it_is_told() -> None:
     red, green, blue = output.images[0].flatten(1)
     assert ((red > 0.6) & (green < 0.4) & (blue < 0.4)).float().mean() > 0.05
     assert ((red > 0.8) & (green > 0.8) & (blue > 0.8)).float().mean() > 0.3
+
+
+def test_top_k_per_scale(class_pipe: Pipeline) -> None:
+    one, several = (pixels(class_pipe, class_labels=1, seed=0, top_k=k) for k in (1, (1, 1, 1, 1, 1, 7)))
+    assert torch.equal(one, several)  # what is given beyond the scales is not used
+    last = pixels(class_pipe, class_labels=1, seed=0, top_k=(1, 1, 1, 1, 0))
+    assert not torch.equal(one, last)
+    with pytest.raises(UsageError, match="top_k: 2 values for 5 scales"):
+        class_pipe(class_labels=1, top_k=(1, 2))
+    with pytest.raises(UsageError, match="top_k=-1"):
+        class_pipe(class_labels=1, top_k=(1, 1, 1, 1, -1))

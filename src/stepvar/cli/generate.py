@@ -80,7 +80,10 @@ Guidance = Annotated[str | None, typer.Option(help="How closely to follow the pr
 Temperature = Annotated[str | None, typer.Option(help="Lower is more decided; one number, or one per scale.")]
 TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 draws nothing.")]
 TopP = Annotated[float | None, typer.Option(help="Probability kept before sampling.")]
-MoreSmooth = Annotated[bool, typer.Option("--more-smooth", help="VAR only: blends of codes, which look smoother.")]
+MoreSmooth = Annotated[
+    bool | None,
+    typer.Option(help="Models with a codebook: blends of codes, which look smoother; default: the model's own."),
+]
 AspectRatio = Annotated[str, typer.Option(help="Width to height, such as 3:2.")]
 Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
 NumImages = Annotated[int, typer.Option(help="Pictures per prompt.")]
@@ -110,7 +113,7 @@ def generate(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
-    more_smooth: MoreSmooth = False,
+    more_smooth: MoreSmooth = None,
     aspect_ratio: AspectRatio = "1:1",
     resolution: Resolution = None,
     num_images: NumImages = 1,
@@ -212,7 +215,6 @@ def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: d
     named = {field.name: getattr(method, field.name) for field in fields(method)}
     defaults = {
         "aspect_ratio": "1:1",
-        "more_smooth": False,
         "num_images_per_prompt": settings.get("num_images_per_prompt"),
     }
     used = {key: value for key, value in settings.items() if value not in (None, defaults.get(key))}

@@ -10,6 +10,7 @@ from torch import Tensor
 from stepvar.methods.base import Method, RunBlocks
 from stepvar.models.work import ScaleWork
 from stepvar.plan import Plan, Step
+from stepvar.sampling import Noise
 from stepvar.tokens import TokenMap
 
 
@@ -50,6 +51,15 @@ class NextScaleModel(Protocol[Condition_contra, State]):
 
         Args:
             weights: (B, N, classes), when soft codes are asked for: how much each code of the codebook is to weigh.
+        """
+        ...
+
+    def refine(self, state: State, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
+        """Adds to the latent picture what no symbol says: the residual of a diffusion head, for families with one.
+
+        Args:
+            tokens: the dense map behind the blocks, from which the symbols were predicted.
+            noise: where random numbers come from.
         """
         ...
 

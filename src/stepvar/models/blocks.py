@@ -120,13 +120,14 @@ def planned_cache(
     head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
+    prefix: int = 0,
 ) -> KVCache:
-    """A cache with room for exactly the tokens that the method lets each layer see.
+    """A cache with room for exactly the tokens that the method lets each layer see, and ``prefix`` more.
 
     In a low precision keys are stored in it, too, although normalisation and rotary positions leave them in float32:
     attention would round them anyway, so the numbers are the same at half the memory.
     """
-    capacities = planned_tokens(plan, samples, method, depth)
+    capacities = [prefix + tokens for tokens in planned_tokens(plan, samples, method, depth)]
     return KVCache(capacities, samples * (1 + plan.guided), heads, head_dim, dtype, device)
 
 

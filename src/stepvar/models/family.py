@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepvar.models.conditioning import Conditioner
+from stepvar.plan import progress
 from stepvar.text import TextEncoder
 
 Rename = Callable[[Collection[str], Collection[str]], Mapping[str, str]]
@@ -65,6 +66,7 @@ class Family:
         parts: by child.
         conditioner: from a model and its text encoder, if it has one, to what turns subjects into conditions.
         text_encoder: name on the hub of the public text encoder that the released models use.
+        progress: from a number of scales to how far along each is, by which soft codes sharpen.
     """
 
     name: str
@@ -76,3 +78,4 @@ class Family:
     parts: Mapping[str, Part]
     conditioner: Callable[[Any, TextEncoder | None], Conditioner]
     text_encoder: str | None = None
+    progress: Callable[[int], tuple[float, ...]] = progress

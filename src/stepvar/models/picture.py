@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from stepvar.errors import UsageError
 from stepvar.models.precision import Policy, Precision, apply_precision
 from stepvar.models.tiling import SMALLEST_TILE
+from stepvar.plan import Step
+from stepvar.sampling import Noise
+from stepvar.tokens import TokenMap
 
 Self = TypeVar("Self", bound="PictureModel")
 
@@ -93,6 +96,9 @@ class PictureModel(nn.Module):
         if tile is not None and tile < SMALLEST_TILE:
             raise UsageError(f"tile={tile}: must be at least {SMALLEST_TILE} latent cells, or None for one piece")
         self.tile = tile
+
+    def refine(self, state: Any, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
+        """Nothing: in most families the symbols say all."""
 
     @torch.inference_mode()
     def decode(self, state: Latent) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from stepvar.methods.base import Method, RunBlocks, Site
 from stepvar.models.base import Condition_contra, NextScaleModel, RunState
 from stepvar.plan import Plan, Step
+from stepvar.sampling import Noise
 from stepvar.tokens import TokenMap
 
 Record = dict[str, Tensor]
@@ -93,6 +94,9 @@ class RecordingModel(Generic[Condition_contra, State]):
 
     def accumulate(self, state: State, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
         self.model.accumulate(state, symbols, step, weights)
+
+    def refine(self, state: State, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
+        self.model.refine(state, tokens, symbols, step, noise)
 
     def decode(self, state: State) -> Tensor:
         return self.model.decode(state)
