@@ -7,14 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stepvar.determinism import deterministic
-    from stepvar.methods import PCA, Dense, FastVAR, HighPass, Method, Random, SkipLast, StepVAR
+    from stepvar.methods import (
+        PCA,
+        Compose,
+        Dense,
+        DropGuidance,
+        FastVAR,
+        HighPass,
+        Method,
+        Random,
+        SkipLast,
+        StepVAR,
+    )
     from stepvar.pipeline import Output, Pipeline
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PCA",
+    "Compose",
     "Dense",
+    "DropGuidance",
     "FastVAR",
     "HighPass",
     "Method",

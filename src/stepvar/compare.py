@@ -91,7 +91,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """All numbers, for JSON; ``psnr`` is None where the pictures are equal."""
         return {
-            "method": {"name": self.method.name, "settings": repr(self.method)},
+            "method": {"name": str(self.method), "settings": repr(self.method)},
             "runs": self.runs,
             "speedup": self.speedup.to_dict(),
             "scales_speedup": self.scales_speedup.to_dict(),

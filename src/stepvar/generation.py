@@ -37,7 +37,7 @@ def generate(
         recorder: measures each scale.
         on_scale_end: called behind each scale with the state, which it must not change.
     """
-    plan = method.edit(plan)
+    plan = method.prepare(plan, model.facts)
     recorder = recorder or Recorder()
     with recorder.stage("prepare"):
         state = model.start(condition, plan, method)

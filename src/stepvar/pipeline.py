@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,7 +192,8 @@ class Pipeline:
         seeds, noise = _noise(seed, generator, samples)
         schedule = self.schedule(aspect_ratio, resolution)
         plan = self._plan(schedule, guidance_scale, guidance_at, temperature, top_k, top_p, more_smooth)
-        passes = len(method.edit(plan).passes)  # an impossible combination fails here, before any work
+        prepared = method.prepare(plan, self.model.facts)  # an impossible combination fails here, before any work
+        passes = len(prepared.passes)
 
         recorder = Recorder(self.device)
         with recorder.stage("condition"):
@@ -209,7 +210,7 @@ class Pipeline:
             self.dtype,
             seeds=seeds,
             schedule=plan.schedule.name,
-            settings=asdict(method),
+            settings=method.settings(),
         )
         return Output(to_images(pixels, output_type), report, seeds, recorder.kept_maps(), request.captions)
 

@@ -39,7 +39,7 @@ def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
     for row, (before, after) in enumerate(zip(dense, other, strict=True)):
         tiles += [
             ("dense", before),
-            (comparison.method.name, after),
+            (str(comparison.method), after),
             (f"difference, {AMPLIFICATION} times amplified", difference(before, after, AMPLIFICATION)),
         ]
         for step, kept in maps:
@@ -51,7 +51,7 @@ def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
 def _headline(comparison: Comparison) -> str:
     speedup = comparison.speedup
     return (
-        f"{comparison.method.name}: {speedup.median:.2f} times as fast as dense "
+        f"{comparison.method}: {speedup.median:.2f} times as fast as dense "
         f"({speedup.lowest:.2f} to {speedup.highest:.2f} in {comparison.runs} runs; "
         f"scales alone {comparison.scales_speedup.median:.2f}), "
         f"{100 * comparison.token_share:.0f} % of the tokens, "
@@ -81,7 +81,7 @@ def table(comparison: Comparison) -> Table:
     speedup = comparison.speedup
     ratio = f"{speedup.median:.2f} ({speedup.lowest:.2f}-{speedup.highest:.2f})"
     scales = f"{comparison.scales_speedup.median:.2f}"
-    table.add_row(comparison.method.name, *_costs(comparison.other, comparison.other_seconds), ratio, scales)
+    table.add_row(str(comparison.method), *_costs(comparison.other, comparison.other_seconds), ratio, scales)
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,12 +69,19 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="PNG file; several pictur
 MethodName = Annotated[
     str | None,
     typer.Option(
-        "--method", help="See 'stepvar methods'; default: stepvar with --keep, --set or --compare, else dense."
+        "--method",
+        help="See 'stepvar methods'; several at once: stepvar+drop-guidance. "
+        "Default: stepvar with --keep, --set or --compare, else dense.",
     ),
 ]
 Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
 Last = Annotated[str | None, typer.Option(help="How many scales from the end are pruned.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the method.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any setting of the method; of one among several, drop-guidance.last=2."
+    ),
+]
 Negative = Annotated[str | None, typer.Option(help="What to lead away from.")]
 Guidance = Annotated[str | None, typer.Option(help="How closely to follow the prompt; one number, or one per scale.")]
 Temperature = Annotated[str | None, typer.Option(help="Lower is more decided; one number, or one per scale.")]
@@ -212,7 +219,6 @@ def _compare(
 
 def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: dict[str, Any]) -> dict[str, str]:
     """What is needed to draw a picture again, as texts for its file."""
-    named = {field.name: getattr(method, field.name) for field in fields(method)}
     defaults = {
         "aspect_ratio": "1:1",
         "num_images_per_prompt": settings.get("num_images_per_prompt"),
@@ -222,8 +228,8 @@ def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: d
         "prompt": prompt,
         "seed": str(seed),
         "model": pipe.name,
-        "method": method.name,
-        "method_settings": json.dumps(named),
+        "method": str(method),
+        "method_settings": json.dumps(method.settings()),
         **{key: value if isinstance(value, str) else json.dumps(value) for key, value in used.items()},
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),

@@ -35,7 +35,9 @@ def _summary(method: type[Method]) -> str:
 
 
 def _settings(method: type[Method]) -> str:
-    return "\n".join(f"{field.name}={field.default}" for field in fields(method)) or "none"
+    lines = [f"{field.name}={field.default}" for field in fields(method)]
+    lines += [f"preset {method.name}:{preset}" for preset in method.presets]
+    return "\n".join(lines) or "none"
 
 
 def models() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -98,26 +97,28 @@ def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str
     """A method from its name and the texts of its settings.
 
     Args:
+        name: of one method or of several, as for :func:`~stepvar.methods.make_method`.
         given: settings that have an option of their own; None where it was not used.
         settings: ``name=value`` of any others.
 
     Raises:
         UsageError: for an unknown method or setting, or a value that is none.
     """
-    from stepvar.methods import METHODS, make_method
+    from stepvar.methods.registry import assign_settings, build, named_parts
 
     texts = {key: text for key, text in given.items() if text is not None}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"set {setting!r}: give name=value, such as --set last=2")
-        texts[key.strip().replace("-", "_")] = text.strip()
-    if name not in METHODS:
-        return make_method(name)  # says which there are
-    hints = get_type_hints(METHODS[name])
-    kinds = {field.name: hints[field.name] for field in fields(METHODS[name])}
-    values = {key: parse_value(key, text, kinds[key]) if key in kinds else text for key, text in texts.items()}
-    return make_method(name, **values)
+        owner, dot, key = key.strip().rpartition(".")
+        texts[f"{owner}{dot}{key.replace('-', '_')}"] = text.strip()
+    parts = named_parts(name)
+    owned = assign_settings(parts, texts)
+    for part, own in zip(parts, owned, strict=True):
+        kinds = get_type_hints(part.method)
+        own.update({key: parse_value(key, text, kinds[key]) for key, text in own.items()})
+    return build(parts, owned)
 
 
 def parse_value(name: str, text: str, kind: Any) -> Any:

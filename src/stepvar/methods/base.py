@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -30,18 +30,53 @@ class Site(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """What a method may ask of a model before a generation, to say whether it can serve it.
+
+    Attributes:
+        depth: number of blocks.
+        sublayers: names of the residual sub-layers of a block, in order; ``"cross"`` attends to a text.
+    """
+
+    depth: int
+    sublayers: tuple[str, ...] = ("self", "cross", "ffn")
+
+
+@dataclass(frozen=True)
 class Method:
     """An acceleration method; this base class is dense generation.
 
     A method is a frozen dataclass whose fields are its settings. It knows no model: it sees a plan before the
     generation, and token maps during it. It may act on the schedule (:meth:`edit`), around the whole stack of
     blocks (:meth:`run_stack`) and around each residual sub-layer (:meth:`run_sublayer`).
+
+    Attributes:
+        name: on the command line and in reports.
+        presets: published settings by name.
     """
 
     name: ClassVar[str] = "dense"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def edit(self, plan: Plan) -> Plan:
         """Changes which scales run, their guidance or their temperature."""
+        return plan
+
+    def check(self, plan: Plan, facts: ModelFacts) -> None:
+        """Says whether the method can serve a plan (as edited) on a model; called before any work.
+
+        Raises:
+            UsageError: if it cannot.
+        """
+
+    def prepare(self, plan: Plan, facts: ModelFacts) -> Plan:
+        """The plan as the method edits it, checked.
+
+        Raises:
+            UsageError: if the method cannot serve it.
+        """
+        plan = self.edit(plan)
+        self.check(plan, facts)
         return plan
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
@@ -58,6 +93,16 @@ class Method:
     def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
         """Returns the update (R, N, C) that the sub-layer adds to ``tokens``."""
         return run(tokens)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by name, for reports."""
+        return asdict(self)
+
+    @property
+    def acts_on_tokens(self) -> bool:
+        """Whether the method does anything but edit the plan."""
+        acts = ("tokens_at", "run_stack", "run_sublayer")
+        return any(getattr(type(self), act) is not getattr(Method, act) for act in acts)
 
     def __str__(self) -> str:
         return self.name

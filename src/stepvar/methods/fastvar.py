@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,8 +22,9 @@ class FastVAR(Method):
 
     Each residual sub-layer of the pruned scales runs on its own selection; its update for the other tokens is the
     one that the same sub-layer made at the last unpruned scale, resized by area. The last scales are not run at all.
-    Scales are counted from the end, so every aspect ratio, batch and guidance works. The defaults are the released
-    preset of Infinity-2B at 1024x1024: 40 % pruned at 32x32 and 50 % at 40x40, scales 48 and 64 skipped.
+    Scales are counted from the end, so every aspect ratio, batch and guidance works. Released presets: ``infinity``
+    (the default; of Infinity-2B at 1024x1024: 40 % pruned at 32x32 and 50 % at 40x40, scales 48 and 64 skipped) and
+    ``hart`` (50 % pruned at 48x48 and 75 % at 64x64 in all blocks, nothing skipped).
 
     Attributes:
         prune: share of tokens dropped at each pruned scale; the last entry is the last scale that is run.
@@ -33,6 +34,10 @@ class FastVAR(Method):
     """
 
     name: ClassVar[str] = "fastvar"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "infinity": {"prune": (0.4, 0.5), "skip": 2, "blocks_before": 3, "blocks_after": 4},
+        "hart": {"prune": (0.5, 0.75), "skip": 0, "blocks_before": 0, "blocks_after": 0},
+    }
 
     prune: Sequence[float] = (0.4, 0.5)
     skip: int = 2

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, RunBlocks
+from stepvar.methods.base import Method, ModelFacts, RunBlocks
 from stepvar.methods.propagation import Propagated, nearest_kept, propagate
 from stepvar.methods.scores import top_tokens
 from stepvar.plan import Plan, Step
@@ -81,12 +81,11 @@ class Pruning(Method):
         """The number of tokens kept at a scale."""
         return max(1, round(self.ratio_at(step) * step.grid.size))
 
-    def edit(self, plan: Plan) -> Plan:
+    def check(self, plan: Plan, facts: ModelFacts) -> None:
         if self.branches == "separate" and plan.guided and any(place != 0 for place in plan.guidance_at):
             raise UsageError(
                 "branches='separate': guidance inside the stack mixes the branches token by token; use 'shared'"
             )
-        return plan
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         inside = self.blocks_before <= layer < depth - self.blocks_after

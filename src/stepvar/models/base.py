@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from stepvar.methods.base import Method, RunBlocks
+from stepvar.methods.base import Method, ModelFacts, RunBlocks
 from stepvar.models.work import ScaleWork
 from stepvar.plan import Plan, Step
 from stepvar.sampling import Noise
@@ -29,6 +29,11 @@ class NextScaleModel(Protocol[Condition_contra, State]):
 
     ``State`` holds all that a running generation knows: the condition, the caches, the latent picture.
     """
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What methods may know of the model."""
+        ...
 
     def start(self, condition: Condition_contra, plan: Plan, method: Method) -> State:
         """Prepares a generation: everything that all scales share is computed or allocated here."""

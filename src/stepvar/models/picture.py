@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stepvar.errors import UsageError
+from stepvar.methods.base import ModelFacts
 from stepvar.models.precision import Policy, Precision, apply_precision
 from stepvar.models.tiling import SMALLEST_TILE
 from stepvar.plan import Step
@@ -33,12 +34,15 @@ class PictureModel(nn.Module):
     """Base of the models.
 
     Attributes:
+        sublayers: of each block, in order; see :class:`~stepvar.methods.base.ModelFacts`.
         policy: which weights belong to which part of :class:`~stepvar.models.precision.Precision`.
         precision: the number format of each part; see :meth:`set_precision`.
         tile: side of the tiles of decoding in latent cells; None: the picture is decoded in one piece.
     """
 
     policy: ClassVar[Policy] = ()
+    sublayers: ClassVar[tuple[str, ...]] = ("self", "cross", "ffn")
+    config: Any
     tokenizer: Tokenizer
 
     def __init__(self) -> None:
@@ -54,6 +58,11 @@ class PictureModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """The format of the blocks' products, after which a precision is named."""
         return self.precision.blocks
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What methods may know of the model."""
+        return ModelFacts(self.config.depth, self.sublayers)
 
     def set_precision(self: Self, precision: Precision | torch.dtype) -> Self:
         """Brings every weight to the number format of its part, in place; a dtype stands for ``Precision.of(dtype)``.

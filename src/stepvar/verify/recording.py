@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from stepvar.methods.base import Method, RunBlocks, Site
+from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site
 from stepvar.models.base import Condition_contra, NextScaleModel, RunState
 from stepvar.plan import Plan, Step
 from stepvar.sampling import Noise
@@ -34,6 +34,9 @@ class RecordBlocks(Method):
 
     def edit(self, plan: Plan) -> Plan:
         return self.method.edit(plan)
+
+    def check(self, plan: Plan, facts: ModelFacts) -> None:
+        self.method.check(plan, facts)
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.method.tokens_at(step, layer, depth)
@@ -74,6 +77,10 @@ class RecordingModel(Generic[Condition_contra, State]):
 
     def __init__(self, model: RecordableModel[Condition_contra, State], record: Record) -> None:
         self.model, self.record = model, record
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self.model.facts
 
     def start(self, condition: Condition_contra, plan: Plan, method: Method) -> State:
         return self.model.start(condition, plan, method)

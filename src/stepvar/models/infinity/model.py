@@ -108,6 +108,7 @@ class Infinity(PictureModel):
     """A text-to-image model of the Infinity family (see ``docs/models/infinity.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
+    config: InfinityConfig
     tokenizer: BitTokenizer
 
     def __init__(self, config: InfinityConfig) -> None:

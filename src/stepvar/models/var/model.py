@@ -88,6 +88,8 @@ class VAR(PictureModel):
     """A class-conditional model of the VAR family (see ``docs/models/var.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
+    sublayers = ("self", "ffn")
+    config: VARConfig
     tokenizer: VQTokenizer
 
     def __init__(self, config: VARConfig) -> None:

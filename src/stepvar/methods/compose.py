@@ -1,0 +1,75 @@
+"""Several methods in one generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from stepvar.errors import UsageError
+from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site
+from stepvar.plan import Plan, Step
+from stepvar.tokens import TokenMap
+
+
+@dataclass(frozen=True, init=False)
+class Compose(Method):
+    """Methods that act together: any number that edit the plan, at most one that acts on tokens.
+
+    ``Compose(StepVAR(keep=0.4), DropGuidance(last=2))``. Plans are edited in the order given, so that a later part
+    sees what an earlier one left; parts that count scales from the end of the schedule do not depend on the order.
+    Two parts that act on tokens would thin what the other has thinned, which no cache could be planned for.
+
+    Attributes:
+        parts: the methods, in order; those of a composition inside are taken one by one.
+    """
+
+    name: ClassVar[str] = "compose"
+
+    parts: tuple[Method, ...]
+
+    def __init__(self, *parts: Method) -> None:
+        flat: list[Method] = []
+        for part in parts:
+            if not isinstance(part, Method):
+                raise UsageError(f"compose: {part!r} is no method; give methods such as StepVAR()")
+            flat += part.parts if isinstance(part, Compose) else [part]
+        names = [part.name for part in flat]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"compose: {name} is given {names.count(name)} times; give each method once")
+        acting = [part.name for part in flat if part.acts_on_tokens]
+        if len(acting) > 1:
+            raise UsageError(f"compose: {' and '.join(acting)} all act on tokens; keep one of them")
+        object.__setattr__(self, "parts", tuple(flat))
+
+    @property
+    def acting(self) -> Method:
+        """The part that acts on tokens; dense if there is none."""
+        return next((part for part in self.parts if part.acts_on_tokens), Method())
+
+    def edit(self, plan: Plan) -> Plan:
+        for part in self.parts:
+            plan = part.edit(plan)
+        return plan
+
+    def check(self, plan: Plan, facts: ModelFacts) -> None:
+        for part in self.parts:
+            part.check(plan, facts)
+
+    def tokens_at(self, step: Step, layer: int, depth: int) -> int:
+        return self.acting.tokens_at(step, layer, depth)
+
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
+        return self.acting.run_stack(run, tokens, step)
+
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
+        return self.acting.run_sublayer(run, tokens, site, step)
+
+    def settings(self) -> dict[str, Any]:
+        return {part.name: part.settings() for part in self.parts}
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.parts)) or "dense"
