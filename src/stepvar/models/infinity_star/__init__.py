@@ -1,0 +1,1 @@
+"""The InfinityStar family: text to video."""
