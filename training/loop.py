@@ -139,3 +139,16 @@ def write_card(path: Path, values: dict[str, Any]) -> None:
     """Writes the facts of a training for the model card."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def sittings(folder: Path | None) -> list[dict[str, Any]]:
+    """The facts of the trainings that a model folder has behind it."""
+    path = None if folder is None else folder / "training.json"
+    if path is None or not path.exists():
+        return []
+    behind: list[dict[str, Any]] = json.loads(path.read_text())["sittings"]
+    return behind
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

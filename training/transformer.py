@@ -26,11 +26,13 @@ from training.loop import (
     Progress,
     averaged,
     command_line,
+    device_name,
     learning_rate,
     load_checkpoint,
     mean_module,
     parameter_groups,
     save_checkpoint,
+    sittings,
     write_card,
 )
 from training.parallel import Group
@@ -234,6 +236,7 @@ class Trainer:
             betas=(0.9, 0.95),
             fused=device.type == "cuda",
         )
+        self.earlier = sittings(init)
         self.progress = Progress(minutes)
         self.path = out / "transformer.ckpt"
         if state := load_checkpoint(self.path, device):
@@ -316,11 +319,10 @@ class Trainer:
         defaults: dict[str, Any] = {"guidance_scale": 3.0, "temperature": 0.6}
         save_model(self.out / "model", "scenes", model, mean.text, self.preset.text, defaults)
         progress = self.progress
-        write_card(
-            self.out / "model" / "training.json",
-            {"steps": progress.step, "samples": progress.seen, "minutes": progress.seconds / 60}
-            | {"device": str(self.device), "command": command_line("transformer")},
-        )
+        sitting: dict[str, Any] = {"steps": progress.step, "samples": progress.seen, "minutes": progress.seconds / 60}
+        sitting |= {"device": f"{self.group.size} x {device_name(self.device)}", "torch": str(torch.__version__)}
+        sitting |= {"command": command_line("transformer")}
+        write_card(self.out / "model" / "training.json", {"sittings": [*self.earlier, sitting]})
 
     def run(self) -> None:
         while (fraction := self.group.from_leader(self.progress.fraction)) < 1:
