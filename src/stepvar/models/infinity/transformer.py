@@ -178,17 +178,16 @@ class Conditioning:
     modulation: tuple[Tensor, ...]
     memory: tuple[TextMemory, ...]
 
-    def rows(self, count: int) -> Conditioning:
-        """The first ``count`` rows: the conditional branch when the other one is no longer needed."""
-        if count == len(self.pooled):
+    def rows(self, part: slice) -> Conditioning:
+        """Some of the rows: one branch when the other one is no longer needed."""
+        if len(self.pooled[part]) == len(self.pooled):
             return self
         return Conditioning(
-            self.pooled[:count],
-            self.text[:count],
-            tuple(m[:count] for m in self.modulation),
+            self.pooled[part],
+            self.text[part],
+            tuple(m[part] for m in self.modulation),
             tuple(
-                TextMemory(t.keys[:count], t.values[:count], None if t.mask is None else t.mask[:count])
-                for t in self.memory
+                TextMemory(t.keys[part], t.values[part], None if t.mask is None else t.mask[part]) for t in self.memory
             ),
         )
 
