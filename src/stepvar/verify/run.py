@@ -15,6 +15,7 @@ from stepvar.errors import StepvarError
 from stepvar.verify.fastvar import FASTVAR_INPUTS, is_fastvar_units, run_fastvar_units
 from stepvar.verify.goldens import Golden, default_goldens, find_goldens, read_tensors
 from stepvar.verify.infinity import GENERATION_INPUTS, TOKENIZER_INPUTS, run_generation, run_tokenizer
+from stepvar.verify.infinity_star_tokenizer import VIDEO_INPUTS, is_video_encode, run_video_encode
 from stepvar.verify.recording import Record
 from stepvar.verify.results import LIMITS, GoldenResult, Status, compare
 from stepvar.verify.setup import Setup, make_setup
@@ -78,6 +79,13 @@ KINDS = (
         run_vq,
         TOKENIZER_INPUTS,
         "the encoder, the quantiser on the golden's latents, and the decoder on its codes",
+    ),
+    Kind(
+        "video tokenizer",
+        is_video_encode,
+        run_video_encode,
+        VIDEO_INPUTS,
+        "the encoder, and the codes of the golden's features",
     ),
 )
 
