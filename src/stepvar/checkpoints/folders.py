@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stepvar.checkpoints.packing import pack
 from stepvar.checkpoints.reading import INDEX_SUFFIX
 from stepvar.errors import CheckpointError
 from stepvar.files import atomic_path, write_text
@@ -72,6 +73,7 @@ def save_model(
     text_config: Mapping[str, Any] | None,
     defaults: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
+    packed: bool = False,
 ) -> None:
     """Writes a folder that :func:`~stepvar.checkpoints.load_model` reads; each file whole or not at all.
 
@@ -80,6 +82,7 @@ def save_model(
         text_encoder: an encoder of the model's own; None where it has none, or a public one.
         text_config: the arguments that made the encoder.
         defaults: sampling settings to use where the caller gives none.
+        packed: store matrices in eight bits, see :mod:`stepvar.checkpoints.packing`.
 
     Raises:
         UsageError: if the model is of no family.
@@ -91,12 +94,15 @@ def save_model(
         parts["text_encoder"] = text_encoder
     folder.mkdir(parents=True, exist_ok=True)
     for part, module in parts.items():
-        save_weights(folder / f"{part}.safetensors", module.state_dict(), dtype)
+        save_weights(folder / f"{part}.safetensors", module.state_dict(), dtype, packed)
     write_config(folder, family.name, name, model.config.to_dict(), defaults, text_config)
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Writes tensors in ``dtype`` to a safetensors file, whole or not at all."""
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
+def save_weights(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, packed: bool = False) -> None:
+    """Writes tensors in ``dtype`` (or packed to eight bits) to a safetensors file, whole or not at all."""
+    if packed:
+        stored = pack(weights, dtype)
+    else:
+        stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
     with atomic_path(path) as temporary:
         save_file(stored, temporary)

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from stepvar.checkpoints.packing import unpacked
 from stepvar.errors import CheckpointError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -88,11 +89,14 @@ class _OpenSafetensors(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self._file: Any = safe_open(path, framework="pt")
-        self._names = tuple(self._file.keys())  # type: ignore[no-untyped-call]
+        self._names = dict.fromkeys(self._file.keys())  # type: ignore[no-untyped-call]
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # the inherited one would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -197,7 +201,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
-        return _OpenSafetensors(path)
+        return unpacked(_OpenSafetensors(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or truncated ({error}); fetch it again") from None
 
