@@ -86,7 +86,7 @@ class InfinityStarConfig:
 
     @property
     def ffn_width(self) -> int:
-        return 256 * round(self.ffn_ratio * self.width / 256)
+        return 256 * max(1, round(self.ffn_ratio * self.width / 256))
 
     @property
     def token_channels(self) -> int:

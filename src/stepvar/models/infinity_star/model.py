@@ -141,6 +141,7 @@ class InfinityStar(PictureModel):
     """A text-to-video model of the InfinityStar family (see ``docs/models/infinitystar.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
+    sublayers = ("self", "ffn")
     config: InfinityStarConfig
     tokenizer: VideoTokenizer
 
@@ -216,7 +217,7 @@ class InfinityStar(PictureModel):
 
     def segment_tokens(self, segment: Segment) -> Tensor:
         """Tokens (B, t h w, C) of remembered latent frames."""
-        return self.transformer.latent_tokens(segment.latent.to(self.device))
+        return self.transformer.cell_tokens(as_cells(segment.latent.to(self.device)))
 
     def _remember_segment(self, state: StarState, segment: Segment, frame: Grid) -> None:
         grid = Grid(*segment.latent.shape[2:])
@@ -240,13 +241,14 @@ class InfinityStar(PictureModel):
         self.transformer.run_blocks(tokens, state.rotary.at(coordinates), attend)
 
     def embed(self, state: StarState, step: Step) -> TokenMap:
-        latent = self.next_latent(state, step)
+        cells = self.next_tokens(state.latent, step)
         state.flops += embed_work(self.config, step).flops
-        return TokenMap.dense(self.transformer.latent_tokens(latent).repeat(step.branches, 1, 1), step.grid)
+        return TokenMap.dense(self.transformer.cell_tokens(cells).repeat(step.branches, 1, 1), step.grid)
 
-    def next_latent(self, state: StarState, step: Step) -> Tensor:
-        """What a pass starts from: the clip so far, averaged down to its grid (B, d, t, h, w); at first all zeros."""
-        return shrink(state.clip(step), step.grid)
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
+        """What a pass starts from: its clip so far, averaged down to its grid (B, N, d); zeros where a clip begins."""
+        clip = latent[:, :, clip_slices(step.plan.schedule)[step.clip]]
+        return as_cells(shrink(clip, step.grid))
 
     def blocks(self, state: StarState, step: Step, method: Method) -> StarRun:
         return StarRun(self, state, step, method)
@@ -285,6 +287,11 @@ class InfinityStar(PictureModel):
     def decode(self, state: Any) -> Tensor:
         """The video so far: (B, 3, F, H, W) in [-1, 1], in float32; an image has one frame."""
         return self.tokenizer.decode(state.latent[:, :, : max(1, state.drawn)], self.tile).clamp(-1, 1)
+
+
+def as_cells(latent: Tensor) -> Tensor:
+    """Latent frames (B, d, t, h, w) -> (B, t h w, d)."""
+    return latent.flatten(2).transpose(1, 2)
 
 
 def clip_slices(schedule: ScaleSchedule) -> tuple[slice, ...]:

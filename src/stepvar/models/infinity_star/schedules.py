@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from stepvar.errors import UsageError
+from stepvar.models.infinity_star.codes import CodePass
 from stepvar.models.infinity_star.config import InfinityStarConfig, Sides
 from stepvar.tokens import Grid, ScaleSchedule
 
@@ -127,3 +128,11 @@ def _clip_lengths(config: InfinityStarConfig, latents: int) -> list[int]:
     """Latent frames of each clip behind the first frame."""
     whole, left = divmod(latents - 1, config.clip_frames)
     return [config.clip_frames] * whole + [left] * bool(left)
+
+
+def code_passes(config: InfinityStarConfig, schedule: ScaleSchedule) -> list[list[CodePass]]:
+    """For each clip its passes as the tokenizer's quantiser takes them: grids, and bits per cell."""
+    clips: list[list[CodePass]] = [[] for _ in schedule.scale_counts]
+    for index, grid in enumerate(schedule):
+        clips[schedule.clip(index)].append((grid, config.bits_at(schedule.scale(index))))
+    return clips

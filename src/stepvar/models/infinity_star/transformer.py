@@ -123,9 +123,8 @@ class InfinityStarTransformer(nn.Module):
         """The learned unconditional text features: as many rows as the prompt has tokens, (batch, length, ...)."""
         return self.cfg_uncond[:length].expand(batch, -1, -1)
 
-    def latent_tokens(self, latent: Tensor) -> Tensor:
-        """Latent frames (R, d, t, h, w) -> tokens (R, t h w, C)."""
-        cells = latent.flatten(2).transpose(1, 2)
+    def cell_tokens(self, cells: Tensor) -> Tensor:
+        """Latent cells (R, N, d) -> tokens (R, N, C)."""
         return self.word_embed(for_weight(cells, self.word_embed.weight))
 
     def run_blocks(self, features: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
