@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +21,7 @@ from stepvar.tokens import Grid
 from stepvar.verify.goldens import Golden
 from stepvar.verify.recording import Record
 from stepvar.verify.setup import Setup
+from stepvar.verify.weights import star_weight
 
 VIDEO_INPUTS = r"video|image|posterior_noise"
 UNIT_INPUTS = r"vae_dec_in_T\d+|interp_\w+_in|codes_sem_bits"
@@ -31,20 +29,6 @@ UNIT_INPUTS = r"vae_dec_in_T\d+|interp_\w+_in|codes_sem_bits"
 
 def is_video_encode(about: dict[str, Any]) -> bool:
     return {"video", "posterior_noise", "raw_features"} <= about["tensors"].keys()
-
-
-def tokenizer_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """The weight of this name and shape by the rule of these goldens, in float32 on the CPU."""
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
-    normal = generator.standard_normal(tuple(shape)).astype(np.float32)  # rounded from double precision
-    if name.endswith((".gamma", "conv_y.conv.bias", "scale_learnable_parameters")):
-        offset, factor = 1.0, 0.05
-    elif name.endswith(".bias"):
-        offset, factor = 0.0, 0.05
-    else:
-        gain = 0.3 if name == "decoder.conv_out.conv.weight" else 1.0
-        offset, factor = 0.0, gain / math.sqrt(math.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(np.float32(offset) + np.float32(factor) * normal))
 
 
 def tokenizer_config(golden: Golden) -> VideoTokenizerConfig:
@@ -70,7 +54,7 @@ def build_tokenizer(golden: Golden) -> VideoTokenizer:
         tokenizer = VideoTokenizer(tokenizer_config(golden))
     own = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
     shapes = listed_shapes(golden, "vae_params") or own
-    weights = {name: tokenizer_weight(name, shape, golden.about["seed"]) for name, shape in shapes.items()}
+    weights = {name: star_weight(name, shape, golden.setting("seed")) for name, shape in shapes.items()}
     fill_module(tokenizer, weights, f"{golden.path}: tokenizer", IGNORABLE)
     return tokenizer.eval().requires_grad_(False)
 

@@ -16,8 +16,10 @@ from stepvar.models.layers import (
     EPS,
     AdaptiveLinear,
     Attend,
+    Chunk,
     FeedForward,
     HeadNorm,
+    RMSNorm,
     SelfAttention,
     merge_heads,
     split_heads,
@@ -58,16 +60,6 @@ class BlockContext:
     rotary: Callable[[Tensor], tuple[Tensor, Tensor]]
     attend: Attend
     around: Around
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * self.weight
 
 
 class KeyValue(nn.Module):
@@ -152,14 +144,6 @@ class Block(nn.Module):
 
         sublayers = (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward))
         return residual(tokens, layer, sublayers, context.around)
-
-
-class Chunk(nn.Module):
-    """A group of blocks: only a level of naming."""
-
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        super().__init__()
-        self.module = nn.ModuleList(blocks)
 
 
 @dataclass(frozen=True)
