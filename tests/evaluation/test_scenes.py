@@ -16,7 +16,7 @@ from stepvar.scenes.render import render
 def random_logits(scenes: list[Scene], seed: int) -> dict[str, torch.Tensor]:
     """Logits that lean towards what the scenes say, so that right and wrong answers both occur."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = {name: (len(scenes), len(SLOTS), len(words)) for name, words in WORDS.items()}
+    sizes: dict[str, tuple[int, ...]] = {name: (len(scenes), len(SLOTS), len(words)) for name, words in WORDS.items()}
     sizes |= {"background": (len(scenes), 9), "count": (len(scenes), 2), "place": (len(scenes), len(SLOTS), 2)}
     logits = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
     wanted = Questions.of(scenes)
@@ -37,7 +37,9 @@ def test_categories_are_the_judges_rules(seed: int) -> None:
     scenes = held_out_scenes(120, seed=seed)
     logits = random_logits(scenes, seed)
     verdicts = judge_scenes(logits, scenes)
-    plain = [replace(s, objects=tuple(replace(o, colour=None, texture=None, size=None) for o in s.objects)) for s in scenes]
+    plain = [
+        replace(s, objects=tuple(replace(o, colour=None, texture=None, size=None) for o in s.objects)) for s in scenes
+    ]
     shapes = judge_scenes(logits, plain)
     questions = Questions.of(scenes)
     asked, right = questions.asked, questions.right(logits)

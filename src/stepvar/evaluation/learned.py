@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
 
 import torch
 from PIL import Image
@@ -53,7 +53,7 @@ def load_lpips(device: torch.device) -> Distance | Unavailable:
 
 
 def load_inception(device: torch.device) -> Features | Unavailable:
-    """The 2048 features of Inception-v3 that FID and KID are usually taken from: (B, 3, H, W) in [0, 1] -> (B, 2048)."""
+    """The features of Inception-v3 that FID and KID are usually taken from: (B, 3, H, W) in [0, 1] -> (B, 2048)."""
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -87,7 +87,9 @@ def load_clip(device: torch.device) -> Score:
         raise UsageError(f"scores: 'clip' needs the weights of {CLIP_MODEL} ({_first_line(error)})") from None
 
     def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        inputs = processor(text=list(prompts), images=list(pictures), return_tensors="pt", padding=True, truncation=True)
+        inputs = processor(
+            text=list(prompts), images=list(pictures), return_tensors="pt", padding=True, truncation=True
+        )
         with torch.inference_mode():
             found = model(**inputs.to(device))
         cosine = torch.cosine_similarity(found.image_embeds, found.text_embeds, dim=-1)
@@ -102,9 +104,8 @@ def load_image_reward(device: torch.device) -> Score:
     Raises:
         UsageError: if the package or the weights are missing.
     """
-    module: Any
     try:
-        import ImageReward as module
+        module = import_module("ImageReward")
     except ImportError:
         raise UsageError("scores: 'image-reward' needs its package; pip install image-reward") from None
     try:
@@ -125,7 +126,7 @@ def load_hps(device: torch.device) -> Score:
         UsageError: if the package is missing.
     """
     try:
-        import hpsv2
+        hpsv2 = import_module("hpsv2")
     except ImportError:
         raise UsageError("scores: 'hpsv2' needs its package; pip install hpsv2") from None
 

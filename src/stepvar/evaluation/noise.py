@@ -18,12 +18,18 @@ class CachedNoise:
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
-        self.kept: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self.kept: dict[tuple[object, ...], Tensor] = {}
 
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        key = (scale, tuple(shape))
+        key = ("exponential", scale, *shape)
         if key not in self.kept:
             self.kept[key] = self.noise.exponential(scale, shape, device)
+        return self.kept[key]
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        key = ("normal", scale, turn, *shape)
+        if key not in self.kept:
+            self.kept[key] = self.noise.normal(scale, turn, shape, device)
         return self.kept[key]
 
 
@@ -43,4 +49,10 @@ class RedrawnNoise:
         return cls(SeededNoise(seeds), SeededNoise([seed + SHIFT for seed in seeds]), first)
 
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        return (self.late if scale >= self.first else self.early).exponential(scale, shape, device)
+        return self._at(scale).exponential(scale, shape, device)
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        return self._at(scale).normal(scale, turn, shape, device)
+
+    def _at(self, scale: int) -> Noise:
+        return self.late if scale >= self.first else self.early

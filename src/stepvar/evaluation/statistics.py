@@ -91,7 +91,7 @@ def _by_group(
         raise UsageError(f"groups: {len(groups)} for {len(values)} values; give one for each")
     numbers: dict[object, int] = {}
     index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-    return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
+    return np.bincount(index, weights=values).astype(np.float64), np.bincount(index).astype(np.float64)
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
