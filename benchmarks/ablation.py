@@ -9,21 +9,24 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import command_line
-from benchmarks.drawing import Sampling, draw, measure
-from stepvar.evaluation.scenes import load_judge
+from stepvar.evaluation.drawing import DENSE, Contender, Sampling, draw, noise_floor
+from stepvar.evaluation.metrics import high_frequency_share, psnr
+from stepvar.evaluation.scenes import accuracies, judge_pictures, load_judge
 from stepvar.files import write_text
 from stepvar.methods import PCA, HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.methods.scores import NORMALISATIONS
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.grammar import held_out_scenes
+from stepvar.scenes.grammar import Scene, caption, held_out_scenes
+from stepvar.scenes.judge import Judge
 
 
 def variants() -> Iterator[tuple[str, str, Method]]:
@@ -52,6 +55,19 @@ def variants() -> Iterator[tuple[str, str, Method]]:
         yield "skip", f"skip-last {count}", SkipLast(count)
 
 
+def measure(pictures: Tensor, dense: Tensor, scenes: Sequence[Scene], judge: Judge) -> dict[str, float | None]:
+    """Mean fidelity to the dense pictures (None where they are equal), and how much of each caption is right."""
+    each = psnr(pictures, dense)
+    equal = bool(each.isinf().any())
+    row: dict[str, float | None] = {
+        "psnr": None if equal else float(each.mean()),
+        "psnr_p10": None if equal else float(each.quantile(0.1)),
+        "psnr_error": None if equal else float(each.std() / len(each) ** 0.5),
+        "high_frequency": float(high_frequency_share(pictures, dense).mean()),
+    }
+    return row | {name: share for name, (share, _) in accuracies(judge_pictures(judge, pictures, scenes)).items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="scenes")
@@ -67,12 +83,12 @@ def main() -> None:
     pipe = Pipeline.from_pretrained(arguments.model).to(arguments.device)
     judge = load_judge(arguments.device, arguments.judge)
     scenes = held_out_scenes(arguments.scenes, seed=7)
-    seeds = list(range(len(scenes)))
-    sampling = Sampling(pipe.defaults["guidance_scale"], pipe.defaults["temperature"], batch=arguments.batch)
-    dense = draw(pipe, scenes, seeds, Method(), sampling)
+    prompts, seeds = [caption(scene) for scene in scenes], list(range(len(scenes)))
+    sampling = Sampling.of(pipe, arguments.batch)
+    dense = draw(pipe, prompts, seeds, DENSE, sampling)
     rows: list[dict[str, Any]] = [{"group": "dense", "label": "dense"} | measure(dense, dense, scenes, judge)]
     for redrawn in (1, 2, 3):
-        again = draw(pipe, scenes, seeds, Method(), sampling, redrawn_from=redrawn)
+        again = draw(pipe, prompts, seeds, noise_floor(redrawn), sampling)
         label = f"dense, last {redrawn} drawn anew"
         rows.append({"group": "floor", "label": label} | measure(again, dense, scenes, judge))
     for group, label, method in variants():
@@ -80,7 +96,7 @@ def main() -> None:
             continue
         if time.monotonic() - start > 60 * arguments.minutes:
             break
-        pictures = draw(pipe, scenes, seeds, method, sampling)
+        pictures = draw(pipe, prompts, seeds, Contender(label, method), sampling)
         rows.append({"group": group, "label": label} | measure(pictures, dense, scenes, judge))
         row = rows[-1]
         fidelity = "equal to dense" if row["psnr"] is None else f"{row['psnr']:6.2f} dB"

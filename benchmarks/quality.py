@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import command_line
-from benchmarks.drawing import Sampling, draw
+from stepvar.evaluation.drawing import DENSE, Sampling, draw
 from stepvar.evaluation.scenes import accuracies, judge_pictures, load_judge
 from stepvar.files import write_text
-from stepvar.methods import Method
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.grammar import Scene, held_out_scenes
+from stepvar.scenes.grammar import Scene, caption, held_out_scenes
 from stepvar.scenes.judge import Judge
 
 AIMS = {"background": 0.95, "colour": 0.90, "shape": 0.80, "texture (large)": 0.75, "colour_binding": 0.75}
@@ -59,7 +58,8 @@ def main() -> None:
     for guidance in arguments.guidance or [pipe.defaults["guidance_scale"]]:
         for temperature in arguments.temperature or [pipe.defaults["temperature"]]:
             sampling = Sampling(guidance, temperature, aspect=arguments.aspect, batch=arguments.batch)
-            table = quality(judge, draw(pipe, scenes, seeds, Method(), sampling), scenes)
+            pictures = draw(pipe, [caption(scene) for scene in scenes], seeds, DENSE, sampling)
+            table = quality(judge, pictures, scenes)
             rows.append({"guidance": guidance, "temperature": temperature, "accuracy": table})
             shown = "  ".join(f"{name} {100 * share:.1f} % (n={n})" for name, (share, n) in table.items())
             print(f"guidance {guidance} temperature {temperature}: {shown}", flush=True)

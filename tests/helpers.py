@@ -14,16 +14,21 @@ from stepvar.methods import Dense, Method
 from stepvar.methods.base import Site
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
 from stepvar.models.infinity.model import InfinityState
+from stepvar.models.infinity_star.config import InfinityStarConfig
+from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
+from stepvar.models.infinity_star.schedules import clip_schedule
+from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
 from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
 from stepvar.models.var.model import VARState
 from stepvar.plan import Plan, Step
 from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
-from stepvar.tokens import ScaleSchedule, TokenMap
+from stepvar.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.verify.infinity import RecordingInfinity
+from stepvar.verify.infinity_star import RecordingStar
 from stepvar.verify.recording import RecordingModel, State
 from stepvar.verify.var import RecordingVAR
-from stepvar.verify.weights import fill_by_rule
+from stepvar.verify.weights import fill_by_rule, star_weight
 
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
 WIDE = ScaleSchedule.of([(1, 1), (2, 2), (2, 3), (4, 6), (5, 7), (6, 9)])
@@ -50,6 +55,37 @@ TINY_VAR = VARConfig(
 )
 """Its schedule is SQUARE."""
 
+TINY_STAR = InfinityStarConfig(
+    depth=3,
+    width=64,
+    heads=4,
+    kv_heads=2,
+    tokenizer=VideoTokenizerConfig((8, 8, 16), (True, False), 1, 1, 1, latent_channels=4, token_channels=16),
+    block_chunks=3,
+    text_channels=128,
+    text_maxlen=16,
+    semantic_bits=4,
+    semantic_scales=2,
+    image_repetitions=(2, 2, 1),
+    video_repetitions=(2, 1, 1),
+    clip_frames=3,
+    latents=(2, 4, 7),
+    fps=2,
+    resolution="tiny",
+    shapes=(((1, 2), (2, 3), (4, 6)), ((1, 1), (3, 3), (5, 5))),
+)
+"""Its frames are 8 pixels per token and half as many latent frames as frames."""
+
+CLIPS = clip_schedule(
+    [
+        [(Grid(1, 1, 2), 2), (Grid(1, 2, 3), 2), (Grid(1, 4, 6), 1)],
+        [(Grid(3, 1, 2), 2), (Grid(3, 2, 3), 1), (Grid(3, 4, 6), 1)],
+        [(Grid(3, 1, 2), 2), (Grid(3, 2, 3), 1), (Grid(3, 4, 6), 1)],
+    ],
+    "clips",
+)
+"""A still image and two clips of three latent frames."""
+
 
 def make_model(config: InfinityConfig = TINY, seed: int = 0) -> Infinity:
     """A model with weights by the rule, so that every gate is open and every part matters."""
@@ -64,6 +100,14 @@ def make_var(config: VARConfig = TINY_VAR, seed: int = 0) -> VAR:
     model = VAR(config).eval().requires_grad_(False)
     fill_by_rule(model.transformer, seed)
     fill_by_rule(model.tokenizer, seed)
+    return model
+
+
+def make_star(config: InfinityStarConfig = TINY_STAR, seed: int = 0) -> InfinityStar:
+    """A text-to-video model with weights by the rule."""
+    model = InfinityStar(config).eval().requires_grad_(False)
+    fill_by_rule(model.transformer, seed, star_weight)
+    fill_by_rule(model.tokenizer, seed, star_weight)
     return model
 
 
@@ -104,6 +148,11 @@ class Drawn(Generic[State]):
     def logits(self) -> list[Tensor]:
         return [self.record[f"logits_{step.index}"] for step in self.steps]
 
+    def passes(self, name: str) -> list[Tensor]:
+        """InfinityStar: what was noted of every pass: ``"tokens_in"``, ``"hidden"``, ``"logits"`` or ``"bits"``."""
+        names = [f"step{step.index:03d}.{name}" for step in self.steps]
+        return [self.record[name] for name in names if name in self.record]
+
 
 def draw(
     model: Infinity,
@@ -124,6 +173,20 @@ def draw_classes(
 ) -> Drawn[VARState]:
     """Generates; image i has the seed ``first + i``."""
     return _draw(RecordingVAR(model, {}), ClassCondition(tuple(labels)), len(labels), plan, method, first)
+
+
+def draw_video(
+    model: InfinityStar,
+    plan: Plan,
+    method: Method | None = None,
+    text: TextFeatures | None = None,
+    negative: TextFeatures | None = None,
+    first: int = 0,
+) -> Drawn[StarState]:
+    """Generates; video i has the seed ``first + i``."""
+    text = text or make_text((5,), first)
+    recording = RecordingStar(model, {})
+    return _draw(recording, VideoCondition(text, negative), len(text), plan, method, first)
 
 
 def _draw(

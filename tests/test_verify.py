@@ -15,10 +15,10 @@ from stepvar.errors import CheckpointError, UsageError
 from stepvar.verify import GoldenResult, all_passed, default_goldens, goldens, results_table, verify
 from stepvar.verify.goldens import Golden
 from stepvar.verify.results import compare
-from stepvar.verify.weights import fill_by_rule, rule_weight
+from stepvar.verify.weights import fill_by_rule, rule_weight, star_weight
 
 GOLDENS = Path(__file__).parent / "goldens"
-NAMES = sorted(path.stem for path in GOLDENS.glob("*.json"))
+NAMES = sorted(path.stem for path in GOLDENS.glob("*.safetensors"))
 SMALL = "inf_p1_sq"
 
 
@@ -57,6 +57,19 @@ def test_weights_are_those_of_the_rule() -> None:
         weight = rule_weight(name, shape, 0)
         assert weight.dtype == torch.float32 and weight.shape == shape
         assert (weight.flatten()[0].item(), weight.flatten()[-1].item()) == (first, last), name
+
+
+def test_weights_of_infinity_star_have_a_rule_of_their_own() -> None:
+    for name, mean, spread in (
+        ("blocks.0.attn.q_norm.weight", 1.0, 0.05),
+        ("decoder.norm_out.conv_y.conv.bias", 1.0, 0.05),
+        ("decoder.conv_in.conv.bias", 0.0, 0.05),
+        ("head.bias", 0.0, 0.1),
+        ("cfg_uncond", 0.0, 0.5),
+    ):
+        weight = star_weight(name, (4096,), 3)
+        assert abs(float(weight.mean()) - mean) < spread / 10 and abs(float(weight.std()) / spread - 1) < 0.05, name
+    assert abs(float(star_weight("word_embed.weight", (256, 64), 0).std()) / 0.5 - 1) < 0.02
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         StepVAR,
     )
     from stepvar.pipeline import Output, Pipeline
+    from stepvar.video import Video
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Random",
     "SkipLast",
     "StepVAR",
+    "Video",
     "__version__",
     "deterministic",
 ]
@@ -45,7 +47,7 @@ def __getattr__(name: str) -> Any:
     # PyTorch takes a second or two to import: only when a name that needs it is asked for.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"Output": "pipeline", "Pipeline": "pipeline", "deterministic": "determinism"}
+    homes = {"Output": "pipeline", "Pipeline": "pipeline", "Video": "video", "deterministic": "determinism"}
     return getattr(import_module(f"stepvar.{homes.get(name, 'methods')}"), name)
 
 

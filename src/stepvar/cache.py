@@ -49,20 +49,32 @@ class KVCache:
         self.keys[layer][rows, :, :count] = keys
         self.values[layer][rows, :, :count] = values
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, keys: Tensor, values: Tensor, rows: slice | None = None) -> tuple[Tensor, Tensor]:
         """Stores keys and values (R, heads, N, head_dim) of new tokens and returns those of all tokens so far.
+
+        Args:
+            rows: the rows of the buffers that they belong to; None: the first ones.
 
         Raises:
             ValueError: if more tokens arrive than were planned for the layer.
         """
-        rows, _, count, _ = keys.shape
-        start, end = self.lengths[layer], self.lengths[layer] + count
+        rows = slice(0, len(keys)) if rows is None else rows
+        start, end = self.lengths[layer], self.lengths[layer] + keys.shape[2]
         capacity = self.keys[layer].shape[2]
         if end > capacity:
             raise ValueError(
                 f"layer {layer}: {end} tokens exceed the {capacity} planned; the method's tokens_at() is too low"
             )
-        self.keys[layer][:rows, :, start:end] = keys
-        self.values[layer][:rows, :, start:end] = values
+        self.keys[layer][rows, :, start:end] = keys
+        self.values[layer][rows, :, start:end] = values
         self.lengths[layer] = end
-        return self.keys[layer][:rows, :, :end], self.values[layer][:rows, :, :end]
+        return self.read(layer, rows)
+
+    def read(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens so far."""
+        end = self.lengths[layer]
+        return self.keys[layer][rows, :, :end], self.values[layer][rows, :, :end]
+
+    def forget(self, layer: int, length: int) -> None:
+        """Drops all tokens of a layer but the first ``length``; others will take their place."""
+        self.lengths[layer] = min(self.lengths[layer], length)

@@ -17,6 +17,12 @@ Mix = Callable[[Tensor, float], Tensor]
 """From values (2B, ...) of both branches, conditional first, and the guidance scale to the guided ones (B, ...)."""
 
 
+CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
+BOTH = frozenset((CONDITIONAL, UNCONDITIONAL))
+ALONE = {1.0: frozenset((CONDITIONAL,)), 0.0: frozenset((UNCONDITIONAL,))}
+"""The guidance scales that draw from one branch alone."""
+
+
 def progress(scales: int) -> tuple[float, ...]:
     """How far along each scale of a schedule is: from 0 for the first to 1 for the last."""
     return tuple(index / max(scales - 1, 1) for index in range(scales))
@@ -28,7 +34,8 @@ class Plan:
 
     Attributes:
         schedule: the grids, all of them, also those that are not run.
-        guidance: one classifier-free guidance scale per pass; 1 turns guidance off there.
+        guidance: one classifier-free guidance scale per pass; 1 turns guidance off there: the conditional branch alone
+            is drawn from. 0 draws from the unconditional one alone.
         temperature: one temperature per pass, by which logits are divided.
         guidance_at: where the branches are mixed: 0 on the logits, -m in front of the last m - 1 blocks
             (after block ``depth - m``, counted from 0). Several places may be given.
@@ -91,15 +98,19 @@ class Plan:
     @property
     def guided(self) -> bool:
         """Whether any scale that is run needs the unconditional branch."""
-        return 2 in self._branches.values()
+        return any(UNCONDITIONAL in needed for needed in self._needed.values())
 
     def branches(self, index: int) -> int:
         """Guidance branches to run at a pass.
 
-        The unconditional branch of a pass is needed if that pass mixes the branches, or one that needs it attends to
-        the keys and values of this pass.
+        A pass needs the branches that it draws from, and those that a later one which attends to its keys and values
+        needs.
         """
-        return self._branches.get(index, 1)
+        return len(self._needed.get(index, ALONE[1.0]))
+
+    def is_unconditional(self, index: int) -> bool:
+        """Whether a pass runs the unconditional branch alone."""
+        return self._needed.get(index) == ALONE[0.0]
 
     @cached_property
     def readers(self) -> dict[int, tuple[int, ...]]:
@@ -121,11 +132,11 @@ class Plan:
         return tuple(sorted(found))
 
     @cached_property
-    def _branches(self) -> dict[int, int]:
-        found: dict[int, int] = {}
+    def _needed(self) -> dict[int, frozenset[str]]:
+        found: dict[int, frozenset[str]] = {}
         for index in reversed(self.computed):
-            mixes = self.guidance[index] != 1.0 and index not in self.given
-            found[index] = 2 if mixes or any(found.get(later) == 2 for later in self.readers[index]) else 1
+            own = frozenset() if index in self.given else ALONE.get(self.guidance[index], BOTH)
+            found[index] = own.union(*(found.get(later, ()) for later in self.readers[index]))
         return found
 
     @cached_property
@@ -159,7 +170,7 @@ class Step:
         grid: the scale's grid.
         rank: place of the scale counted from the end of its clip; 1 is the finest scale. Repetitions share it.
         samples: number of images B; the rows of a token map are ``branches * samples``.
-        branches: 1, or 2 when the unconditional branch runs too.
+        branches: 1, or 2 when both guidance branches run.
         guidance, temperature: this pass's values.
         plan: the whole generation.
         selections: indices (R, K) of the tokens that methods kept at this pass, in order; read by the report.
@@ -184,7 +195,13 @@ class Step:
     @property
     def row_slice(self) -> slice:
         """Which rows of a state that holds both branches (conditional rows first) run at this pass."""
-        return slice(0, self.rows)
+        first = self.samples if self.plan.is_unconditional(self.index) else 0
+        return slice(first, first + self.rows)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether this pass draws from a mixture of the branches."""
+        return self.branches == 2 and self.guidance not in ALONE
 
     @property
     def clip(self) -> int:

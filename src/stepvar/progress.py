@@ -12,19 +12,24 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def bar(title: str, total: int | None, shown: bool) -> Iterator[Callable[..., None]]:
-    """Gives a function that moves the bar by one step; its argument, if any, sets a total that is known late."""
+def bar(title: str, total: int | None, shown: bool, time_left: bool = False) -> Iterator[Callable[..., None]]:
+    """Gives a function that moves the bar by one step; its argument, if any, sets a total that is known late.
+
+    Args:
+        time_left: whether the bar says how long it will take, for steps that take equally long.
+    """
     if not shown or not sys.stderr.isatty():
         yield lambda known_total=None: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     # Drawn only when moved: a refreshing thread would take time from what is being measured.
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        *([TimeRemainingColumn()] if time_left else []),
         console=Console(stderr=True),
         auto_refresh=False,
         transient=True,

@@ -173,17 +173,32 @@ class Selection:
 
     Attributes:
         kept: (R, K) int64, ascending indices of the kept tokens.
-        source: (R, N) int64, for each token of the map the index into ``kept`` of its nearest kept token.
+        source: (R, N) int64, for each token of the map the index into ``kept`` of its nearest kept token; or
+            (R, N, M), of the M tokens that are blended.
+        weights: (R, N, M) in float32, the share of each of these; None where there is one.
     """
 
     kept: Tensor
     source: Tensor
+    weights: Tensor | None = None
 
     def repeat(self, times: int) -> Selection:
         """The same selection for each of ``times`` guidance branches."""
-        return self if times == 1 else Selection(self.kept.repeat(times, 1), self.source.repeat(times, 1))
+        if times == 1:
+            return self
+
+        def repeated(part: Tensor) -> Tensor:
+            return part.repeat(times, *[1] * (part.ndim - 1))
+
+        weights = None if self.weights is None else repeated(self.weights)
+        return Selection(repeated(self.kept), repeated(self.source), weights)
 
 
 def gather_tokens(features: Tensor, index: Tensor) -> Tensor:
     """features (R, N, C) at index (R, M) -> (R, M, C)."""
     return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+
+
+def scatter_tokens(features: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """features (R, N, C) with values (R, M, C) at index (R, M): (R, N, C), a new tensor."""
+    return features.scatter(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]), values)

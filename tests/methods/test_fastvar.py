@@ -9,9 +9,7 @@ import torch
 
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR
-from stepvar.methods.fastvar import restore_from_cache
 from stepvar.models.infinity import Infinity
-from stepvar.tokens import Grid
 from tests.helpers import SQUARE, draw, make_plan
 
 SMALL: dict[str, Any] = {"prune": (0.25, 0.5), "skip": 1, "blocks_before": 1, "blocks_after": 1}
@@ -58,16 +56,3 @@ def test_nothing_pruned_and_nothing_skipped_is_dense(tiny_model: Infinity) -> No
     plan = make_plan(SQUARE)
     dense, same = draw(tiny_model, plan), draw(tiny_model, plan, FastVAR(prune=(0.0,), skip=0, blocks_before=0))
     assert all(torch.equal(a, b) for a, b in zip(dense.logits, same.logits, strict=True))
-
-
-def test_restoring_mixes_the_cells_that_overlap() -> None:
-    cached = torch.tensor([[[0.0], [4.0]]])  # a 1x2 grid
-    kept = torch.tensor([[2]])
-    restored = restore_from_cache(torch.tensor([[[9.0]]]), kept, Grid(1, 1, 2), cached, Grid(1, 1, 3))
-    assert restored.flatten().tolist() == [0.0, 2.0, 9.0]
-
-
-def test_a_branch_that_ends_reads_its_own_part_of_the_cache() -> None:
-    cached = torch.arange(8.0).view(2, 4, 1)
-    restored = restore_from_cache(torch.zeros(1, 1, 1), torch.tensor([[0]]), Grid(1, 2, 2), cached, Grid(1, 2, 2))
-    assert restored.flatten().tolist() == [0.0, 1.0, 2.0, 3.0]

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Site
+from stepvar.methods.remembered import Remembered
 from stepvar.methods.scores import distance_to_mean, top_tokens
 from stepvar.plan import Plan, Step
-from stepvar.tokens import Grid, TokenMap
+from stepvar.tokens import TokenMap, scatter_tokens
 
 
 @dataclass(frozen=True)
@@ -78,24 +78,17 @@ class FastVAR(Method):
         return self.count_at(step) if self._inside(layer, depth) else step.grid.size
 
     def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        cached: dict[Site, tuple[Grid, Tensor]] = step.memo.setdefault("fastvar", {})
+        cached: dict[Site, Remembered] = step.memo.setdefault("fastvar", {})
         if not self._inside(site.layer, site.depth):
             return run(tokens)
         if self.is_cached(step):
             update = run(tokens)
-            cached[site] = (step.grid, update)
+            cached[site] = Remembered.of(update, step)
             return update
         count = self.count_at(step)
         if count == step.grid.size:
             return run(tokens)
         kept = top_tokens(distance_to_mean(tokens.features), count)
         step.selections.append(kept)
-        return restore_from_cache(run(tokens.take(kept)), kept, *cached[site], step.grid)
-
-
-def restore_from_cache(update: Tensor, kept: Tensor, cached_grid: Grid, cached: Tensor, grid: Grid) -> Tensor:
-    """Fresh updates (R, K, C) over those of an earlier scale (R', N', C), resized by area: (R, N, C)."""
-    rows, _, channels = update.shape
-    volume = cached[:rows].transpose(1, 2).unflatten(2, cached_grid.shape)
-    resized = F.interpolate(volume, size=grid.shape, mode="area").flatten(2).transpose(1, 2)
-    return resized.scatter(1, kept.unsqueeze(-1).expand(-1, -1, channels), update)
+        update = run(tokens.take(kept))
+        return scatter_tokens(cached[site].at(step, len(update), "area"), kept, update)

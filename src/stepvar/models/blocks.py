@@ -79,13 +79,13 @@ class BlockRun(ABC, Generic[State]):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the tokens of this scale and all earlier ones."""
-        keys, values = self.state.cache.append(layer, k, v)
+        keys, values = self.state.cache.append(layer, k, v, self.step.row_slice)
         return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
 
 
 def mixing_layers(step: Step, depth: int) -> frozenset[int]:
     """Layers behind which guidance mixes the branches at this scale."""
-    if step.branches == 1 or step.guidance == 1.0:
+    if not step.mixes:
         return frozenset()
     return frozenset(depth + place for place in step.plan.guidance_at if place < 0)
 
@@ -97,17 +97,19 @@ def guided_logits(logits: Callable[[int], Tensor], step: Step) -> Tensor:
         logits: computes those of the first rows, as many as it is told.
     """
     values = logits(logit_rows(step)) / step.temperature
-    return step.plan.mix(values, step.guidance) if mixes_logits(step) else values
+    if mixes_logits(step):
+        return step.plan.mix(values, step.guidance)
+    return values[-step.samples :] if step.guidance == 0.0 else values
 
 
 def mixes_logits(step: Step) -> bool:
     """Whether guidance mixes the branches on the logits of a scale."""
-    return step.branches == 2 and step.guidance != 1.0 and 0 in step.plan.guidance_at
+    return step.mixes and 0 in step.plan.guidance_at
 
 
 def logit_rows(step: Step) -> int:
-    """How many rows the head computes at a scale."""
-    return step.rows if mixes_logits(step) else step.samples
+    """How many rows the head computes at a scale: the first ones, as far as they are needed."""
+    return step.rows if mixes_logits(step) or step.guidance == 0.0 else step.samples
 
 
 def planned_cache(

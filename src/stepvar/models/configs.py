@@ -31,4 +31,4 @@ def build_config(config: Callable[..., Config], tokenizer: Callable[..., Any], v
 
 def _frozen(value: Any) -> Any:
     """JSON knows no tuples."""
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,43 @@ def unit_rotated(x: Tensor, rotary: Rotary | None, scale: Tensor | None = None) 
     if scale is not None:
         unit = unit * scale
     return (unit if rotary is None else rotate(unit, rotary)).to(x.dtype)
+
+
+def grouped_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention where each head of the keys serves several neighbouring heads of the queries.
+
+    The queries that share a head of the keys stand in one row behind each other, so no key is copied, and any kernel
+    will do. Without a causal mask the order of queries does not matter.
+
+    Args:
+        q: (R, heads, N, head_dim).
+        keys, values: (R, kv_heads, M, head_dim).
+        mask: (R, 1, 1, M), which keys are seen.
+    """
+    groups = q.shape[1] // keys.shape[1]
+    rows = q.unflatten(1, (-1, groups)).flatten(2, 3)
+    seen = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+    return seen.unflatten(2, (groups, -1)).flatten(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """Division by the root of the mean square, computed in float32, and a weight per channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * self.weight
+
+
+class Chunk(nn.Module):
+    """A group of blocks: only a level of naming."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.module = nn.ModuleList(blocks)
 
 
 class SelfAttention(nn.Module):

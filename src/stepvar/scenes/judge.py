@@ -96,7 +96,8 @@ class Judge(nn.Module):
         ``background`` (B, 9), ``count`` (B, 2: one or two objects), and for each slot ``shape``
         (B, 4, 8), ``colour`` (B, 4, 9), ``texture`` (B, 4, 4) and ``size`` (B, 4, 2); ``attention``
         (B, 4, h, w), the log-probability of each slot's place, and ``place`` (B, 4, 2), its mean
-        (x, y) in short sides from the centre. Raises ``UsageError`` for another shape of input.
+        (x, y) in short sides from the centre; ``features`` (B, 96), the mean of the last map, which
+        distances between sets of pictures are taken from. Raises ``UsageError`` for another shape of input.
         """
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise UsageError(f"the judge reads (B, 3, H, W) pictures, not {tuple(pictures.shape)}")
@@ -111,7 +112,9 @@ class Judge(nn.Module):
         place = (weights[:, :, None] * coordinates.flatten(2)).sum(-1)
         scene = torch.cat((flat.mean(-1), flat.amax(-1), place.flatten(1).to(flat.dtype)), dim=1)
         logits = {name: head(found).float() for name, head in self.attributes.items()}
-        logits["background"] = self.scenery(flat.mean(-1)).float()
+        pooled = flat.mean(-1)
+        logits["features"] = pooled.float()
+        logits["background"] = self.scenery(pooled).float()
         logits["count"] = self.counting(scene).float()
         logits["attention"] = attention.view(len(features), len(SLOTS), *features.shape[2:])
         logits["place"] = place
@@ -205,7 +208,7 @@ def judge_scenes(logits: Mapping[str, Tensor], scenes: Sequence[Scene]) -> list[
     """
     if len(logits["count"]) != len(scenes):
         raise UsageError(f"{len(logits['count'])} pictures and {len(scenes)} scenes: give as many")
-    host = {name: value.detach().cpu() for name, value in logits.items() if name != "attention"}
+    host = {name: value.detach().cpu() for name, value in logits.items() if name not in ("attention", "features")}
     return [judge_scene(host, scene, index) for index, scene in enumerate(scenes)]
 
 

@@ -6,14 +6,13 @@ import re
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.errors import CheckpointError
 from stepvar.methods import FastVAR, Method
-from stepvar.methods.fastvar import restore_from_cache
+from stepvar.methods.remembered import resample
 from stepvar.methods.scores import distance_to_mean, top_tokens
-from stepvar.tokens import Grid, ScaleSchedule
+from stepvar.tokens import Grid, ScaleSchedule, scatter_tokens
 from stepvar.verify.goldens import Golden
 from stepvar.verify.recording import Record
 from stepvar.verify.setup import Setup
@@ -63,7 +62,10 @@ def run_fastvar_units(golden: Golden, setup: Setup) -> Record:
         if found := re.fullmatch(r"cache_(\d+)x(\d+)", name):
             cached = Grid(1, int(found[1]), int(found[2]))
             fresh = 2 * x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-            record["restored"] = restore_from_cache(fresh, kept, cached, value(name), Grid(1, side, side))
+            past = resample(value(name), cached, Grid(1, side, side), "area")
+            record["restored"] = scatter_tokens(past, kept, fresh)
         elif found := re.fullmatch(r"area_\d+_to_(\d+)", name):
-            record[name] = F.interpolate(value("area_in"), size=(int(found[1]), int(found[1])), mode="area")
+            source, target = (Grid(1, size, size) for size in (value("area_in").shape[-1], int(found[1])))
+            resized = resample(value("area_in").flatten(2).transpose(1, 2), source, target, "area")
+            record[name] = resized.transpose(1, 2).unflatten(2, target.shape[1:])
     return record

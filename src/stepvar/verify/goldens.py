@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module
 from stepvar.errors import CheckpointError, UsageError
-from stepvar.verify.weights import EXCLUDED, rule_weights
+from stepvar.verify.weights import EXCLUDED, Rule, rule_weight, rule_weights
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,15 @@ class Golden:
         return config if isinstance(config, dict) else {}
 
     def setting(self, name: str) -> Any:
-        """One setting of the run.
+        """One setting of the run, from its configuration or from beside it.
 
         Raises:
             CheckpointError: if it is not there.
         """
-        if name not in self.config:
-            raise CheckpointError(f"{self.path}: lacks the setting {name!r}; copy the golden again")
-        return self.config[name]
+        for settings in (self.config, self.about):
+            if name in settings:
+                return settings[name]
+        raise CheckpointError(f"{self.path}: lacks the setting {name!r}; copy the golden again")
 
     def tensor(self, name: str) -> Tensor:
         """One tensor.
@@ -151,19 +152,22 @@ def read_tensors(golden: Golden) -> Golden:
     return Golden(golden.path, golden.about, golden.named, tensors)
 
 
-def fill_golden(module: nn.Module, golden: Golden, source: str, listed: str | None = None) -> None:
+def fill_golden(
+    module: nn.Module, golden: Golden, source: str, listed: str | None = None, rule: Rule = rule_weight
+) -> None:
     """Gives a module the weights of a golden, made by the rule.
 
     Args:
         source: named in errors.
         listed: the entry of the JSON file that lists the weights' names and shapes, if there is one.
+        rule: makes them.
 
     Raises:
         CheckpointError: if the module has other weights than the golden lists.
     """
     names = {name: entry[0] for name, entry in golden.about.get(listed, {}).items()} if listed else {}
     shapes = names or {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    weights = rule_weights(shapes, golden.setting("seed"))
+    weights = rule_weights(shapes, golden.setting("seed"), rule)
     # Constants that an original stores and that are no part of our model.
     ignorable = [name for name in weights if name.endswith(EXCLUDED)]
     fill_module(module, weights, source, ignorable)

@@ -18,21 +18,23 @@ from stepvar.verify.goldens import Golden
 Status = Literal["pass", "fail", "skipped", "not supported"]
 
 GROUPS: dict[str, str] = {
-    "text": r"cond_BD|ca_kv",
-    "tokens": r"tokens_in_\d+|var_input(_\d+)?",
+    "text": r"cond_BD|ca_kv|prefix_tokens",
+    "tokens": r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens",
     "blocks": r"blockout_s\d+_l\d+",
-    "hidden": r"hidden_\d+|h|f",
-    "logits": r"logits_\d+",
+    "hidden": r"hidden_\d+|h|f|enc_moments|raw_features|step\d+\.hidden|block0_\w+_out",
+    "logits": r"logits_\d+|step\d+\.logits",
     "latents": r"summed_codes|z|f_hat(_last)?",
-    "image": r"img_f32(_crop)?|rec",
-    "units": r"rope_\w+|lat_\w+|pixel_unshuffle_out|restored|area_\d+_to_\d+",
+    "image": r"img_f32(_crop)?|rec|decoded|recon_from_raw|vae_dec_out_T\d+",
+    "units": (
+        r"rope_\w+|lat_\w+|pixel_unshuffle_out|restored|area_\d+_to_\d+|interp_\w+|resid_\w+|codes_sem|apg_out_\w+"
+    ),
 }
 """Groups of tensors with one tolerance each, by the tensors' names."""
 
 DISCRETE: dict[str, tuple[str, int]] = {
-    "bits": (r"bits_\d+|bit_\w+", 0),
+    "bits": (r"bits_\d+|bit_\w+|step\d+\.bits|gt_bits\d+", 0),
     "indices": (r"idx_\d+", 0),
-    "pixels": (r"img_u8_bgr", 1),
+    "pixels": (r"img_u8_bgr|frames_u8_bgr(_last4)?", 1),
     "kept": (r"kept_\w+", 0),
 }
 """Groups of whole numbers, by the tensors' names, and how far two may be apart and count as equal."""

@@ -15,6 +15,9 @@ from stepvar.errors import StepvarError
 from stepvar.verify.fastvar import FASTVAR_INPUTS, is_fastvar_units, run_fastvar_units
 from stepvar.verify.goldens import Golden, default_goldens, find_goldens, read_tensors
 from stepvar.verify.infinity import GENERATION_INPUTS, TOKENIZER_INPUTS, run_generation, run_tokenizer
+from stepvar.verify.infinity_star import STAR_INPUTS, is_star, run_star
+from stepvar.verify.infinity_star_tokenizer import VIDEO_INPUTS, is_video_encode, run_video_encode
+from stepvar.verify.infinity_star_units import STAR_UNIT_INPUTS, is_star_units, run_star_units
 from stepvar.verify.recording import Record
 from stepvar.verify.results import LIMITS, GoldenResult, Status, compare
 from stepvar.verify.setup import Setup, make_setup
@@ -69,6 +72,20 @@ KINDS = (
         TOKENIZER_INPUTS,
         "the encoder, the quantiser on the golden's latents, and the decoder on its codes",
     ),
+    Kind(
+        "infinity star",
+        is_star,
+        run_star,
+        STAR_INPUTS,
+        "the text, the first pass, and the decoder on the golden's codes",
+    ),
+    Kind(
+        "infinity star units",
+        is_star_units,
+        run_star_units,
+        STAR_UNIT_INPUTS,
+        "the decoder and a block; the rest in float32",
+    ),
     Kind("infinity units", _is_units, run_units, UNIT_INPUTS, "all, in float32"),
     Kind("fastvar units", is_fastvar_units, run_fastvar_units, FASTVAR_INPUTS, "all, in float32"),
     Kind("var", is_classes, run_classes, CLASS_INPUTS, "the first scale, and the decoder on the golden's codes"),
@@ -78,6 +95,13 @@ KINDS = (
         run_vq,
         TOKENIZER_INPUTS,
         "the encoder, the quantiser on the golden's latents, and the decoder on its codes",
+    ),
+    Kind(
+        "video tokenizer",
+        is_video_encode,
+        run_video_encode,
+        VIDEO_INPUTS,
+        "the encoder, and the codes of the golden's features",
     ),
 )
 

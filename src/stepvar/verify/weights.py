@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-EXCLUDED = ("zero_k_bias", "lvl_1L", "attn_bias_for_masking", "lfq.mask", "ema_vocab_hit_SV")
+EXCLUDED = (
+    "zero_k_bias",
+    "lvl_1L",
+    "attn_bias_for_masking",
+    "lfq.mask",
+    "ema_vocab_hit_SV",
+    "lfq_semantic.mask",
+    "lfq_detail.mask",
+)
 """Endings of the names of constants, which the rule leaves at zero."""
 
 _HALF = ("lvl_embed.weight", "pos_start", "pos_1LC")
@@ -47,12 +55,49 @@ def _range(name: str, shape: Sequence[int]) -> tuple[float, float]:
     return 0.0, 1.0 / math.sqrt(math.prod(shape[1:]))
 
 
-def rule_weights(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Tensor]:
-    """The weights of all names, see :func:`rule_weight`."""
-    return {name: rule_weight(name, shape, seed) for name, shape in shapes.items()}
+def star_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """The weight of this name and shape by the rule of the InfinityStar goldens, in float32 on the CPU.
+
+    Like :func:`rule_weight`, but the normal numbers are made in double precision.
+    """
+    if name.endswith(EXCLUDED):
+        return torch.zeros(tuple(shape))
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
+    normal = generator.standard_normal(size=tuple(shape)).astype(np.float32)
+    offset, factor = _star_range(name, shape)
+    return torch.from_numpy(np.asarray(np.float32(offset) + np.float32(factor) * normal))
 
 
-def fill_by_rule(module: nn.Module, seed: int) -> None:
+_STAR_TOKENIZER = ("encoder.", "decoder.", "proj_", "scale_learnable_parameters")
+
+
+def _star_range(name: str, shape: Sequence[int]) -> tuple[float, float]:
+    """Mean and standard deviation of a weight of InfinityStar."""
+    tokenizer = name.startswith(_STAR_TOKENIZER)
+    if name.endswith(
+        (".gamma", "scale_learnable_parameters", "conv_y.conv.bias", "norm.weight", "hidden_sates.weight")
+    ):
+        return 1.0, 0.05
+    if name == "cfg_uncond":
+        return 0.0, 0.5
+    if name == "sos_token":
+        return 0.0, 0.02
+    if name.endswith(".bias"):
+        return 0.0, 0.05 if tokenizer else 0.1
+    gain = {"decoder.conv_out.conv.weight": 0.3, "word_embed.weight": 4.0}.get(name, 1.0)
+    return 0.0, gain / math.sqrt(math.prod(shape[1:]))
+
+
+Rule = Callable[[str, Sequence[int], int], Tensor]
+"""(name, shape, seed) -> weight."""
+
+
+def rule_weights(shapes: Mapping[str, Sequence[int]], seed: int, rule: Rule = rule_weight) -> dict[str, Tensor]:
+    """The weights of all names."""
+    return {name: rule(name, shape, seed) for name, shape in shapes.items()}
+
+
+def fill_by_rule(module: nn.Module, seed: int, rule: Rule = rule_weight) -> None:
     """Overwrites all parameters and buffers of a module, in place."""
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    module.load_state_dict(rule_weights(shapes, seed))
+    module.load_state_dict(rule_weights(shapes, seed, rule))

@@ -76,7 +76,7 @@ class InfinityRun(BlockRun[InfinityState]):
     def __init__(self, model: Infinity, state: InfinityState, step: Step, method: Method) -> None:
         super().__init__(model.config.depth, state, step, method)
         self.model = model
-        self.condition = state.condition.rows(step.rows)
+        self.condition = state.condition.rows(step.row_slice)
         self._rotary: tuple[Tensor, Rotary] | None = None
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
@@ -158,7 +158,7 @@ class Infinity(PictureModel):
 
     def embed(self, state: InfinityState, step: Step) -> TokenMap:
         if step.index == 0:
-            features = self.transformer.first_tokens(state.condition)[: step.rows]
+            features = self.transformer.first_tokens(state.condition)[step.row_slice]
         else:
             tokens = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
             features = self.transformer.word_embed(tokens).repeat(step.branches, 1, 1)
@@ -181,7 +181,7 @@ class Infinity(PictureModel):
 
         def logits(rows: int) -> Tensor:
             state.flops += self.predict_work(step).flops
-            return self.transformer.logits(tokens.features[:rows], state.condition.pooled[:rows])
+            return self.transformer.logits(tokens.features[:rows], state.condition.pooled[step.row_slice][:rows])
 
         return guided_logits(logits, step)
 

@@ -16,8 +16,10 @@ from stepvar.models.layers import (
     EPS,
     AdaptiveLinear,
     Attend,
+    Chunk,
     FeedForward,
     HeadNorm,
+    RMSNorm,
     SelfAttention,
     merge_heads,
     split_heads,
@@ -58,16 +60,6 @@ class BlockContext:
     rotary: Callable[[Tensor], tuple[Tensor, Tensor]]
     attend: Attend
     around: Around
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * self.weight
 
 
 class KeyValue(nn.Module):
@@ -154,14 +146,6 @@ class Block(nn.Module):
         return residual(tokens, layer, sublayers, context.around)
 
 
-class Chunk(nn.Module):
-    """A group of blocks: only a level of naming."""
-
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        super().__init__()
-        self.module = nn.ModuleList(blocks)
-
-
 @dataclass(frozen=True)
 class Conditioning:
     """Everything that the text contributes, computed once per generation.
@@ -178,17 +162,16 @@ class Conditioning:
     modulation: tuple[Tensor, ...]
     memory: tuple[TextMemory, ...]
 
-    def rows(self, count: int) -> Conditioning:
-        """The first ``count`` rows: the conditional branch when the other one is no longer needed."""
-        if count == len(self.pooled):
+    def rows(self, part: slice) -> Conditioning:
+        """Some of the rows: one branch when the other one is no longer needed."""
+        if len(self.pooled[part]) == len(self.pooled):
             return self
         return Conditioning(
-            self.pooled[:count],
-            self.text[:count],
-            tuple(m[:count] for m in self.modulation),
+            self.pooled[part],
+            self.text[part],
+            tuple(m[part] for m in self.modulation),
             tuple(
-                TextMemory(t.keys[:count], t.values[:count], None if t.mask is None else t.mask[:count])
-                for t in self.memory
+                TextMemory(t.keys[part], t.values[part], None if t.mask is None else t.mask[part]) for t in self.memory
             ),
         )
 

@@ -28,7 +28,7 @@ def enlarge_codes(codes: Tensor, channels: int, size: tuple[int, int]) -> Tensor
     target = (channels, *size)
     if (codes.shape[1], *codes.shape[3:]) == target:
         return codes
-    return _per_frame(codes, target, "trilinear")
+    return resample_frames(codes, target, "trilinear")
 
 
 def shrink(latent: Tensor, grid: Grid) -> Tensor:
@@ -43,7 +43,7 @@ def bits_of(residual: Tensor, grid: Grid, bits: int) -> Tensor:
     """
     target = (bits, grid.h, grid.w)
     if (residual.shape[1], *residual.shape[3:]) != target:
-        residual = _per_frame(residual, target, "area")
+        residual = resample_frames(residual, target, "area")
     return residual > 0
 
 
@@ -81,7 +81,7 @@ def quantise(feature: Tensor, clips: Sequence[Sequence[CodePass]]) -> tuple[list
     return bits, torch.cat(totals, dim=2)
 
 
-def _per_frame(values: Tensor, target: tuple[int, int, int], mode: str) -> Tensor:
+def resample_frames(values: Tensor, target: tuple[int, int, int], mode: str) -> Tensor:
     """Resamples channels, rows and columns of each frame of (B, C, t, h, w) as if they were a volume."""
     batch, _, frames = values.shape[:3]
     volumes = values.transpose(1, 2).flatten(0, 1).unsqueeze(1)

@@ -77,7 +77,7 @@ class VARRun(BlockRun[VARState]):
         self.model = model
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        modulation = self.state.condition.modulation[layer][: self.step.rows]
+        modulation = self.state.condition.modulation[layer][self.step.row_slice]
         return self.model.transformer.blocks[layer](tokens, layer, BlockContext(modulation, self.attend, self.around))
 
     def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
@@ -149,7 +149,7 @@ class VAR(PictureModel):
 
     def embed(self, state: VARState, step: Step) -> TokenMap:
         if step.index == 0:
-            features = self.transformer.first_tokens(state.condition.pooled[: step.rows])
+            features = self.transformer.first_tokens(state.condition.pooled[step.row_slice])
         else:
             codes = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
             features = self.transformer.word_embed(codes).repeat(step.branches, 1, 1)
@@ -169,7 +169,7 @@ class VAR(PictureModel):
 
         def logits(rows: int) -> Tensor:
             state.flops += self.predict_work(step).flops
-            return self.transformer.logits(tokens.features[:rows], state.condition.pooled[:rows])
+            return self.transformer.logits(tokens.features[:rows], state.condition.pooled[step.row_slice][:rows])
 
         return guided_logits(logits, step)
 

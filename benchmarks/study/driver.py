@@ -1,0 +1,177 @@
+"""Drawing and measuring: batch by batch, all contenders within each, so that whatever is done can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.study.contenders import Entry
+from benchmarks.study.storage import Study
+from stepvar.evaluation.costs import Clock, turns
+from stepvar.evaluation.distribution import Moments, kernel_distance
+from stepvar.evaluation.drawing import DENSE, Batch, Contender, Drawn
+from stepvar.evaluation.metrics import high_frequency_energy, high_frequency_share, psnr, ssim
+from stepvar.evaluation.scenes import CATEGORIES, Judged, Questions, judge_batch
+from stepvar.pipeline import Pipeline
+from stepvar.plan import Plan
+from stepvar.scenes.grammar import Scene, caption
+from stepvar.scenes.judge import Judge
+from stepvar.scenes.render import render
+
+EQUAL = 99.0
+"""Stands for the infinite PSNR of equal pictures."""
+
+SEED_STRIDE = 100_000
+SET_GROUPS = ("dense", "real", "floor", "methods")
+"""Groups whose pictures are also compared as sets."""
+
+RealSet = Judged
+Item = tuple[int, int]
+
+
+@dataclass
+class Pending:
+    """Measures of one contender that are still on the device."""
+
+    entry: Entry
+    clock: Clock
+    memory: int
+    measures: dict[str, Tensor]
+    judged: Judged
+
+
+@dataclass
+class Driver:
+    """Draws the batches of a study.
+
+    Attributes:
+        pipe, judge, plan: the model, what judges it, and the settings of every generation.
+        entries: who takes part, without dense.
+        scenes: the prompts.
+        size: height and width of the pictures.
+        look: called with (batch number, key of the contender, pictures), to keep a few pictures; None: none are kept.
+    """
+
+    pipe: Pipeline
+    judge: Judge
+    plan: Plan
+    entries: Sequence[Entry]
+    scenes: Sequence[Scene]
+    size: tuple[int, int]
+    look: Callable[[int, str, Tensor], None] | None = None
+    dense: Entry = field(default_factory=lambda: Entry("dense", DENSE))
+
+    def batch(self, study: Study, number: int, items: Sequence[Item], ablate: bool, tick: Callable[[], None]) -> None:
+        """One batch of (prompt, seed) pairs, added to the study.
+
+        Args:
+            ablate: whether the variants of settings take part, too.
+            tick: called after each contender.
+        """
+        scenes = [self.scenes[prompt] for prompt, _ in items]
+        seeds = [SEED_STRIDE * seed + prompt for prompt, seed in items]
+        batch = Batch(self.pipe, [caption(scene) for scene in scenes], seeds, self.plan)
+        questions = Questions.of(scenes, self.pipe.device)
+        rows: dict[str, dict[str, Any]] = {}
+        real = self._real(study, scenes, seeds, questions, rows)
+        reference = batch.draw(DENSE)
+        sets: dict[str, Tensor] = {}
+
+        def finish(pending: Pending) -> None:
+            rows[pending.entry.key] = self._row(pending, real)
+            if pending.entry.group in SET_GROUPS:
+                sets[pending.entry.key] = pending.judged.features
+
+        taking_part = [e for e in self.entries if ablate or e.group in SET_GROUPS]
+        waiting = self._measured(self.dense, reference, reference.pictures, questions, 0)
+        for index in turns(len(taking_part), number):
+            entry = taking_part[index]
+            pending = self._drawn(entry, batch, reference.pictures, questions)
+            if self.look is not None:
+                self.look(number, entry.key, pending.measures.pop("pictures"))
+            finish(waiting)  # the device works on the next contender while the numbers of the last one are read
+            waiting = pending
+            tick()
+        finish(waiting)
+        again = self._drawn(
+            Entry("dense", Contender("dense again", DENSE.method)), batch, reference.pictures, questions
+        )
+        finish(again)  # the dense run behind all others: what the clock and the draws are worth
+        if self.look is not None:
+            self.look(number, DENSE.label, reference.pictures)
+        for key, features in sets.items():
+            study.add_moments(key, Moments.of(features))
+        study.add(number, items, rows)
+
+    def _real(
+        self, study: Study, scenes: Sequence[Scene], seeds: Sequence[int], questions: Questions, rows: dict[str, Any]
+    ) -> Judged:
+        """Renders of the same scenes: what the judge says of the real thing, and the set that others are held to."""
+        pictures = (render(scenes, seeds, *self.size, self.pipe.device) + 1) / 2
+        judged = judge_batch(self.judge, pictures, questions)
+        study.add_moments("real/renders", Moments.of(judged.features))
+        rows["real/renders"] = {"right": _bits(judged.right), "detail": _numbers(high_frequency_energy(pictures), 7)}
+        return judged
+
+    def _drawn(self, entry: Entry, batch: Batch, reference: Tensor, questions: Questions) -> Pending:
+        device, before = self.pipe.device, 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        drawn = batch.draw(entry.contender)
+        memory = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
+        pending = self._measured(entry, drawn, reference, questions, memory)
+        if self.look is not None:
+            pending.measures["pictures"] = drawn.pictures
+        return pending
+
+    def _measured(self, entry: Entry, drawn: Drawn, reference: Tensor, questions: Questions, memory: int) -> Pending:
+        with torch.inference_mode():
+            pictures = drawn.pictures
+            measures = {
+                "psnr": psnr(pictures, reference).clamp(max=EQUAL),
+                "ssim": ssim(pictures, reference),
+                "share": high_frequency_share(pictures, reference),
+                "detail": high_frequency_energy(pictures),
+            }
+            return Pending(entry, drawn.clock, memory, measures, judge_batch(self.judge, pictures, questions))
+
+    def _row(self, pending: Pending, real: Judged) -> dict[str, Any]:
+        loop, decode = pending.clock.seconds()
+        digits = {"psnr": 2, "ssim": 4, "share": 4, "detail": 7}
+        row: dict[str, Any] = {name: _numbers(pending.measures[name], places) for name, places in digits.items()}
+        row |= {"right": _bits(pending.judged.right), "loop": round(loop, 6), "decode": round(decode, 6)}
+        if pending.memory:
+            row["memory"] = pending.memory
+        if pending.entry.group in SET_GROUPS and len(real.features) > 1:
+            row["kid"] = kernel_distance(pending.judged.features, real.features)
+        return row
+
+    def latency(self, rounds: int, entries: Sequence[Entry], tick: Callable[[], None]) -> dict[str, list[float]]:
+        """Seconds of the loop for one picture, all contenders in turn, behind one round that does not count."""
+        batch = Batch(self.pipe, [caption(self.scenes[0])], [0], self.plan)
+        contenders = [self.dense, *entries]
+        seconds: dict[str, list[float]] = {entry.key: [] for entry in contenders}
+        for number in range(rounds + 1):
+            for index in turns(len(contenders), number):
+                entry = contenders[index]
+                loop = batch.draw(entry.contender).clock.seconds()[0]
+                if number > 0:
+                    seconds[entry.key].append(round(loop, 6))
+                tick()
+        return seconds
+
+
+def _numbers(values: Tensor, places: int) -> list[float]:
+    return [round(value, places) for value in values.tolist()]
+
+
+def _bits(right: Tensor) -> list[int]:
+    """Booleans (B, categories) as one number per picture: bit i is category i."""
+    weights = 2 ** torch.arange(len(CATEGORIES), device=right.device)
+    bits: list[int] = (right.long() * weights).sum(1).tolist()
+    return bits

@@ -1,0 +1,58 @@
+"""Draws for evaluations: kept in memory, and drawn anew for the noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stepvar.sampling import Noise, SeededNoise
+
+SHIFT = 1_000_003
+"""Between a seed and the one that stands in for it where scales are drawn anew."""
+
+
+class CachedNoise:
+    """The draws of another noise, made once and kept on the device: many methods draw the same pictures."""
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise = noise
+        self.kept: dict[tuple[object, ...], Tensor] = {}
+
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        key = ("exponential", scale, *shape)
+        if key not in self.kept:
+            self.kept[key] = self.noise.exponential(scale, shape, device)
+        return self.kept[key]
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        key = ("normal", scale, turn, *shape)
+        if key not in self.kept:
+            self.kept[key] = self.noise.normal(scale, turn, shape, device)
+        return self.kept[key]
+
+
+class RedrawnNoise:
+    """The draws of one noise for the early scales, those of another from scale ``first`` on.
+
+    Dense pictures drawn with it show how far two equally good answers for the late scales lie apart: the noise floor
+    of every fidelity figure.
+    """
+
+    def __init__(self, early: Noise, late: Noise, first: int) -> None:
+        self.early, self.late, self.first = early, late, first
+
+    @classmethod
+    def of(cls, seeds: Sequence[int], first: int) -> RedrawnNoise:
+        """The draws of ``seeds``, and from scale ``first`` on those of other seeds."""
+        return cls(SeededNoise(seeds), SeededNoise([seed + SHIFT for seed in seeds]), first)
+
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        return self._at(scale).exponential(scale, shape, device)
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        return self._at(scale).normal(scale, turn, shape, device)
+
+    def _at(self, scale: int) -> Noise:
+        return self.late if scale >= self.first else self.early

@@ -1,0 +1,145 @@
+"""The InfinityStar transformer; parameter names are those of the published checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stepvar.models.blocks import Around, residual
+from stepvar.models.infinity_star.config import InfinityStarConfig
+from stepvar.models.layers import Attend, Chunk, RMSNorm, Rotary, merge_heads, rotate, split_heads
+from stepvar.models.precision import Policy, for_weight
+from stepvar.tokens import Grid, TokenMap
+
+POLICY: Policy = (
+    (r".*\.(attn|mlp)\.\w+_proj\.", "blocks"),
+    (r"(head|semantic_head2|norm_hidden_sates)\.", "head"),
+    (r"", "residual"),
+)
+"""Number formats of the weights; the blocks' normalisations go with the residual stream."""
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What a block sees beside its tokens: their rotary positions, and see the types."""
+
+    rotary: Callable[[Tensor], Rotary]
+    attend: Attend
+    around: Around
+
+
+class Attention(nn.Module):
+    """Attention with fewer heads of keys and values than of queries; queries and keys are normalised per head."""
+
+    def __init__(self, config: InfinityStarConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_width, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary) -> Tensor:
+        x = for_weight(x, self.q_proj.weight)
+        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.heads)), rotary).to(x.dtype)
+        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.kv_heads)), rotary).to(x.dtype)
+        v = split_heads(self.v_proj(x), self.kv_heads)
+        return self.o_proj(merge_heads(attend(layer, q, k, v)))
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = for_weight(x, self.gate_proj.weight)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer, each a residual update."""
+
+    def __init__(self, config: InfinityStarConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width)
+        self.attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.width)
+        self.mlp = GatedFeedForward(config.width, config.ffn_width)
+
+    def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
+        def attend_self(tokens: TokenMap) -> Tensor:
+            x = self.input_layernorm(tokens.features)
+            update = self.attn(x, layer, context.attend, context.rotary(tokens.positions))
+            return update.to(tokens.features.dtype)
+
+        def feed_forward(tokens: TokenMap) -> Tensor:
+            return self.mlp(self.post_attention_layernorm(tokens.features)).to(tokens.features.dtype)
+
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
+
+
+class InfinityStarTransformer(nn.Module):
+    """Text and the latent video of earlier clips in, bits of the next pass out."""
+
+    def __init__(self, config: InfinityStarConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, channels = config.width, config.token_channels
+        self.cfg_uncond = nn.Parameter(torch.empty(config.text_maxlen, config.text_channels))
+        self.text_proj = nn.Linear(config.text_channels, width)
+        self.word_embed = nn.Linear(channels, width)
+        blocks = [Block(config) for _ in range(config.depth)]
+        if config.block_chunks == 1:
+            self.blocks = nn.ModuleList(blocks)
+        else:
+            size = config.depth // config.block_chunks
+            chunks = (blocks[start : start + size] for start in range(0, config.depth, size))
+            self.block_chunks = nn.ModuleList(Chunk(chunk) for chunk in chunks)
+        self.norm_hidden_sates = RMSNorm(width)
+        self.head = nn.Linear(width, 2 * channels)
+        self.semantic_head2 = nn.Linear(width, 2 * config.semantic_bits)
+
+    @property
+    def block_list(self) -> list[Block]:
+        """All blocks in order."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
+    def text_tokens(self, text: Tensor) -> Tensor:
+        """Text features (R, L, text_channels) -> tokens (R, L, C)."""
+        return self.text_proj(for_weight(text, self.text_proj.weight))
+
+    def null_text(self, batch: int, length: int) -> Tensor:
+        """The learned unconditional text features: as many rows as the prompt has tokens, (batch, length, ...)."""
+        return self.cfg_uncond[:length].expand(batch, -1, -1)
+
+    def cell_tokens(self, cells: Tensor) -> Tensor:
+        """Latent cells (R, N, d) -> tokens (R, N, C)."""
+        return self.word_embed(for_weight(cells, self.word_embed.weight))
+
+    def run_blocks(self, features: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
+        """All blocks on tokens (R, N, C) with the positions ``rotary``, without any method.
+
+        Training runs whole videos through it: ``attend`` says who sees whom.
+        """
+        context = BlockContext(lambda _: rotary, attend, lambda run, tokens, site: run(tokens))
+        tokens = TokenMap.dense(features, Grid(1, 1, features.shape[1]))
+        for layer, block in enumerate(self.block_list):
+            tokens = block(tokens, layer, context)
+        return tokens.features
+
+    def logits(self, x: Tensor, scale: int) -> Tensor:
+        """(R, N, C) of a scale of its clip -> (R, N, bits, 2) in float32: for each bit the logits of 0 and 1."""
+        head = self.semantic_head2 if scale < self.config.semantic_scales else self.head
+        normed = self.norm_hidden_sates(for_weight(x, head.weight))
+        return head(normed).float().unflatten(-1, (-1, 2))
