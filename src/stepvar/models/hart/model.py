@@ -62,15 +62,13 @@ class HARTState:
 
     Attributes:
         condition: what the text contributes, conditional rows first.
-        places: (B, T), of the text tokens.
         cache: keys and values so far.
         latent: (B, d, H, W) float32, the sum of what the scales add.
-        null_hidden: (1, 1 or T, C), the unconditional text tokens behind the blocks; None without guidance.
+        null_hidden: (1, 1 or T, C), the unconditional text tokens behind the blocks; None where one branch runs alone.
         flops: floating-point operations so far.
     """
 
     condition: Conditioning
-    places: Tensor
     cache: KVCache
     latent: Tensor
     null_hidden: Tensor | None = None
@@ -78,7 +76,7 @@ class HARTState:
 
 
 class HARTRun(BlockRun[HARTState]):
-    """The blocks of one scale. The first runs on the text, of the conditional branch only."""
+    """The blocks of one scale. The first runs on the text, with both branches on that of the conditional one only."""
 
     def __init__(self, model: HART, state: HARTState, step: Step, method: Method) -> None:
         super().__init__(model.config.depth, state, step, method)
@@ -152,11 +150,10 @@ class HART(PictureModel):
         )
         state = HARTState(
             condition=self.transformer.condition(text.features, text.mask, text.places, plan.guided),
-            places=text.places,
             cache=cache,
             latent=torch.zeros(samples, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
         )
-        if plan.guided:
+        if plan.branches(0) == 2:
             state.null_hidden = self._run_null(state, samples)
         return state
 
@@ -197,22 +194,24 @@ class HART(PictureModel):
         return tokens.features
 
     def rows(self, step: Step) -> slice:
-        """Which rows of a state run at a scale; the unconditional text has been run beforehand."""
-        return slice(0, step.samples) if step.index == 0 else step.row_slice
+        """Which rows of a state run at a scale; with both branches the unconditional text has been run beforehand."""
+        return slice(0, step.samples) if step.index == 0 and step.branches == 2 else step.row_slice
 
     def rotary(self, state: HARTState, step: Step, positions: Tensor) -> Rotary | None:
         """Cosines and sines of the tokens of a scale at ``positions`` (R, N); None with learned positions."""
         if self.config.positions == "learned":
             return None
         if step.index == 0:
-            return text_rotary(state.places, self.config.head_dim)
+            return text_rotary(state.condition.places[self.rows(step)], self.config.head_dim)
         schedule, starts = step.plan.schedule, state.condition.starts[self.rows(step)]
         return map_rotary(positions, step.grid, schedule.frame or schedule.grids[-1], starts, self.config.head_dim)
 
     def embed(self, state: HARTState, step: Step) -> TokenMap:
-        """The dense map of a scale; that of the first are the text tokens of the conditional branch, in a row."""
+        """The dense map of a scale; that of the first are the text tokens in a row."""
         if step.index == 0:
-            return TokenMap.dense(state.condition.context, Grid(1, 1, self.config.context_tokens))
+            context, null = state.condition.context, state.condition.null
+            features = null.expand_as(context) if self.rows(step).start else context
+            return TokenMap.dense(features, Grid(1, 1, self.config.context_tokens))
         features = self.transformer.embed(self.next_tokens(state.latent, step)) + state.condition.levels[step.index]
         state.flops += self.embed_work(step).flops
         tokens = TokenMap.dense(features.repeat(step.branches, 1, 1), step.grid)

@@ -179,7 +179,7 @@ class Conditioning:
             places. Without guidance it is not used.
         pooled: (R, C) for the head.
         modulation: per block (R, 6, C), or None.
-        starts: (R,), the place of the last text token.
+        places: (R, T), of the text tokens.
         levels: (S, C), what tells the scales apart.
     """
 
@@ -187,8 +187,13 @@ class Conditioning:
     null: Tensor
     pooled: Tensor
     modulation: tuple[Tensor | None, ...]
-    starts: Tensor
+    places: Tensor
     levels: Tensor
+
+    @property
+    def starts(self) -> Tensor:
+        """Where maps begin (R,): the place of the last text token."""
+        return self.places[:, -1]
 
 
 class HARTTransformer(nn.Module):
@@ -229,19 +234,19 @@ class HARTTransformer(nn.Module):
         text = self.context_embed(self.context_norm(features))
         null = self.context_embed(self.context_norm(features.new_zeros(1, 1, features.shape[2])))
         levels = self.lvl_embed(torch.arange(len(self.config.patch_nums), device=features.device))
-        highest, starts = text.amax(dim=1), places[:, -1]
+        highest = text.amax(dim=1)
         own = highest if self.config.modulation == "own" and self.config.pooling == "max" else _mean(text, mask)
         if guided:
             unconditional = null[0].expand(len(text), -1)
             highest, own = (torch.cat([pooled, unconditional]) for pooled in (highest, own))
-            starts = torch.cat([starts, torch.zeros_like(starts)])
+            places = torch.cat([places, torch.zeros_like(places)])
         context, null = text + levels[0], null + levels[0]
         if self.config.positions == "learned":
             learned = self.pos_start + self.pos_1LC[:, : self.config.context_tokens]
             context, null = context + learned, null + learned
         modulated = self.config.modulation != "none"
         modulation = tuple(block.modulation(own) if modulated else None for block in self.ordered_blocks)
-        return Conditioning(context, null, highest, modulation, starts, levels)
+        return Conditioning(context, null, highest, modulation, places, levels)
 
     def embed(self, codes: Tensor) -> Tensor:
         """Codes (B, N, d) -> (B, N, C)."""
