@@ -90,6 +90,7 @@ KINDS = (
         STAR_UNIT_INPUTS,
         "the decoder and a block; the rest in float32",
     ),
+    Kind(
         "hart",
         is_context,
         run_context,
