@@ -9,15 +9,22 @@ if TYPE_CHECKING:
     from stepvar.determinism import deterministic
     from stepvar.methods import (
         PCA,
+        BlendedPruning,
         Compose,
+        Coverage,
         Dense,
         DropGuidance,
         FastVAR,
         HighPass,
+        L2Norm,
+        LatentChange,
+        MeanDistance,
         Method,
         Random,
         SkipLast,
+        SparseVAR,
         StepVAR,
+        TaperedPruning,
     )
     from stepvar.pipeline import Output, Pipeline
     from stepvar.video import Video
@@ -26,17 +33,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PCA",
+    "BlendedPruning",
     "Compose",
+    "Coverage",
     "Dense",
     "DropGuidance",
     "FastVAR",
     "HighPass",
+    "L2Norm",
+    "LatentChange",
+    "MeanDistance",
     "Method",
     "Output",
     "Pipeline",
     "Random",
     "SkipLast",
+    "SparseVAR",
     "StepVAR",
+    "TaperedPruning",
     "Video",
     "__version__",
     "deterministic",
