@@ -22,14 +22,14 @@ class VideoPreset:
         text: arguments of the text encoder.
         judge_batch, tokenizer_batch: clips per step of judge and tokenizer.
         batch: clips per step of the transformer.
-        drawn: clips rendered and encoded at a time for the transformer.
+        drawn: clips rendered at a time; small batches would leave a GPU waiting for launches.
         pool: encoded clips held in memory; ``drawn`` new ones replace old ones every ``refresh`` steps.
     """
 
     model: InfinityStarConfig
     text: dict[str, Any] = field(default_factory=dict)
     judge_batch: int = 128
-    tokenizer_batch: int = 32
+    tokenizer_batch: int = 16
     batch: int = 128
     drawn: int = 128
     pool: int = 65536
@@ -82,7 +82,7 @@ PRESETS: dict[str, VideoPreset] = {
                 channels=(24, 48, 48),
                 halves_time=(True, True),
                 blocks=1,
-                decoder_blocks=1,
+                decoder_blocks=2,
                 middle_blocks=1,
                 latent_channels=8,
                 token_channels=24,

@@ -6,6 +6,7 @@ import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ class Stage:
         return mean_module(self.mean, type(self.module)).eval()
 
     def save(self) -> None:
-        parts = {"module": self.module, "mean": self.mean, "optimiser": self.optimiser}
+        parts: dict[str, Any] = {"module": self.module, "mean": self.mean, "optimiser": self.optimiser}
         state = {name: part.state_dict() for name, part in parts.items()}
         save_checkpoint(self.path, state | {"progress": self.progress.state()})
 

@@ -125,8 +125,10 @@ def train(options: Options) -> bool:
         module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     stage = Stage("tokenizer", module, options, PEAK_LR, decay=0.01)
     source = ClipSource(options.seed + stage.progress.step, device, preset.clip_size)
+    drawn: list[Tensor] = []
     while stage.running:
-        videos = source.draw(preset.tokenizer_batch)[2]
+        drawn = drawn or list(source.draw(preset.drawn)[2].split(preset.tokenizer_batch))
+        videos = drawn.pop()
         loss, error = training_loss(module, videos)
         stage.minimise(loss, len(videos))
         stage.progress.say(partial(_values, loss, error))

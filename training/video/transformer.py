@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.checkpoints import fill_module, read_weights, save_model
+from stepvar.checkpoints import fill_module, read_weights, save_model, save_weights
 from stepvar.models.infinity_star import transformer as star
 from stepvar.models.infinity_star.model import InfinityStar, clip_slices
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import InfinityStarTransformer
-from stepvar.models.layers import RMSNorm, Rotary, grouped_attention
+from stepvar.models.layers import EPS, RMSNorm, Rotary, grouped_attention, rotate
+from stepvar.scenes.noise import send
 from stepvar.text import WordEncoder
 from stepvar.tokens import ScaleSchedule
 from training.loop import command_line, write_card
@@ -166,7 +167,8 @@ class LatentPool:
 
 def bit_loss(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the bits, each pass's mean weighted by the root of its tokens; and that of each pass."""
-    weights = torch.tensor([math.sqrt(target[0, 0].numel()) for target in targets], device=logits[0].device)
+    roots = torch.tensor([math.sqrt(target[0, 0].numel()) for target in targets])
+    weights = send(roots / roots.sum(), logits[0].device)
     losses = torch.stack(
         [
             F.binary_cross_entropy_with_logits(
@@ -175,7 +177,7 @@ def bit_loss(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tenso
             for part, target in zip(logits, targets, strict=True)
         ]
     )
-    return (losses * weights).sum() / weights.sum(), losses
+    return (losses * weights).sum(), losses
 
 
 class Trainer:
@@ -235,6 +237,8 @@ class Trainer:
         model.tokenizer.load_state_dict(self.tokenizer.state_dict())
         folder = self.options.out / "model"
         save_model(folder, "scenes-video", model, mean.text, self.preset.text, DEFAULTS)
+        transformer = model.transformer.state_dict()  # the largest part, in eight bits
+        save_weights(folder / "transformer.safetensors", transformer, torch.float16, packed=True)
         card = self.stage.facts(self.options) | {"command": command_line("video.transformer")}
         write_card(folder / "training.json", card)
 
@@ -250,19 +254,22 @@ def _values(losses: Tensor) -> dict[str, float]:
     return {f"p{index}": value for index, value in enumerate(losses.tolist())}
 
 
+def _norm(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * weight).to(torch.bfloat16)
+
+
 def fuse_elementwise(device: torch.device) -> None:
-    """Compiles norms and rotary turns, which on a GPU cost more than the matrix products; not where that fails."""
+    """Compiles norms and rotary turns, which on a GPU cost more than the matrix products between them.
+
+    The norms then give bfloat16, the format of these products; the residual stream stays in float32.
+    """
     if device.type != "cuda":
         return
-    norm, turn = torch.compile(RMSNorm.forward, dynamic=True), torch.compile(star.rotate, dynamic=True)
-    try:
-        example = torch.randn(2, 3, 4, 8, device=device, requires_grad=True)
-        angles = torch.randn(1, 1, 4, 4, device=device)
-        norm(RMSNorm(8).to(device), turn(example, (angles, angles))).sum().backward()
-    except Exception as error:  # the compiler raises what it likes
-        print(f"not compiled: {error}", flush=True)
-        return
-    RMSNorm.forward, star.rotate = norm, turn  # type: ignore[method-assign, assignment]
+    torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+    norm = torch.compile(_norm, dynamic=True)
+    setattr(RMSNorm, "forward", lambda self, x: norm(x, self.weight))  # noqa: B010
+    setattr(star, "rotate", torch.compile(rotate, dynamic=True))  # noqa: B010
 
 
 def train(options: Options) -> bool:
