@@ -26,9 +26,10 @@ class Spy(InfinityStar):
     inputs: list[Tensor]
     logits: list[Tensor]
 
-    def next_latent(self, state: StarState, step: Step) -> Tensor:
-        self.inputs.append(super().next_latent(state, step).clone())
-        return self.inputs[-1]
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
+        cells = super().next_tokens(latent, step)
+        self.inputs.append(cells.transpose(1, 2).unflatten(2, step.grid.shape).clone())
+        return cells
 
     def predict(self, state: StarState, tokens: TokenMap, step: Step) -> Tensor:
         self.logits.append(super().predict(state, tokens, step))

@@ -131,7 +131,7 @@ PRESETS: dict[str, VideoPreset] = {
             shapes=_square(1, 2, 4),
         ),
         _text(64, 1, 128),
-        judge_batch=8,
+        judge_batch=16,
         tokenizer_batch=4,
         batch=16,
         drawn=32,

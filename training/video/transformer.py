@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module, read_weights, save_model, save_weights
 from stepvar.models.infinity_star import transformer as star
-from stepvar.models.infinity_star.model import InfinityStar, clip_slices
+from stepvar.models.infinity_star.model import InfinityStar, as_cells, clip_slices
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import InfinityStarTransformer
@@ -102,8 +102,8 @@ class TextToVideo(nn.Module):
         features = self.text(words, [length] * count)
         null = transformer.null_text(count, length)
         features = torch.where(dropped[:, None, None], null, features)
-        cells = torch.cat([latent.flatten(2) for latent in inputs], dim=2)[..., None, None]
-        x = torch.cat([transformer.text_tokens(features), transformer.latent_tokens(cells)], dim=1).float()
+        cells = torch.cat([as_cells(latent) for latent in inputs], dim=1)
+        x = torch.cat([transformer.text_tokens(features), transformer.cell_tokens(cells)], dim=1).float()
         x = transformer.run_blocks(x, sequence.rotary, sequence.attend)
         scales = [self.schedule.scale(index) for index in range(len(self.schedule))]
         return [
@@ -171,9 +171,7 @@ def bit_loss(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tenso
     weights = send(roots / roots.sum(), logits[0].device)
     losses = torch.stack(
         [
-            F.binary_cross_entropy_with_logits(
-                part[..., 1] - part[..., 0], target.flatten(2).transpose(1, 2).to(part.dtype)
-            )
+            F.binary_cross_entropy_with_logits(part[..., 1] - part[..., 0], as_cells(target).to(part.dtype))
             for part, target in zip(logits, targets, strict=True)
         ]
     )
