@@ -7,10 +7,10 @@ from typing import Any
 
 from stepvar.models.infinity_star.codes import CodePass
 from stepvar.models.infinity_star.config import InfinityStarConfig
-from stepvar.models.infinity_star.schedules import schedule_for
+from stepvar.models.infinity_star.schedules import code_passes, schedule_for
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
 from stepvar.scenes.clips.grammar import CLIP_SYNONYMS, CLIP_VOCABULARY
-from stepvar.tokens import Grid, ScaleSchedule
+from stepvar.tokens import ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,7 @@ class VideoPreset:
     @property
     def passes(self) -> list[list[CodePass]]:
         """Per clip of the schedule its passes: grids and bits."""
-        schedule = self.schedule
-        clips: list[list[tuple[Grid, int]]] = [[] for _ in schedule.scale_counts]
-        for index, grid in enumerate(schedule):
-            clips[schedule.clip(index)].append((grid, self.model.bits_at(schedule.scale(index))))
-        return clips
+        return code_passes(self.model, self.schedule)
 
 
 def _text(width: int, layers: int, hidden: int) -> dict[str, Any]:
