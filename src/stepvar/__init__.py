@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         StepVAR,
         TaperedPruning,
     )
-    from stepvar.pipeline import Output, Pipeline
+    from stepvar.output import Output
+    from stepvar.pipeline import Pipeline
     from stepvar.video import Video
 
 __version__ = "0.1.0"
@@ -61,7 +62,7 @@ def __getattr__(name: str) -> Any:
     # PyTorch takes a second or two to import: only when a name that needs it is asked for.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"Output": "pipeline", "Pipeline": "pipeline", "Video": "video", "deterministic": "determinism"}
+    homes = {"Output": "output", "Pipeline": "pipeline", "Video": "video", "deterministic": "determinism"}
     return getattr(import_module(f"stepvar.{homes.get(name, 'methods')}"), name)
 
 

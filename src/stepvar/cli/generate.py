@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from stepvar.methods import Method
-    from stepvar.pipeline import Output, Pipeline
+    from stepvar.output import Output
+    from stepvar.pipeline import Pipeline
     from stepvar.plan import Step
 
 
