@@ -18,7 +18,8 @@ from stepvar.methods import HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.methods.base import RunBlocks
 from stepvar.methods.scores import structure_magnitude, texture_energy
 from stepvar.models.conditioning import Subject
-from stepvar.pipeline import Pipeline, to_images
+from stepvar.output import to_images
+from stepvar.pipeline import Pipeline
 from stepvar.plan import Plan, Step
 from stepvar.sampling import SeededNoise
 from stepvar.scenes.grammar import caption, held_out_scenes

@@ -26,7 +26,6 @@ from stepvar.compare import Spread
 from stepvar.files import write_text
 from stepvar.generation import generate
 from stepvar.methods import Method, StepVAR
-from stepvar.methods.propagation import propagate
 from stepvar.models.conditioning import Subject
 from stepvar.models.infinity import CONFIGS, Infinity, InfinityConfig, TextCondition
 from stepvar.pipeline import Pipeline
@@ -98,17 +97,22 @@ def seconds(work: Callable[[], Any], runs: int = 5) -> float:
     return statistics.median(times[1:])
 
 
+class NoBlocks:
+    """Blocks that do nothing."""
+
+    depth = 1
+
+    def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
+        return tokens
+
+
 def overhead(of: Drawing, method: StepVAR, step: Step) -> float:
     """Seconds that selecting, thinning and rebuilding the map of one scale take, on features of its real shape."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(step.rows, step.grid.size, of.model.config.width, generator=generator)
     tokens = TokenMap.dense(features.to(of.model.device, of.model.precision.residual), step.grid)
 
-    def work() -> None:
-        selection = method.select(tokens, method.count_at(step), step)
-        propagate(tokens, tokens.take(selection.kept), selection, method.propagate)
-
-    return seconds(work)
+    return seconds(lambda: method.run_stack(NoBlocks(), tokens, step))
 
 
 def measure(of: Drawing, rounds: int, settings: Sequence[tuple[float, int]]) -> dict[str, Any]:

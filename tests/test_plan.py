@@ -53,6 +53,12 @@ def test_skipping_the_last_scales_skips_those_of_every_clip() -> None:
         make_plan(VIDEO).without_last(2)
 
 
+def test_given_scales_are_not_skipped() -> None:
+    plan = SkipLast(1).edit(given(make_plan(VIDEO), 0, 1, 2))
+    assert plan.passes == (0, 1, 2, 3, 4, 5) and plan.computed == (2, 3, 4, 5)
+    assert (plan.scales, plan.skipped) == (2, 1)
+
+
 def test_passes_must_ascend() -> None:
     for passes in ((1, 0), (0, 0), (0, 7), (-1, 0)):
         with pytest.raises(ValueError, match="must ascend between 0 and 6"):

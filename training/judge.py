@@ -109,18 +109,17 @@ def loss_of(logits: dict[str, Tensor], batch: Batch) -> Tensor:
     for index, name in enumerate(WORDS):
         losses = F.cross_entropy(logits[name].transpose(1, 2), batch.words[..., index], reduction="none")
         total = total + (losses * share).sum()
-    inside = _cells_inside(batch, logits["attention"].shape[2:])
+    inside = cells_inside(batch.places, batch.pictures.shape[2:], logits["attention"].shape[2:])
     missed = -(inside * logits["attention"]).sum((2, 3))
     return total + 0.3 * (missed * share).sum()
 
 
-def _cells_inside(batch: Batch, cells: Sequence[int]) -> Tensor:
-    """Weights (B, 4, h, w) that sum to 1, on the cells of each slot's object."""
-    height, width = batch.pictures.shape[2:]
-    device = batch.places.device
-    y = (torch.arange(cells[0], device=device) + 0.5) * (height / cells[0])
-    x = (torch.arange(cells[1], device=device) + 0.5) * (width / cells[1])
-    centre_x, centre_y, radius = batch.places[..., None, None].unbind(2)
+def cells_inside(places: Tensor, size: Sequence[int], cells: Sequence[int]) -> Tensor:
+    """Weights (B, n, h, w) that sum to 1, on the cells of each object at ``places`` (B, n, 3) in a picture's pixels."""
+    device = places.device
+    y = (torch.arange(cells[0], device=device) + 0.5) * (size[0] / cells[0])
+    x = (torch.arange(cells[1], device=device) + 0.5) * (size[1] / cells[1])
+    centre_x, centre_y, radius = places[..., None, None].unbind(2)
     squared = (x - centre_x) ** 2 + (y[:, None] - centre_y) ** 2
     return (-squared / (0.7 * radius) ** 2).flatten(2).softmax(-1).view(squared.shape)
 

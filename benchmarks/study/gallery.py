@@ -16,7 +16,8 @@ from stepvar.evaluation.drawing import DENSE
 from stepvar.files import atomic_path
 from stepvar.generation import generate
 from stepvar.models.conditioning import Subject
-from stepvar.pipeline import Pipeline, to_images
+from stepvar.output import to_images
+from stepvar.pipeline import Pipeline
 from stepvar.plan import Plan
 from stepvar.report import Recorder
 from stepvar.sampling import SeededNoise

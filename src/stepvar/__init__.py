@@ -9,34 +9,49 @@ if TYPE_CHECKING:
     from stepvar.determinism import deterministic
     from stepvar.methods import (
         PCA,
+        BlendedPruning,
         Compose,
+        Coverage,
         Dense,
         DropGuidance,
         FastVAR,
         HighPass,
+        L2Norm,
+        LatentChange,
+        MeanDistance,
         Method,
         Random,
         SkipLast,
+        SparseVAR,
         StepVAR,
+        TaperedPruning,
     )
-    from stepvar.pipeline import Output, Pipeline
+    from stepvar.output import Output
+    from stepvar.pipeline import Pipeline
     from stepvar.video import Video
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PCA",
+    "BlendedPruning",
     "Compose",
+    "Coverage",
     "Dense",
     "DropGuidance",
     "FastVAR",
     "HighPass",
+    "L2Norm",
+    "LatentChange",
+    "MeanDistance",
     "Method",
     "Output",
     "Pipeline",
     "Random",
     "SkipLast",
+    "SparseVAR",
     "StepVAR",
+    "TaperedPruning",
     "Video",
     "__version__",
     "deterministic",
@@ -47,7 +62,7 @@ def __getattr__(name: str) -> Any:
     # PyTorch takes a second or two to import: only when a name that needs it is asked for.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"Output": "pipeline", "Pipeline": "pipeline", "Video": "video", "deterministic": "determinism"}
+    homes = {"Output": "output", "Pipeline": "pipeline", "Video": "video", "deterministic": "determinism"}
     return getattr(import_module(f"stepvar.{homes.get(name, 'methods')}"), name)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from stepvar.errors import UsageError
 from stepvar.evaluation import metrics
 from stepvar.methods import Dense, Method, make_method
-from stepvar.pipeline import Output, Pipeline
+from stepvar.output import Output
+from stepvar.pipeline import Pipeline
 from stepvar.report import Report
 
 

@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stepvar.checkpoints import LoadedModel, load_model
 from stepvar.errors import UsageError
 from stepvar.generation import generate
+from stepvar.guidance import GUIDANCES
 from stepvar.methods import Dense, Method, make_method
-from stepvar.models.conditioning import Subject
+from stepvar.models.conditioning import MOVING, MovingRequest, Storyteller, Subject
 from stepvar.models.registry import FAMILIES
+from stepvar.output import Output, OutputType, to_images, to_videos
 from stepvar.plan import Plan, Step
 from stepvar.progress import scale_bar
-from stepvar.report import Recorder, Report
-from stepvar.sampling import Noise, SeededNoise, StreamNoise
+from stepvar.report import Recorder
+from stepvar.settings import (
+    PerScale,
+    by_clip,
+    checked_top_k,
+    make_generators,
+    make_noise,
+    parse_aspect_ratio,
+    per_scale,
+)
 from stepvar.text import CachedEncoder, T5Encoder, TextEncoder
 from stepvar.tokens import ScaleSchedule
-
-OutputType = Literal["pil", "np", "pt"]
-PerScale = float | Sequence[float]
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a generation gives.
-
-    Attributes:
-        images: ``"pil"``: a list of PIL images; ``"np"``: (B, H, W, 3) uint8; ``"pt"``: (B, 3, H, W) in [0, 1].
-        report: what it cost.
-        seeds: the seed of each image; None when a generator was given.
-        kept: per pruned scale its :class:`~stepvar.plan.Step` and a map (B, t, h, w) of the tokens kept, in [0, 1].
-        captions: what each image shows: its prompt, or the name of its class.
-    """
-
-    images: Any
-    report: Report
-    seeds: tuple[int, ...] | None
-    kept: list[tuple[Step, Tensor]]
-    captions: list[str]
 
 
 class Pipeline:
@@ -141,18 +126,24 @@ class Pipeline:
         generator: torch.Generator | None = None,
         guidance_scale: PerScale | None = None,
         guidance_at: Sequence[int] = (0,),
+        guidance: str | None = None,
         temperature: PerScale | None = None,
         top_k: int | Sequence[int] | None = None,
         top_p: float | None = None,
         more_smooth: bool | None = None,
-        aspect_ratio: str | float = "1:1",
+        seconds: float | None = None,
+        image: Any = None,
+        video: Any = None,
+        prompt_suffix: str | None = None,
+        story: Any = None,
+        aspect_ratio: str | float | None = None,
         resolution: str | None = None,
         num_images_per_prompt: int = 1,
         output_type: OutputType = "pil",
         callback_on_scale_end: Callable[[Step, Any], None] | None = None,
         progress: bool | None = None,
     ) -> Output:
-        """Draws one picture per prompt or class (times ``num_images_per_prompt``).
+        """Draws one picture or video per prompt or class (times ``num_images_per_prompt``).
 
         Args:
             prompt: a prompt or a list of them, for models that draw from text.
@@ -167,11 +158,20 @@ class Pipeline:
             guidance_scale: classifier-free guidance, one number (for VAR the end of its ramp) or one per scale;
                 1 (for VAR 0) turns it off.
             guidance_at: where the branches are mixed: 0 on the logits, -m after block ``depth - m``.
+            guidance: how logits are mixed: "plain", or "projected" (see :class:`~stepvar.guidance.ProjectedGuidance`);
+                None: as the model's authors do.
             temperature: one number or one per scale; lower is more decided.
             top_k, top_p: truncation before sampling, ``top_k`` one number or one per scale; 1 takes the most likely.
             more_smooth: models with a codebook only: add soft blends of codes, which look smoother; None: as the
                 model's authors do.
-            aspect_ratio: width to height, "3:2" or a number; the nearest published schedule is taken.
+            seconds: video models only: length of the video; 0: a still image; None: the model's usual length.
+            image: video models only: a picture that the video begins with (PIL image, path, or array), or one each.
+            video: video models only: a video that is to go on from its end (:class:`~stepvar.video.Video`, path,
+                array, or pictures), or one each. It begins the result.
+            prompt_suffix: video models only: goes behind every prompt, such as a description of a style.
+            story: models that go on from a video only: what :meth:`begin_story` or the last :class:`Output` gave.
+            aspect_ratio: width to height, "3:2" or a number; the nearest published schedule is taken. None: that of
+                the given picture or video, or the model's usual one.
             resolution: name of a schedule, such as "0.25M"; None: the model's own.
             output_type: see :class:`Output`.
             callback_on_scale_end: called with the step and the running state after each scale;
@@ -185,20 +185,41 @@ class Pipeline:
             raise UsageError(f"num_images_per_prompt={num_images_per_prompt}: must be at least 1")
         if output_type not in ("pil", "np", "pt"):
             raise UsageError(f"output_type={output_type!r}: must be one of pil, np, pt")
-        subject = Subject(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, class_labels)
+        subject = Subject(
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            class_labels,
+            seconds=seconds,
+            image=image,
+            video=video,
+            prompt_suffix=prompt_suffix,
+            story=story,
+        )
+        if not self.family.draws_video:
+            subject.refuse(MOVING, "it to a model that draws videos")
         request = self.conditioner.request(subject, num_images_per_prompt)
         samples = len(request.captions)
         method = _method(method)
-        seeds, noise = _noise(seed, generator, samples)
-        schedule = self.schedule(aspect_ratio, resolution)
-        plan = self._plan(schedule, guidance_scale, guidance_at, temperature, top_k, top_p, more_smooth)
-        prepared = method.prepare(plan, self.model.facts)  # an impossible combination fails here, before any work
-        passes = len(prepared.passes)
+        seeds, noise = make_noise(seed, generator, samples)
+        moving = request if isinstance(request, MovingRequest) else None
+        if moving is not None:
+            aspect_ratio, seconds = aspect_ratio or moving.aspect_ratio, moving.seconds
+        schedule = self.schedule(aspect_ratio, resolution, seconds)
+        if moving is not None:
+            schedule = moving.schedule(schedule)
+        plan = self._plan(schedule, guidance_scale, guidance_at, guidance, temperature, top_k, top_p, more_smooth)
+        method.prepare(plan, self.model.facts)  # an impossible combination fails here, before any work
 
         recorder = Recorder(self.device)
         with recorder.stage("condition"):
             condition = request.condition()
+            if moving is not None:
+                condition = moving.remembering(condition, schedule)
+                plan = replace(plan, given=moving.given(schedule, make_generators(seeds, generator, samples)))
         shown = self.progress if progress is None else progress
+        passes = len(method.edit(plan).passes)
         with scale_bar(shown, passes, callback_on_scale_end) as on_scale_end:
             state = generate(self.model, condition, samples, plan, method, noise, recorder, on_scale_end)
         with recorder.stage("decode"):
@@ -212,21 +233,66 @@ class Pipeline:
             schedule=plan.schedule.name,
             settings=method.settings(),
         )
-        return Output(to_images(pixels, output_type), report, seeds, recorder.kept_maps(), request.captions)
+        images, videos = self._results(pixels, output_type)
+        following = None if moving is None else moving.next_story(state.latent)
+        return Output(images, report, seeds, recorder.kept_maps(), request.captions, videos, following)
+
+    def _results(self, pixels: Tensor, output_type: OutputType) -> tuple[Any, Any]:
+        """Images and videos from pixels (B, 3, H, W), or (B, 3, F, H, W): one of the two is empty."""
+        if pixels.ndim == 4:
+            return to_images(pixels, output_type), []
+        if pixels.shape[2] == 1:
+            return to_images(pixels[:, :, 0], output_type), []
+        return [], to_videos(pixels, self.model.config.fps, output_type)
 
     def preview(self, state: Any, output_type: OutputType = "pil") -> Any:
-        """The picture so far of a running generation, for use in ``callback_on_scale_end``."""
-        return to_images(self.model.decode(state), output_type)
+        """The picture or video so far of a running generation, for use in ``callback_on_scale_end``."""
+        images, videos = self._results(self.model.decode(state), output_type)
+        return images if len(images) else videos
 
-    def schedule(self, aspect_ratio: str | float = "1:1", resolution: str | None = None) -> ScaleSchedule:
+    def begin_story(
+        self, video: Any, seed: int = 0, aspect_ratio: str | float | None = None, resolution: str | None = None
+    ) -> Any:
+        """What the first clip of a story goes on from, for models that tell stories clip by clip.
+
+        ``out = pipe("the boat turns", story=pipe.begin_story("boat.mp4"))`` draws a clip, and
+        ``pipe("rain sets in", story=out.story)`` the next one.
+
+        Args:
+            video: a :class:`~stepvar.video.Video`, path, array, or pictures; its end is remembered.
+            seed: of what encoding draws.
+
+        Raises:
+            UsageError: if the model tells no stories, or the video is too short.
+        """
+        if not isinstance(self.conditioner, Storyteller):
+            raise UsageError("story: this model draws pictures; take a model that draws videos")
+        return self.conditioner.begin_story(
+            video,
+            lambda ratio: self.schedule(aspect_ratio or ratio, resolution),
+            torch.Generator().manual_seed(seed),
+        )
+
+    def schedule(
+        self,
+        aspect_ratio: str | float | None = None,
+        resolution: str | None = None,
+        seconds: float | None = None,
+    ) -> ScaleSchedule:
         """The scale schedule that a generation with these settings runs."""
-        return self.model.schedule(1 / parse_aspect_ratio(aspect_ratio), resolution)
+        ratio = 1 / parse_aspect_ratio(aspect_ratio or self.defaults.get("aspect_ratio", "1:1"))
+        if self.family.draws_video:
+            return self.model.schedule(ratio, resolution, seconds)
+        if seconds is not None:
+            raise UsageError(f"seconds={seconds:g}: this model draws pictures; leave it out")
+        return self.model.schedule(ratio, resolution)
 
     def _plan(
         self,
         schedule: ScaleSchedule,
-        guidance: PerScale | None,
+        guidance_scale: PerScale | None,
         guidance_at: Sequence[int],
+        guidance: str | None,
         temperature: PerScale | None,
         top_k: int | Sequence[int] | None,
         top_p: float | None,
@@ -238,20 +304,26 @@ class Pipeline:
         more_smooth = defaults.get("more_smooth", False) if more_smooth is None else more_smooth
         if not 0 <= top_p < 1:
             raise UsageError(f"top_p={top_p}: must be at least 0 (all) and below 1")
-        guidance = defaults.get("guidance_scale", 3.0) if guidance is None else guidance
-        temperature = defaults.get("temperature", 1.0) if temperature is None else temperature
+        guidance = defaults.get("guidance", "plain") if guidance is None else guidance
+        if guidance not in GUIDANCES:
+            raise UsageError(f"guidance={guidance!r}: must be one of {', '.join(GUIDANCES)}")
+        if guidance_scale is None:
+            guidance_scale = defaults.get("guidance_scale", 3.0)
+        if temperature is None:
+            temperature = by_clip(defaults.get("temperature", 1.0), schedule)
         count = len(schedule)
-        scales = _per_scale("guidance_scale", guidance, count, lowest=0.0)
-        if isinstance(guidance, (int, float)):
-            scales = self.conditioner.guidance(guidance, count)
+        scales = per_scale("guidance_scale", guidance_scale, count, lowest=0.0)
+        if isinstance(guidance_scale, (int, float)):
+            scales = self.conditioner.guidance(guidance_scale, count)
         return Plan(
             schedule,
             guidance=scales,
-            temperature=_per_scale("temperature", temperature, count, lowest=1e-6),
+            temperature=per_scale("temperature", temperature, count, lowest=1e-6),
             guidance_at=self._places(guidance_at),
-            top_k=_top_k(top_k, count),
+            top_k=checked_top_k(top_k, count),
             top_p=top_p,
             smooth=self.family.progress(count) if more_smooth else (),
+            mix=GUIDANCES[guidance],
         )
 
     def _places(self, guidance_at: Sequence[int]) -> tuple[int, ...]:
@@ -260,34 +332,6 @@ class Pipeline:
             if not -depth < place <= 0:
                 raise UsageError(f"guidance_at={place}: must be 0 (logits) or between -1 and -{depth - 1}")
         return tuple(guidance_at)
-
-
-def parse_aspect_ratio(ratio: str | float) -> float:
-    """Width over height from "3:2", "1.5" or a number.
-
-    Raises:
-        UsageError: if it is not a ratio of positive numbers.
-    """
-    try:
-        if isinstance(ratio, str) and ":" in ratio:
-            width, height = ratio.split(":")
-            value = float(width) / float(height)
-        else:
-            value = float(ratio)
-    except (ValueError, ZeroDivisionError):
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise UsageError(f"aspect_ratio={ratio!r}: give width to height, such as 3:2 or 1.5")
-    return value
-
-
-def to_images(pixels: Tensor, output_type: OutputType) -> Any:
-    """Pixels (B, 3, H, W) in [-1, 1] -> images in the form asked for."""
-    unit = (pixels.float() + 1) / 2
-    if output_type == "pt":
-        return unit
-    array = (unit * 255).permute(0, 2, 3, 1).round().to(torch.uint8).cpu().numpy()
-    return array if output_type == "np" else [Image.fromarray(np.ascontiguousarray(a)) for a in array]
 
 
 def _text_encoder(loaded: LoadedModel, chosen: TextEncoder | str | Path | None) -> TextEncoder | None:
@@ -307,43 +351,3 @@ def _method(method: Method | str | None) -> Method:
     if not isinstance(method, Method):
         raise UsageError(f"method={method!r}: give a method such as StepVAR(), or its name")
     return method
-
-
-def _noise(
-    seed: int | Sequence[int] | None, generator: torch.Generator | None, samples: int
-) -> tuple[tuple[int, ...] | None, Noise]:
-    if generator is not None:
-        if seed is not None:
-            raise UsageError("seed and generator: give one of them")
-        return None, StreamNoise(generator)
-    if seed is None:
-        seed = secrets.randbelow(2**31)
-    seeds = tuple(seed + i for i in range(samples)) if isinstance(seed, int) else tuple(seed)
-    if len(seeds) != samples:
-        raise UsageError(f"seed: {len(seeds)} seeds for {samples} images; give one, or one per image")
-    for value in seeds:
-        if not isinstance(value, int) or value < 0:
-            raise UsageError(f"seed={value!r}: must be a whole number, 0 or more")
-    return seeds, SeededNoise(seeds)
-
-
-def _top_k(value: int | Sequence[int], scales: int) -> int | tuple[int, ...]:
-    values = [value] if isinstance(value, int) else list(value)
-    for one in values:
-        if not isinstance(one, int) or one < 0:
-            raise UsageError(f"top_k={one!r}: must be a whole number, 0 (all) or more")
-    if isinstance(value, int):
-        return value
-    if len(values) < scales:
-        raise UsageError(f"top_k: {len(values)} values for {scales} scales; give one, or one per scale")
-    return tuple(values[:scales])
-
-
-def _per_scale(name: str, value: PerScale, scales: int, lowest: float) -> tuple[float, ...]:
-    values = (float(value),) * scales if isinstance(value, (int, float)) else tuple(map(float, value))
-    if len(values) < scales:
-        raise UsageError(f"{name}: {len(values)} values for {scales} scales; give one, or one per scale")
-    for one in values:
-        if not lowest <= one < float("inf"):
-            raise UsageError(f"{name}={one}: must be a number of at least {lowest:g}")
-    return values[:scales]

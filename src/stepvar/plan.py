@@ -76,24 +76,30 @@ class Plan:
 
     @property
     def scales(self) -> int:
-        """How many scales are run in the clip that runs fewest."""
-        ranks = {(self.schedule.clip(index), self.schedule.scale(index)) for index in self.passes}
+        """How many scales are run in the clip that runs fewest, of those that are drawn."""
+        ranks = {(self.schedule.clip(index), self.schedule.scale(index)) for index in self.drawn}
         return min(sum(clip == own for clip, _ in ranks) for own in {clip for clip, _ in ranks})
 
     @property
     def skipped(self) -> int:
         """How many scales at the end of every clip are not run."""
-        return min(self.schedule.rank(index) for index in self.passes) - 1
+        return min(self.schedule.rank(index) for index in self.drawn) - 1
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """The passes that are run and whose symbols are not given; all that are run, if all are given."""
+        return tuple(index for index in self.passes if index not in self.given) or self.passes
 
     def without_last(self, count: int) -> Plan:
-        """The plan without the last ``count`` scales of the schedule, in every clip.
+        """The plan without the last ``count`` scales of the schedule, in every clip; what is given stays, it is free.
 
         Raises:
             ValueError: if a clip has no more than that.
         """
         if count >= min(self.schedule.scale_counts):
             raise ValueError(f"count={count}: a clip of the schedule has {min(self.schedule.scale_counts)} scales")
-        return replace(self, passes=tuple(index for index in self.passes if self.schedule.rank(index) > count))
+        stays = (index for index in self.passes if self.schedule.rank(index) > count or index in self.given)
+        return replace(self, passes=tuple(stays))
 
     @property
     def guided(self) -> bool:

@@ -52,12 +52,17 @@ def check_video_path(path: Path) -> None:
     check_writable(path)
 
 
+def check_quality(quality: int) -> None:
+    """Raises a UsageError for a quality that MP4 files cannot have."""
+    if not 0 <= quality <= 100:
+        raise UsageError(f"quality={quality}: must be from 0 (small) to 100 (large)")
+
+
 def write_video(
     video: Video, path: Path, quality: int, pixels: str, metadata: dict[str, str], progress: bool = False
 ) -> None:
     """See :meth:`stepvar.video.Video.save`."""
-    if not 0 <= quality <= 100:
-        raise UsageError(f"quality={quality}: must be from 0 (small) to 100 (large)")
+    check_quality(quality)
     if pixels not in PIXELS:
         raise UsageError(f"pixels={pixels!r}: must be {' or '.join(PIXELS)}")
     check_video_path(path)

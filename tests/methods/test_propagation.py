@@ -1,11 +1,17 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from stepvar.methods.propagation import nearest_kept, propagate
-from stepvar.tokens import Grid, Selection, TokenMap
+from stepvar.errors import UsageError
+from stepvar.methods import restorers
+from stepvar.methods.propagation import nearest_kept, spread
+from stepvar.methods.remembered import Remembered
+from stepvar.methods.restorers import RESTORERS, Anchors, Blend, Cached, Nearest, Restorer, cell_positions
+from stepvar.tokens import Grid, ScaleSchedule
+from tests.helpers import make_plan
 
 SIDES = st.sampled_from([1, 2, 3, 5, 7, 8, 11, 13])
 GRIDS = st.builds(Grid, st.sampled_from([1, 1, 2, 3]), SIDES, SIDES)
@@ -66,38 +72,75 @@ def test_distances_span_frames() -> None:
     assert nearest.tolist() == [[0, 0, 1, 1, 0, 0, 1, 1]]
 
 
-@pytest.fixture
-def maps() -> tuple[TokenMap, TokenMap, Selection]:
-    """A dense line of four tokens per row, two of them kept, and those behind some blocks."""
+@given(kept_sets(), st.integers(1, 5))
+def test_the_nearest_few_are_what_brute_force_finds(case: tuple[Grid, list[list[int]]], neighbours: int) -> None:
+    grid, kept = case
+    selection = Blend(neighbours).sources(torch.tensor(kept), grid)
+    cells = cell_positions(grid, torch.device("cpu")).tolist()
+    assert selection.weights is not None
+    for row, own in enumerate(kept):
+        count = min(neighbours, len(own))
+        for cell, place in enumerate(cells):
+            far = [sum((a - b) ** 2 for a, b in zip(place, cells[k], strict=True)) for k in own]
+            nearest = sorted(range(len(own)), key=lambda rank: (far[rank], rank))[:count]
+            assert selection.source[row, cell].tolist() == nearest
+            raw = torch.tensor([1 / max(far[rank], 1) for rank in nearest])
+            torch.testing.assert_close(selection.weights[row, cell], raw / raw.sum())
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = torch.tensor([[0, 7, 11], [3, 4, 19]])
+    whole = Blend(2).sources(kept, Grid(1, 4, 5))
+    monkeypatch.setattr(restorers, "CHUNK", 20)
+    parts = Blend(2).sources(kept, Grid(1, 4, 5))
+    assert torch.equal(whole.source, parts.source)
+
+
+def test_spreading_leaves_kept_tokens_alone() -> None:
     grid = Grid(1, 1, 4)
-    before = TokenMap.dense(torch.tensor([[0.0, 1.0, 2.0, 3.0], [10.0, 11.0, 12.0, 13.0]]).unsqueeze(-1), grid)
     kept = torch.tensor([[0, 3], [1, 2]])
-    selection = Selection(kept, nearest_kept(kept, grid))
-    thin = before.take(kept)
-    return before, thin.with_features(100.0 + 2.0 * thin.features), selection
+    values = torch.tensor([[100.0, 106.0], [122.0, 124.0]]).unsqueeze(-1)
+    nearest = spread(values, Nearest().sources(kept, grid)).squeeze(-1)
+    assert nearest.tolist() == [[100.0, 100.0, 106.0, 106.0], [122.0, 122.0, 124.0, 124.0]]
+    # At distances 1 and 2 the weights are 4/5 and 1/5.
+    blend = spread(values, Blend(2).sources(kept, grid)).squeeze(-1)
+    expected = torch.tensor([[100.0, 101.2, 104.8, 106.0], [122.4, 122.0, 124.0, 123.6]])
+    torch.testing.assert_close(blend, expected)
 
 
-def values(tokens: TokenMap) -> list[list[float]]:
-    result: Tensor = tokens.features.squeeze(-1)
-    return result.tolist()
+def test_anchors_are_one_in_each_square_of_each_frame() -> None:
+    assert Anchors(2).anchors(Grid(1, 4, 5)) == (6, 8, 9, 16, 18, 19)
+    assert Anchors(4).anchors(Grid(2, 1, 2)) == (1, 3)
+    assert Anchors(9).anchors(Grid(1, 3, 3)) == (4,)
+    assert len(Anchors(4).anchors(Grid(1, 64, 64))) == 256
 
 
-def test_state_is_the_neighbours(maps: tuple[TokenMap, TokenMap, Selection]) -> None:
-    dense = propagate(*maps, "state")
-    assert values(dense) == [[100.0, 100.0, 106.0, 106.0], [122.0, 122.0, 124.0, 124.0]]
-    assert dense.is_dense and torch.equal(dense.positions, maps[0].positions)
+def test_anchors_stand_in_for_all_that_is_not_kept() -> None:
+    anchors = Anchors(2)  # cells 1 and 3 of a line of four
+    kept = torch.tensor([[0, 1, 3], [1, 2, 3]])
+    assert anchors.sources(kept, Grid(1, 1, 4)).source.tolist() == [[0, 1, 1, 2], [0, 0, 1, 2]]
 
 
-def test_update_is_added_to_ones_own_state(maps: tuple[TokenMap, TokenMap, Selection]) -> None:
-    # The blocks added 100 to token 0, 103 to token 3; 111 and 112 in the second row.
-    assert values(propagate(*maps, "update")) == [[100.0, 101.0, 105.0, 106.0], [121.0, 122.0, 124.0, 125.0]]
+@pytest.mark.parametrize("restorer", RESTORERS.values(), ids=RESTORERS)
+def test_restoring_from_every_token_changes_nothing(restorer: Restorer) -> None:
+    step = next(make_plan(ScaleSchedule.of([(3, 5)]), 1.0).steps(2))
+    everything, values = torch.arange(15).expand(2, -1), torch.randn(2, 15, 4)
+    past = Remembered(torch.randn(2, 15, 4), step.grid)
+    restored = restorer.restore(values, restorer.sources(everything, step.grid), step, past)
+    assert torch.equal(restored, values)
 
 
-@pytest.mark.parametrize("what", ["state", "update"])
-def test_propagating_from_every_token_changes_nothing(what: str) -> None:
-    grid = Grid(1, 3, 5)
-    before = TokenMap.dense(torch.randn(2, 15, 4), grid)
-    everything = torch.arange(15).expand(2, -1)
-    after = before.with_features(torch.randn(2, 15, 4))
-    dense = propagate(before, after, Selection(everything, nearest_kept(everything, grid)), what)  # type: ignore[arg-type]
-    torch.testing.assert_close(dense.features, after.features)
+def test_cached_values_fill_what_is_not_kept() -> None:
+    first, second = make_plan(ScaleSchedule.of([(1, 2), (1, 4)]), 1.0).steps(1)
+    past = Remembered.of(torch.tensor([[[1.0], [2.0]]]), first)
+    kept = torch.tensor([[0, 2]])
+    restored = RESTORERS["cached"].restore(
+        torch.tensor([[[7.0], [8.0]]]), Cached().sources(kept, second.grid), second, past
+    )
+    assert restored.flatten().tolist() == [7.0, 1.0, 8.0, 2.0]
+
+
+@pytest.mark.parametrize(("build", "said"), [(lambda: Blend(0), "neighbours=0"), (lambda: Anchors(0), "stride=0")])
+def test_wrong_settings_of_restorers(build: Callable[[], Restorer], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        build()

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stepvar.errors import UsageError
 from stepvar.generation import generate
+from stepvar.guidance import ProjectedGuidance
 from stepvar.methods import Dense, HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes
-from stepvar.models.infinity_star.guidance import ProjectedGuidance
 from stepvar.models.infinity_star.model import InfinityStar, VideoCondition, remembered_tokens
 from stepvar.models.infinity_star.rope import text_coordinates, token_coordinates
 from stepvar.models.layers import grouped_attention

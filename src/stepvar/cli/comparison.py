@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from stepvar.compare import Comparison
     from stepvar.methods import Method
-    from stepvar.pipeline import Output, Pipeline
+    from stepvar.output import Output
+    from stepvar.pipeline import Pipeline
 
 AMPLIFICATION = 4
 MAPS_SHOWN = 3

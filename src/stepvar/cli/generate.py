@@ -35,8 +35,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from stepvar.methods import Method
-    from stepvar.pipeline import Output, Pipeline
+    from stepvar.output import Output
+    from stepvar.pipeline import Pipeline
     from stepvar.plan import Step
+
+
+VIDEO_SUFFIXES = (".mp4", ".gif")
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,18 @@ class Files:
     preview: Path | None
 
     @classmethod
-    def checked(cls, out: Path, report: Path | None, preview: Path | None) -> Files:
-        """Fails now rather than after the work if one of them cannot be written."""
-        output_path("out", out, ".png")
+    def checked(cls, out: Path, report: Path | None, preview: Path | None, quality: int = 65) -> Files:
+        """Fails now rather than after the work if one of them cannot be written.
+
+        Whether ``out`` is of a picture or of a video shows when the model is known, see :meth:`check_kind`.
+        """
+        if out.suffix.lower() in VIDEO_SUFFIXES:
+            from stepvar.videofiles import check_quality, check_video_path
+
+            check_video_path(out)
+            check_quality(quality)
+        else:
+            output_path("out", out, ".png")
         if report is not None:
             check_writable(report)
         if preview is not None:
@@ -60,12 +73,33 @@ class Files:
             raise UsageError("out, report and preview: must be different files")
         return cls(out, report, preview)
 
+    def check_kind(self, video: bool) -> None:
+        """Whether the name of the result ends as what is going to be drawn.
+
+        Raises:
+            UsageError: if it does not, or something else cannot be made of a video.
+        """
+        ending = self.out.suffix.lower()
+        if video and ending not in VIDEO_SUFFIXES:
+            raise UsageError(
+                f"out {str(self.out)!r}: must end in .mp4 or .gif for a video; --seconds 0 draws a picture"
+            )
+        if not video and ending in VIDEO_SUFFIXES:
+            raise UsageError(f"out {str(self.out)!r}: must end in .png; this draws a picture")
+        if video and self.preview is not None:
+            raise UsageError("preview: is of pictures only; leave it out")
+
 
 Prompts = Annotated[
     list[str],
     typer.Argument(metavar="PROMPT...", help="What to draw (for VAR a class); several give several pictures."),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="PNG file; several pictures are numbered.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="PNG file, for videos MP4 or GIF; several are numbered. Default: scene.png or .mp4."
+    ),
+]
 MethodName = Annotated[
     str | None,
     typer.Option(
@@ -91,7 +125,12 @@ MoreSmooth = Annotated[
     bool | None,
     typer.Option(help="Models with a codebook: blends of codes, which look smoother; default: the model's own."),
 ]
-AspectRatio = Annotated[str, typer.Option(help="Width to height, such as 3:2.")]
+AspectRatio = Annotated[str | None, typer.Option(help="Width to height, such as 3:2; default: the model's own.")]
+Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 draws a picture.")]
+ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: a picture that the video begins with.")]
+VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video that is to go on.")]
+Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes behind every prompt.")]
+Quality = Annotated[int, typer.Option(help="Of MP4 files, 0 (small) to 100 (large).")]
 Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
 NumImages = Annotated[int, typer.Option(help="Pictures per prompt.")]
 ReportFile = Annotated[Path | None, typer.Option(help="JSON file for what it cost, scale by scale.")]
@@ -110,7 +149,7 @@ def generate(
     offload_text_encoder: OffloadOption = False,
     tile: TileOption = None,
     seed: SeedOption = None,
-    out: Out = Path("scene.png"),
+    out: Out = None,
     method: MethodName = None,
     keep: Keep = None,
     last: Last = None,
@@ -121,8 +160,13 @@ def generate(
     top_k: TopK = None,
     top_p: TopP = None,
     more_smooth: MoreSmooth = None,
-    aspect_ratio: AspectRatio = "1:1",
+    aspect_ratio: AspectRatio = None,
     resolution: Resolution = None,
+    seconds: Seconds = None,
+    image: ImageFile = None,
+    video: VideoFile = None,
+    prompt_suffix: Suffix = None,
+    quality: Quality = 65,
     num_images: NumImages = 1,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -132,8 +176,8 @@ def generate(
     preview: PreviewFile = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw pictures from prompts."""
-    files = Files.checked(out, report, preview)
+    """Draw pictures or videos from prompts."""
+    files = Files.checked(out or Path("scene.png"), report, preview, quality)
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
     if method is None:
@@ -149,17 +193,27 @@ def generate(
         "aspect_ratio": aspect_ratio,
         "resolution": resolution,
         "num_images_per_prompt": num_images,
+        "seconds": seconds,
+        "image": image,
+        "video": video,
+        "prompt_suffix": prompt_suffix,
     }
     pipe = load_pipeline(model, device, dtype, variant, revision, text_encoder)
     if offload_text_encoder:
         pipe.enable_text_encoder_offload()
     if tile is not None:
         pipe.enable_tiled_decode(tile)
+    draws_video = pipe.family.draws_video and seconds != 0
+    if out is None and draws_video:
+        files = Files.checked(Path("scene.mp4"), report, preview, quality)
+    files.check_kind(draws_video)
     seed = secrets.randbelow(2**31) if seed is None else seed
     if compare:
+        if draws_video:
+            raise UsageError("compare: makes a sheet of pictures; draw the video twice, with and without --method")
         _compare(pipe, prompt, chosen, seed, runs, settings, files, quiet)
     else:
-        _draw(pipe, prompt, chosen, seed, settings, files, quiet)
+        _draw(pipe, prompt, chosen, seed, settings, files, quiet, quality)
 
 
 def _draw(
@@ -170,6 +224,7 @@ def _draw(
     settings: dict[str, Any],
     files: Files,
     quiet: bool,
+    quality: int,
 ) -> None:
     from stepvar.drawing import save_png
 
@@ -183,9 +238,14 @@ def _draw(
     output = pipe(
         **subject, method=method, seed=seed, callback_on_scale_end=on_scale_end, progress=not quiet, **settings
     )
-    paths = numbered(files.out, len(output.images))
-    for index, (path, image) in enumerate(zip(paths, output.images, strict=True)):
-        save_png(image, path, describe(pipe, output.captions[index], seed + index, method, settings))
+    drawn = output.videos or output.images
+    paths = numbered(files.out, len(drawn))
+    for index, (path, one) in enumerate(zip(paths, drawn, strict=True)):
+        description = describe(pipe, output.captions[index], seed + index, method, settings)
+        if output.videos:
+            one.save(path, quality=quality, metadata=description, progress=not quiet)
+        else:
+            save_png(one, path, description)
     if files.report is not None:
         write_text(files.report, output.report.to_json() + "\n")
     if files.preview is not None:
@@ -220,7 +280,6 @@ def _compare(
 def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: dict[str, Any]) -> dict[str, str]:
     """What is needed to draw a picture again, as texts for its file."""
     defaults = {
-        "aspect_ratio": "1:1",
         "num_images_per_prompt": settings.get("num_images_per_prompt"),
     }
     used = {key: value for key, value in settings.items() if value not in (None, defaults.get(key))}
@@ -230,7 +289,7 @@ def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: d
         "model": pipe.name,
         "method": str(method),
         "method_settings": json.dumps(method.settings()),
-        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in used.items()},
+        **{key: str(value) if isinstance(value, (str, Path)) else json.dumps(value) for key, value in used.items()},
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "version": f"stepvar {__version__}",
@@ -256,8 +315,9 @@ def _preview_sheet(stages: list[tuple[Step, list[Image.Image]]]) -> Image.Image:
 
 def _print_summary(output: Output, paths: list[Path]) -> None:
     report = output.report
-    for path, image, seed in zip(paths, output.images, output.seeds or (), strict=True):
-        print(f"{path}: {image.width}x{image.height}, seed {seed}")
+    for path, one, seed in zip(paths, output.videos or output.images, output.seeds or (), strict=True):
+        length = f", {len(one)} frames at {one.fps:g} per second" if output.videos else ""
+        print(f"{path}: {one.size[0]}x{one.size[1]}{length}, seed {seed}")
     print(
         f"{report.model}, {report.method}: {report.seconds:.2f} s, "
         f"{report.kept} of {report.tokens} tokens, {report.flops / 1e9:.1f} GFLOP"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -128,6 +129,7 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
         UsageError: if it is none.
     """
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    kinds = tuple(one for one in kinds if not is_dataclass(one))  # objects have names beside them
     for one in kinds:
         try:
             return _convert(text, one)

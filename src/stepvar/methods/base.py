@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -96,7 +96,8 @@ class Method:
 
     def settings(self) -> dict[str, Any]:
         """The settings by name, for reports."""
-        return asdict(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: repr(value) if is_dataclass(value) else value for name, value in values.items()}
 
     @property
     def acts_on_tokens(self) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from stepvar.tokens import Grid, Selection, TokenMap, gather_tokens
+from stepvar.tokens import Grid, Selection, gather_tokens, scatter_tokens
 
 Propagated = Literal["state", "update"]
 
@@ -48,16 +49,13 @@ def _sweep(keys: Tensor, axis: int, size: int) -> Tensor:
     return reached.movedim(-1, axis)
 
 
-def propagate(before: TokenMap, after: TokenMap, selection: Selection, what: Propagated) -> TokenMap:
-    """Rebuilds the dense map from its kept tokens.
-
-    Args:
-        before: the dense map (R, N, C) in front of the blocks.
-        after: the kept tokens (R, K, C) behind them.
-        what: each pruned token takes its nearest kept neighbour's new ``"state"``, or keeps its own state and adds
-            the neighbour's ``"update"`` (the difference that the blocks made).
-    """
-    if what == "state":
-        return before.with_features(gather_tokens(after.features, selection.source))
-    update = after.features - gather_tokens(before.features, selection.kept)
-    return before.with_features(before.features + gather_tokens(update, selection.source))
+def spread(values: Tensor, selection: Selection) -> Tensor:
+    """Values (R, K, C) of the kept tokens at every token (R, N, C): each takes its source's, or a blend of several."""
+    if selection.weights is None:
+        return gather_tokens(values, selection.source)
+    weights = selection.weights.to(values.dtype).unsqueeze(-1).unbind(2)
+    parts = [
+        gather_tokens(values, source) * weight
+        for source, weight in zip(selection.source.unbind(2), weights, strict=True)
+    ]
+    return scatter_tokens(reduce(torch.add, parts), selection.kept, values)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts, RunBlocks
-from stepvar.methods.propagation import Propagated, nearest_kept, propagate
+from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site
+from stepvar.methods.propagation import Propagated
+from stepvar.methods.remembered import Remembered
+from stepvar.methods.restorers import RESTORERS, Restorer, RestorerName, index_tensor
 from stepvar.methods.scores import top_tokens
 from stepvar.plan import Plan, Step
-from stepvar.tokens import Selection, TokenMap
+from stepvar.tokens import Selection, TokenMap, gather_tokens
 
-Scope = Literal["stack", "block"]
+Scope = Literal["stack", "block", "sublayer"]
 Branches = Literal["shared", "separate"]
 
 
 @dataclass(frozen=True)
 class Pruning(Method):
     """At late scales, runs the blocks on the highest-scoring tokens and rebuilds the dense map behind them.
+
+    A subclass says how tokens score; how the others are rebuilt is a setting. Every selection goes with every
+    restoring, so an ablation is a product and not a list.
 
     Attributes:
         keep: share of tokens kept, in (0, 1]. One number holds for the last ``last`` scales; a sequence gives one
@@ -32,8 +37,13 @@ class Pruning(Method):
             of all tokens.
         blocks_before: blocks in front of the pruned span that see all tokens.
         blocks_after: blocks behind the pruned span that see all tokens.
-        scope: select once for the whole span (``"stack"``), or anew for each of its blocks (``"block"``).
-        propagate: what a pruned token takes from its nearest kept one, its ``"state"`` or its ``"update"``.
+        scope: select once for the whole span (``"stack"``), or anew for each of its blocks (``"block"``) or of their
+            residual sub-layers (``"sublayer"``).
+        propagate: what a pruned token takes from the kept one that stands in for it, its ``"state"`` or its
+            ``"update"``, the difference that the blocks made.
+        restore: where that comes from: the ``"nearest"`` kept token, a ``"blend"`` of the nearest few, the nearest
+            of uniform ``"anchors"`` that are always kept, or the last pass that was not pruned, resized (``"cached"``);
+            or a :class:`~stepvar.methods.restorers.Restorer` with settings of its own.
         branches: one selection for both guidance branches, scored on the conditional one (``"shared"``), or one
             for each (``"separate"``, not possible when guidance mixes the branches inside the stack).
     """
@@ -44,6 +54,7 @@ class Pruning(Method):
     blocks_after: int = 0
     scope: Scope = "stack"
     propagate: Propagated = "state"
+    restore: RestorerName | Restorer = "nearest"
     branches: Branches = "shared"
 
     def __post_init__(self) -> None:
@@ -58,11 +69,11 @@ class Pruning(Method):
         for name in ("blocks_before", "blocks_after"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: must be 0 or more")
-        for name, allowed in (
-            ("scope", ("stack", "block")),
-            ("propagate", ("state", "update")),
-            ("branches", ("shared", "separate")),
-        ):
+        choices: dict[str, Any] = {"scope": Scope, "propagate": Propagated, "branches": Branches}
+        if not isinstance(self.restore, Restorer):
+            choices["restore"] = RestorerName
+        for name, kind in choices.items():
+            allowed = get_args(kind)
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
 
@@ -79,36 +90,111 @@ class Pruning(Method):
 
     def count_at(self, step: Step) -> int:
         """The number of tokens kept at a scale."""
-        return max(1, round(self.ratio_at(step) * step.grid.size))
+        fewest = max(1, len(self.restorer.anchors(step.grid)))
+        return max(fewest, round(self.ratio_at(step) * step.grid.size))
+
+    @property
+    def restorer(self) -> Restorer:
+        """The strategy that :attr:`restore` names."""
+        return self.restore if isinstance(self.restore, Restorer) else RESTORERS[self.restore]
 
     def check(self, plan: Plan, facts: ModelFacts) -> None:
-        if self.branches == "separate" and plan.guided and any(place != 0 for place in plan.guidance_at):
+        stacked = self.scope != "sublayer" and plan.guided and any(place != 0 for place in plan.guidance_at)
+        if self.branches == "separate" and stacked:
             raise UsageError(
                 "branches='separate': guidance inside the stack mixes the branches token by token; use 'shared'"
             )
+        steps = [step for step in plan.steps(1) if step.computed]
+        if self.restorer.reads_past and any(self._is_pruned(step) and self._source_of(step) is None for step in steps):
+            raise UsageError(
+                "restore='cached': needs a scale that is not pruned in front of those that are; prune fewer"
+            )
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
-        inside = self.blocks_before <= layer < depth - self.blocks_after
-        return self.count_at(step) if inside else step.grid.size
+        return self.count_at(step) if self._inside(layer, depth) else step.grid.size
+
+    def _inside(self, layer: int, depth: int) -> bool:
+        return self.blocks_before <= layer < depth - self.blocks_after
+
+    def _is_pruned(self, step: Step) -> bool:
+        return self.count_at(step) < step.grid.size
+
+    def _source_of(self, step: Step) -> int | None:
+        """The last pass in front of a pruned one, in its clip, that is not pruned."""
+        earlier = (other for other in step.plan.steps(1) if other.computed and other.index < step.index)
+        dense = [other.index for other in earlier if other.clip == step.clip and not self._is_pruned(other)]
+        return dense[-1] if dense else None
+
+    def _is_source(self, step: Step) -> bool:
+        """Whether a later pass is restored from this one."""
+        if not self.restorer.reads_past:
+            return False
+        if "sources" not in step.memo:
+            pruned = (other for other in step.plan.steps(1) if other.computed and self._is_pruned(other))
+            step.memo["sources"] = {self._source_of(other) for other in pruned}
+        return step.index in step.memo["sources"]
 
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
-        count, first, last = self.count_at(step), self.blocks_before, run.depth - self.blocks_after
-        if count == step.grid.size or first >= last:
+        first, last = self.blocks_before, run.depth - self.blocks_after
+        acts = self._is_pruned(step) or self._is_source(step)
+        if not acts or first >= last or self.scope == "sublayer":
             return run(tokens)
         if first:
             tokens = run(tokens, 0, first)
         stride = 1 if self.scope == "block" else last - first
         for start in range(first, last, stride):
-            selection = self.select(tokens, count, step)
-            thinned = run(tokens.take(selection.kept), start, start + stride)
-            tokens = propagate(tokens, thinned, selection, self.propagate)
+            tokens = self._run_span(run, tokens, start, start + stride, step)
         return run(tokens, last) if last < run.depth else tokens
+
+    def _run_span(self, run: RunBlocks, tokens: TokenMap, first: int, last: int, step: Step) -> TokenMap:
+        """Blocks ``first`` to ``last`` on a dense map, which is thinned for them if this scale is pruned."""
+        if not self._is_pruned(step):
+            after = run(tokens, first, last)
+            kept = after.features if self.propagate == "state" else after.features - tokens.features
+            self._past(step)[first] = Remembered.of(kept, step)
+            return after
+        selection = self.select(tokens, self.count_at(step), step)
+        features = run(tokens.take(selection.kept), first, last).features
+        if self.propagate == "state":
+            return tokens.with_features(self._restored(features, selection, step, first))
+        update = features - gather_tokens(tokens.features, selection.kept)
+        return tokens.with_features(tokens.features + self._restored(update, selection, step, first))
+
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
+        if self.scope != "sublayer" or not self._inside(site.layer, site.depth):
+            return run(tokens)
+        own, state = tokens.features, self.propagate == "state"
+        if not self._is_pruned(step):
+            update = run(tokens)
+            if self._is_source(step):
+                self._past(step)[site] = Remembered.of(own + update if state else update, step)
+            return update
+        selection = self.select(tokens, self.count_at(step), step)
+        update = run(tokens.take(selection.kept))
+        if not state:
+            return self._restored(update, selection, step, site)
+        return self._restored(gather_tokens(own, selection.kept) + update, selection, step, site) - own
+
+    def _past(self, step: Step) -> dict[Any, Remembered]:
+        """What the last pass that was not pruned left, by first block of the span or by sub-layer."""
+        past: dict[Any, Remembered] = step.memo.setdefault("past", {})
+        return past
+
+    def _restored(self, values: Tensor, selection: Selection, step: Step, place: Any) -> Tensor:
+        return self.restorer.restore(values, selection, step, self._past(step).get(place))
 
     def select(self, tokens: TokenMap, count: int, step: Step) -> Selection:
         """Keeps the ``count`` best tokens of a dense map, row by row or once per sample."""
         shared = self.branches == "shared"
         scored = tokens.with_features(tokens.features[: step.samples]) if shared else tokens
-        kept = top_tokens(self.score(scored, step), count)
-        selection = Selection(kept, nearest_kept(kept, step.grid))
+        kept = self.choose(self.score(scored, step), count, step)
+        selection = self.restorer.sources(kept, step.grid)
         step.selections.append(kept)
         return selection.repeat(step.branches) if shared else selection
+
+    def choose(self, scores: Tensor, count: int, step: Step) -> Tensor:
+        """Indices (R, count), ascending, of the tokens to keep by their scores (R, N): the restorer's anchors first."""
+        anchors = self.restorer.anchors(step.grid)
+        if not anchors:
+            return top_tokens(scores, count)
+        return top_tokens(scores, count, index_tensor(anchors, scores.device).expand(len(scores), -1))

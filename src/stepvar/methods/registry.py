@@ -9,14 +9,36 @@ from typing import Any
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method
 from stepvar.methods.baselines import PCA, Dense, HighPass, Random, SkipLast
+from stepvar.methods.blend import BlendedPruning
 from stepvar.methods.compose import Compose
+from stepvar.methods.coverage import Coverage
 from stepvar.methods.fastvar import FastVAR
 from stepvar.methods.guidance import DropGuidance
+from stepvar.methods.latent_change import LatentChange
+from stepvar.methods.norms import L2Norm, MeanDistance
+from stepvar.methods.sparsevar import SparseVAR
 from stepvar.methods.stepvar import StepVAR
+from stepvar.methods.taper import TaperedPruning
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Dense, StepVAR, FastVAR, HighPass, PCA, Random, SkipLast, DropGuidance)
-}
+_ROWS: tuple[type[Method], ...] = (
+    Dense,
+    StepVAR,
+    FastVAR,
+    SparseVAR,
+    HighPass,
+    PCA,
+    L2Norm,
+    MeanDistance,
+    LatentChange,
+    Random,
+    SkipLast,
+    DropGuidance,
+    Coverage,
+    BlendedPruning,
+    TaperedPruning,
+)
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in _ROWS}
 
 
 @dataclass(frozen=True)

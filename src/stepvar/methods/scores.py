@@ -34,7 +34,12 @@ def texture_energy(features: Tensor, grid: Grid) -> Tensor:
 def distance_to_mean(features: Tensor) -> Tensor:
     """Squared distance to the mean token: ``sum_c (x - mean x)^2`` (FastVAR, section 3)."""
     wide = features.float()
-    return (wide - wide.mean(dim=1, keepdim=True)).square().sum(dim=-1)
+    return squared_norm(wide - wide.mean(dim=1, keepdim=True))
+
+
+def squared_norm(features: Tensor) -> Tensor:
+    """Squared length of each token, which ranks like its L2 norm: ``sum_c x^2``."""
+    return features.float().square().sum(dim=-1)
 
 
 def principal_direction(centred: Tensor, iterations: int) -> Tensor:
@@ -73,7 +78,22 @@ def normalise(scores: Tensor, how: Normalisation) -> Tensor:
     return scores
 
 
-def top_tokens(scores: Tensor, count: int) -> Tensor:
-    """Indices (B, count) of the highest scores (B, N), ascending; ties go to the lower index."""
+def top_tokens(scores: Tensor, count: int, always: Tensor | None = None) -> Tensor:
+    """Indices (R, count) of the highest scores (R, N), ascending; ties go to the lower index.
+
+    Args:
+        always: (R, M) indices, no two alike in a row, that are taken first whatever they score; M <= count.
+    """
+    if always is not None:
+        place = ranks(scores)
+        scores = -place.scatter(1, always, place.gather(1, always) - scores.shape[1])
     order = scores.sort(dim=1, descending=True, stable=True).indices
     return order[:, :count].sort(dim=1).values
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """The place of each score (R, N) in its row, 0 for the highest; ties go to the lower index."""
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return torch.empty_like(order).scatter(
+        1, order, torch.arange(scores.shape[1], device=order.device).expand_as(order)
+    )

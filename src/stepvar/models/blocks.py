@@ -49,6 +49,7 @@ class BlockRun(ABC, Generic[State]):
     def __init__(self, depth: int, state: State, step: Step, method: Method) -> None:
         self.depth, self.state, self.step, self.method = depth, state, step, method
         self.mixes = mixing_layers(step, depth)
+        self.rows = step.row_slice
 
     @abstractmethod
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
@@ -79,7 +80,7 @@ class BlockRun(ABC, Generic[State]):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the tokens of this scale and all earlier ones."""
-        keys, values = self.state.cache.append(layer, k, v, self.step.row_slice)
+        keys, values = self.state.cache.append(layer, k, v, self.rows)
         return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
 
 

@@ -65,6 +65,7 @@ class Family:
             which a model's family is known.
         parts: by child.
         conditioner: from a model and its text encoder, if it has one, to what turns subjects into conditions.
+        draws_video: whether its models draw videos, for as many seconds as a caller asks for.
         text_encoder: name on the hub of the public text encoder that the released models use.
         progress: from a number of scales to how far along each is, by which soft codes sharpen.
     """
@@ -79,3 +80,4 @@ class Family:
     conditioner: Callable[[Any, TextEncoder | None], Conditioner]
     text_encoder: str | None = None
     progress: Callable[[int], tuple[float, ...]] = progress
+    draws_video: bool = False

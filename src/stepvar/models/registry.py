@@ -7,6 +7,9 @@ from stepvar.models.family import Family
 from stepvar.models.infinity import Infinity, InfinityConfig
 from stepvar.models.infinity import checkpoint as infinity
 from stepvar.models.infinity.conditioner import TextConditioner
+from stepvar.models.infinity_star import InfinityStar, InfinityStarConfig
+from stepvar.models.infinity_star import checkpoint as infinity_star
+from stepvar.models.infinity_star.conditioner import VideoConditioner
 from stepvar.models.var import VAR, VARConfig
 from stepvar.models.var import checkpoint as var
 from stepvar.models.var.conditioner import ClassConditioner
@@ -23,6 +26,18 @@ _ROWS = (
         parts=infinity.PARTS,
         conditioner=lambda model, encoder: TextConditioner(encoder, model.config.text_channels),
         text_encoder=FLAN_T5_XL,
+    ),
+    Family(
+        name="infinity_star",
+        repos=infinity_star.REPOS,
+        variants=infinity_star.VARIANTS,
+        default="480p",
+        config=InfinityStarConfig.from_dict,
+        build=InfinityStar,
+        parts=infinity_star.PARTS,
+        conditioner=lambda model, encoder: VideoConditioner(encoder, model),
+        text_encoder=FLAN_T5_XL,
+        draws_video=True,
     ),
     Family(
         name="var",

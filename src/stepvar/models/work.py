@@ -73,10 +73,10 @@ def cross_attention_work(rows: int, count: int, width: int, text: int) -> Work:
     return Work(tokens, 4 * tokens * width * width, 4 * tokens * text * width, 7 * tokens * width, 7)
 
 
-def feed_forward_work(rows: int, count: int, width: int, hidden: int) -> Work:
-    """The two layers of a feed-forward sub-layer."""
-    tokens = rows * count
-    return Work(tokens, 4 * tokens * width * hidden, 0, tokens * (9 * width + 2 * hidden), 9)
+def feed_forward_work(rows: int, count: int, width: int, hidden: int, matrices: int = 2) -> Work:
+    """The two layers of a feed-forward sub-layer, or the three of a gated one."""
+    tokens, products = rows * count, 2 * rows * count * matrices * width * hidden
+    return Work(tokens, products, 0, tokens * (9 * width + 2 * (matrices - 1) * hidden), 7 + matrices)
 
 
 def head_work(rows: int, count: int, width: int, outputs: int) -> Work:

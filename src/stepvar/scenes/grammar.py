@@ -130,7 +130,7 @@ def sample_training_scene(rng: random.Random, objects: int | None = None) -> Sce
             return scene
 
 
-def _noun_phrase(item: SceneObject, plain_spoken: bool = False) -> str:
+def noun_phrase(item: SceneObject, plain_spoken: bool = False) -> str:
     texture = item.texture if item.texture != "plain" or plain_spoken else None
     words = [word for word in (item.size, item.colour, texture, item.shape) if word is not None]
     article = "an" if words and words[0][0] in "aeiou" else "a"
@@ -141,7 +141,7 @@ def _loosen(item: SceneObject, rng: random.Random) -> str:
     # The texture is never left out: its absence means "plain", so leaving it out would be a lie.
     size = None if rng.random() < 0.25 else item.size
     colour = None if rng.random() < 0.04 else item.colour
-    return _noun_phrase(replace(item, size=size, colour=colour), plain_spoken=rng.random() < 0.1)
+    return noun_phrase(replace(item, size=size, colour=colour), plain_spoken=rng.random() < 0.1)
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
@@ -151,7 +151,7 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
     ``rng``: a true paraphrase, which may leave out sizes, a colour, the relation or the background, or
     name the two objects in the other order.
     """
-    say = _noun_phrase if rng is None else (lambda item: _loosen(item, rng))
+    say = noun_phrase if rng is None else (lambda item: _loosen(item, rng))
     relation, members = scene.relation, scene.objects
     if rng is not None and len(members) == 2:
         draw = rng.random()
@@ -161,11 +161,11 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
             members = (members[1], members[0])
             relation = INVERSE[relation] if relation is not None else None
     text = f" {relation or 'and'} ".join(say(item) for item in members)
-    background = _background_phrase(scene.background, rng)
+    background = background_phrase(scene.background, rng)
     return f"{text} {background}" if background else text
 
 
-def _background_phrase(background: str | None, rng: random.Random | None) -> str | None:
+def background_phrase(background: str | None, rng: random.Random | None) -> str | None:
     if background is None:
         return None
     phrases = _PHRASES[background]
@@ -251,7 +251,7 @@ def normal_form(scene: Scene) -> Scene:
     first, second = scene.objects
     if scene.relation in ("right of", "below"):
         return Scene((second, first), INVERSE[scene.relation], scene.background)
-    if scene.relation is None and _noun_phrase(second) < _noun_phrase(first):
+    if scene.relation is None and noun_phrase(second) < noun_phrase(first):
         return Scene((second, first), None, scene.background)
     return scene
 
@@ -282,7 +282,12 @@ def is_held_out(scene: Scene) -> bool:
     The answer depends on the canonical caption of the normal form alone, so it is the same on every
     machine, and "x left of y" is held out exactly when "y right of x" is.
     """
-    digest = zlib.crc32(caption(normal_form(scene)).encode("ascii"))
+    return is_held_out_text(caption(normal_form(scene)))
+
+
+def is_held_out_text(text: str) -> bool:
+    """Whether a canonical caption belongs to the held-out 1/16."""
+    digest = zlib.crc32(text.encode("ascii"))
     # The low bits of a CRC are linear in the text; mixing spreads similar captions evenly.
     mixed = ((digest ^ (digest >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
     return (mixed >> 12) % HELD_OUT_ONE_IN == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,10 +39,50 @@ ATTRIBUTES: tuple[str, ...] = (
 """The keys of :func:`judge_scene`."""
 
 SHORT_SIDE = 128
-_FORMAT = "stepvar-judge-1"
+Self = TypeVar("Self", bound="StoredJudge")
 
 
-class _Residual(nn.Module):
+class StoredJudge(nn.Module):
+    """A network without arguments that is kept in a file of its own; ``form`` names the kind of file."""
+
+    form: ClassVar[str]
+
+    def save(self, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
+        """Write the weights as safetensors (``dtype`` for the floating ones), whole or not at all."""
+        target = Path(path)
+        tensors = {
+            name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+            for name, value in self.state_dict().items()
+        }
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            save_file(tensors, temporary, metadata={"format": self.form})
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls: type[Self], path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
+        """Read a judge written by :meth:`save`, in float32 and evaluation mode.
+
+        Raises ``CheckpointError`` when there is no file or it is not a judge.
+        """
+        try:
+            with safe_open(Path(path), framework="pt") as file:
+                if (file.metadata() or {}).get("format") != cls.form:
+                    raise CheckpointError(f"{path} is not a judge: its format is not {cls.form!r}")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+        judge = cls()
+        try:
+            judge.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} does not hold the weights of a judge: {error}") from error
+        return judge.to(device).eval()
+
+
+class Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -56,7 +97,7 @@ class _Residual(nn.Module):
         return F.gelu(x + self.body(x))
 
 
-def _down(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+def down(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -64,7 +105,7 @@ def _down(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     )
 
 
-class Judge(nn.Module):
+class Judge(StoredJudge):
     """Reads pictures (B, 3, H, W) in [-1, 1] of any size.
 
     The picture is resized to a short side of 128 pixels. One attention query for each slot (leftmost,
@@ -73,16 +114,18 @@ class Judge(nn.Module):
     are meaningful.
     """
 
+    form = "stepvar-judge-1"
+
     def __init__(self) -> None:
         super().__init__()
         fine, middle, coarse = 32, 56, 96
         self.trunk = nn.Sequential(
-            _down(3, fine, 5),
-            _down(fine, middle, 3),
-            _Residual(middle),
-            _down(middle, coarse, 3),
-            _Residual(coarse),
-            _Residual(coarse),
+            down(3, fine, 5),
+            down(fine, middle, 3),
+            Residual(middle),
+            down(middle, coarse, 3),
+            Residual(coarse),
+            Residual(coarse),
         )
         self.query = nn.Conv2d(coarse + 2, len(SLOTS), 1)
         self.say = nn.Sequential(nn.Linear(coarse, 128), nn.GELU())
@@ -101,8 +144,8 @@ class Judge(nn.Module):
         """
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise UsageError(f"the judge reads (B, 3, H, W) pictures, not {tuple(pictures.shape)}")
-        features = self.trunk(_resized(pictures.float()))
-        coordinates = _coordinates(features)
+        features = self.trunk(resized(pictures.float()))
+        coordinates = coordinates_of(features)
         query = self.query(torch.cat((features, coordinates.expand(len(features), -1, -1, -1)), dim=1))
         attention = query.float().flatten(2).log_softmax(-1)
         weights = attention.exp()
@@ -120,51 +163,18 @@ class Judge(nn.Module):
         logits["place"] = place
         return logits
 
-    def save(self, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
-        """Write the weights as safetensors (``dtype`` for the floating ones), whole or not at all."""
-        target = Path(path)
-        tensors = {
-            name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
-            for name, value in self.state_dict().items()
-        }
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            save_file(tensors, temporary, metadata={"format": _FORMAT})
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Judge:
-        """Read a judge written by :meth:`save`, in float32 and evaluation mode.
-
-        Raises ``CheckpointError`` when there is no file or it is not a judge.
-        """
-        try:
-            with safe_open(Path(path), framework="pt") as file:
-                if (file.metadata() or {}).get("format") != _FORMAT:
-                    raise CheckpointError(f"{path} is not a judge: its format is not {_FORMAT!r}")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-        judge = cls()
-        try:
-            judge.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path} does not hold the weights of a judge: {error}") from error
-        return judge.to(device).eval()
-
-
-def _resized(pictures: Tensor) -> Tensor:
+def resized(pictures: Tensor, side: int = SHORT_SIDE) -> Tensor:
+    """Pictures (B, 3, H, W) with a short side of ``side`` pixels."""
     height, width = pictures.shape[2:]
-    scale = SHORT_SIDE / min(height, width)
-    size = (max(SHORT_SIDE, round(height * scale)), max(SHORT_SIDE, round(width * scale)))
+    scale = side / min(height, width)
+    size = (max(side, round(height * scale)), max(side, round(width * scale)))
     if size == (height, width):
         return pictures
     return F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
 
 
-def _coordinates(features: Tensor) -> Tensor:
+def coordinates_of(features: Tensor) -> Tensor:
     """x and y of each cell in short sides from the centre, (1, 2, h, w)."""
     height, width = features.shape[2:]
     unit = min(height, width)

@@ -53,8 +53,11 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A batch in arrays, on the CPU: float64 (B, 2) places in short sides, int64 (B, 2) kinds."""
+class Arrangement:
+    """A batch in arrays, on the CPU: float64 (B, 2) places in short sides, int64 (B, 2) kinds.
+
+    ``turn`` (B, 2), in radians and clockwise, turns an object's shape and texture but not the light on it; None: 0.
+    """
 
     x: Tensor
     y: Tensor
@@ -65,15 +68,16 @@ class _Plan:
     texture: Tensor
     two: Tensor
     background: Tensor
+    turn: Tensor | None = None
 
 
-def _code(words: tuple[str, ...], word: str | None) -> int:
+def code_of(words: tuple[str, ...], word: str | None) -> int:
     if word is not None and word not in words:
         raise UsageError(f"{word!r} is not one of {', '.join(words)}")
     return -1 if word is None else words.index(word)
 
 
-def _filled(codes: Tensor, draw: Tensor, kinds: int) -> Tensor:
+def filled(codes: Tensor, draw: Tensor, kinds: int) -> Tensor:
     return torch.where(codes < 0, (draw * kinds).long(), codes)
 
 
@@ -82,31 +86,31 @@ def _codes(scenes: Sequence[Scene]) -> Tensor:
     for scene in scenes:
         if len(scene.objects) not in (1, 2):
             raise UsageError(f"a scene has 1 or 2 objects, not {len(scene.objects)}")
-        row = [len(scene.objects), _code(RELATIONS, scene.relation), _code(BACKGROUNDS, scene.background)]
+        row = [len(scene.objects), code_of(RELATIONS, scene.relation), code_of(BACKGROUNDS, scene.background)]
         for item in (scene.objects[0], scene.objects[-1]):
-            row += [_code(SHAPES, item.shape), _code(COLOURS, item.colour)]
-            row += [_code(TEXTURES, item.texture or "plain"), _code(SIZES, item.size)]
+            row += [code_of(SHAPES, item.shape), code_of(COLOURS, item.colour)]
+            row += [code_of(TEXTURES, item.texture or "plain"), code_of(SIZES, item.size)]
         table.append(row)
     return torch.tensor(table, dtype=torch.int64)
 
 
-def _plan(scenes: Sequence[Scene], keys: Tensor, height: int, width: int) -> _Plan:
+def _plan(scenes: Sequence[Scene], keys: Tensor, height: int, width: int) -> Arrangement:
     codes = _codes(scenes)
     draws = lattice(keys, _DRAWS, 1, salt=1)[:, :, 0].to(torch.float64)
     unspoken = lattice(keys, 8, 1, salt=2)[:, :, 0].to(torch.float64)
     two = codes[:, 0] == 2
-    relation = _filled(codes[:, 1], unspoken[:, 0], len(RELATIONS))
-    background = _filled(codes[:, 2], unspoken[:, 1], len(BACKGROUNDS))
+    relation = filled(codes[:, 1], unspoken[:, 0], len(RELATIONS))
+    background = filled(codes[:, 2], unspoken[:, 1], len(BACKGROUNDS))
     kinds = codes[:, 3:].view(-1, 2, 4)
-    size = _filled(kinds[:, :, 3], unspoken[:, 2:4], len(SIZES))
-    colour = _filled(kinds[:, :, 1], unspoken[:, 4:6], len(COLOURS))
-    shape = _filled(kinds[:, :, 0], unspoken[:, 6:8], len(SHAPES))
+    size = filled(kinds[:, :, 3], unspoken[:, 2:4], len(SIZES))
+    colour = filled(kinds[:, :, 1], unspoken[:, 4:6], len(COLOURS))
+    shape = filled(kinds[:, :, 0], unspoken[:, 6:8], len(SHAPES))
     limits = torch.tensor([_DIAMETERS[1], _DIAMETERS[2]], dtype=torch.float64)[two.long()[:, None], size]
     radius = 0.5 * torch.lerp(limits[..., 0], limits[..., 1], draws[:, 0:2])
     tilt = (draws[:, 2:4] * 2.0 - 1.0) * _MAX_TILT
     unit = min(height, width)
     x, y = _places(two, relation, radius, draws[:, 4:], width / unit, height / unit)
-    return _Plan(x, y, radius, tilt, shape, colour, kinds[:, :, 2], two, background)
+    return Arrangement(x, y, radius, tilt, shape, colour, kinds[:, :, 2], two, background)
 
 
 def _places(
@@ -185,15 +189,21 @@ def render(
     host_keys = seed_keys(seeds)
     plan = _plan(scenes, host_keys, height, width)
     keys = send(host_keys, target)
-    picture = torch.empty(len(scenes), 3, height, width, device=target)
+    picture = paint_backgrounds(plan.background, keys, height, width)
+    paint_object(picture, plan, keys, 0)
+    if bool(plan.two.any()):
+        paint_object(picture, plan, keys, 1, plan.two.nonzero()[:, 0])
+    return picture.clamp_(0.0, 1.0).mul_(2.0).sub_(1.0)
+
+
+def paint_backgrounds(kinds: Tensor, keys: Tensor, height: int, width: int) -> Tensor:
+    """Pictures (B, 3, H, W) of the backgrounds ``kinds`` (B,), which is on the CPU; on the device of ``keys``."""
+    picture = torch.empty(len(kinds), 3, height, width, device=keys.device)
     for kind, name in enumerate(BACKGROUNDS):
-        chosen = _where(plan.background == kind, target)
+        chosen = _where(kinds == kind, keys.device)
         if chosen is not None:
             picture[chosen] = PAINTERS[name](Canvas(keys[chosen], height, width))
-    _paint(picture, plan, keys, 0, None)
-    if bool(plan.two.any()):
-        _paint(picture, plan, keys, 1, plan.two.nonzero()[:, 0])
-    return picture.clamp_(0.0, 1.0).mul_(2.0).sub_(1.0)
+    return picture
 
 
 def _where(mask: Tensor, device: torch.device) -> Tensor | None:
@@ -205,11 +215,11 @@ def _where(mask: Tensor, device: torch.device) -> Tensor | None:
 class _Brush:
     """Local coordinates of one object of each picture, and selections by kind."""
 
-    def __init__(self, plan: _Plan, slot: int, rows: Tensor | None, size: tuple[int, int], device: torch.device):
+    def __init__(self, plan: Arrangement, slot: int, rows: Tensor | None, size: tuple[int, int], device: torch.device):
         keep = slice(None) if rows is None else rows
         unit = min(size)
-        values = torch.stack((plan.x, plan.y, plan.radius, torch.cos(plan.tilt), torch.sin(plan.tilt)))
-        self.place = send(values[:, keep, slot].to(torch.float32), device)[:, :, None, None]
+        self.place = self._send(plan, plan.tilt if plan.turn is None else plan.tilt + plan.turn, keep, slot, device)
+        self.upright = self.place if plan.turn is None else self._send(plan, plan.tilt, keep, slot, device)
         self.shape, self.texture = plan.shape[keep, slot], plan.texture[keep, slot]
         self.colour = plan.colour[keep, slot]
         self.size, self.device = size, device
@@ -217,9 +227,15 @@ class _Brush:
         self.x = ((torch.arange(size[1], device=device, dtype=torch.float32) + 0.5) / unit)[None, :]
         self.pixels = self.place[2] * unit
 
-    def local(self, rows: Tensor | None = None, drop: float = 0.0) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _send(plan: Arrangement, angle: Tensor, keep: slice | Tensor, slot: int, device: torch.device) -> Tensor:
+        values = torch.stack((plan.x, plan.y, plan.radius, torch.cos(angle), torch.sin(angle)))
+        return send(values[:, keep, slot].to(torch.float32), device)[:, :, None, None]
+
+    def local(self, rows: Tensor | None = None, drop: float = 0.0, turned: bool = True) -> tuple[Tensor, Tensor]:
         """``u`` right and ``v`` up (B, H, W) in radii, of an object moved down right by ``drop`` radii."""
-        x, y, radius, cos, sin = self.place if rows is None else self.place[:, rows]
+        place = self.place if turned else self.upright
+        x, y, radius, cos, sin = place if rows is None else place[:, rows]
         u = (self.x - x) / radius - 0.7 * drop
         v = (y - self.y) / radius + drop
         return u * cos - v * sin, u * sin + v * cos
@@ -252,7 +268,7 @@ def _square(u: Tensor, v: Tensor) -> Tensor:
     return u * u + v * v
 
 
-def _paint(picture: Tensor, plan: _Plan, keys: Tensor, slot: int, host_rows: Tensor | None) -> None:
+def paint_object(picture: Tensor, plan: Arrangement, keys: Tensor, slot: int, host_rows: Tensor | None = None) -> None:
     """Paint one object of each picture (of ``host_rows``) in place: shadow, body, texture, outline."""
     size = (picture.shape[2], picture.shape[3])
     brush = _Brush(plan, slot, host_rows, size, picture.device)
@@ -265,7 +281,7 @@ def _paint(picture: Tensor, plan: _Plan, keys: Tensor, slot: int, host_rows: Ten
     body, tint, rim = brush.colours()
     jitter = 0.05 * (lattice(chosen, 3, 1, salt=3 + slot)[..., None] - 0.5)
     colour = torch.lerp(body + jitter, tint + jitter, brush.tint()[:, None])
-    u, v = brush.local()
+    u, v = brush.local(turned=False)
     # Light from the upper left, and a slight darkening towards the outline.
     light = (v - 0.6 * u).clamp_(-1.3, 1.3) * 0.075 + 1.0
     colour = colour * light[:, None] + 0.05 * torch.exp(_square(u + 0.35, v - 0.4) * -4.0)[:, None]

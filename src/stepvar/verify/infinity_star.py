@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module
 from stepvar.generation import generate
+from stepvar.guidance import ProjectedGuidance
 from stepvar.methods import Dense
 from stepvar.models.infinity_star.checkpoint import PARTS
 from stepvar.models.infinity_star.config import InfinityStarConfig
-from stepvar.models.infinity_star.guidance import ProjectedGuidance
 from stepvar.models.infinity_star.interaction import continued, remembered_segments
 from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule, code_passes

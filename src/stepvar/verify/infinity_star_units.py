@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.models.infinity_star.guidance import ProjectedGuidance
+from stepvar.guidance import ProjectedGuidance
 from stepvar.models.infinity_star.model import InfinityStar, clip_slices
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
 from stepvar.models.infinity_star.transformer import BlockContext

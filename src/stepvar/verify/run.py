@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepvar.determinism import full_precision
 from stepvar.errors import StepvarError
 from stepvar.verify.fastvar import FASTVAR_INPUTS, is_fastvar_units, run_fastvar_units
 from stepvar.verify.goldens import Golden, default_goldens, find_goldens, read_tensors
+from stepvar.verify.hart import CONTEXT_INPUTS, MODULE_INPUTS, is_context, is_modules, is_soft, run_context, run_modules
 from stepvar.verify.infinity import GENERATION_INPUTS, TOKENIZER_INPUTS, run_generation, run_tokenizer
 from stepvar.verify.infinity_star import STAR_INPUTS, is_star, run_star
 from stepvar.verify.infinity_star_tokenizer import VIDEO_INPUTS, is_video_encode, run_video_encode
 from stepvar.verify.infinity_star_units import STAR_UNIT_INPUTS, is_star_units, run_star_units
 from stepvar.verify.recording import Record
-from stepvar.verify.results import LIMITS, GoldenResult, Status, compare
+from stepvar.verify.results import LIMITS, SOFT, GoldenResult, Status, compare
 from stepvar.verify.setup import Setup, make_setup
 from stepvar.verify.units import UNIT_INPUTS, run_units
 from stepvar.verify.var import CLASS_INPUTS, is_classes, is_vq, run_classes, run_vq
@@ -35,6 +37,7 @@ class Kind:
         run: computes what the golden stores, by name.
         inputs: pattern of the names of the tensors that are given, not computed.
         reduced: what is compared in low precision.
+        soft: whether a golden adds soft codes, by its tensors.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Kind:
     run: Callable[[Golden, Setup], Record]
     inputs: str
     reduced: str
+    soft: Callable[[Mapping[str, Tensor]], bool] = lambda tensors: False
 
 
 def _is_generation(about: dict[str, Any]) -> bool:
@@ -86,6 +90,15 @@ KINDS = (
         STAR_UNIT_INPUTS,
         "the decoder and a block; the rest in float32",
     ),
+    Kind(
+        "hart",
+        is_context,
+        run_context,
+        CONTEXT_INPUTS,
+        "the first scale, and the decoder on the golden's latent",
+        is_soft,
+    ),
+    Kind("hart modules", is_modules, run_modules, MODULE_INPUTS, "rotary positions, the diffusion head, the decoder"),
     Kind("infinity units", _is_units, run_units, UNIT_INPUTS, "all, in float32"),
     Kind("fastvar units", is_fastvar_units, run_fastvar_units, FASTVAR_INPUTS, "all, in float32"),
     Kind("var", is_classes, run_classes, CLASS_INPUTS, "the first scale, and the decoder on the golden's codes"),
@@ -151,7 +164,13 @@ def _run(golden: Golden, kind: Kind, setup: Setup) -> GoldenResult:
         computed = kind.run(golden, setup)
     except StepvarError as error:
         return GoldenResult(golden.name, golden.path, kind.name, "fail", notes=(str(error),))
-    result = compare(golden, kind.name, computed, LIMITS[setup.dtype])
+    limits = LIMITS[setup.dtype]
+    if not setup.exact and not computed.keys() & golden.tensors.keys():
+        note = "stores nothing that can be compared in low precision"
+        return GoldenResult(golden.name, golden.path, kind.name, "skipped", notes=(note,))
+    if setup.exact and kind.soft(golden.tensors):
+        limits = {**limits, **SOFT}
+    result = compare(golden, kind.name, computed, limits)
     if not setup.exact:
         return replace(result, notes=(*result.notes, f"compared in low precision: {kind.reduced}"))
     missing = [name for name in golden.tensors if name not in computed and not re.fullmatch(kind.inputs, name)]

@@ -33,6 +33,9 @@ class InfinityStarConfig:
         latents: how many latent frames a video may have, beside the one of a still image.
         fps: frames per second.
         resolution: name of the native schedule.
+        prompt_prefix: goes in front of the prompt of a video; ``{seconds}`` stands for its length.
+        tells_stories: whether the model draws the next clip of a video, from what is remembered of the ones before,
+            and nothing else.
         shapes: the (h, w) of each scale, one such list per picture shape, where they are not the published ones.
     """
 
@@ -53,6 +56,8 @@ class InfinityStarConfig:
     latents: tuple[int, ...] = (5, 9, 13, 17, 21, 41)
     fps: int = 16
     resolution: str = "0.40M"
+    prompt_prefix: str = ""
+    tells_stories: bool = False
     shapes: tuple[Sides, ...] = ()
 
     def __post_init__(self) -> None:
@@ -127,7 +132,15 @@ class InfinityStarConfig:
 def _released(repetitions: tuple[int, ...], **more: Any) -> InfinityStarConfig:
     tokenizer = VideoTokenizerConfig()
     return InfinityStarConfig(
-        36, 4096, 32, 8, tokenizer, block_chunks=6, video_repetitions=(3,) * 12 + repetitions, **more
+        36,
+        4096,
+        32,
+        8,
+        tokenizer,
+        block_chunks=6,
+        video_repetitions=(3,) * 12 + repetitions,
+        prompt_prefix="<<<t={seconds}s>>>",
+        **more,
     )
 
 
@@ -140,6 +153,6 @@ CONFIGS: dict[str, InfinityStarConfig] = {
         latents=(5, 9, 13, 17, 21),
         resolution="0.90M",
     ),
-    "interact": _released((2, 1), image_repetitions=(3,) * 12 + (2, 1), latents=(21,)),
+    "interact": _released((2, 1), image_repetitions=(3,) * 12 + (2, 1), latents=(21,), tells_stories=True),
 }
 """Released sizes by variant name."""

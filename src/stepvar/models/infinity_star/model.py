@@ -52,12 +52,14 @@ class VideoCondition:
     Attributes:
         prompts: features of the prompts.
         negative: likewise of the negative prompts; None: the learned null text.
-        segments: earlier frames that the video goes on from, for the interactive model.
+        segments: earlier frames that the video goes on from, for models that tell stories.
+        before: (B, d, t, h, w), latent frames in front of the video, for the decoder only.
     """
 
     prompts: TextFeatures
     negative: TextFeatures | None = None
     segments: tuple[Segment, ...] = ()
+    before: Tensor | None = None
 
 
 @dataclass
@@ -71,6 +73,7 @@ class StarState:
         text_mask: (R, 1, 1, prefix), which of them are there; None: all.
         latent: (B, d, T, H, W) float32, the sum of codes of all clips at full size.
         clips: where each clip lies in it.
+        before: latent frames in front of it, which its first frames are decoded from, too.
         drawn: latent frames of the clips that have begun.
         flops: floating-point operations so far.
     """
@@ -81,6 +84,7 @@ class StarState:
     text_mask: Tensor | None
     latent: Tensor
     clips: tuple[slice, ...]
+    before: Tensor | None = None
     drawn: int = 0
     flops: int = 0
 
@@ -194,6 +198,7 @@ class InfinityStar(PictureModel):
             text_mask=_mask(lengths, text.shape[1], prefix, self.device),
             latent=torch.zeros(batch, config.token_channels, clips[-1].stop, full.h, full.w, device=self.device),
             clips=clips,
+            before=condition.before,
         )
         self._remember(
             state,
@@ -286,7 +291,11 @@ class InfinityStar(PictureModel):
     @torch.inference_mode()
     def decode(self, state: Any) -> Tensor:
         """The video so far: (B, 3, F, H, W) in [-1, 1], in float32; an image has one frame."""
-        return self.tokenizer.decode(state.latent[:, :, : max(1, state.drawn)], self.tile).clamp(-1, 1)
+        latent = state.latent[:, :, : max(1, state.drawn)]
+        if state.before is None:
+            return self.tokenizer.decode(latent, self.tile).clamp(-1, 1)
+        frames = self.config.tokenizer.frame_stride * latent.shape[2]
+        return self.tokenizer.decode(torch.cat([state.before, latent], dim=2), self.tile)[:, :, -frames:].clamp(-1, 1)
 
 
 def as_cells(latent: Tensor) -> Tensor:

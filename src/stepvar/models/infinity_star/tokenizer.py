@@ -227,7 +227,7 @@ class VideoTokenizer(nn.Module):
                 f"height x width {video.shape[3]}x{video.shape[4]}: both must be multiples of {config.stride}; "
                 "resize or crop the video"
             )
-        video = for_weight(video, self.encoder.get_parameter("conv_in.conv.weight"))
+        video = for_weight(video, self.encoder.conv_in.conv.weight)
         ends = [config.frames(min(end, latents)) for end in _ends(latents, chunk)]
         past, parts = Past(), []
         for begin, end in zip([0, *ends], ends, strict=False):

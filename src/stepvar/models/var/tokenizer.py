@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -22,6 +22,10 @@ POLICY: Policy = ((r"quantize\.", "exact"), (r"", "tokenizer"))
 
 IGNORABLE = ("quantize.ema_vocab_hit_SV",)
 """Statistics of the training that checkpoints store."""
+
+
+Contribution = Callable[[Tensor, int, ScaleSchedule], Tensor]
+"""From a scale's codes (B, d, h, w), its index and the schedule to what it adds to the latent picture."""
 
 
 class PlainParts:
@@ -126,15 +130,21 @@ class VQTokenizer(nn.Module):
         index = phi_index(progress(len(schedule))[scale], self.config.convs)
         return self.quantize.quant_resi.qresi_ls[index](codes)
 
-    def quantise(self, latent: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
+    def quantise(
+        self, latent: Tensor, schedule: ScaleSchedule, contribution: Contribution | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Encoder output (B, d, H, W) -> indices (B, N) per scale, and the sum of what they add (B, d, H, W).
 
         Each scale takes the nearest codes of what the coarser ones left, area-averaged down.
+
+        Args:
+            contribution: in place of :meth:`contribution`.
         """
+        contribution = contribution or self.contribution
         residual, total, indices = latent.float(), torch.zeros_like(latent, dtype=torch.float32), []
         for scale, grid in enumerate(schedule):
             indices.append(self.nearest(shrink(residual, grid)))
-            added = self.contribution(self.codes(indices[-1], grid), scale, schedule)
+            added = contribution(self.codes(indices[-1], grid), scale, schedule)
             residual, total = residual - added, total + added
         return indices, total
 

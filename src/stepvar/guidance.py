@@ -1,4 +1,4 @@
-"""Adaptive projected guidance (Sadat, Hilliges, Weber; arXiv 2410.02416), in the form that InfinityStar uses."""
+"""Ways to mix the guidance branches on the logits, beside the plain one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from stepvar.plan import Mix
+from stepvar.sampling import mix_branches
+
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class ProjectedGuidance:
-    """Guidance by the part of the branches' difference that is at right angles to the conditional branch.
+    """Adaptive projected guidance (Sadat, Hilliges, Weber; arXiv 2410.02416), in the form that InfinityStar uses.
+
+    Guidance by the part of the branches' difference that is at right angles to the conditional branch.
 
     All logits of a sample are one vector. Their difference is first shortened to ``threshold`` (as the root of the
     mean square of its entries), so that a large guidance scale does not blow up what the model is sure of.
@@ -38,3 +43,7 @@ class ProjectedGuidance:
         along = (difference.double() * direction).sum(dim=1, keepdim=True) * direction
         update = difference.double() - along + self.parallel * along
         return conditional + (guidance - 1) * update.to(values.dtype).view_as(conditional)
+
+
+GUIDANCES: dict[str, Mix] = {"plain": mix_branches, "projected": ProjectedGuidance()}
+"""How the logits of the branches can be mixed, by name."""

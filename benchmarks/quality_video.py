@@ -1,0 +1,130 @@
+"""What the embedded video model draws: ``python -m benchmarks.quality_video --out runs/quality_video.json``.
+
+Held-out captions, drawn densely, with every method that is asked for, and rendered for comparison; a judge that was
+trained on renders says what is right in each clip, and clips of the same seed are compared to the dense ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import command_line
+from stepvar.evaluation.clips import judge_videos, load_clip_judge
+from stepvar.evaluation.drawing import DENSE, Contender, Sampling, draw, noise_floor
+from stepvar.evaluation.metrics import high_frequency_share, psnr
+from stepvar.evaluation.scenes import accuracies
+from stepvar.files import write_text
+from stepvar.methods import make_method
+from stepvar.models.infinity_star.codes import quantise
+from stepvar.models.infinity_star.model import InfinityStar
+from stepvar.models.infinity_star.schedules import code_passes
+from stepvar.pipeline import Pipeline
+from stepvar.scenes.clips.grammar import Clip, clip_caption, held_out_clips
+from stepvar.scenes.clips.judge import ClipJudge
+from stepvar.scenes.clips.render import render_clips
+
+METHODS = ("stepvar", "fastvar", "random", "skip-last")
+FIRST_SEED = 100
+
+
+def restlessness(videos: Tensor) -> Tensor:
+    """Mean absolute difference from frame to frame, one per video (B, 3, T, H, W)."""
+    return videos.diff(dim=2).abs().mean(dim=(1, 2, 3, 4))
+
+
+def row_of(
+    label: str, judge: ClipJudge, videos: Tensor, clips: Sequence[Clip], dense: Tensor | None = None
+) -> dict[str, Any]:
+    """What is right in videos (B, 3, T, H, W) in [0, 1], and how far they are from the dense ones."""
+    row: dict[str, Any] = {"label": label, "accuracy": accuracies(judge_videos(judge, videos, clips))}
+    if dense is not None:
+        frames, reference = (values.transpose(1, 2).flatten(0, 1) for values in (videos, dense))
+        row["psnr"] = float(psnr(frames, reference).clamp(max=100).mean())
+        row["high_frequency"] = float(high_frequency_share(frames, reference).mean())
+        row["flicker"] = float((restlessness(videos) / restlessness(dense).clamp(min=1e-6)).mean())
+    return row
+
+
+@torch.inference_mode()
+def references(pipe: Pipeline, clips: Sequence[Clip], batch: int) -> tuple[Tensor, Tensor]:
+    """Renders of the clips, and these through the tokenizer and its quantiser; both in [0, 1]."""
+    model: InfinityStar = pipe.model
+    passes, grid = code_passes(model.config, pipe.schedule()), pipe.schedule().grids[-1]
+    frames = model.config.tokenizer.frames(sum(clip[0][0].t for clip in passes))
+    size = (frames, grid.h * model.config.stride, grid.w * model.config.stride)
+    rendered, coded = [], []
+    for start in range(0, len(clips), batch):
+        part = clips[start : start + batch]
+        videos = render_clips(part, range(start, start + len(part)), *size, device=pipe.device)
+        total = quantise(model.tokenizer.encode(videos, mean=True), passes)[1]
+        rendered.append(videos)
+        coded.append(model.tokenizer.decode(total).clamp(-1, 1))
+    return (torch.cat(rendered) + 1) / 2, (torch.cat(coded) + 1) / 2
+
+
+def measure(pipe: Pipeline, judge: ClipJudge, clips: list[Clip], sampling: Sampling, methods: Sequence[str]) -> Any:
+    """One row per contender."""
+    captions = [clip_caption(clip) for clip in clips]
+    seeds = list(range(FIRST_SEED, FIRST_SEED + len(clips)))
+    rendered, coded = references(pipe, clips, sampling.batch)
+    dense = draw(pipe, captions, seeds, DENSE, sampling)
+    rows = [row_of("renders", judge, rendered, clips), row_of("renders through the tokenizer", judge, coded, clips)]
+    rows[1]["psnr_to_renders"] = float(
+        psnr(coded.transpose(1, 2).flatten(0, 1), rendered.transpose(1, 2).flatten(0, 1)).mean()
+    )
+    rows.append(row_of("dense", judge, dense, clips, dense))
+    contenders = [Contender(name, make_method(name)) for name in methods]
+    for contender in (noise_floor(2), *contenders):
+        drawn = draw(pipe, captions, seeds, contender, sampling)
+        rows.append(row_of(contender.label, judge, drawn, clips, dense))
+    return rows
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of the model card."""
+    names = list(rows[0]["accuracy"])
+    lines = ["| clips | " + " | ".join(names) + " | PSNR to dense | high-frequency energy | flicker |"]
+    lines.append("|---" * (len(names) + 4) + "|")
+    for row in rows:
+        cells = [f"{100 * row['accuracy'][name][0]:.0f} %" for name in names]
+        if "psnr" in row and row["label"] != "dense":
+            cells += [f"{row['psnr']:.1f} dB", f"{100 * row['high_frequency']:.0f} %", f"{row['flicker']:.2f}"]
+        else:
+            cells += ["", "", ""]
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="scenes-video")
+    parser.add_argument("--judge", type=Path, default=None)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clips", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--methods", nargs="*", default=METHODS)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--temperature", type=float)
+    given = parser.parse_args()
+    pipe = Pipeline.from_pretrained(given.model).to(given.device)
+    judge = load_clip_judge(given.device, given.judge)
+    guidance = pipe.defaults["guidance_scale"] if given.guidance is None else given.guidance
+    temperature = pipe.defaults["temperature"] if given.temperature is None else given.temperature
+    sampling = Sampling(guidance, temperature, batch=given.batch)
+    rows = measure(pipe, judge, held_out_clips(given.clips, seed=3), sampling, given.methods)
+    print(markdown(rows))
+    facts = {"command": command_line(__spec__), "device": given.device, "torch": torch.__version__}
+    facts |= {"clips": str(given.clips), "guidance": str(guidance), "temperature": str(temperature)}
+    write_text(given.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""SparseVAR: frequency-aware exclusion of tokens (Chen et al., ICCV 2025; arXiv 2507.20454)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from stepvar.errors import UsageError
+from stepvar.methods.base import ModelFacts, RunBlocks
+from stepvar.methods.latent_change import refuse_first_scale
+from stepvar.methods.propagation import nearest_kept
+from stepvar.methods.pruning import Pruning
+from stepvar.methods.remembered import Remembered
+from stepvar.methods.restorers import Restorer, RestorerName
+from stepvar.plan import Plan, Step
+from stepvar.tokens import TokenMap, gather_tokens
+
+
+@dataclass(frozen=True)
+class SparseVAR(Pruning):
+    """Excludes the tokens that one block changed least at the scale before; uniform anchors stay and fill them in.
+
+    No code was released. Known from the abstract and the method figure in the authors' repository: tokens of low
+    frequency are found by a mean squared error, between the features in front of one block and behind it at scale
+    k - 1, interpolated to the grid of scale k; those that score low leave in front of the first block of scale k; a
+    small set of uniformly sampled anchors preserves the excluded regions. Our reading of what is not said there:
+
+    - the block is the middle one (the paper: blocks focus on distinct regions, some on high frequencies);
+    - how many tokens stay follows from ``keep``, so that shapes are static, where the paper excludes dynamically;
+    - an anchor is the middle of each 4x4 cells; an excluded token takes the state of its nearest anchor behind the
+      last block (``restore`` and ``propagate`` say otherwise);
+    - where scale k - 1 was thinned itself, an excluded token there counts as changed like its nearest kept one;
+    - errors are interpolated linearly, and those of the conditional branch decide for both.
+
+    Attributes:
+        block: index of the block that measures; None: the middle one.
+    """
+
+    name: ClassVar[str] = "sparsevar"
+
+    restore: RestorerName | Restorer = "anchors"
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block is not None and self.block < 0:
+            raise UsageError(f"block={self.block}: must be 0 or more, or None for the middle one")
+
+    def check(self, plan: Plan, facts: ModelFacts) -> None:
+        super().check(plan, facts)
+        if self.block is not None and self.block >= facts.depth:
+            raise UsageError(f"block={self.block}: the model has {facts.depth} blocks; give less")
+        refuse_first_scale(self, plan)
+
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
+        def note(before: TokenMap, after: TokenMap) -> None:
+            error = (after.features.float() - before.features.float()).square().mean(dim=-1, keepdim=True)
+            if not after.is_dense:
+                error = gather_tokens(error, nearest_kept(after.positions, step.grid))
+            noted.append(Remembered.of(error, step))
+
+        noted: list[Remembered] = []
+        block = run.depth // 2 if self.block is None else self.block
+        tokens = super().run_stack(WatchedBlocks(run, block, note), tokens, step)
+        step.memo["block_error"] = noted[-1]
+        return tokens
+
+    def score(self, tokens: TokenMap, step: Step) -> Tensor:
+        error: Remembered = step.memo["block_error"]
+        return error.at(step, len(tokens.features), "trilinear").squeeze(-1)
+
+
+@dataclass(frozen=True)
+class WatchedBlocks:
+    """Blocks of which one is watched.
+
+    Attributes:
+        run: the blocks.
+        block: index of the one.
+        note: called with the maps in front of it and behind it.
+    """
+
+    run: RunBlocks
+    block: int
+    note: Callable[[TokenMap, TokenMap], None]
+
+    @property
+    def depth(self) -> int:
+        return self.run.depth
+
+    def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
+        last = self.depth if last is None else last
+        if not first <= self.block < last:
+            return self.run(tokens, first, last)
+        before = self.run(tokens, first, self.block)
+        after = self.run(before, self.block, self.block + 1)
+        self.note(before, after)
+        return self.run(after, self.block + 1, last)

@@ -1,0 +1,323 @@
+"""HART as the generation loop sees it: transformer, tokenizer, and the state of a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepvar.cache import KVCache
+from stepvar.errors import UsageError
+from stepvar.methods.base import Method, Site
+from stepvar.models.blocks import BlockRun, guided_logits, logit_rows, planned_cache
+from stepvar.models.hart.config import HARTConfig
+from stepvar.models.hart.rope import map_rotary, text_rotary
+from stepvar.models.hart.tokenizer import HybridTokenizer
+from stepvar.models.hart.transformer import POLICY, BlockContext, Conditioning, HARTTransformer
+from stepvar.models.layers import Rotary
+from stepvar.models.picture import PictureModel
+from stepvar.models.precision import parts_policy
+from stepvar.models.var.model import ramped_guidance
+from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
+from stepvar.models.var.tokenizer import as_tokens, shrink
+from stepvar.models.work import (
+    ScaleWork,
+    Work,
+    feed_forward_work,
+    head_work,
+    product_work,
+    sampling_work,
+    self_attention_work,
+    stack_work,
+)
+from stepvar.plan import Plan, Step
+from stepvar.plan import progress as even_progress
+from stepvar.sampling import Noise
+from stepvar.text import ContextFeatures
+from stepvar.tokens import Grid, ScaleSchedule, TokenMap
+
+
+def progress(scales: int) -> tuple[float, ...]:
+    """How far along each scale is, for guidance and soft codes; the last scale counts like the one before it."""
+    even = even_progress(scales)
+    return (*even[:-1], even[-2]) if scales > 1 else even
+
+
+def guidance_ramp(scale: float, scales: int) -> tuple[float, ...]:
+    """Guidance that grows from none at the first scale: ``1 + scale * progress``.
+
+    At a scale with guidance ``1 + t`` the logits are ``(1 + t) * conditional - t * unconditional``.
+    """
+    ramp = ramped_guidance(scale, scales)
+    return (*ramp[:-1], ramp[-2]) if scales > 1 else ramp
+
+
+@dataclass
+class HARTState:
+    """A running generation.
+
+    Attributes:
+        condition: what the text contributes, conditional rows first.
+        cache: keys and values so far.
+        latent: (B, d, H, W) float32, the sum of what the scales add.
+        null_hidden: (1, 1 or T, C), the unconditional text tokens behind the blocks; None where one branch runs alone.
+        flops: floating-point operations so far.
+    """
+
+    condition: Conditioning
+    cache: KVCache
+    latent: Tensor
+    null_hidden: Tensor | None = None
+    flops: int = 0
+
+
+class HARTRun(BlockRun[HARTState]):
+    """The blocks of one scale. The first runs on the text, with both branches on that of the conditional one only."""
+
+    def __init__(self, model: HART, state: HARTState, step: Step, method: Method) -> None:
+        super().__init__(model.config.depth, state, step, method)
+        self.model = model
+        self.rows = model.rows(step)
+        if step.index == 0:
+            self.mixes = frozenset()  # of the text, guidance mixes the logits at most
+        self._turned: tuple[Tensor, Rotary | None] | None = None
+
+    def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
+        modulation = self.state.condition.modulation[layer]
+        rows = None if modulation is None else modulation[self.rows]
+        context = BlockContext(rows, self.rotary, self.attend, self.around)
+        return self.model.transformer.ordered_blocks[layer](tokens, layer, context)
+
+    def rotary(self, positions: Tensor) -> Rotary | None:
+        """Cosines and sines of the tokens at ``positions`` (R, N), computed once for maps that keep theirs."""
+        if self._turned is None or self._turned[0] is not positions:
+            self._turned = (positions, self.model.rotary(self.state, self.step, positions))
+        return self._turned[1]
+
+    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
+        return self.model.sublayer_work(site.sublayer, rows, count, self.state.cache.lengths[site.layer])
+
+
+class HART(PictureModel):
+    """A text-to-image model of the HART family (see ``docs/models/hart.md``)."""
+
+    policy = parts_policy(POLICY, TOKENIZER_POLICY)
+    sublayers = ("self", "ffn")
+    tokenizer: HybridTokenizer
+
+    def __init__(self, config: HARTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = HARTTransformer(config)
+        self.tokenizer = HybridTokenizer(config.tokenizer)
+
+    def schedule(self, height_over_width: float = 1.0, resolution: str | None = None) -> ScaleSchedule:
+        """The model's own schedule.
+
+        Raises:
+            UsageError: if another shape or size is asked for: none was published.
+        """
+        schedule = self.config.schedule
+        if height_over_width != 1.0:
+            raise UsageError(f"aspect ratio (height / width) {height_over_width:g}: this model draws squares only")
+        if resolution not in (None, schedule.name):
+            raise UsageError(f"resolution {resolution!r}: this model draws {schedule.name} only")
+        return schedule
+
+    def start(self, condition: ContextFeatures, plan: Plan, method: Method) -> HARTState:
+        """Prepares a generation.
+
+        Raises:
+            UsageError: for text of another size than the model's, or a schedule that it cannot run.
+        """
+        config, samples = self.config, len(condition)
+        self.check(condition, plan.schedule)
+        text = condition.to(self.device, self.precision.residual)
+        cache = planned_cache(
+            plan,
+            samples,
+            method,
+            depth=config.depth,
+            heads=config.heads,
+            head_dim=config.head_dim,
+            dtype=self.precision.blocks,
+            device=self.device,
+            prefix=config.prefix,
+        )
+        state = HARTState(
+            condition=self.transformer.condition(text.features, text.mask, text.places, plan.guided),
+            cache=cache,
+            latent=torch.zeros(samples, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
+        )
+        if plan.branches(0) == 2:
+            state.null_hidden = self._run_null(state, samples)
+        return state
+
+    def check(self, text: ContextFeatures, schedule: ScaleSchedule) -> None:
+        """Raises a UsageError for text or a schedule that does not fit the model."""
+        config, size = self.config, tuple(text.features.shape[1:])
+        if size != (config.context_tokens, config.context_channels):
+            raise UsageError(
+                f"text features of {size[0]} tokens and {size[1]} channels: this model reads exactly "
+                f"{config.context_tokens} tokens, padding counted, of {config.context_channels} channels"
+            )
+        grids = schedule.grids
+        if config.positions == "learned" and grids != config.schedule.grids:
+            raise UsageError(f"schedule {schedule.name!r}: this model knows only its own, {config.schedule.name}")
+        if len(grids) != len(config.patch_nums) or grids[0] != Grid(1, 1, 1) or any(grid.t > 1 for grid in grids):
+            raise UsageError(
+                f"schedule {schedule.name!r}: this model runs {len(config.patch_nums)} scales of one picture, "
+                "of which the first is 1x1"
+            )
+
+    def _run_null(self, state: HARTState, samples: int) -> Tensor:
+        """Runs the text of the unconditional branch: one row for all samples, one token where all are alike."""
+        null, count = state.condition.null, self.config.context_tokens
+        rotary = None
+        if self.config.positions == "rotary":
+            rotary = text_rotary(torch.zeros(1, 1, device=self.device), self.config.head_dim)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            state.cache.place(layer, slice(samples, None), count, k, v)
+            return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+        tokens = TokenMap.dense(null, Grid(1, 1, null.shape[1]))
+        for layer, block in enumerate(self.transformer.ordered_blocks):
+            modulation = state.condition.modulation[layer]
+            rows = None if modulation is None else modulation[samples : samples + 1]
+            context = BlockContext(rows, lambda _: rotary, attend, lambda run, tokens, _: run(tokens))
+            tokens = block(tokens, layer, context)
+        return tokens.features
+
+    def rows(self, step: Step) -> slice:
+        """Which rows of a state run at a scale; with both branches the unconditional text has been run beforehand."""
+        return slice(0, step.samples) if step.index == 0 and step.branches == 2 else step.row_slice
+
+    def rotary(self, state: HARTState, step: Step, positions: Tensor) -> Rotary | None:
+        """Cosines and sines of the tokens of a scale at ``positions`` (R, N); None with learned positions."""
+        if self.config.positions == "learned":
+            return None
+        if step.index == 0:
+            return text_rotary(state.condition.places[self.rows(step)], self.config.head_dim)
+        schedule, starts = step.plan.schedule, state.condition.starts[self.rows(step)]
+        return map_rotary(positions, step.grid, schedule.frame or schedule.grids[-1], starts, self.config.head_dim)
+
+    def embed(self, state: HARTState, step: Step) -> TokenMap:
+        """The dense map of a scale; that of the first are the text tokens in a row."""
+        if step.index == 0:
+            context, null = state.condition.context, state.condition.null
+            features = null.expand_as(context) if self.rows(step).start else context
+            return TokenMap.dense(features, Grid(1, 1, self.config.context_tokens))
+        features = self.transformer.embed(self.next_tokens(state.latent, step)) + state.condition.levels[step.index]
+        state.flops += self.embed_work(step).flops
+        tokens = TokenMap.dense(features.repeat(step.branches, 1, 1), step.grid)
+        return tokens.with_features(tokens.features + self.transformer.places(step.index, tokens.positions))
+
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
+        """The picture so far, averaged down to the grid of a scale: (B, N, channels)."""
+        return as_tokens(shrink(latent, step.grid))
+
+    def blocks(self, state: HARTState, step: Step, method: Method) -> HARTRun:
+        return HARTRun(self, state, step, method)
+
+    def predict(self, state: HARTState, tokens: TokenMap, step: Step) -> Tensor:
+        """Logits (B, N, vocabulary); those of the first scale are read off the last text token."""
+        features = tokens.features
+        if step.index == 0:
+            features = features[:, -1:]
+            if state.null_hidden is not None:
+                null = state.null_hidden[:, -1:].expand(step.samples, -1, -1)
+                features = torch.cat([features, null])
+
+        def logits(rows: int) -> Tensor:
+            state.flops += self.predict_work(step).flops
+            return self.transformer.logits(features[:rows], state.condition.pooled[step.row_slice][:rows])
+
+        return guided_logits(logits, step)
+
+    def accumulate(self, state: HARTState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        if weights is None:
+            codes = self.tokenizer.codes(symbols, step.grid)
+        else:
+            codes = self.tokenizer.soft_codes(weights, step.grid)
+        state.latent += self.tokenizer.contribution(codes, step.index, step.plan.schedule)
+        state.flops += self.accumulate_work(step).flops
+
+    def refine(self, state: HARTState, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
+        """Adds the residual that the diffusion head draws at the last scale of the schedule.
+
+        Its condition takes the drawn codes even where soft ones were added.
+        """
+        if not self._is_finest(step):
+            return
+        channels = self.config.tokenizer.channels
+        shape = (step.samples, step.grid.size, channels)
+        draw = partial(noise.normal, step.index, shape=shape, device=self.device)
+        rest = self.transformer.diffloss.sample(self.residual_condition(tokens, symbols), step.guidance, draw)
+        state.latent += rest.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))
+        state.flops += self.refine_work(step).flops
+
+    def residual_condition(self, tokens: TokenMap, symbols: Tensor) -> Tensor:
+        """What the diffusion head sees of each token: (R, N, C)."""
+        drawn = self.transformer.embed(F.embedding(symbols, self.tokenizer.codebook))
+        branches = len(tokens.features) // len(symbols)
+        return self.transformer.decoder_norm(tokens.features + drawn.repeat(branches, 1, 1))
+
+    @staticmethod
+    def _is_finest(step: Step) -> bool:
+        return step.index == len(step.plan.schedule) - 1
+
+    def sublayer_work(self, sublayer: str, rows: int, count: int, seen: int, text: int = 0) -> Work:
+        """A residual sub-layer of a block."""
+        width, hidden = self.config.width, self.config.ffn_width
+        if sublayer == "self":
+            return self_attention_work(rows, count, width, seen, rotary=self.config.positions == "rotary")
+        if self.config.feed_forward == "swiglu":
+            return feed_forward_work(rows, count, width, hidden, matrices=3)
+        return feed_forward_work(rows, count, width, hidden)
+
+    def embed_work(self, step: Step) -> Work:
+        if step.index == 0:
+            return Work()
+        return product_work(step.samples * step.grid.size, self.config.tokenizer.channels, self.config.width)
+
+    def predict_work(self, step: Step) -> Work:
+        return head_work(logit_rows(step), step.grid.size, self.config.width, self.config.outputs)
+
+    def accumulate_work(self, step: Step) -> Work:
+        """The 3x3 convolution of all scales but the last, and in front of it, if asked for, the soft codes."""
+        channels, height, width = self.config.latent_size(step.plan.schedule.grids[-1])
+        convolved = 0 if self._is_finest(step) else 2 * step.samples * height * width * 9 * channels * channels
+        soft = 2 * step.samples * step.grid.size * self.config.outputs * channels if step.plan.smooth else 0
+        return Work(step.samples * height * width, products=convolved + soft, launches=4)
+
+    def refine_work(self, step: Step) -> Work:
+        """The diffusion head at the last scale, with the embedding of the drawn codes."""
+        if not self._is_finest(step):
+            return Work()
+        config, count = self.config, step.grid.size
+        drawn = product_work(step.samples * count, config.tokenizer.channels, config.width)
+        head = self.transformer.diffloss.net.work(step.rows, step.samples, count, config.diffusion_steps)
+        return Work(head.rows, drawn.products + head.products, 0, head.moved, drawn.launches + head.launches)
+
+    def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int = 0) -> ScaleWork:
+        """See :class:`~stepvar.models.base.CountedModel`; the first scale's token stands for the whole text."""
+        prefix = self.config.prefix
+        seen = [prefix + count for count in seen]
+        names = ("self", "ffn")
+        if step.index == 0:
+            # The unconditional text is run while the generation is prepared.
+            stack = tuple(
+                self.sublayer_work(name, step.samples, prefix + count, before)
+                for count, before in zip(tokens, seen, strict=True)
+                for name in names
+            )
+        else:
+            stack = stack_work(self.sublayer_work, names, step, tokens, seen, text)
+        drawn = sampling_work(step.samples, step.grid.size, self.config.outputs)
+        rest = (self.embed_work(step), self.predict_work(step), drawn, self.accumulate_work(step))
+        return ScaleWork(stack, (*rest, self.refine_work(step)))

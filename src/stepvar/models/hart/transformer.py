@@ -1,0 +1,270 @@
+"""The HART transformer; parameter names are those of the published checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stepvar.models.blocks import Around, residual
+from stepvar.models.hart.config import HARTConfig
+from stepvar.models.hart.diffusion import DiffusionHead, SinusoidEmbedding
+from stepvar.models.hart.rope import rotate_halves
+from stepvar.models.layers import (
+    EPS,
+    MAX_LOG_SCALE,
+    AdaptiveLinear,
+    Attend,
+    FeedForward,
+    RMSNorm,
+    Rotary,
+    merge_heads,
+    split_heads,
+)
+from stepvar.models.precision import Policy, for_weight
+from stepvar.tokens import TokenMap
+
+POLICY: Policy = (
+    (r"blocks\.\d+\.(attn|ffn|ada_lin)\.(?!scale_mul)", "blocks"),
+    (r"diffloss\.", "blocks"),
+    (r"head(_nm)?\.", "head"),
+    (r"", "residual"),
+)
+"""Number formats of the weights; the diffusion head's products are in the blocks' format, its steps in float32."""
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What a block sees beside its tokens, for the rows at hand.
+
+    Attributes:
+        modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts; None: no modulation.
+        rotary: positions (R, N) -> cosines and sines; None with learned positions.
+        attend, around: see the types.
+    """
+
+    modulation: Tensor | None
+    rotary: Callable[[Tensor], Rotary | None]
+    attend: Attend
+    around: Around
+
+
+def make_norm(config: HARTConfig, affine: bool = False) -> nn.Module:
+    """The normalisation of a flavour: with rotary positions always one with a weight."""
+    if config.positions == "rotary":
+        return RMSNorm(config.width)
+    return nn.LayerNorm(config.width, eps=EPS, elementwise_affine=affine)
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU: one projection gates the other."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = for_weight(x, self.gate_proj.weight)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Attention(nn.Module):
+    """Self-attention on queries and keys of unit length or not, turned by rotary positions or not."""
+
+    def __init__(self, config: HARTConfig) -> None:
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.projection = "qkv_proj" if config.positions == "rotary" else "mat_qkv"
+        self.add_module(self.projection, nn.Linear(width, 3 * width, bias=False))
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.scale_mul_1H11: nn.Parameter | None = None
+        if config.unit_attention:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None) -> Tensor:
+        weight = self.get_parameter(f"{self.projection}.weight")
+        bias = torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
+        parts = F.linear(for_weight(x, weight), weight, bias).chunk(3, dim=-1)
+        q, k, v = (split_heads(part, self.heads) for part in parts)
+        if self.scale_mul_1H11 is None:
+            q, k = q * (0.25 / math.sqrt(q.shape[-1])), k
+        else:
+            scale = self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
+            q = (F.normalize(q.float(), dim=-1) * scale).to(v.dtype)
+            k = F.normalize(k.float(), dim=-1).to(v.dtype)
+        if rotary is not None:
+            q, k = (rotate_halves(part.float(), rotary).to(v.dtype) for part in (q, k))
+        return self.proj(merge_heads(attend(layer, q, k, v)))
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer, each a residual update behind the same normalisation."""
+
+    def __init__(self, config: HARTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.attn = Attention(config)
+        self.ffn: nn.Module
+        if config.feed_forward == "swiglu":
+            self.ffn = GatedFeedForward(width, config.ffn_width)
+        else:
+            self.ffn = FeedForward(width, config.ffn_width)
+        self.ln_wo_grad = make_norm(config)
+        self.ada_lin: AdaptiveLinear | None = None
+        if config.modulation == "own":
+            self.ada_lin = AdaptiveLinear(width, 6)
+        if config.modulation == "shared":
+            self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
+
+    def modulation(self, pooled: Tensor) -> Tensor:
+        """From the pooled text (R, C) to (R, 6, C)."""
+        if self.ada_lin is not None:
+            return self.ada_lin(pooled).unflatten(-1, (6, -1))
+        return self.scale_shift_table + pooled.unsqueeze(1)
+
+    def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
+        modulation = context.modulation
+        parts = [None] * 6 if modulation is None else modulation.unsqueeze(2).unbind(1)
+        gate1, gate2, scale1, scale2, shift1, shift2 = parts
+
+        def attend_self(tokens: TokenMap) -> Tensor:
+            x = self._normed(tokens.features, scale1, shift1)
+            return _gated(self.attn(x, layer, context.attend, context.rotary(tokens.positions)), gate1, tokens)
+
+        def feed_forward(tokens: TokenMap) -> Tensor:
+            return _gated(self.ffn(self._normed(tokens.features, scale2, shift2)), gate2, tokens)
+
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
+
+    def _normed(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        x = self.ln_wo_grad(x)
+        return x if scale is None or shift is None else torch.addcmul(shift, x, 1 + scale)
+
+
+def _gated(update: Tensor, gate: Tensor | None, tokens: TokenMap) -> Tensor:
+    """The update in the format of the residual stream."""
+    return update.to(tokens.features.dtype) if gate is None else gate * update
+
+
+class HeadNorm(nn.Module):
+    """The normalisation in front of the head, modulated by the pooled text."""
+
+    def __init__(self, config: HARTConfig) -> None:
+        super().__init__()
+        self.ln_wo_grad = make_norm(config)
+        self.ada_lin = AdaptiveLinear(config.width, 2)
+
+    def forward(self, x: Tensor, pooled: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(pooled).unsqueeze(1).chunk(2, dim=-1)
+        return torch.addcmul(shift, self.ln_wo_grad(x), 1 + scale)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything that the text contributes, computed once per generation; conditional rows first.
+
+    Attributes:
+        context: (B, T, C), what the first scale runs on.
+        null: (1, 1 or T, C), the same of the unconditional branch, whose tokens are all alike unless they have learned
+            places. Without guidance it is not used.
+        pooled: (R, C) for the head.
+        modulation: per block (R, 6, C), or None.
+        places: (R, T), of the text tokens.
+        levels: (S, C), what tells the scales apart.
+    """
+
+    context: Tensor
+    null: Tensor
+    pooled: Tensor
+    modulation: tuple[Tensor | None, ...]
+    places: Tensor
+    levels: Tensor
+
+    @property
+    def starts(self) -> Tensor:
+        """Where maps begin (R,): the place of the last text token."""
+        return self.places[:, -1]
+
+
+class HARTTransformer(nn.Module):
+    def __init__(self, config: HARTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, scales = config.width, len(config.patch_nums)
+        sizes = [config.context_tokens] + [side * side for side in config.patch_nums[1:]]
+        self.starts = [0, *accumulate(sizes)][:-1]
+        self.word_embed = nn.Linear(config.tokenizer.channels, width)
+        self.context_embed = nn.Linear(config.context_channels, width)
+        self.context_norm = RMSNorm(config.context_channels) if config.context_norm else nn.Identity()
+        if config.positions == "learned":
+            self.pos_start = nn.Parameter(torch.zeros(1, config.context_tokens, width))
+            self.pos_1LC = nn.Parameter(torch.zeros(1, sum(sizes), width))
+        self.lvl_embed: nn.Module
+        if config.levels == "sinusoid":
+            self.lvl_embed = SinusoidEmbedding(width)
+        else:
+            self.lvl_embed = nn.Embedding(scales, width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_nm = HeadNorm(config)
+        self.head = nn.Linear(width, config.tokenizer.vocabulary)
+        self.decoder_norm = make_norm(config, affine=True)
+        self.diffloss = DiffusionHead(
+            config.tokenizer.channels, width, config.diffusion_width, config.diffusion_depth, config.diffusion_steps
+        )
+
+    @property
+    def ordered_blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def condition(self, features: Tensor, mask: Tensor, places: Tensor, guided: bool) -> Conditioning:
+        """Text features (B, T, context_channels), mask of the words (B, T), places (B, T) -> what the blocks need.
+
+        The unconditional branch reads zeros at place 0, so all its tokens are the same.
+        """
+        text = self.context_embed(self.context_norm(features))
+        null = self.context_embed(self.context_norm(features.new_zeros(1, 1, features.shape[2])))
+        levels = self.lvl_embed(torch.arange(len(self.config.patch_nums), device=features.device))
+        highest = text.amax(dim=1)
+        own = highest if self.config.modulation == "own" and self.config.pooling == "max" else _mean(text, mask)
+        if guided:
+            unconditional = null[0].expand(len(text), -1)
+            highest, own = (torch.cat([pooled, unconditional]) for pooled in (highest, own))
+            places = torch.cat([places, torch.zeros_like(places)])
+        context, null = text + levels[0], null + levels[0]
+        if self.config.positions == "learned":
+            learned = self.pos_start + self.pos_1LC[:, : self.config.context_tokens]
+            context, null = context + learned, null + learned
+        modulated = self.config.modulation != "none"
+        modulation = tuple(block.modulation(own) if modulated else None for block in self.ordered_blocks)
+        return Conditioning(context, null, highest, modulation, places, levels)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codes (B, N, d) -> (B, N, C)."""
+        return self.word_embed(for_weight(codes, self.word_embed.weight))
+
+    def places(self, scale: int, positions: Tensor) -> Tensor | float:
+        """Learned places (R, N, C) of the tokens of a scale behind the first, at ``positions`` (R, N); 0 without."""
+        if self.config.positions == "rotary":
+            return 0.0
+        return self.pos_1LC[0, self.starts[scale] + positions]
+
+    def logits(self, x: Tensor, pooled: Tensor) -> Tensor:
+        """(R, N, C), pooled text (R, C) -> (R, N, vocabulary) in float32."""
+        weight = self.head.weight
+        return self.head(for_weight(self.head_nm(for_weight(x, weight), for_weight(pooled, weight)), weight)).float()
+
+
+def _mean(text: Tensor, mask: Tensor) -> Tensor:
+    """The mean (B, C) of the words; zeros where there is none."""
+    weights = mask.to(text.dtype).unsqueeze(-1)
+    return (text * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

@@ -1,0 +1,96 @@
+"""Training and drawing of videos must compute the same model."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stepvar.generation import generate
+from stepvar.methods import Dense
+from stepvar.models.infinity_star.codes import quantise
+from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
+from stepvar.plan import Plan, Step
+from stepvar.sampling import SeededNoise
+from stepvar.text import TextFeatures
+from stepvar.tokens import TokenMap
+from training.video.presets import PRESETS, VideoPreset
+from training.video.pyramid import pyramids
+from training.video.transformer import Sequence, TextToVideo, bit_loss
+
+CPU = torch.device("cpu")
+
+
+class Spy(InfinityStar):
+    """Remembers what every pass read and said."""
+
+    inputs: list[Tensor]
+    logits: list[Tensor]
+
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
+        cells = super().next_tokens(latent, step)
+        self.inputs.append(cells.transpose(1, 2).unflatten(2, step.grid.shape).clone())
+        return cells
+
+    def predict(self, state: StarState, tokens: TokenMap, step: Step) -> Tensor:
+        self.logits.append(super().predict(state, tokens, step))
+        return self.logits[-1]
+
+
+def sequence_of(preset: VideoPreset, words: int) -> Sequence:
+    return Sequence.of(preset.schedule, words, preset.model.text_maxlen, preset.model.head_dim, CPU)
+
+
+def test_all_passes_at_once_equal_pass_by_pass() -> None:
+    torch.manual_seed(0)
+    # Two clips behind the image, one pass of which is repeated.
+    preset = PRESETS["tiny"]
+    preset = replace(preset, model=replace(preset.model, latents=(3, 5)))
+    trained = TextToVideo(preset).eval()
+    model = Spy(preset.model).eval()
+    model.inputs, model.logits = [], []
+    model.transformer = trained.transformer
+    model.block_list = model.transformer.block_list
+    words = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+    schedule = preset.schedule
+    assert schedule.scale_counts == (3, 3, 3) and len(schedule) == 12
+    plan = Plan(schedule, (1.0,) * len(schedule), (1.0,) * len(schedule))
+    with torch.inference_mode():
+        text = TextFeatures(trained.text(words, [5, 5]), (5, 5))
+        generate(model, VideoCondition(text), 2, plan, Dense(), SeededNoise([1, 2]))
+        together = trained(words, torch.zeros(2, dtype=torch.bool), model.inputs, sequence_of(preset, 5))
+    assert len(together) == len(model.logits) == 12
+    for taught, drawn in zip(together, model.logits, strict=True):
+        torch.testing.assert_close(taught, drawn, atol=2e-5, rtol=1e-4)
+
+
+def test_pyramids_are_those_of_the_tokenizer_and_what_passes_read_is_what_the_loop_makes() -> None:
+    torch.manual_seed(1)
+    preset = PRESETS["tiny"]
+    latent = 0.4 * torch.randn(2, preset.model.token_channels, 3, 4, 4)
+    bits, total = quantise(latent, preset.passes)
+    built = pyramids(latent, preset.passes)
+    assert all(torch.equal(a, b) for a, b in zip(built.targets, bits, strict=True))
+    torch.testing.assert_close(built.total, total)
+    assert not built.inputs[0].any() and not built.inputs[4].any()  # each clip begins from nothing
+    assert [tuple(i.shape[2:]) for i in built.inputs] == [grid.shape for grid in preset.schedule]
+
+
+def test_flipped_bits_change_what_later_passes_have_to_mend() -> None:
+    torch.manual_seed(2)
+    preset = PRESETS["tiny"]
+    latent = 0.4 * torch.randn(1, preset.model.token_channels, 3, 4, 4)
+    clean, flipped = (pyramids(latent, preset.passes, torch.tensor([share])) for share in (0.0, 0.5))
+    assert torch.equal(clean.targets[0], flipped.targets[0])
+    assert not torch.equal(clean.inputs[1], flipped.inputs[1])
+    assert not torch.equal(clean.targets[3], flipped.targets[3])
+
+
+def test_the_loss_of_certain_and_right_logits_is_nothing_and_of_ignorance_one_bit() -> None:
+    preset = PRESETS["tiny"]
+    built = pyramids(0.4 * torch.randn(2, preset.model.token_channels, 3, 4, 4), preset.passes)
+    by_token = [target.flatten(2).transpose(1, 2).float() for target in built.targets]
+    right = [20 * torch.stack((1 - bits, bits), dim=-1) for bits in by_token]
+    assert bit_loss(right, built.targets)[0] < 1e-6
+    loss, losses = bit_loss([torch.zeros_like(logits) for logits in right], built.targets)
+    torch.testing.assert_close(losses, torch.full_like(losses, 0.6931), atol=1e-3, rtol=0)
+    torch.testing.assert_close(loss, losses[0])

@@ -1,0 +1,1 @@
+"""How the embedded model "scenes-video" is made: clips, tokenizer, transformer, judge, export."""
