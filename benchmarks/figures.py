@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ from stepvar.output import to_images
 from stepvar.pipeline import Pipeline
 from stepvar.plan import Plan, Step
 from stepvar.sampling import SeededNoise
+from stepvar.scenes.grammar import caption, held_out_scenes
 from stepvar.tokens import TokenMap
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-CAPTION = "a large purple triangle above a large yellow circle on water"
-SEED = 20
+CAPTION = "a large red striped circle left of a small blue star on grass"
+SEED = 7
 
 
 class ScoreSpy(Method):
@@ -117,14 +119,23 @@ def headline(pipe: Pipeline) -> Image.Image:
     return sheet(comparison, [CAPTION])
 
 
+def samples(pipe: Pipeline) -> Image.Image:
+    """The first held-out captions as they come, none chosen."""
+    scenes = held_out_scenes(6, seed=3, objects=1) + held_out_scenes(6, seed=4, objects=2)
+    captions = [caption(scene, random.Random(number)) for number, scene in enumerate(scenes)]
+    pictures = pipe(captions, seed=list(range(100, 100 + len(scenes)))).images
+    tiles = list(zip(captions, pictures, strict=True))
+    return contact_sheet(tiles, 4, ["held-out captions, drawn densely, as they come"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="scenes")
-    parser.add_argument("--only", nargs="*", help="only these: scales, scores, methods, demo")
+    parser.add_argument("--only", nargs="*", help="only these: scales, scores, methods, demo, scenes")
     arguments = parser.parse_args()
     pipe = Pipeline.from_pretrained(arguments.model)
     IMAGES.mkdir(parents=True, exist_ok=True)
-    makers = {"scales": pyramid, "scores": scores, "methods": rivals, "demo": headline}
+    makers = {"scales": pyramid, "scores": scores, "methods": rivals, "demo": headline, "scenes": samples}
     for name, make in makers.items():
         if arguments.only and name not in arguments.only:
             continue

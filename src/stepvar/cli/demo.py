@@ -19,14 +19,14 @@ from stepvar.cli.options import (
 )
 from stepvar.files import check_writable, write_text
 
-CAPTION = "a large purple triangle above a large yellow circle on water"
+CAPTION = "a large red striped circle left of a small blue star on grass"
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file; the numbers go beside it, as JSON.")] = Path(
         "demo.png"
     ),
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 7,
     model: ModelOption = "scenes",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
