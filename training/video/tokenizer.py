@@ -16,6 +16,7 @@ from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.scenes.clips.grammar import held_out_clips
 from stepvar.scenes.clips.render import render_clips
 from training.loop import command_line, write_card
+from training.video.convolution import choose_convolution
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
 from training.video.pyramid import pyramids
@@ -127,6 +128,7 @@ def train(options: Options) -> bool:
     """Trains, or goes on; writes ``tokenizer.safetensors`` and its card. Says whether it is finished."""
     torch.manual_seed(options.seed)
     preset, device = options.preset, options.device
+    choose_convolution(device, preset.layers)
     module = Autoencoder(preset).to(device)
     channels_last(module)
     stage = Stage("tokenizer", module, options, PEAK_LR, decay=0.01)

@@ -27,6 +27,7 @@ from stepvar.scenes.noise import send
 from stepvar.text import WordEncoder
 from stepvar.tokens import ScaleSchedule
 from training.loop import command_line, write_card
+from training.video.convolution import choose_convolution
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
 from training.video.pyramid import Pyramids, pyramids
@@ -187,6 +188,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         random.seed(options.seed)
         self.options, self.preset, self.device = options, options.preset, options.device
+        choose_convolution(self.device, self.preset.layers)
         self.tokenizer = load_tokenizer(self.preset, options.out / "tokenizer.safetensors", self.device)
         channels_last(self.tokenizer)
         self.model = TextToVideo(self.preset)
