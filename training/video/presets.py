@@ -47,6 +47,13 @@ class VideoPreset:
         return tokenizer.frames(max(self.model.latents)), grid.h * tokenizer.stride, grid.w * tokenizer.stride
 
     @property
+    def layers(self) -> tuple[tuple[int, int, int], ...]:
+        """Channels, side and frames where the tokenizer's convolutions cost most: its two finest levels."""
+        frames, height, _ = self.clip_size
+        fine, middle = self.model.tokenizer.channels[:2]
+        return ((fine, height, frames), (middle, height // 2, (frames + 1) // 2))
+
+    @property
     def passes(self) -> list[list[CodePass]]:
         """Per clip of the schedule its passes: grids and bits."""
         return code_passes(self.model, self.schedule)

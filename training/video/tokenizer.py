@@ -16,6 +16,7 @@ from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.scenes.clips.grammar import held_out_clips
 from stepvar.scenes.clips.render import render_clips
 from training.loop import command_line, write_card
+from training.video.convolution import choose_convolution
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
 from training.video.pyramid import pyramids
@@ -72,6 +73,13 @@ def initialise(tokenizer: VideoTokenizer) -> None:
                 parameter.mul_(0.1)
 
 
+def channels_last(module: nn.Module) -> None:
+    """Puts the kernels of 3D convolutions in the layout that GPUs are fast in; the videos follow it."""
+    for parameter in module.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+
+
 def differences(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute error of the differences between neighbours, in width, height and time: edges and stillness."""
     return torch.stack([F.l1_loss(a.diff(dim=dim), b.diff(dim=dim)) for dim in (-1, -2, -3)]).sum()
@@ -120,9 +128,9 @@ def train(options: Options) -> bool:
     """Trains, or goes on; writes ``tokenizer.safetensors`` and its card. Says whether it is finished."""
     torch.manual_seed(options.seed)
     preset, device = options.preset, options.device
+    choose_convolution(device, preset.layers)
     module = Autoencoder(preset).to(device)
-    if device.type == "cuda":
-        module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    channels_last(module)
     stage = Stage("tokenizer", module, options, PEAK_LR, decay=0.01)
     source = ClipSource(options.seed + stage.progress.step, device, preset.clip_size)
     drawn: list[Tensor] = []

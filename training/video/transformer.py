@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.checkpoints import fill_module, read_weights, save_model, save_weights
+from stepvar.checkpoints import fill_module, read_weights, save_weights
+from stepvar.checkpoints.folders import write_config
 from stepvar.models.infinity_star import transformer as star
-from stepvar.models.infinity_star.model import InfinityStar, as_cells, clip_slices
+from stepvar.models.infinity_star.model import as_cells, clip_slices
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import InfinityStarTransformer
@@ -26,16 +27,18 @@ from stepvar.scenes.noise import send
 from stepvar.text import WordEncoder
 from stepvar.tokens import ScaleSchedule
 from training.loop import command_line, write_card
+from training.video.convolution import choose_convolution
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
 from training.video.pyramid import Pyramids, pyramids
 from training.video.stage import Options, Stage
-from training.video.tokenizer import encode, load_tokenizer
+from training.video.tokenizer import channels_last, encode, load_tokenizer
 
 PEAK_LR = 1.5e-3
 WEIGHT_DECAY = 0.05
 DROPPED_TEXT = 0.1
 MOST_FLIPS = 0.25
+FAMILY = "infinity_star"
 DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.6}
 
 
@@ -185,9 +188,9 @@ class Trainer:
         torch.manual_seed(options.seed)
         random.seed(options.seed)
         self.options, self.preset, self.device = options, options.preset, options.device
+        choose_convolution(self.device, self.preset.layers)
         self.tokenizer = load_tokenizer(self.preset, options.out / "tokenizer.safetensors", self.device)
-        if self.device.type == "cuda":
-            self.tokenizer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        channels_last(self.tokenizer)
         self.model = TextToVideo(self.preset)
         if (read := options.out / "text.safetensors").exists():
             fill_module(self.model.text, read_weights(read), str(read))
@@ -230,13 +233,13 @@ class Trainer:
         """Writes the averaged weights as a model folder that the library loads."""
         mean = self.stage.averaged()
         assert isinstance(mean, TextToVideo)
-        model = InfinityStar(self.preset.model)
-        model.transformer.load_state_dict(mean.transformer.state_dict())
-        model.tokenizer.load_state_dict(self.tokenizer.state_dict())
         folder = self.options.out / "model"
-        save_model(folder, "scenes-video", model, mean.text, self.preset.text, DEFAULTS)
-        transformer = model.transformer.state_dict()  # the largest part, in eight bits
-        save_weights(folder / "transformer.safetensors", transformer, torch.float16, packed=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        # The transformer is the largest part: in eight bits.
+        save_weights(folder / "transformer.safetensors", mean.transformer.state_dict(), torch.float16, packed=True)
+        save_weights(folder / "tokenizer.safetensors", self.tokenizer.state_dict(), torch.float16)
+        save_weights(folder / "text_encoder.safetensors", mean.text.state_dict(), torch.float16)
+        write_config(folder, FAMILY, "scenes-video", self.preset.model.to_dict(), DEFAULTS, self.preset.text)
         card = self.stage.facts(self.options) | {"command": command_line("video.transformer")}
         write_card(folder / "training.json", card)
 
