@@ -8,91 +8,16 @@ import pytest
 import torch
 
 from stepvar.errors import UsageError
-from stepvar.methods import METHODS, Dense, Method, SkipLast, make_method
+from stepvar.methods import METHODS, Dense, SkipLast, make_method
 from stepvar.models.infinity import Infinity
-from stepvar.models.infinity.model import InfinityState
-from stepvar.models.var import VAR
-from stepvar.models.var.model import VARState
 from stepvar.tokens import ScaleSchedule
 from tests.helpers import (
-    LENGTHS,
     SQUARE,
-    TINY,
-    TINY_VAR,
     WIDE,
-    Drawn,
     draw,
-    draw_classes,
     equal_everywhere,
     make_plan,
-    make_text,
 )
-
-LABELS = (3, 7, -1)
-
-
-def check_shapes(
-    drawn: Drawn[InfinityState], method: Method, schedule: ScaleSchedule, samples: int, guidance: float
-) -> None:
-    plan = method.edit(make_plan(schedule, guidance))
-    assert [step.index for step in drawn.steps] == list(range(plan.scales))
-    for step, bits, logits in zip(drawn.steps, drawn.bits, drawn.logits, strict=True):
-        code_bits = TINY.tokenizer.code_bits
-        assert bits.shape == (samples, 1, step.grid.h, step.grid.w, code_bits)
-        assert logits.shape == (samples, step.grid.size, 2 * code_bits) and torch.isfinite(logits).all()
-    assert drawn.state.latent.shape == (samples, code_bits, schedule[-1].h, schedule[-1].w)
-    cache = drawn.state.cache
-    assert cache.lengths == [keys.shape[2] for keys in cache.keys]
-
-
-def check_class_shapes(drawn: Drawn[VARState], method: Method, samples: int, guidance: float) -> None:
-    plan = method.edit(make_plan(SQUARE, guidance))
-    assert [step.index for step in drawn.steps] == list(range(plan.scales))
-    tokenizer = TINY_VAR.tokenizer
-    for step, indices, logits in zip(drawn.steps, drawn.indices, drawn.logits, strict=True):
-        assert indices.shape == (samples, step.grid.size)
-        assert logits.shape == (samples, step.grid.size, tokenizer.vocabulary) and torch.isfinite(logits).all()
-    assert drawn.state.latent.shape == (samples, tokenizer.channels, 8, 8)
-    cache = drawn.state.cache
-    assert cache.lengths == [keys.shape[2] for keys in cache.keys]
-
-
-@pytest.mark.parametrize("guidance", [3.0, 1.0], ids=["guided", "plain"])
-@pytest.mark.parametrize("samples", [1, 3], ids=["single", "batch"])
-@pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
-@pytest.mark.parametrize("name", METHODS)
-def test_draws(tiny_model: Infinity, name: str, schedule: ScaleSchedule, samples: int, guidance: float) -> None:
-    method, plan = make_method(name), make_plan(schedule, guidance, top_p=0.9)
-    lengths = LENGTHS[:samples]
-    drawn = draw(tiny_model, plan, method, make_text(lengths))
-    check_shapes(drawn, method, schedule, samples, guidance)
-    again = draw(tiny_model, plan, method, make_text(lengths))
-    assert equal_everywhere(drawn.logits, again.logits)
-    if samples > 1:
-        for index, length in enumerate(lengths):
-            alone = draw(tiny_model, plan, method, make_text([length], index), first=index)
-            assert equal_everywhere([bits[index : index + 1] for bits in drawn.bits], alone.bits)
-            torch.testing.assert_close(drawn.logits[-1][index : index + 1], alone.logits[-1], atol=2e-4, rtol=0)
-
-
-@pytest.mark.parametrize("guidance", [3.0, 1.0], ids=["guided", "plain"])
-@pytest.mark.parametrize("samples", [1, 3], ids=["single", "batch"])
-@pytest.mark.parametrize("name", METHODS)
-def test_draws_classes(tiny_var: VAR, name: str, samples: int, guidance: float) -> None:
-    """VAR has absolute positions; methods do not know."""
-    method, plan = make_method(name), make_plan(SQUARE, guidance, top_p=0.9)
-    labels = LABELS[:samples]
-    drawn = draw_classes(tiny_var, plan, method, labels)
-    check_class_shapes(drawn, method, samples, guidance)
-    again = draw_classes(tiny_var, plan, method, labels)
-    assert equal_everywhere(drawn.logits, again.logits)
-    if samples > 1:
-        for index, label in enumerate(labels):
-            alone = draw_classes(tiny_var, plan, method, [label], first=index)
-            assert equal_everywhere([indices[index : index + 1] for indices in drawn.indices], alone.indices)
-            torch.testing.assert_close(drawn.logits[-1][index : index + 1], alone.logits[-1], atol=2e-4, rtol=0)
-    pixels = tiny_var.decode(drawn.state)
-    assert pixels.shape == (samples, 3, 16, 16) and pixels.abs().max() <= 1 and pixels.std() > 0.01
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,7 +10,7 @@ from stepvar.methods import restorers
 from stepvar.methods.propagation import nearest_kept, spread
 from stepvar.methods.remembered import Remembered
 from stepvar.methods.restorers import RESTORERS, Anchors, Blend, Cached, Nearest, Restorer, cell_positions
-from stepvar.tokens import Grid, ScaleSchedule
+from stepvar.tokens import Grid, ScaleSchedule, TokenMap
 from tests.helpers import make_plan
 
 SIDES = st.sampled_from([1, 2, 3, 5, 7, 8, 11, 13])
@@ -132,7 +132,7 @@ def test_restoring_from_every_token_changes_nothing(restorer: Restorer) -> None:
 
 def test_cached_values_fill_what_is_not_kept() -> None:
     first, second = make_plan(ScaleSchedule.of([(1, 2), (1, 4)]), 1.0).steps(1)
-    past = Remembered.of(torch.tensor([[[1.0], [2.0]]]), first)
+    past = Remembered.of(TokenMap.dense(torch.tensor([[[1.0], [2.0]]]), first.grid), first)
     kept = torch.tensor([[0, 2]])
     restored = RESTORERS["cached"].restore(
         torch.tensor([[[7.0], [8.0]]]), Cached().sources(kept, second.grid), second, past

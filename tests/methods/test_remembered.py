@@ -7,7 +7,7 @@ import torch
 
 from stepvar.methods.remembered import Remembered, resample
 from stepvar.plan import Plan, Step
-from stepvar.tokens import Grid, ScaleSchedule
+from stepvar.tokens import Grid, ScaleSchedule, TokenMap
 
 GRIDS = ScaleSchedule.of([(1, 2), (1, 3)])
 
@@ -33,7 +33,7 @@ def test_time_is_an_axis_like_the_others() -> None:
 )
 def test_each_branch_finds_its_own_rows(guidance: tuple[float, float], expected: list[float]) -> None:
     first, second = steps(guidance, samples=2)
-    past = Remembered.of(torch.arange(4.0).view(4, 1, 1).expand(4, 2, 1), first)
+    past = Remembered.of(TokenMap.dense(torch.arange(4.0).view(4, 1, 1).expand(4, 2, 1), first.grid), first)
     assert past.at(second, second.rows, "area")[:, 0, 0].tolist() == expected
     assert past.at(second, 1, "area")[:, 0, 0].tolist() == expected[:1]
 

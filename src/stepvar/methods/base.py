@@ -53,10 +53,12 @@ class Method:
     Attributes:
         name: on the command line and in reports.
         presets: published settings by name.
+        neutral: settings with which the method is exactly dense; None if it has none.
     """
 
     name: ClassVar[str] = "dense"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    neutral: ClassVar[Mapping[str, Any] | None] = None
 
     def edit(self, plan: Plan) -> Plan:
         """Changes which scales run, their guidance or their temperature."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from stepvar.tokens import TokenMap
 @dataclass(frozen=True)
 class Dense(Method):
     """Every token of every scale."""
+
+    neutral: ClassVar[Mapping[str, Any] | None] = {}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class FastVAR(Method):
         "infinity": {"prune": (0.4, 0.5), "skip": 2, "blocks_before": 3, "blocks_after": 4},
         "hart": {"prune": (0.5, 0.75), "skip": 0, "blocks_before": 0, "blocks_after": 0},
     }
+    neutral: ClassVar[Mapping[str, Any] | None] = {"prune": (0.0,), "skip": 0}
 
     prune: Sequence[float] = (0.4, 0.5)
     skip: int = 2
@@ -83,7 +84,7 @@ class FastVAR(Method):
             return run(tokens)
         if self.is_cached(step):
             update = run(tokens)
-            cached[site] = Remembered.of(update, step)
+            cached[site] = Remembered.of(tokens.with_features(update), step)
             return update
         count = self.count_at(step)
         if count == step.grid.size:

@@ -35,7 +35,7 @@ class LatentChange(Pruning):
         refuse_first_scale(self, plan)
 
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
-        step.memo["before"], step.memo["entered"] = step.memo.get("entered"), Remembered.of(tokens.features, step)
+        step.memo["before"], step.memo["entered"] = step.memo.get("entered"), Remembered.of(tokens, step)
         return super().run_stack(run, tokens, step)
 
     def score(self, tokens: TokenMap, step: Step) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -47,6 +47,8 @@ class Pruning(Method):
         branches: one selection for both guidance branches, scored on the conditional one (``"shared"``), or one
             for each (``"separate"``, not possible when guidance mixes the branches inside the stack).
     """
+
+    neutral: ClassVar[Mapping[str, Any] | None] = {"keep": 1.0}
 
     keep: float | Sequence[float] = 0.5
     last: int | None = None
@@ -150,7 +152,7 @@ class Pruning(Method):
         """Blocks ``first`` to ``last`` on a dense map, which is thinned for them if this scale is pruned."""
         if not self._is_pruned(step):
             after = run(tokens, first, last)
-            kept = after.features if self.propagate == "state" else after.features - tokens.features
+            kept = after if self.propagate == "state" else after.with_features(after.features - tokens.features)
             self._past(step)[first] = Remembered.of(kept, step)
             return after
         selection = self.select(tokens, self.count_at(step), step)
@@ -167,7 +169,7 @@ class Pruning(Method):
         if not self._is_pruned(step):
             update = run(tokens)
             if self._is_source(step):
-                self._past(step)[site] = Remembered.of(own + update if state else update, step)
+                self._past(step)[site] = Remembered.of(tokens.with_features(own + update if state else update), step)
             return update
         selection = self.select(tokens, self.count_at(step), step)
         update = run(tokens.take(selection.kept))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.plan import Step
-from stepvar.tokens import Grid
+from stepvar.tokens import Grid, TokenMap
 
 Resampling = Literal["area", "trilinear"]
 
@@ -29,9 +29,9 @@ class Remembered:
     first: int = 0
 
     @classmethod
-    def of(cls, values: Tensor, step: Step) -> Remembered:
-        """Values (R, N, C) of the first R rows that run at a pass."""
-        return cls(values, step.grid, step.row_slice.start)
+    def of(cls, tokens: TokenMap, step: Step) -> Remembered:
+        """A dense map of the first R rows that run at a pass. Its grid is the map's own: a text may run as a scale."""
+        return cls(tokens.features, tokens.grid, step.row_slice.start)
 
     def at(self, step: Step, rows: int, how: Resampling) -> Tensor:
         """The values on the grid of a later pass, of the first ``rows`` rows that run there: (rows, N, C).

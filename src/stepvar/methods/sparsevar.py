@@ -59,8 +59,8 @@ class SparseVAR(Pruning):
         def note(before: TokenMap, after: TokenMap) -> None:
             error = (after.features.float() - before.features.float()).square().mean(dim=-1, keepdim=True)
             if not after.is_dense:
-                error = gather_tokens(error, nearest_kept(after.positions, step.grid))
-            noted.append(Remembered.of(error, step))
+                error = gather_tokens(error, nearest_kept(after.positions, after.grid))
+            noted.append(Remembered.of(after.with_features(error), step))
 
         noted: list[Remembered] = []
         block = run.depth // 2 if self.block is None else self.block
