@@ -22,7 +22,7 @@ from training.video.presets import VideoPreset
 from training.video.pyramid import pyramids
 from training.video.stage import Options, Stage
 
-PEAK_LR = 2e-3
+PEAK_LR = 1.5e-3
 COMMITMENT = 0.25
 FLIPPED = 0.3
 MOST_FLIPS = 0.1

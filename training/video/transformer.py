@@ -34,7 +34,7 @@ from training.video.pyramid import Pyramids, pyramids
 from training.video.stage import Options, Stage
 from training.video.tokenizer import channels_last, encode, load_tokenizer
 
-PEAK_LR = 1.5e-3
+PEAK_LR = 1.2e-3
 WEIGHT_DECAY = 0.05
 DROPPED_TEXT = 0.1
 MOST_FLIPS = 0.25
