@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +162,7 @@ def _write_gif(video: Video, path: Path, metadata: dict[str, str], advance: Any)
 
     # Rounded so that no time is lost over the whole video: at 16 frames per second 6, 7, 6, 6, ... hundredths.
     ends = [round(100 * (index + 1) / video.fps) for index in range(len(video))]
-    lengths = [10 * (end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
+    lengths = [10 * (end - begin) for begin, end in pairwise([0, *ends])]
     first, *others = pictures()
     comment = json.dumps(metadata).encode() if metadata else b""
     first.save(

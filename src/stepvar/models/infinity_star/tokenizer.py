@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ class VideoTokenizerConfig:
             raise CheckpointError(
                 f"halves_time={self.halves_time}: {len(self.channels)} levels need {len(self.channels) - 1} entries"
             )
-        for inputs, outputs in zip(self.channels, self.channels[1:], strict=False):
+        for inputs, outputs in pairwise(self.channels):
             if outputs % 4 or 4 * inputs % outputs:
                 raise CheckpointError(
                     f"channels={self.channels}: each level needs a multiple of 4 that divides 4 x the level before"
@@ -96,21 +97,22 @@ class VideoTokenizerConfig:
         return 1 + groups
 
 
-class _Level(nn.Module):
+class Level(nn.Module):
     """The residual blocks of one resolution, and the change to the next one under the name ``{name}.0``."""
 
     def __init__(self, blocks: list[ResBlock], name: str, step: Downsample | Upsample | None) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(blocks)
         self.add_module(name, nn.ModuleList([] if step is None else [step]))
-        self.step_name = name
 
-    def forward(self, x: Tensor, past: Past, latent: Tensor | None = None) -> Tensor:
-        for block in self.resnets:
-            x = block(x, past, latent)
-        for step in self.get_submodule(self.step_name).children():
-            x = step(x, past)
-        return x
+
+def run_levels(levels: Iterable[nn.Module], x: Tensor, past: Past, latent: Tensor | None = None) -> Tensor:
+    """All layers of some levels; in one loop, so that only the map at hand is held."""
+    for level in levels:
+        for layers in level.children():
+            for layer in layers.children():
+                x = layer(x, past, latent)
+    return x
 
 
 def _blocks(count: int, channels: int, latent_channels: int | None) -> list[ResBlock]:
@@ -128,17 +130,16 @@ class Encoder(nn.Module):
         for level, width in enumerate(widths):
             last = level == len(widths) - 1
             step = None if last else Downsample(width, widths[level + 1], config.frames_of(level))
-            levels.append(_Level(_blocks(config.blocks, width, None), "downsamplers", step))
+            levels.append(Level(_blocks(config.blocks, width, None), "downsamplers", step))
         self.down_blocks = nn.ModuleList(levels)
-        self.mid_block = _Level(_blocks(config.middle_blocks, widths[-1], None), "downsamplers", None)
+        self.mid_block = Level(_blocks(config.middle_blocks, widths[-1], None), "downsamplers", None)
         self.norm_out = norm_of(widths[-1], None)
         self.conv_out = CausalConv(widths[-1], 2 * config.latent_channels)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        x = self.conv_in(x, past)
-        for level in (*self.down_blocks, self.mid_block):
-            x = level(x, past)
-        x = self.conv_out(silu(self.norm_out(x, past)), past)
+        x = run_levels((*self.down_blocks, self.mid_block), self.conv_in(x, past), past)
+        x = silu(self.norm_out(x, past))
+        x = self.conv_out(x, past)
         past.first = False
         return x
 
@@ -151,20 +152,19 @@ class Decoder(nn.Module):
         widths, latent = config.channels, config.latent_channels
         coarsest, count = widths[-1], config.decoder_blocks
         self.conv_in = CausalConv(latent, coarsest)
-        self.mid_block = _Level(_blocks(config.middle_blocks, coarsest, latent), "upsamplers", None)
-        levels = [_Level(_blocks(count, coarsest, latent), "upsamplers", None)]
+        self.mid_block = Level(_blocks(config.middle_blocks, coarsest, latent), "upsamplers", None)
+        levels = [Level(_blocks(count, coarsest, latent), "upsamplers", None)]
         for level in reversed(range(1, len(widths))):
             step = Upsample(widths[level], widths[level - 1], config.frames_of(level - 1))
-            levels.append(_Level(_blocks(count, widths[level], latent), "upsamplers", step))
+            levels.append(Level(_blocks(count, widths[level], latent), "upsamplers", step))
         self.up_blocks = nn.ModuleList(levels)
         self.norm_out = norm_of(widths[0], latent)
         self.conv_out = CausalConv(widths[0], 3)
 
     def forward(self, latent: Tensor, past: Past) -> Tensor:
-        x = self.conv_in(latent, past)
-        for level in (self.mid_block, *self.up_blocks):
-            x = level(x, past, latent)
-        x = self.conv_out(silu(self.norm_out(x, past, latent)), past)
+        x = run_levels((self.mid_block, *self.up_blocks), self.conv_in(latent, past), past, latent)
+        x = silu(self.norm_out(x, past, latent))
+        x = self.conv_out(x, past)
         past.first = False
         return x
 
@@ -230,7 +230,7 @@ class VideoTokenizer(nn.Module):
         video = for_weight(video, self.encoder.conv_in.conv.weight)
         ends = [config.frames(min(end, latents)) for end in _ends(latents, chunk)]
         past, parts = Past(), []
-        for begin, end in zip([0, *ends], ends, strict=False):
+        for begin, end in pairwise([0, *ends]):
             past.more = end < video.shape[2]
             parts.append(self.encoder(video[:, :, begin:end], past))
         return torch.cat(parts, dim=2)
@@ -263,7 +263,14 @@ class VideoTokenizer(nn.Module):
         """
 
         def whole(part: Tensor) -> Tensor:
-            return torch.cat(list(self.decode_chunks(part, chunk)), dim=2)
+            batch, _, latents, height, width = part.shape
+            stride, begin = self.config.stride, 0
+            shape = (batch, 3, self.config.frames(latents), stride * height, stride * width)
+            video = torch.empty(shape, device=part.device)
+            for piece in self.decode_chunks(part, chunk):
+                video[:, :, begin : begin + piece.shape[2]] = piece
+                begin += piece.shape[2]
+            return video
 
         if tile is None:
             return whole(feature)

@@ -87,7 +87,9 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, 1, 1, 1))
 
     def forward(self, x: Tensor, past: Past, latent: Tensor | None = None) -> Tensor:
-        return (x * unit_factor(x).to(x.dtype)).mul(self.gamma.to(x.dtype))
+        normal = x * unit_factor(x).to(x.dtype)
+        room = None if torch.is_grad_enabled() else normal
+        return torch.mul(normal, self.gamma.to(x.dtype), out=room)
 
 
 class LatentNorm(nn.Module):
@@ -110,8 +112,8 @@ class LatentNorm(nn.Module):
         gain = (self.conv_y(latent) * self.norm_layer.gamma)[:, :, frames].to(x.dtype)
         shift = self.conv_b(latent)[:, :, frames].to(x.dtype)
         normal = _by_latent_cell(x * unit_factor(x).to(x.dtype), latent)
-        mixed = torch.addcmul(_spread(shift), normal, _spread(gain))
-        return mixed.flatten(5, 6).flatten(3, 4)
+        room = None if torch.is_grad_enabled() else normal
+        return torch.addcmul(_spread(shift), normal, _spread(gain), out=room).flatten(5, 6).flatten(3, 4)
 
 
 def latent_frames(frames: int, latents: int, first: bool, device: torch.device) -> Tensor:
@@ -151,8 +153,9 @@ class ResBlock(nn.Module):
         self.conv2 = CausalConv(channels, channels)
 
     def forward(self, x: Tensor, past: Past, latent: Tensor | None = None) -> Tensor:
-        update = self.conv1(silu(self.norm1(x, past, latent)), past)
-        return x + self.conv2(silu(self.norm2(update, past, latent)), past)
+        # One expression, so that no map outlives its use.
+        inner = silu(self.norm2(self.conv1(silu(self.norm1(x, past, latent)), past), past, latent))
+        return self.conv2(inner, past).add_(x)
 
 
 def norm_of(channels: int, latent_channels: int | None) -> nn.Module:
@@ -182,10 +185,9 @@ class Downsample(nn.Module):
         self.outputs, self.frames = outputs, frames
         self.conv = _Branch(inputs, outputs // 4)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
-        cells = _cells_to_channels(x)
-        shortcut = cells.unflatten(1, (-1, self.outputs)).mean(dim=1)
-        return self._fewer_frames(_cells_to_channels(self.conv(x, past)) + shortcut, past.first)
+    def forward(self, x: Tensor, past: Past, latent: Tensor | None = None) -> Tensor:
+        shortcut = _cells_to_channels(x).unflatten(1, (-1, self.outputs)).mean(dim=1)
+        return self._fewer_frames(_cells_to_channels(self.conv(x, past)).add_(shortcut), past.first)
 
     def _fewer_frames(self, x: Tensor, first: bool) -> Tensor:
         if self.frames == 1:
@@ -214,10 +216,11 @@ class Upsample(nn.Module):
         self.inputs, self.outputs, self.frames = inputs, outputs, frames
         self.conv = _Branch(inputs, 4 * frames * outputs)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
-        cells = self.conv(x, past).unflatten(1, (-1, self.inputs))
-        cells = (cells + x.unsqueeze(1)).flatten(1, 2)
+    def forward(self, x: Tensor, past: Past, latent: Tensor | None = None) -> Tensor:
+        cells = self.conv(x, past)
+        cells.unflatten(1, (-1, self.inputs)).add_(x.unsqueeze(1))
         larger = self._channels_to_cells(cells)
+        del cells
         if self.frames == 1 or not past.first:
             return larger
         return torch.cat((larger[:, :, : self.frames].mean(dim=2, keepdim=True), larger[:, :, self.frames :]), dim=2)
