@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from stepvar.budget.device import DeviceRates
 from stepvar.budget.profile import Profile, thinning
 from stepvar.methods.base import Method
+from stepvar.models.blocks import planned_works
 from stepvar.models.work import ScaleWork
 from stepvar.plan import Plan, Step
 
@@ -135,22 +135,5 @@ class CostModel:
 
     def works(self, method: Method) -> list[tuple[Step, ScaleWork]]:
         """The work of every pass that goes through the blocks."""
-        plan, depth = method.prepare(self.plan, self.model.facts), self.model.facts.depth
-        run: dict[int, list[int]] = {}
-        found = []
-        for step in plan.steps(self.samples):
-            if step.computed:
-                run[step.index] = [method.tokens_at(step, layer, depth) for layer in range(depth)]
-                seen = tokens_seen(plan, step.index, run)
-                found.append((step, self.model.scale_work(step, run[step.index], seen, TEXT_TOKENS)))
-        return found
-
-
-def tokens_seen(plan: Plan, index: int, run: Mapping[int, list[int]]) -> list[int]:
-    """Tokens that each block attends to at a pass: its own, and those of the earlier passes that it reads.
-
-    Args:
-        run: by pass so far, how many tokens run through each block.
-    """
-    read = [index, *(earlier for earlier in run if earlier != index and index in plan.readers[earlier])]
-    return [sum(counts) for counts in zip(*(run[earlier] for earlier in read), strict=True)]
+        plan = method.prepare(self.plan, self.model.facts)
+        return planned_works(self.model, plan, method, self.samples, TEXT_TOKENS)

@@ -55,7 +55,7 @@ class Budget:
 
     def __str__(self) -> str:
         near = "; the nearest that it can do" if self.is_near_only else ""
-        return f"{self.asked:g} times as fast asked, {self.planned:.2f} planned{near}"
+        return f"{self.asked:g} times as fast asked of the {self.scope}, {self.planned:.2f} planned{near}"
 
 
 def fit(asked: float, method: Method, costs: Costs) -> Budget:
