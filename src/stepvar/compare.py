@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stepvar.budget.planner import Budget
 from stepvar.errors import UsageError
 from stepvar.evaluation import metrics
 from stepvar.methods import Dense, Method, make_method
@@ -45,6 +46,7 @@ class Comparison:
         dense, other: what each drew, with the report of its last run.
         dense_reports, other_reports: of each run that counts; entry i of both is from the same round.
         psnr: of the other pictures against the dense ones, in dB over all pixels; infinite if equal.
+        budget: the speed-up that was asked for, where one was.
     """
 
     method: Method
@@ -53,6 +55,7 @@ class Comparison:
     dense_reports: tuple[Report, ...]
     other_reports: tuple[Report, ...]
     psnr: float
+    budget: Budget | None = None
 
     @property
     def runs(self) -> int:
@@ -80,6 +83,12 @@ class Comparison:
         return Spread.of([dense.scale_seconds / other.scale_seconds for dense, other in pairs])
 
     @property
+    def achieved(self) -> Spread:
+        """The speed-up of what the budget asked it of."""
+        of_scales = self.budget is not None and self.budget.scope == "scales"
+        return self.scales_speedup if of_scales else self.speedup
+
+    @property
     def token_share(self) -> float:
         """Tokens that the method computed, as a share of the dense ones."""
         return self.other.report.kept / self.dense.report.kept
@@ -91,9 +100,11 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, for JSON; ``psnr`` is None where the pictures are equal."""
+        asked = {} if self.budget is None else self.budget.to_dict() | {"achieved_speedup": self.achieved.to_dict()}
         return {
             "method": {"name": str(self.method), "settings": repr(self.method)},
             "runs": self.runs,
+            **({"budget": asked} if asked else {}),
             "speedup": self.speedup.to_dict(),
             "scales_speedup": self.scales_speedup.to_dict(),
             "token_share": self.token_share,
@@ -109,7 +120,7 @@ class Comparison:
 def compare(
     pipe: Pipeline,
     prompt: str | Sequence[str],
-    method: Method | str,
+    method: Method | str | Budget,
     seed: int | Sequence[int],
     runs: int = 3,
     warmup: int = 1,
@@ -123,6 +134,7 @@ def compare(
 
     Args:
         prompt: what to draw: prompts, or classes for a model that draws those.
+        method: a method, its name, or a budget, whose speed-up is then reported beside the one achieved.
         seed: as for the pipeline, but needed: both must draw the same.
         runs: rounds that count.
         warmup: rounds in front of them that do not.
@@ -136,7 +148,8 @@ def compare(
         raise UsageError(f"runs={runs}: must be at least 1")
     if warmup < 0:
         raise UsageError(f"warmup={warmup}: must be 0 or more")
-    method = make_method(method) if isinstance(method, str) else method
+    budget = method if isinstance(method, Budget) else None
+    method = _method(method)
     subject: dict[str, Any] = {pipe.conditioner.argument: prompt}
     contenders: dict[str, Method] = {"dense": Dense(), "other": method}
     reports: dict[str, list[Report]] = {name: [] for name in contenders}
@@ -158,7 +171,14 @@ def compare(
         dense_reports=tuple(reports["dense"]),
         other_reports=tuple(reports["other"]),
         psnr=psnr(outputs["dense"].images, outputs["other"].images),
+        budget=budget,
     )
+
+
+def _method(given: Method | str | Budget) -> Method:
+    if isinstance(given, Budget):
+        return given.method
+    return make_method(given) if isinstance(given, str) else given
 
 
 def psnr(reference: Sequence[Image.Image], pictures: Sequence[Image.Image]) -> float:

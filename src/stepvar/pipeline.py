@@ -287,6 +287,28 @@ class Pipeline:
             raise UsageError(f"seconds={seconds:g}: this model draws pictures; leave it out")
         return self.model.schedule(ratio, resolution)
 
+    def plan(
+        self,
+        *,
+        guidance_scale: PerScale | None = None,
+        guidance_at: Sequence[int] = (0,),
+        guidance: str | None = None,
+        temperature: PerScale | None = None,
+        top_k: int | Sequence[int] | None = None,
+        top_p: float | None = None,
+        more_smooth: bool | None = None,
+        aspect_ratio: str | float | None = None,
+        resolution: str | None = None,
+        seconds: float | None = None,
+    ) -> Plan:
+        """What a dense generation with these settings is going to do, from words alone; arguments as for a call.
+
+        Raises:
+            UsageError: for an argument that cannot be used.
+        """
+        schedule = self.schedule(aspect_ratio, resolution, seconds)
+        return self._plan(schedule, guidance_scale, guidance_at, guidance, temperature, top_k, top_p, more_smooth)
+
     def _plan(
         self,
         schedule: ScaleSchedule,

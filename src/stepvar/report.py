@@ -166,38 +166,16 @@ class Recorder:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Times something that is not a scale."""
-        stop = self._start()
+        stop = start_clock(self.device)
         yield
         self.stages[name] = stop()
 
     @contextmanager
     def scale(self, step: Step, state: RunState) -> Iterator[None]:
         """Times one scale and counts its operations."""
-        stop, before = self._start(), state.flops
+        stop, before = start_clock(self.device), state.flops
         yield
         self.scales.append((step, state.flops - before, stop()))
-
-    def _start(self) -> Callable[[], Callable[[], float]]:
-        """Starts a clock; calling the result stops it and gives a function that reads the seconds."""
-        if self.device.type == "cuda":
-            begin = torch.cuda.Event(enable_timing=True)
-            end = torch.cuda.Event(enable_timing=True)
-            begin.record()
-
-            def stop_event() -> Callable[[], float]:
-                end.record()
-                return lambda: begin.elapsed_time(end) / 1e3
-
-            return stop_event
-        start = time.perf_counter()
-
-        def stop() -> Callable[[], float]:
-            if self.device.type == "mps":
-                torch.mps.synchronize()
-            seconds = time.perf_counter() - start
-            return lambda: seconds
-
-        return stop
 
     def report(self, model: str, method: str, samples: int, dtype: torch.dtype, **more: Any) -> Report:
         """Waits for the device and reads all clocks."""
@@ -227,6 +205,36 @@ class Recorder:
                     counts.scatter_add_(1, kept, torch.ones(kept.shape))
                 maps.append((step, (counts / len(step.selections)).view(-1, *step.grid.shape)))
         return maps
+
+
+def start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Starts a clock; calling the result stops it and gives a function that reads the seconds.
+
+    On CUDA reading waits for the device, stopping does not.
+    """
+    if device.type == "cuda":
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        begin.record()
+
+        def read_event() -> float:
+            end.synchronize()
+            return begin.elapsed_time(end) / 1e3
+
+        def stop_event() -> Callable[[], float]:
+            end.record()
+            return read_event
+
+        return stop_event
+    start = time.perf_counter()
+
+    def stop() -> Callable[[], float]:
+        if device.type == "mps":
+            torch.mps.synchronize()
+        seconds = time.perf_counter() - start
+        return lambda: seconds
+
+    return stop
 
 
 def _scale_report(step: Step, seconds: float, flops: int) -> ScaleReport:

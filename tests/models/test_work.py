@@ -9,6 +9,7 @@ import pytest
 
 from stepvar.generation import generate
 from stepvar.methods import METHODS, FastVAR, HighPass, Method, make_method
+from stepvar.models.blocks import planned_works
 from stepvar.models.infinity import TextCondition
 from stepvar.models.var import ClassCondition
 from stepvar.models.work import ScaleWork, feed_forward_work, self_attention_work
@@ -23,13 +24,7 @@ CHOSEN = [*map(make_method, METHODS), HighPass(keep=(0.3, 0.2), blocks_before=1)
 
 def counted(model: Any, plan: Plan, method: Method, samples: int, text: int = 0) -> list[ScaleWork]:
     """The work of every scale that a method runs."""
-    depth = model.config.depth
-    seen, works = [0] * depth, []
-    for step in method.edit(plan).steps(samples):
-        tokens = [method.tokens_at(step, layer, depth) for layer in range(depth)]
-        seen = [before + now for before, now in zip(seen, tokens, strict=True)]
-        works.append(model.scale_work(step, tokens, seen, text))
-    return works
+    return [work for _, work in planned_works(model, method.edit(plan), method, samples, text)]
 
 
 def reported(model: Any, condition: Any, plan: Plan, method: Method, samples: int) -> Report:

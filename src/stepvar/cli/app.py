@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from stepvar import __version__
+from stepvar.cli.calibrate import calibrate
 from stepvar.cli.convert import convert
 from stepvar.cli.demo import demo
 from stepvar.cli.generate import generate
@@ -29,7 +30,7 @@ app = typer.Typer(
     help="Draw pictures with visual autoregressive models, faster with token pruning.",
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
 )
-for command in (generate, demo, methods, models, verify, convert, info):
+for command in (generate, demo, calibrate, methods, models, verify, convert, info):
     app.command()(command)
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.table import Table
 
+    from stepvar.budget import Budget
     from stepvar.compare import Comparison
     from stepvar.methods import Method
     from stepvar.output import Output
@@ -21,7 +22,7 @@ MAPS_SHOWN = 3
 
 
 def draw_comparison(
-    pipe: Pipeline, prompts: list[str], method: Method, seed: int, runs: int, quiet: bool, **settings: Any
+    pipe: Pipeline, prompts: list[str], method: Method | Budget, seed: int, runs: int, quiet: bool, **settings: Any
 ) -> Comparison:
     """Runs a comparison behind a progress bar, which moves between generations only."""
     from stepvar.compare import compare
@@ -54,10 +55,18 @@ def _headline(comparison: Comparison) -> str:
     return (
         f"{comparison.method}: {speedup.median:.2f} times as fast as dense "
         f"({speedup.lowest:.2f} to {speedup.highest:.2f} in {comparison.runs} runs; "
-        f"scales alone {comparison.scales_speedup.median:.2f}), "
+        f"scales alone {comparison.scales_speedup.median:.2f}){_asked(comparison)}, "
         f"{100 * comparison.token_share:.0f} % of the tokens, "
         f"{100 * comparison.flop_share:.0f} % of the operations, PSNR {_psnr(comparison)}"
     )
+
+
+def _asked(comparison: Comparison) -> str:
+    """The speed-up that was asked for beside the one achieved."""
+    budget = comparison.budget
+    if budget is None:
+        return ""
+    return f"; {budget.asked:g} asked of the {budget.scope}, {comparison.achieved.median:.2f} achieved"
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -73,7 +82,8 @@ def table(comparison: Comparison) -> Table:
     report = comparison.other.report
     table = Table(
         title=f"{report.model}, {report.samples} image(s), {report.device} {report.dtype}",
-        caption=f"{comparison.runs} runs in turn: median (lowest-highest)\nPSNR between the two: {_psnr(comparison)}",
+        caption=f"{comparison.runs} runs in turn: median (lowest-highest){_asked(comparison)}\n"
+        f"PSNR between the two: {_psnr(comparison)}",
     )
     table.add_column("method")
     for column in ("seconds", "tokens", "GFLOP", "speed-up", "scales only"):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from stepvar.cli.budget import SpeedupOption, fit_budget
 from stepvar.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -30,6 +31,7 @@ def demo(
     model: ModelOption = "scenes",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
+    speedup: SpeedupOption = None,
     runs: RunsOption = 5,
     quiet: QuietOption = False,
 ) -> None:
@@ -43,7 +45,8 @@ def demo(
     from stepvar.drawing import save_png
     from stepvar.methods import StepVAR
 
-    comparison = draw_comparison(pipe, [CAPTION], StepVAR(), seed, runs, quiet)
+    chosen = StepVAR() if speedup is None else fit_budget(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
+    comparison = draw_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
     save_png(sheet(comparison, [CAPTION]), out, describe(pipe, CAPTION, seed, comparison.method, {}))
     facts = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
     write_text(numbers, json.dumps(facts, indent=2) + "\n")

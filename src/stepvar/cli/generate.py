@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepvar import __version__
+from stepvar.cli.budget import SpeedupOfOption, SpeedupOption, fit_budget, method_to_fit, parse_scope
 from stepvar.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -34,6 +35,7 @@ from stepvar.files import check_writable, write_text
 if TYPE_CHECKING:
     from PIL import Image
 
+    from stepvar.budget import Budget
     from stepvar.methods import Method
     from stepvar.output import Output
     from stepvar.pipeline import Pipeline
@@ -105,7 +107,7 @@ MethodName = Annotated[
     typer.Option(
         "--method",
         help="See 'stepvar methods'; several at once: stepvar+drop-guidance. "
-        "Default: stepvar with --keep, --set or --compare, else dense.",
+        "Default: stepvar with --keep, --set, --speedup or --compare, else dense.",
     ),
 ]
 Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
@@ -154,6 +156,8 @@ def generate(
     keep: Keep = None,
     last: Last = None,
     set_: Settings = None,
+    speedup: SpeedupOption = None,
+    speedup_of: SpeedupOfOption = None,
     negative_prompt: Negative = None,
     guidance_scale: Guidance = None,
     temperature: Temperature = None,
@@ -181,8 +185,10 @@ def generate(
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
     if method is None:
-        method = "stepvar" if compare or keep or last or set_ else "dense"
-    chosen = parse_method(method, {"keep": keep, "last": last}, set_ or [])
+        method = "stepvar" if compare or keep or last or set_ or speedup is not None else "dense"
+    scope = parse_scope(speedup_of, speedup)
+    parse = parse_method if speedup is None else method_to_fit
+    chosen = parse(method, {"keep": keep, "last": last}, set_ or [])
     settings = {
         "negative_prompt": negative_prompt,
         "guidance_scale": parse_numbers("guidance_scale", guidance_scale),
@@ -207,13 +213,17 @@ def generate(
     if out is None and draws_video:
         files = Files.checked(Path("scene.mp4"), report, preview, quality)
     files.check_kind(draws_video)
+    if compare and draws_video:
+        raise UsageError("compare: makes a sheet of pictures; draw the video twice, with and without --method")
     seed = secrets.randbelow(2**31) if seed is None else seed
+    budget = None
+    if speedup is not None:
+        budget = fit_budget(pipe, speedup, scope, chosen, len(prompt) * num_images, settings, quiet)
+        chosen = budget.method
     if compare:
-        if draws_video:
-            raise UsageError("compare: makes a sheet of pictures; draw the video twice, with and without --method")
-        _compare(pipe, prompt, chosen, seed, runs, settings, files, quiet)
+        _compare(pipe, prompt, budget or chosen, seed, runs, settings, files, quiet)
     else:
-        _draw(pipe, prompt, chosen, seed, settings, files, quiet, quality)
+        _draw(pipe, prompt, chosen, seed, settings, files, quiet, quality, budget)
 
 
 def _draw(
@@ -225,6 +235,7 @@ def _draw(
     files: Files,
     quiet: bool,
     quality: int,
+    budget: Budget | None,
 ) -> None:
     from stepvar.drawing import save_png
 
@@ -247,7 +258,8 @@ def _draw(
         else:
             save_png(one, path, description)
     if files.report is not None:
-        write_text(files.report, output.report.to_json() + "\n")
+        facts = output.report.to_dict() | ({} if budget is None else {"budget": budget.to_dict()})
+        write_text(files.report, json.dumps(facts, indent=2) + "\n")
     if files.preview is not None:
         save_png(_preview_sheet(stages), files.preview)
     if not quiet:
@@ -257,7 +269,7 @@ def _draw(
 def _compare(
     pipe: Pipeline,
     prompts: list[str],
-    method: Method,
+    method: Method | Budget,
     seed: int,
     runs: int,
     settings: dict[str, Any],
@@ -268,7 +280,7 @@ def _compare(
     from stepvar.drawing import save_png
 
     comparison = draw_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
-    metadata = describe(pipe, "; ".join(prompts), seed, method, settings)
+    metadata = describe(pipe, "; ".join(prompts), seed, comparison.method, settings)
     save_png(sheet(comparison, prompts), files.out, metadata)
     if files.report is not None:
         write_text(files.report, json.dumps(comparison.to_dict(), indent=2) + "\n")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
+from stepvar.errors import UsageError
 from stepvar.plan import Plan, Step
 from stepvar.tokens import TokenMap
 
@@ -42,6 +43,12 @@ class ModelFacts:
     sublayers: tuple[str, ...] = ("self", "cross", "ffn")
 
 
+Stage = Callable[[float], "Method"]
+"""From a share in [0, 1] of what may be spared to a method that spares it: a larger share never costs more."""
+
+OwnMethod = TypeVar("OwnMethod", bound="Method")
+
+
 @dataclass(frozen=True)
 class Method:
     """An acceleration method; this base class is dense generation.
@@ -54,11 +61,45 @@ class Method:
         name: on the command line and in reports.
         presets: published settings by name.
         neutral: settings with which the method is exactly dense; None if it has none.
+        budgeted: settings that a budget decides; see :meth:`for_speedup`.
     """
 
     name: ClassVar[str] = "dense"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None
+    budgeted: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def for_speedup(cls: type[OwnMethod], speedup: float, model: Any, **settings: Any) -> OwnMethod:
+        """The method that makes a whole image, from prompt to pixels, this many times as fast as a dense one.
+
+        See :func:`stepvar.budget.plan_speedup` for more: other schedules, several images, compositions, and what the
+        speed-up is expected to be.
+
+        Args:
+            speedup: 1 or more.
+            model: a pipeline, or a model alone. It is measured on the first use.
+            settings: of the method, except those of :attr:`budgeted`.
+
+        Raises:
+            UsageError: for a setting that the budget decides, or a speed-up that cannot be had; it names the largest.
+        """
+        from stepvar.budget import plan_speedup
+
+        for name in cls.budgeted:
+            if name in settings:
+                raise UsageError(f"{name}: the speed-up decides it; leave it out, or give no speed-up")
+        fitted = plan_speedup(speedup, model, cls(**settings)).method
+        assert isinstance(fitted, cls)  # stages change settings, not methods
+        return fitted
+
+    def stages(self, plan: Plan) -> Sequence[Stage]:
+        """How the method spares work, the gentlest stage first: what a budget searches, in this order."""
+        return ()
+
+    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
+        """How often the method itself reads or writes a dense map at a scale, for the estimate of its own cost."""
+        return 0.0
 
     def edit(self, plan: Plan) -> Plan:
         """Changes which scales run, their guidance or their temperature."""

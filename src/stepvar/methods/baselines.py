@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method
+from stepvar.methods.base import Method, Stage
 from stepvar.methods.pruning import Pruning
 from stepvar.methods.scores import structure_magnitude, texture_energy
 from stepvar.plan import Plan, Step
@@ -82,12 +82,17 @@ class SkipLast(Method):
     """
 
     name: ClassVar[str] = "skip-last"
+    budgeted: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int = 1
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UsageError(f"count={self.count}: must be at least 1 (use 'dense' to skip nothing)")
+
+    def stages(self, plan: Plan) -> Sequence[Stage]:
+        """One scale to all but the first; nothing lies between."""
+        return [lambda share: replace(self, count=1 + round(share * max(0, plan.scales - 2)))]
 
     def edit(self, plan: Plan) -> Plan:
         if self.count >= plan.scales:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site
+from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site, Stage
 from stepvar.plan import Plan, Step
 from stepvar.tokens import TokenMap
 
@@ -49,6 +49,26 @@ class Compose(Method):
     def acting(self) -> Method:
         """The part that acts on tokens; dense if there is none."""
         return next((part for part in self.parts if part.acts_on_tokens), Method())
+
+    @property
+    def varied(self) -> Method:
+        """The part whose settings a budget decides: the one that acts on tokens, else the first."""
+        return next((part for part in self.parts if part.acts_on_tokens), self.parts[0] if self.parts else Method())
+
+    def stages(self, plan: Plan) -> Sequence[Stage]:
+        """Those of the varied part, beside the others as they are."""
+        varied = self.varied
+        others = [part for part in self.parts if part is not varied]
+        for part in others:
+            plan = part.edit(plan)
+
+        def beside(stage: Stage) -> Stage:
+            return lambda share: Compose(*(stage(share) if part is varied else part for part in self.parts))
+
+        return [beside(stage) for stage in varied.stages(plan)]
+
+    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
+        return self.acting.extra_passes(step, facts)
 
     def edit(self, plan: Plan) -> Plan:
         for part in self.parts:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, Site
+from stepvar.methods.base import Method, ModelFacts, Site, Stage
 from stepvar.methods.remembered import Remembered
 from stepvar.methods.scores import distance_to_mean, top_tokens
 from stepvar.plan import Plan, Step
 from stepvar.tokens import TokenMap, scatter_tokens
+
+MOST_PRUNED = 0.75
+"""A budget skips another scale before it prunes more than this."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class FastVAR(Method):
     }
     neutral: ClassVar[Mapping[str, Any] | None] = {"prune": (0.0,), "skip": 0}
 
+    budgeted: ClassVar[tuple[str, ...]] = ("prune", "skip")
+
     prune: Sequence[float] = (0.4, 0.5)
     skip: int = 2
     blocks_before: int = 3
@@ -61,6 +66,20 @@ class FastVAR(Method):
         if scales < needed:
             raise UsageError(f"prune and skip: need {needed} scales, one of them unpruned; the schedule has {scales}")
         return plan.without_last(self.skip)
+
+    def stages(self, plan: Plan) -> Sequence[Stage]:
+        """Two scales pruned alike, nothing skipped; then the same with one more scale skipped, and one more."""
+
+        def stage(skip: int) -> Stage:
+            return lambda share: replace(self, prune=(round(share * MOST_PRUNED, 4),) * 2, skip=skip)
+
+        return [stage(skip) for skip in range(max(0, min(plan.schedule.scale_counts) - 3))]
+
+    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
+        if self.count_at(step) == step.grid.size:
+            return 0.0
+        inside = max(0, facts.depth - self.blocks_before - self.blocks_after)
+        return 12.0 * inside * len(facts.sublayers)  # distances 4, thinning 2, the cached update 4, scattering 2
 
     def count_at(self, step: Step) -> int:
         """Tokens kept at a scale."""

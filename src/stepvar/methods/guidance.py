@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts
+from stepvar.methods.base import Method, ModelFacts, Stage
 from stepvar.plan import Plan
 
 Branch = Literal["conditional", "unconditional"]
@@ -27,6 +28,7 @@ class DropGuidance(Method):
     """
 
     name: ClassVar[str] = "drop-guidance"
+    budgeted: ClassVar[tuple[str, ...]] = ("last",)
 
     last: int = 1
     branch: Branch = "conditional"
@@ -36,6 +38,11 @@ class DropGuidance(Method):
             raise UsageError(f"last={self.last}: must be at least 1 (use 'dense' to drop nothing)")
         if self.branch not in get_args(Branch):
             raise UsageError(f"branch={self.branch!r}: must be one of {', '.join(get_args(Branch))}")
+
+    def stages(self, plan: Plan) -> Sequence[Stage]:
+        """One scale that is run to all but the first; nothing lies between."""
+        first, most = 1 + plan.skipped, min(plan.schedule.scale_counts) - 1
+        return [lambda share: replace(self, last=first + round(share * max(0, most - first)))]
 
     def edit(self, plan: Plan) -> Plan:
         scales = min(plan.schedule.scale_counts)

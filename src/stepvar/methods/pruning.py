@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site
+from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site, Stage
 from stepvar.methods.propagation import Propagated
 from stepvar.methods.remembered import Remembered
 from stepvar.methods.restorers import RESTORERS, Restorer, RestorerName, index_tensor
@@ -20,6 +20,13 @@ from stepvar.tokens import Selection, TokenMap, gather_tokens
 
 Scope = Literal["stack", "block", "sublayer"]
 Branches = Literal["shared", "separate"]
+
+FLOOR = 0.25
+"""A budget widens to earlier scales before it keeps less than this: pruning more is said to show (StepVAR)."""
+LOWEST = 0.05
+"""A budget keeps at least this share."""
+LATE = 0.95
+"""Share of all tokens in the scales that a budget may prune; the early ones fix the layout."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Pruning(Method):
     """
 
     neutral: ClassVar[Mapping[str, Any] | None] = {"keep": 1.0}
+    budgeted: ClassVar[tuple[str, ...]] = ("keep", "last")
 
     keep: float | Sequence[float] = 0.5
     last: int | None = None
@@ -82,6 +90,24 @@ class Pruning(Method):
     @abstractmethod
     def score(self, tokens: TokenMap, step: Step) -> Tensor:
         """Scores (R, N) in float32 of a dense map; the highest are kept."""
+
+    def stages(self, plan: Plan) -> Sequence[Stage]:
+        """One share for the scales that hold most tokens, then for more of them, each down to the floor; then below."""
+        schedule = plan.schedule
+        fewest, most = schedule.late_scales(), schedule.late_scales(LATE)
+
+        def stage(last: int, high: float, low: float) -> Stage:
+            return lambda share: replace(self, keep=round(high - share * (high - low), 4), last=last)
+
+        gentle = [stage(last, 1.0, FLOOR) for last in range(fewest, most + 1)]
+        return [*gentle, stage(most, FLOOR, LOWEST)]
+
+    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
+        if not self._is_pruned(step):
+            return 0.0
+        blocks = max(0, facts.depth - self.blocks_before - self.blocks_after)
+        selections = {"stack": 1, "block": blocks, "sublayer": blocks * len(facts.sublayers)}[self.scope]
+        return 30.0 * selections  # at most: both scores with eight power iterations 26, thinning and rebuilding 4
 
     def ratio_at(self, step: Step) -> float:
         """The share of tokens kept at a scale."""

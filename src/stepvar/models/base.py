@@ -76,6 +76,9 @@ class NextScaleModel(Protocol[Condition_contra, State]):
 class CountedModel(Protocol):
     """A model that says what its scales compute before they do: what plans of a budget are made of."""
 
+    @property
+    def facts(self) -> ModelFacts: ...
+
     def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int) -> ScaleWork:
         """What a scale computes, from shapes alone; its operations are those that ``state.flops`` counts.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stepvar.cache import KVCache
 from stepvar.methods.base import Method, Site
-from stepvar.models.work import Work
+from stepvar.models.base import CountedModel
+from stepvar.models.work import ScaleWork, Work
 from stepvar.plan import Plan, Step
 from stepvar.sampling import mix_branches
 from stepvar.tokens import TokenMap
@@ -138,3 +139,29 @@ def planned_tokens(plan: Plan, samples: int, method: Method, depth: int) -> list
     """How many tokens each layer sees in a whole generation; ``plan`` is the one that the method has edited."""
     steps = [step for step in plan.steps(samples) if step.computed]
     return [sum(method.tokens_at(step, layer, depth) for step in steps) for layer in range(depth)]
+
+
+def planned_works(
+    model: CountedModel, plan: Plan, method: Method, samples: int, text: int
+) -> list[tuple[Step, ScaleWork]]:
+    """The work of every pass that goes through the blocks; ``plan`` is the one that the method has edited.
+
+    Args:
+        text: tokens of the condition, for families that attend to it.
+    """
+    depth, run, found = model.facts.depth, dict[int, list[int]](), list[tuple[Step, ScaleWork]]()
+    for step in plan.steps(samples):
+        if step.computed:
+            run[step.index] = [method.tokens_at(step, layer, depth) for layer in range(depth)]
+            found.append((step, model.scale_work(step, run[step.index], tokens_seen(plan, step.index, run), text)))
+    return found
+
+
+def tokens_seen(plan: Plan, index: int, run: Mapping[int, Sequence[int]]) -> list[int]:
+    """Tokens that each block attends to at a pass: its own, and those of the earlier passes that it reads.
+
+    Args:
+        run: by pass so far, how many tokens run through each block.
+    """
+    read = [index, *(earlier for earlier in run if earlier != index and index in plan.readers[earlier])]
+    return [sum(counts) for counts in zip(*(run[earlier] for earlier in read), strict=True)]

@@ -1,0 +1,102 @@
+"""A speed-up on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stepvar.budget import CostModel, DeviceRates, Profile
+from stepvar.budget import calibration as module
+from stepvar.budget.profile import Subject, thinning
+from stepvar.methods import Method
+from tests.cli.conftest import Run
+
+PROMPT = "a red circle on sand"
+
+
+RATES = DeviceRates(products=((1, 1e10), (4096, 1e10)), attention=1e10, bandwidth=1e10, launch=1e-6)
+
+
+def expected_profile(of: Subject, layers: int, advance: Callable[[], None]) -> Profile:
+    """What a device of these rates would take, and as long again for decoding."""
+    costs = CostModel(of.model, of.plan, of.samples, RATES)
+    dense, thinned = costs.scales(Method()), costs.scales(thinning(of.plan))
+    return Profile(
+        stack={index: scale.stack for index, scale in dense.items()},
+        thinned={index: scale.stack for index, scale in thinned.items()},
+        rest={index: scale.rest for index, scale in dense.items()},
+        condition=0.0,
+        prepare=0.0,
+        decode=costs.dense_seconds,
+    )
+
+
+@pytest.fixture(autouse=True)
+def known_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of known rates, and a cache of the test's own."""
+    monkeypatch.setenv("STEPVAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "measure_rates", lambda device, dtype, advance: RATES)
+    monkeypatch.setattr(module, "measure_profile", expected_profile)
+
+
+def test_the_speed_up_achieved_stands_beside_the_one_asked(run: Run, shared_model: Path, tmp_path: Path) -> None:
+    result = run("generate", PROMPT, "--model", shared_model, "--speedup", 1.05, "--speedup-of", "scales", "--compare",
+                 "--runs", 1, "--report", "report.json", "--out", "a.png", "--method", "random")  # fmt: skip
+    assert result.status == 0, result.err
+    assert "1.05 times as fast asked of the scales" in result.out and "achieved" in result.out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["budget"]["asked_speedup"] == 1.05 and report["budget"]["speedup_of"] == "scales"
+    assert report["budget"]["achieved_speedup"] == report["scales_speedup"]
+    assert report["budget"]["settings"]["keep"] < 1
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_picture_alone_reports_its_plan(run: Run, shared_model: Path, tmp_path: Path) -> None:
+    result = run(
+        "generate", PROMPT, "--model", shared_model, "--speedup", 1, "--report", "report.json", "--out", "a.png"
+    )
+    assert result.status == 0, result.err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["method"] == "stepvar" and report["budget"]["asked_speedup"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--speedup", 2, "--keep", 0.5), "speedup and keep: give one of them; the speed-up decides what is kept"),
+        (("--speedup", 2, "--last", 2), "speedup and last: give one of them"),
+        (("--speedup", 2, "--set", "keep=0.5"), "speedup and keep: give one of them; the speed-up decides keep"),
+        (
+            ("--speedup", 2, "--method", "stepvar+drop-guidance", "--set", "stepvar.last=2"),
+            "speedup and last: give one of them; the speed-up decides last of stepvar",
+        ),
+        (("--speedup", 2, "--method", "skip-last", "--set", "count=2"), "speedup and count: give one of them"),
+        (("--speedup-of", "scales"), "speedup-of 'scales': says what --speedup is of; give a speed-up, too"),
+        (("--speedup", 2, "--speedup-of", "text"), "speedup-of 'text': must be one of image, scales"),
+        (("--speedup", 2, "--method", "dense"), "speedup=2: method 'dense' has nothing to spare; choose another"),
+        (("--speedup", 0.5), "speedup=0.5: must be at least 1, and with stepvar here at most"),
+        (("--speedup", 1000), "speedup=1000: with stepvar at most"),
+    ],
+)
+def test_speed_ups_that_cannot_be_had(run: Run, shared_model: Path, options: tuple[object, ...], message: str) -> None:
+    result = run("generate", PROMPT, "--model", shared_model, *options)
+    assert result.status == 2 and result.error().startswith(message)
+
+
+def test_settings_of_the_other_methods_are_free(run: Run, shared_model: Path) -> None:
+    result = run("generate", PROMPT, "--model", shared_model, "--speedup", 1.2, "--speedup-of", "scales", "--method",
+                 "stepvar+drop-guidance", "--set", "drop-guidance.last=1", "--out", "a.png")  # fmt: skip
+    assert result.status == 0, result.err
+
+
+def test_calibrate_measures_anew(run: Run, shared_model: Path, tmp_path: Path) -> None:
+    result = run("calibrate", "--model", shared_model)
+    assert result.status == 0, result.err
+    assert "decoding" in result.out and "GFLOP/s" in result.out
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert len(files) == 2
+    assert run("calibrate", "--model", shared_model, "--quiet").out == ""
+    assert all(path.stat().st_mtime_ns > before for path, before in files.items())
