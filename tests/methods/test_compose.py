@@ -33,6 +33,13 @@ def test_the_order_of_parts_that_count_from_the_end_does_not_matter(tiny_model: 
     assert equal_everywhere(first.logits, second.logits)
 
 
+def test_pruning_without_a_number_of_scales_prunes_the_last_that_run(tiny_model: Infinity) -> None:
+    plan = make_plan(SQUARE)
+    drawn = draw(tiny_model, plan, Compose(SkipLast(1), StepVAR()))
+    assert [len(step.selections) for step in drawn.steps] == [0, 0, 0, 1]
+    assert plan.late_scales == 1 and SkipLast(2).edit(plan).late_scales == 3
+
+
 def test_compositions_inside_are_taken_apart(tiny_model: Infinity) -> None:
     nested = Compose(Compose(SkipLast(1)), BOTH)
     assert [part.name for part in nested.parts] == ["skip-last", "stepvar", "drop-guidance"]

@@ -40,8 +40,8 @@ class Pruning(Method):
         keep: share of tokens kept, in (0, 1]. One number holds for the last ``last`` scales; a sequence gives one
             number per scale, the last entry for the last scale (``keep=(0.7, 0.4)``). At least one token is kept;
             1 is exactly dense.
-        last: how many scales from the end a single ``keep`` prunes; None: the fewest that hold more than half
-            of all tokens.
+        last: how many scales from the end of the schedule a single ``keep`` prunes; None: the fewest that hold more
+            than half of the tokens that are run.
         blocks_before: blocks in front of the pruned span that see all tokens.
         blocks_after: blocks behind the pruned span that see all tokens.
         scope: select once for the whole span (``"stack"``), or anew for each of its blocks (``"block"``) or of their
@@ -112,7 +112,7 @@ class Pruning(Method):
     def ratio_at(self, step: Step) -> float:
         """The share of tokens kept at a scale."""
         if isinstance(self.keep, (int, float)):
-            last = self.last if self.last is not None else step.plan.schedule.late_scales()
+            last = self.last if self.last is not None else step.plan.late_scales
             return self.keep if step.rank <= last else 1.0
         return self.keep[-step.rank] if step.rank <= len(self.keep) else 1.0
 
