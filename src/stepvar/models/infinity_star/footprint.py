@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stepvar.models.footprint import Footprint
 from stepvar.models.infinity_star.model import clip_slices, remembered_tokens
-from stepvar.models.infinity_star.tokenizer import CHUNK
+from stepvar.models.infinity_star.tokenizer_memory import decode_bytes
 from stepvar.plan import Step
 
 
@@ -50,19 +50,7 @@ class VideoFootprint(Footprint):
         return int(logits * (4 * step.rows + step.samples * (3 * 8 + 3 * 4)))
 
     def decode(self) -> int:
-        """A chunk at the decoder's last change of resolution, and the video twice while its chunks are joined.
-
-        That change holds its input, the widened map and its rearranged form, each of both paths.
-        """
-        tokenizer, size = self.config.tokenizer, self.precision.tokenizer.itemsize
+        """All videos pass the decoder at once, chunk by chunk."""
         full = self.plan.schedule.grids[-1]
-        height, width = full.h * tokenizer.stride, full.w * tokenizer.stride
-        side = None if self.tile is None else self.tile * tokenizer.stride
-        area = height * width if side is None else min(side, height) * min(side, width)
-        frames = min(CHUNK, self.latents) * tokenizer.frame_stride
-        video = 3 * 4 * tokenizer.frames(self.latents) * height * width
-        return int(self.samples * (DECODE_MAPS * size * tokenizer.channels[0] * frames * area + 2 * video))
-
-
-DECODE_MAPS = 5
-"""Maps of the finest level that the decoder holds at one time."""
+        size = self.precision.tokenizer.itemsize
+        return self.samples * decode_bytes(self.config.tokenizer, self.latents, full.h, full.w, size, tile=self.tile)
