@@ -9,11 +9,32 @@ import pytest
 import torch
 
 from stepvar.errors import UsageError
-from stepvar.memory import estimate_memory
+from stepvar.generation import generate
+from stepvar.memory import estimate_memory, memory_of
 from stepvar.methods import Dense, FastVAR, HighPass, Method, SkipLast, StepVAR
 from stepvar.models.infinity import CONFIGS, schedule_for
+from stepvar.models.infinity_star import VideoCondition
+from stepvar.models.infinity_star.schedules import clip_schedule
+from stepvar.models.infinity_star.tokenizer import VideoTokenizer, VideoTokenizerConfig
 from stepvar.models.var import CONFIGS as VAR_CONFIGS
-from tests.helpers import SQUARE, TINY, TINY_VAR, WIDE, draw, draw_classes, make_model, make_plan, make_text, make_var
+from stepvar.sampling import SeededNoise
+from stepvar.tokens import Grid
+from tests.helpers import (
+    CLIPS,
+    SQUARE,
+    TINY,
+    TINY_STAR,
+    TINY_VAR,
+    WIDE,
+    draw,
+    draw_classes,
+    draw_video,
+    make_model,
+    make_plan,
+    make_star,
+    make_text,
+    make_var,
+)
 
 METHODS = [
     Dense(),
@@ -38,6 +59,54 @@ def test_exact_parts_are_what_is_allocated(method: Method, dtype: torch.dtype, g
         assert estimate.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         assert estimate.cache == result.state.cache.nbytes
         assert estimate.latent == result.state.latent.nbytes
+
+
+@pytest.mark.parametrize(
+    "method", [Dense(), StepVAR(keep=0.5), SkipLast(1), StepVAR(keep=0.5, blocks_before=1)], ids=str
+)
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_exact_parts_of_a_video(method: Method, guidance: float) -> None:
+    model, plan = make_star().to(torch.bfloat16), make_plan(CLIPS, guidance)
+    result = draw_video(model, plan, method, make_text((5, 3)))
+    estimate = estimate_memory(model.config, plan, method, 2, torch.bfloat16, text=5)
+    assert estimate.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert (estimate.cache, estimate.latent) == (result.state.cache.nbytes, result.state.latent.nbytes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_peak_of_a_video_is_near_the_formula(dtype: torch.dtype) -> None:
+    config = replace(TINY_STAR, width=256, kv_heads=1, depth=2, block_chunks=2, clip_frames=4, latents=(5,))
+    clips = clip_schedule([[(Grid(1, 2, 2), 1), (Grid(1, 24, 32), 1)], [(Grid(4, 2, 2), 1), (Grid(4, 24, 32), 1)]])
+    model, plan = make_star(config).to(dtype), make_plan(clips)
+    condition = VideoCondition(make_text((5,)))
+    peak = live_peak(lambda: generate(model, condition, 1, plan, Dense(), SeededNoise([0])))
+    estimate = estimate_memory(config, plan, Dense(), 1, dtype, text=5)
+    assert 0.8 < peak / (estimate.cache + estimate.latent + estimate.activations) < 1.3
+
+
+@pytest.mark.parametrize("tile", [None, 8])
+def test_decoding_a_video_is_near_the_formula(tile: int | None) -> None:
+    tokenizer = VideoTokenizerConfig((12, 24, 48, 48))
+    config = replace(TINY_STAR, tokenizer=tokenizer, latents=(5,), clip_frames=4)
+    plan = make_plan(clip_schedule([[(Grid(1, 12, 16), 1)], [(Grid(4, 12, 16), 1)]]))
+    latent = torch.randn(1, 64, 5, 12, 16)
+    model = VideoTokenizer(tokenizer)
+    peak = live_peak(lambda: model.decode(latent, tile))
+    assert 0.7 < peak / estimate_memory(config, plan, Dense(), 1, tile=tile).decode < 1.3
+
+
+def test_what_does_not_fit_is_refused_with_advice() -> None:
+    plan = make_plan(schedule_for("1M", 1.0))
+    estimate = estimate_memory(CONFIGS["8b"], plan, Dense(), 1, torch.bfloat16)
+    estimate.check(estimate.total, "the GPU")
+    with pytest.raises(
+        UsageError, match=r"memory: needs about \d+\.\d GiB .* for weights\), and the GPU has 8.0 GiB; use"
+    ):
+        estimate.check(8 * 2**30, "the GPU")
+    wide = estimate_memory(CONFIGS["2b"], plan, Dense(), 64, torch.bfloat16)
+    with pytest.raises(UsageError, match=r"for cache.*draw fewer at once"):
+        wide.check(2**30, "the GPU")
+    assert (memory_of(torch.device("cpu")) or 0) > 2**28
 
 
 def test_total_is_the_peak() -> None:

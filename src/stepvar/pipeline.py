@@ -14,6 +14,7 @@ from stepvar.checkpoints import LoadedModel, load_model
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.guidance import GUIDANCES
+from stepvar.memory import estimate_memory, memory_of
 from stepvar.methods import Dense, Method, make_method
 from stepvar.models.conditioning import MOVING, MovingRequest, Storyteller, Subject
 from stepvar.models.registry import FAMILIES
@@ -211,6 +212,7 @@ class Pipeline:
             schedule = moving.schedule(schedule)
         plan = self._plan(schedule, guidance_scale, guidance_at, guidance, temperature, top_k, top_p, more_smooth)
         method.prepare(plan, self.model.facts)  # an impossible combination fails here, before any work
+        self._check_memory(plan, method, samples)
 
         recorder = Recorder(self.device)
         with recorder.stage("condition"):
@@ -236,6 +238,14 @@ class Pipeline:
         images, videos = self._results(pixels, output_type)
         following = None if moving is None else moving.next_story(state.latent)
         return Output(images, report, seeds, recorder.kept_maps(), request.captions, videos, following)
+
+    def _check_memory(self, plan: Plan, method: Method, samples: int) -> None:
+        """Refuses what the device can never hold, with advice; what else lives there is not counted."""
+        available = memory_of(self.device)
+        if available is not None:
+            model = self.model
+            estimate = estimate_memory(model.config, plan, method, samples, model.precision, model.tile)
+            estimate.check(available, f"device {self.device.type}")
 
     def _results(self, pixels: Tensor, output_type: OutputType) -> tuple[Any, Any]:
         """Images and videos from pixels (B, 3, H, W), or (B, 3, F, H, W): one of the two is empty."""

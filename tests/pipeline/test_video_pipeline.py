@@ -210,3 +210,9 @@ def test_only_storytellers_take_stories(pipe: Pipeline) -> None:
         pipe.begin_story([picture()] * 9)
     with pytest.raises(UsageError, match="story: this model draws videos of their own"):
         pipe(PROMPTS[0], story=1)
+
+
+def test_what_no_device_holds_is_refused_before_any_work(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepvar.pipeline.memory_of", lambda device: 2**20)
+    with pytest.raises(UsageError, match=r"memory: needs about .* and device cpu has 0.0 GiB; "):
+        pipe(PROMPTS[0], seconds=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepvar.models.conditioning import Conditioner
+from stepvar.models.footprint import Footprint
 from stepvar.plan import progress
 from stepvar.text import TextEncoder
 
@@ -66,6 +67,7 @@ class Family:
         parts: by child.
         conditioner: from a model and its text encoder, if it has one, to what turns subjects into conditions.
         draws_video: whether its models draw videos, for as many seconds as a caller asks for.
+        footprint: says how many bytes a generation takes.
         text_encoder: name on the hub of the public text encoder that the released models use.
         progress: from a number of scales to how far along each is, by which soft codes sharpen.
     """
@@ -81,3 +83,4 @@ class Family:
     text_encoder: str | None = None
     progress: Callable[[int], tuple[float, ...]] = progress
     draws_video: bool = False
+    footprint: type[Footprint] = Footprint

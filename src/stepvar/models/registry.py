@@ -10,6 +10,7 @@ from stepvar.models.infinity.conditioner import TextConditioner
 from stepvar.models.infinity_star import InfinityStar, InfinityStarConfig
 from stepvar.models.infinity_star import checkpoint as infinity_star
 from stepvar.models.infinity_star.conditioner import VideoConditioner
+from stepvar.models.infinity_star.footprint import VideoFootprint
 from stepvar.models.var import VAR, VARConfig
 from stepvar.models.var import checkpoint as var
 from stepvar.models.var.conditioner import ClassConditioner
@@ -38,6 +39,7 @@ _ROWS = (
         conditioner=lambda model, encoder: VideoConditioner(encoder, model),
         text_encoder=FLAN_T5_XL,
         draws_video=True,
+        footprint=VideoFootprint,
     ),
     Family(
         name="var",
@@ -73,6 +75,18 @@ def family_of_model(model: object) -> Family:
         if isinstance(model, family.build):
             return family
     raise UsageError(f"model of type {type(model).__name__}: is of no family; known are {', '.join(FAMILIES)}")
+
+
+def family_of_config(config: object) -> Family:
+    """The family of a configuration.
+
+    Raises:
+        UsageError: if it is of none.
+    """
+    for family in FAMILIES.values():
+        if any(isinstance(config, type(variant.config)) for variant in family.variants.values()):
+            return family
+    raise UsageError(f"config of type {type(config).__name__}: is of no family; known are {', '.join(FAMILIES)}")
 
 
 def families_of_variant(variant: str) -> list[Family]:

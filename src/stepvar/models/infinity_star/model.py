@@ -278,13 +278,15 @@ class InfinityStar(PictureModel):
         return symbols.transpose(1, 2).unflatten(2, step.grid.shape)
 
     def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int) -> ScaleWork:
-        """What a pass computes; ``seen`` counts text, the end of the clip before, and the pass itself."""
+        """What a pass computes; every pass attends to the text, too, beside the ``seen`` tokens."""
         config = self.config
 
         def sublayer(name: str, rows: int, count: int, before: int, _: int) -> Work:
-            return sublayer_work(config, name, rows, count, before)
+            return sublayer_work(config, name, rows, count, before + text)
 
         stack = stack_work(sublayer, ("self", "ffn"), step, tokens, seen, text)
+        if step.given is not None:
+            return ScaleWork(stack, (embed_work(config, step),))
         drawn = sampling_work(step.samples, step.grid.size, 2 * config.bits_at(step.scale))
         return ScaleWork(stack, (embed_work(config, step), predict_work(config, step), drawn))
 
