@@ -12,6 +12,8 @@ from torch import Tensor
 from stepvar.generation import generate
 from stepvar.methods import Dense, Method
 from stepvar.methods.base import Site
+from stepvar.models.hart import HART, HARTConfig
+from stepvar.models.hart.model import HARTState
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
 from stepvar.models.infinity.model import InfinityState
 from stepvar.models.infinity_star.config import InfinityStarConfig
@@ -22,13 +24,14 @@ from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
 from stepvar.models.var.model import VARState
 from stepvar.plan import Plan, Step
 from stepvar.sampling import SeededNoise
-from stepvar.text import TextFeatures
+from stepvar.text import ContextFeatures, TextFeatures
 from stepvar.tokens import Grid, ScaleSchedule, TokenMap
+from stepvar.verify.hart import RecordingHART
 from stepvar.verify.infinity import RecordingInfinity
 from stepvar.verify.infinity_star import RecordingStar
 from stepvar.verify.recording import RecordingModel, State
 from stepvar.verify.var import RecordingVAR
-from stepvar.verify.weights import fill_by_rule, star_weight
+from stepvar.verify.weights import fill_by_rule, hart_weight, star_weight
 
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
 WIDE = ScaleSchedule.of([(1, 1), (2, 2), (2, 3), (4, 6), (5, 7), (6, 9)])
@@ -87,6 +90,21 @@ CLIPS = clip_schedule(
 """A still image and two clips of three latent frames."""
 
 
+TINY_HART = HARTConfig(
+    depth=3,
+    width=48,
+    heads=2,
+    patch_nums=(1, 2, 4, 6, 8),
+    context_tokens=5,
+    context_channels=12,
+    diffusion_width=32,
+    diffusion_depth=2,
+    diffusion_steps=4,
+    tokenizer=VQConfig(vocabulary=48, channels=6, base_channels=32, multipliers=(1, 2)),
+)
+"""Its schedule is SQUARE."""
+
+
 def make_model(config: InfinityConfig = TINY, seed: int = 0) -> Infinity:
     """A model with weights by the rule, so that every gate is open and every part matters."""
     model = Infinity(config).eval().requires_grad_(False)
@@ -109,6 +127,21 @@ def make_star(config: InfinityStarConfig = TINY_STAR, seed: int = 0) -> Infinity
     fill_by_rule(model.transformer, seed, star_weight)
     fill_by_rule(model.tokenizer, seed, star_weight)
     return model
+
+
+def make_hart(config: HARTConfig = TINY_HART, seed: int = 0) -> HART:
+    """A text-to-image model with a diffusion head, with weights by its rule."""
+    model = HART(config).eval().requires_grad_(False)
+    fill_by_rule(model.transformer, seed, hart_weight)
+    fill_by_rule(model.tokenizer, seed, hart_weight)
+    return model
+
+
+def make_context(words: Sequence[int] = (3, 5), first: int = 0, config: HARTConfig = TINY_HART) -> ContextFeatures:
+    """Features of one prompt per number of words, padded behind; prompt i is the same whatever the others are."""
+    size = (config.context_tokens, config.context_channels)
+    rows = [torch.randn(size, generator=torch.Generator().manual_seed(2000 + first + i)) for i in range(len(words))]
+    return ContextFeatures.of(torch.stack(rows), torch.arange(size[0]) < torch.tensor(words)[:, None])
 
 
 def make_text(lengths: Sequence[int], first: int = 0, channels: int = TINY.text_channels) -> TextFeatures:
@@ -187,6 +220,14 @@ def draw_video(
     text = text or make_text((5,), first)
     recording = RecordingStar(model, {})
     return _draw(recording, VideoCondition(text, negative), len(text), plan, method, first)
+
+
+def draw_context(
+    model: HART, plan: Plan, method: Method | None = None, text: ContextFeatures | None = None, first: int = 0
+) -> Drawn[HARTState]:
+    """Generates; image i has the seed ``first + i``."""
+    text = text or make_context((3,), first)
+    return _draw(RecordingHART(model, {}), text, len(text), plan, method, first)
 
 
 def _draw(

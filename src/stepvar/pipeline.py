@@ -31,7 +31,7 @@ from stepvar.settings import (
     parse_aspect_ratio,
     per_scale,
 )
-from stepvar.text import CachedEncoder, T5Encoder, TextEncoder
+from stepvar.text import CachedEncoder, Encoder, HostedEncoder
 from stepvar.tokens import ScaleSchedule
 
 
@@ -42,7 +42,7 @@ class Pipeline:
         progress: whether a bar over the scales is shown, on a terminal only; a call may say otherwise.
     """
 
-    def __init__(self, loaded: LoadedModel, text_encoder: TextEncoder | None) -> None:
+    def __init__(self, loaded: LoadedModel, text_encoder: Encoder[Any] | None) -> None:
         self.name = loaded.name
         self.model = loaded.model
         self.text_encoder = text_encoder
@@ -59,7 +59,7 @@ class Pipeline:
         *,
         revision: str | None = None,
         tokenizer: str | Path | None = None,
-        text_encoder: TextEncoder | str | Path | None = "auto",
+        text_encoder: Encoder[Any] | str | Path | None = "auto",
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
@@ -72,7 +72,7 @@ class Pipeline:
             revision: branch, tag or commit on the hub.
             tokenizer: the tokenizer's file, where it does not lie beside the transformer's.
             text_encoder: "auto" loads what the model was trained with (Flan-T5-XL for the released Infinity models);
-                a name or folder of another T5, an encoder, or None to work with features only.
+                the name or folder of another model of its kind, an encoder, or None to work with features only.
             device, dtype: where and in what precision; see :meth:`to`.
 
         Raises:
@@ -104,7 +104,7 @@ class Pipeline:
             UsageError: if the model's text encoder is too small for that to make sense.
         """
         encoder = self.text_encoder.encoder if isinstance(self.text_encoder, CachedEncoder) else self.text_encoder
-        if not isinstance(encoder, T5Encoder):
+        if not isinstance(encoder, HostedEncoder):
             raise UsageError(f"text encoder offload: {self.name} has no large text encoder; leave it where it is")
         encoder.enable_offload(self.device if device is None else device)
         return self
@@ -366,12 +366,12 @@ class Pipeline:
         return tuple(guidance_at)
 
 
-def _text_encoder(loaded: LoadedModel, chosen: TextEncoder | str | Path | None) -> TextEncoder | None:
+def _text_encoder(loaded: LoadedModel, chosen: Encoder[Any] | str | Path | None) -> Encoder[Any] | None:
     """The encoder asked for, behind a cache of the last prompts."""
     if chosen == "auto":
         chosen = loaded.text_encoder or FAMILIES[loaded.family].text_encoder
     if isinstance(chosen, (str, Path)):
-        chosen = T5Encoder(chosen)
+        chosen = FAMILIES[loaded.family].encoder(chosen, loaded.model.config)
     return None if chosen is None else CachedEncoder(chosen)
 
 

@@ -7,15 +7,24 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.infinity import TextCondition
 from stepvar.models.infinity_star.model import VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
-from stepvar.models.var import ClassCondition, VQConfig
+from stepvar.models.var import ClassCondition
 from stepvar.text import ContextFeatures
 from stepvar.tokens import Grid, ScaleSchedule
-from stepvar.verify.weights import fill_by_rule, hart_weight
-from tests.helpers import CLIPS, SQUARE, WIDE, make_model, make_star, make_text, make_var
+from tests.helpers import (
+    CLIPS,
+    SQUARE,
+    TINY_HART,
+    WIDE,
+    make_context,
+    make_hart,
+    make_model,
+    make_star,
+    make_text,
+    make_var,
+)
 
 LENGTHS = (5, 3)
 """Text tokens of the images of a batch."""
@@ -44,34 +53,12 @@ class FamilyRow:
         return f"{self.family}-{self.shape}"
 
 
-TINY_HART = HARTConfig(
-    depth=4,
-    width=64,
-    heads=2,
-    tokenizer=VQConfig(vocabulary=48, channels=6, base_channels=32, multipliers=(1, 2)),
-    patch_nums=(1, 2, 4, 6, 8),
-    context_tokens=7,
-    context_channels=128,
-    diffusion_width=64,
-    diffusion_depth=2,
-    diffusion_steps=2,
-)
-
-
-def make_hart() -> HART:
-    model = HART(TINY_HART).eval().requires_grad_(False)
-    for part in (model.transformer, model.tokenizer):
-        fill_by_rule(part, 0, hart_weight)
-    return model
-
-
 def texts(places: range) -> Any:
     return make_text([LENGTHS[place] for place in places], places.start)
 
 
 def contexts(places: range) -> ContextFeatures:
-    text = make_text([7 for _ in places], places.start)
-    return ContextFeatures.of(text.features)
+    return make_context([LENGTHS[place] for place in places], places.start)
 
 
 def image_and_clip(*sides: tuple[int, int]) -> ScaleSchedule:
@@ -84,14 +71,14 @@ ROWS = (
     FamilyRow("infinity", "square", SQUARE, cache(make_model), lambda places: TextCondition(texts(places))),
     FamilyRow("infinity", "wide", WIDE, cache(make_model), lambda places: TextCondition(texts(places))),
     FamilyRow("var", "square", SQUARE, cache(make_var), lambda places: ClassCondition(tuple(3 + i for i in places))),
-    FamilyRow("hart", "square", SQUARE, cache(make_hart), contexts, first_tokens=6),
+    FamilyRow("hart", "square", SQUARE, cache(make_hart), contexts, first_tokens=TINY_HART.prefix),
     FamilyRow(
         "hart",
         "wide",
         ScaleSchedule.of([(1, 1), (2, 2), (3, 4), (4, 6), (6, 9)]),
         cache(make_hart),
         contexts,
-        first_tokens=6,
+        first_tokens=TINY_HART.prefix,
     ),
     FamilyRow("infinity-star", "video-wide", CLIPS, cache(make_star), lambda places: VideoCondition(texts(places))),
     FamilyRow(

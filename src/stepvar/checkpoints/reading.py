@@ -19,6 +19,12 @@ from stepvar.errors import CheckpointError
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 INDEX_SUFFIX = ".index.json"
 
+AVERAGED = "ema_model.bin"
+"""Averaged weights in a folder, which stand in for those beside them."""
+
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+"""What the one file of a folder is called."""
+
 _NESTING = ("trainer", "gpt_ema_fsdp", "gpt_fsdp", "vae")
 _ZIP = b"PK\x03\x04"
 _PORTIONS = 40
@@ -134,12 +140,33 @@ class Shards(Weights):
         return peek(self._shard_of(name), name)
 
 
+class Overlaid(Weights):
+    """Weights of one file, and those that it lacks from another.
+
+    Args:
+        over, under: what is in both is taken from the first.
+    """
+
+    def __init__(self, over: Mapping[str, Tensor], under: Mapping[str, Tensor]) -> None:
+        super().__init__([*over, *(name for name in under if name not in over)])
+        self._over, self._under = over, under
+
+    def _holder(self, name: str) -> Mapping[str, Tensor]:
+        return self._over if name in self._over else self._under
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._holder(name)[name]
+
+    def peek(self, name: str) -> Tensor:
+        return peek(self._holder(name), name)
+
+
 def read_state(path: str | Path, ema: bool = True) -> Mapping[str, Tensor]:
     """The weights of a checkpoint, whatever its layout; nothing in it is ever executed.
 
     Layouts: ``.safetensors``; ``.pth``, ``.pt`` and ``.bin`` of ``torch.save``, flat or nested as the training
     scripts nest them (``trainer`` and in it ``gpt_ema_fsdp`` or ``gpt_fsdp``; ``vae``); a folder of shards with an
-    index, or the index itself.
+    index, or the index itself; a folder of one such file, and in it, beside the file, averaged weights in their own.
 
     Args:
         ema: whether averaged weights are preferred where a training checkpoint has both.
@@ -153,7 +180,7 @@ def read_state(path: str | Path, ema: bool = True) -> Mapping[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        return Shards(find_index(path))
+        return _read_folder(path, ema)
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; check the path, or fetch it again")
     if path.name.endswith(INDEX_SUFFIX):
@@ -165,6 +192,16 @@ def read_state(path: str | Path, ema: bool = True) -> Mapping[str, Tensor]:
     if not _is_zip(path):  # the format of torch.save before version 1.6
         return _read_torch(path, ema, mapped=False)
     return MappedFile(path, lambda path: _read_torch(path, ema, mapped=True))
+
+
+def _read_folder(folder: Path, ema: bool) -> Mapping[str, Tensor]:
+    """A folder of shards with their index, or of one file; averaged weights in a file of their own come first."""
+    averaged, whole = folder / AVERAGED, [folder / name for name in WHOLE if (folder / name).is_file()]
+    if not ema or not averaged.is_file():
+        return read_state(whole[0]) if whole else Shards(find_index(folder))
+    if not whole and not any(folder.glob(f"*{INDEX_SUFFIX}")):
+        return read_state(averaged)
+    return Overlaid(read_state(averaged), _read_folder(folder, ema=False))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,8 @@ def _on_hub(
         else fetch(family.repos, names[part], revision, local_files_only)
         for part in reversed(names)  # the small file first: what is wrong shows early
     }
-    return Source(f"{family.name}-{name}", family, variant.config, variant.defaults, parts, parts["transformer"])
+    config, about = _released(family, variant, parts)
+    return Source(f"{family.name}-{name}", family, config, variant.defaults, parts, about)
 
 
 def _released_in(folder: Path, wanted: str | None) -> tuple[Family, str, Path] | None:
@@ -197,17 +198,31 @@ def _local(family: Family, name: str, transformer: Path, tokenizer: str | Path |
         )
     _check_exists(path)
     parts = {"transformer": transformer, "tokenizer": path}
-    source = Source(f"{family.name}-{name}", family, variant.config, variant.defaults, parts, transformer)
     override = _override(folder)
     if override is None or override["family"] != family.name:
-        return source
-    return replace(
-        source,
+        config, about = _released(family, variant, parts)
+        return Source(f"{family.name}-{name}", family, config, variant.defaults, parts, about)
+    return Source(
         name=override.get("name", transformer.stem),
+        family=family,
         config=_configure(family, override, folder / CONFIG),
         defaults=override.get("defaults", variant.defaults),
+        parts=parts,
         about=folder / CONFIG,
     )
+
+
+def _released(family: Family, variant: Variant, parts: Mapping[str, Path]) -> tuple[Any, Path]:
+    """The configuration of a release, and the file that it is from: its own, where the family's releases have one."""
+    path = parts["transformer"]
+    if family.released_config is None:
+        return variant.config, path
+    try:
+        return family.released_config(parts), path
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its configuration describes no model ({error!r}); fetch it again") from error
 
 
 def _check_exists(path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stepvar.models.conditioning import Conditioner
 from stepvar.models.footprint import Footprint
 from stepvar.plan import progress
-from stepvar.text import TextEncoder
+from stepvar.text import Encoder, T5Encoder
 
 Rename = Callable[[Collection[str], Collection[str]], Mapping[str, str]]
 """(names in a file, names of a module) -> name of the module: name in the file, where the two differ."""
@@ -69,6 +70,8 @@ class Family:
         draws_video: whether its models draw videos, for as many seconds as a caller asks for.
         footprint: says how many bytes a generation takes.
         text_encoder: name on the hub of the public text encoder that the released models use.
+        encoder: from the name or folder of a text model and the configuration to an encoder of prompts.
+        released_config: where the files of a release say what it is: from the path of each part to a configuration.
         progress: from a number of scales to how far along each is, by which soft codes sharpen.
     """
 
@@ -79,8 +82,10 @@ class Family:
     config: Callable[[dict[str, Any]], Any]
     build: type[Any]
     parts: Mapping[str, Part]
-    conditioner: Callable[[Any, TextEncoder | None], Conditioner]
+    conditioner: Callable[[Any, Any], Conditioner]
     text_encoder: str | None = None
+    encoder: Callable[[str | Path, Any], Encoder[Any]] = lambda source, _: T5Encoder(source)
+    released_config: Callable[[Mapping[str, Path]], Any] | None = None
     progress: Callable[[int], tuple[float, ...]] = progress
     draws_video: bool = False
     footprint: type[Footprint] = Footprint

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from stepvar.errors import UsageError
 from stepvar.models.family import Family
+from stepvar.models.hart import HART, HARTConfig
+from stepvar.models.hart import checkpoint as hart
+from stepvar.models.hart import progress as hart_progress
+from stepvar.models.hart.conditioner import ContextConditioner
 from stepvar.models.infinity import Infinity, InfinityConfig
 from stepvar.models.infinity import checkpoint as infinity
 from stepvar.models.infinity.conditioner import TextConditioner
@@ -14,6 +18,7 @@ from stepvar.models.infinity_star.footprint import VideoFootprint
 from stepvar.models.var import VAR, VARConfig
 from stepvar.models.var import checkpoint as var
 from stepvar.models.var.conditioner import ClassConditioner
+from stepvar.text import Qwen2Encoder
 from stepvar.text.t5 import FLAN_T5_XL
 
 _ROWS = (
@@ -50,6 +55,20 @@ _ROWS = (
         build=VAR,
         parts=var.PARTS,
         conditioner=lambda model, _: ClassConditioner(model.config.classes),
+    ),
+    Family(
+        name="hart",
+        repos=hart.REPOS,
+        variants=hart.VARIANTS,
+        default="0.7b",
+        config=HARTConfig.from_dict,
+        build=HART,
+        parts=hart.PARTS,
+        conditioner=lambda model, encoder: ContextConditioner(encoder, model.config),
+        text_encoder=hart.QWEN2,
+        encoder=lambda source, config: Qwen2Encoder(source, slots=config.context_tokens),
+        released_config=hart.read_released,
+        progress=hart_progress,
     ),
 )
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Generic
 
 import torch
-from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.text.features import TextEncoder, TextFeatures
+from stepvar.text.features import Encoder, FeaturesT
 
 
-class CachedEncoder:
+class CachedEncoder(Generic[FeaturesT]):
     """Keeps the features of the last prompts, and encodes only what it has not seen.
 
     Features are kept and returned on the CPU, whatever the device of the encoder: the cache takes no memory of the
@@ -27,18 +27,18 @@ class CachedEncoder:
         UsageError: if ``size`` is below 1.
     """
 
-    def __init__(self, encoder: TextEncoder, size: int = 64) -> None:
+    def __init__(self, encoder: Encoder[FeaturesT], size: int = 64) -> None:
         if size < 1:
             raise UsageError(f"size={size}: must be at least 1; use the encoder itself to keep nothing")
         self.encoder = encoder
         self.size = size
-        self._rows: OrderedDict[str, Tensor] = OrderedDict()
+        self._rows: OrderedDict[str, FeaturesT] = OrderedDict()
 
     def __len__(self) -> int:
         """Prompts kept now."""
         return len(self._rows)
 
-    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+    def encode(self, prompts: Sequence[str]) -> FeaturesT:
         """Features of the prompts, on the CPU; those not kept yet are encoded in one batch.
 
         Raises:
@@ -49,17 +49,19 @@ class CachedEncoder:
         found = {prompt: self._rows[prompt] for prompt in prompts if prompt in self._rows}
         unseen = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         if unseen:
-            # Copies: a view would keep the padding of the whole batch alive.
-            rows = [row.detach().to("cpu", copy=True) for row in self.encoder.encode(unseen).rows()]
-            found |= zip(unseen, rows, strict=True)
+            found |= zip(unseen, self.encoder.encode(unseen).split(), strict=True)
         for prompt in prompts:
             self._rows[prompt] = found[prompt]
             self._rows.move_to_end(prompt)
         while len(self._rows) > self.size:
             self._rows.popitem(last=False)
-        return TextFeatures.pack([found[prompt] for prompt in prompts])
+        rows = [found[prompt] for prompt in prompts]
+        stacked: FeaturesT = rows[0].stack(rows)
+        return stacked
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> CachedEncoder:
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> CachedEncoder[FeaturesT]:
         """Moves the encoder; another precision makes other numbers, so it empties the cache."""
         self.encoder.to(device=device, dtype=dtype)
         if dtype is not None:

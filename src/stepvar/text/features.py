@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,15 @@ class TextFeatures:
     def rows(self) -> list[Tensor]:
         """The features of each prompt, without padding: B views (length, C)."""
         return [self.features[index, :length] for index, length in enumerate(self.lengths)]
+
+    def split(self) -> list[TextFeatures]:
+        """One batch of one per prompt: copies on the CPU, without padding (a view would keep that alive)."""
+        return [TextFeatures.pack([row.detach().to("cpu")]) for row in self.rows()]
+
+    @staticmethod
+    def stack(several: Sequence[TextFeatures]) -> TextFeatures:
+        """The batches one behind the other, padded to the longest; always a copy."""
+        return TextFeatures.pack([row for one in several for row in one.rows()])
 
     @staticmethod
     def join(first: TextFeatures, second: TextFeatures) -> TextFeatures:
@@ -81,12 +90,37 @@ class TextFeatures:
         return packed
 
 
-class TextEncoder(Protocol):
-    """Turns prompts into features; the small encoder of the embedded model and T5 look alike from outside."""
+class Features(Protocol):
+    """What an encoder makes of a batch of prompts."""
 
-    def encode(self, prompts: Sequence[str]) -> TextFeatures: ...
+    def __len__(self) -> int: ...
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TextEncoder: ...
+    def split(self) -> Sequence[Any]:
+        """One batch of one per prompt: copies on the CPU."""
+        ...
+
+    @staticmethod
+    def stack(several: Any) -> Any:
+        """Such batches one behind the other; always a copy."""
+        ...
+
+
+FeaturesT = TypeVar("FeaturesT", bound=Features)
+Features_co = TypeVar("Features_co", bound=Features, covariant=True)
+
+
+class Encoder(Protocol[Features_co]):
+    """Turns prompts into features; all encoders look alike from outside."""
+
+    def encode(self, prompts: Sequence[str]) -> Features_co: ...
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Encoder[Features_co]: ...
+
+
+TextEncoder = Encoder[TextFeatures]
+"""An encoder of as many features as a prompt has tokens; that of the embedded model and T5."""
 
 
 def _rows(embeddings: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,18 @@ def import_transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise UsageError("the T5 text encoder needs the package transformers: pip install 'stepvar[text]'") from None
+        raise UsageError("the text encoder needs the package transformers: pip install 'stepvar[text]'") from None
     return transformers
 
 
-def find_folder(source: str | Path, revision: str | None = None) -> Path:
+def find_folder(source: str | Path, revision: str | None = None, small: Sequence[str] = _SMALL) -> Path:
     """A local folder as it is, or that of a model on the hub, downloaded if need be.
 
     Only the weights of one format are fetched. The hub's own settings hold: ``HF_HOME``, ``HF_TOKEN``,
     ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``.
+
+    Args:
+        small: names of the files beside the weights, or patterns of them.
 
     Raises:
         UsageError: if there is neither, or the hub cannot be reached.
@@ -51,7 +54,7 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     def fetch(*patterns: str) -> Path:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[*_SMALL, *patterns]))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[*small, *patterns]))
 
     try:
         found = fetch(*_SAFE)
@@ -61,21 +64,25 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
         raise UsageError(f"text encoder {str(source)!r}: no local folder, and not from the hub: {reason}") from error
 
 
-def load_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The encoder half of the T5 model in a folder, on the CPU, without gradients.
+def load_encoder(folder: Path, dtype: torch.dtype, kind: str = "T5EncoderModel", what: str = "T5 encoder") -> nn.Module:
+    """The text model in a folder, on the CPU, without gradients; of a T5 model the encoder half.
 
     Reads safetensors; where there are none, PyTorch files through the loader that accepts tensors only.
 
+    Args:
+        kind: the class of ``transformers``.
+        what: what it is, for errors.
+
     Raises:
-        CheckpointError: if files are missing, damaged, or do not hold a whole T5 encoder.
+        CheckpointError: if files are missing, damaged, or do not hold the whole model.
     """
     transformers = import_transformers()
     safe = _holds(folder, _SAFE)
     if not safe and not _holds(folder, _TORCH):
-        raise CheckpointError(f"{folder}: no model.safetensors or pytorch_model.bin; give the folder of a T5 model")
+        raise CheckpointError(f"{folder}: no model.safetensors or pytorch_model.bin; give the folder of a {what}")
     try:
         with _quiet(transformers):
-            model, info = transformers.T5EncoderModel.from_pretrained(
+            model, info = getattr(transformers, kind).from_pretrained(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
@@ -84,10 +91,10 @@ def load_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
                 output_loading_info=True,
             )
     except _DAMAGE as error:
-        raise CheckpointError(f"{folder}: T5 weights cannot be read ({error}); fetch them again") from error
+        raise CheckpointError(f"{folder}: weights cannot be read ({error}); fetch them again") from error
     # Weights not in the files would be random numbers. Those of the decoder are expected to be left over.
     if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(f"{folder}: not a whole T5 encoder; {len(missing)} missing: {', '.join(missing[:8])}")
+        raise CheckpointError(f"{folder}: not a whole {what}; {len(missing)} missing: {', '.join(missing[:8])}")
     module: nn.Module = model.eval().requires_grad_(False)
     return module
 

@@ -80,7 +80,7 @@ class RecordingHART(RecordingModel[ContextFeatures, HARTState]):
     model: HART
 
     def embed(self, state: HARTState, step: Step) -> TokenMap:
-        tokens = self.model.embed(state, step)
+        tokens = super().embed(state, step)
         self.note(step, "tokens_in", self._both(step, tokens.features, state.condition.null))
         return tokens
 
@@ -89,15 +89,16 @@ class RecordingHART(RecordingModel[ContextFeatures, HARTState]):
         self.note(step, "hidden", hidden)
         last = hidden[:, -1:] if step.index == 0 else hidden
         self.note(step, "logits", self.model.transformer.logits(last, state.condition.pooled[: len(last)]))
-        return self.model.predict(state, tokens, step)
+        return super().predict(state, tokens, step)
 
     def accumulate(self, state: HARTState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        self.model.accumulate(state, symbols, step, weights)
+        super().accumulate(state, symbols, step, weights)
+        self.record[f"idx_{step.index}"] = symbols
         self.note(step, "idx", symbols.flatten())
         self.note(step, "f_hat", state.latent.clone())
 
     def refine(self, state: HARTState, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
-        self.model.refine(state, tokens, symbols, step, noise)
+        super().refine(state, tokens, symbols, step, noise)
         if not step.is_last:
             return
         condition = self.model.residual_condition(tokens, symbols)

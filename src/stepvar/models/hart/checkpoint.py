@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
 
+from stepvar.errors import CheckpointError
 from stepvar.models.family import Part, Variant
-from stepvar.models.hart.config import RELEASED
+from stepvar.models.hart.config import RELEASED, HARTConfig
 
 REPOS = ("mit-han-lab/hart-0.7b-1024px",)
 """The repository on the hub."""
@@ -44,3 +48,27 @@ DEFAULTS = {"guidance_scale": 4.5, "temperature": 1.0, "top_k": TOP_K, "top_p": 
 
 VARIANTS: dict[str, Variant] = {"0.7b": Variant(RELEASED, ("llm",), ("tokenizer",), DEFAULTS)}
 """The released model: two folders, each with a ``config.json`` of its own, which decides."""
+
+
+def read_released(parts: Mapping[str, Path]) -> HARTConfig:
+    """The configuration that the folders of a release state.
+
+    Raises:
+        CheckpointError: if a file is missing or cannot be read, or describes a model that is not supported.
+    """
+    transformer = _read(parts["transformer"])
+    return HARTConfig.published(transformer, _read(parts["tokenizer"]))
+
+
+def _read(part: Path) -> dict[str, Any]:
+    """The ``config.json`` in a folder, or beside a file."""
+    path = (part if part.is_dir() else part.parent) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; it says what the model is, fetch it too") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: is no configuration; fetch it again")
+    return content

@@ -1,0 +1,115 @@
+"""A Qwen2 language model as text encoder: for the HART models."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepvar.errors import CheckpointError, UsageError
+from stepvar.text.context import ContextFeatures
+from stepvar.text.hosted import HostedEncoder, check_dtype
+from stepvar.text.pretrained import find_folder, import_transformers, load_encoder
+from stepvar.text.t5 import LongPromptWarning
+
+INSTRUCTION = "instruction.txt"
+"""The file beside the weights that may hold the instruction."""
+
+_SMALL = ("*.json", "merges.txt", INSTRUCTION)
+
+
+class Qwen2Encoder(HostedEncoder):
+    """The last hidden states of a Qwen2 model, padding included, in float32.
+
+    Every prompt takes exactly ``slots`` tokens; on which side padding lies, and with which token, is the folder's
+    tokenizer's to say. An instruction is read in front of the prompt, and its hidden states are dropped.
+
+    Args:
+        source: a name on the Hugging Face hub, or a local folder with configuration, tokenizer and weights.
+        instruction: None: the text of ``instruction.txt`` in the folder if there is one, else none; "": none.
+            The published models were used with an instruction of their authors, which this project does not carry.
+        slots: tokens per prompt.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights and the arithmetic: float32, bfloat16 or float16.
+        device: where the weights rest and the work is done.
+
+    Raises:
+        UsageError: if ``transformers`` is not installed, or there is no such model.
+        CheckpointError: if its files are missing or damaged, or its tokenizer has no padding.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        instruction: str | None = None,
+        *,
+        slots: int = 300,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        check_dtype(dtype)
+        if slots < 1:
+            raise UsageError(f"slots={slots}: must be at least 1")
+        folder = find_folder(source, revision, _SMALL)
+        self.slots = slots
+        self.instruction = _instruction(folder) if instruction is None else instruction
+        self.tokenizer = _tokenizer(folder)
+        model = load_encoder(folder, dtype, "AutoModel", "Qwen2 model")
+        super().__init__(str(source), model, dtype, device)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> ContextFeatures:
+        """Features (B, slots, C) on :attr:`device`, with the mask of the words and their places.
+
+        Raises:
+            UsageError: for no prompts, and after ``free``.
+        """
+        if not prompts:
+            raise UsageError("prompts: none given")
+        tokens = torch.tensor([self.tokens(prompt) for prompt in prompts])
+        mask = tokens != self.tokenizer.pad_token_id
+        front = self._front(len(prompts))
+        read = torch.cat([torch.ones_like(front, dtype=torch.bool), mask], dim=1)
+        hidden = self._run(torch.cat([front, tokens], dim=1), read)[:, front.shape[1] :]
+        return ContextFeatures.of(hidden, mask.to(hidden.device))
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Numbers of exactly ``slots`` tokens; of a prompt too long the end is left out, with a warning."""
+        length = len(self.tokenizer(prompt)["input_ids"])
+        if length > self.slots:
+            message = f"prompt of {length} tokens: the model reads {self.slots} and ignores the end"
+            warnings.warn(message, LongPromptWarning, stacklevel=2)
+        filled = self.tokenizer(prompt, padding="max_length", truncation=True, max_length=self.slots)
+        numbers: list[int] = filled["input_ids"]
+        return numbers
+
+    def _front(self, count: int) -> Tensor:
+        """The tokens of the instruction (count, L), at most as many as a prompt takes."""
+        if not self.instruction:
+            return torch.zeros(count, 0, dtype=torch.long)
+        numbers = self.tokenizer(self.instruction, truncation=True, max_length=self.slots)["input_ids"]
+        return torch.tensor([numbers] * count)
+
+
+def _instruction(folder: Path) -> str:
+    path = folder / INSTRUCTION
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def _tokenizer(folder: Path) -> Any:
+    transformers = import_transformers()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers package raises plain Exception
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error}); fetch it again") from error
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"{folder}: the tokenizer has no padding token; fetch its configuration, too")
+    return tokenizer
