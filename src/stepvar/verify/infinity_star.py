@@ -6,13 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stepvar.checkpoints import fill_module
 from stepvar.generation import generate
 from stepvar.guidance import ProjectedGuidance
 from stepvar.methods import Dense
-from stepvar.models.infinity_star.checkpoint import PARTS
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.interaction import continued, remembered_segments
 from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
@@ -22,10 +20,9 @@ from stepvar.sampling import StreamNoise, mix_branches
 from stepvar.text import TextFeatures
 from stepvar.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.verify.goldens import Golden
-from stepvar.verify.infinity_star_tokenizer import coding, decoding, encoding, listed_shapes, tokenizer_config
+from stepvar.verify.infinity_star_tokenizer import coding, decoding, encoding, fill_part, tokenizer_config
 from stepvar.verify.recording import Record, RecordingModel
 from stepvar.verify.setup import Setup
-from stepvar.verify.weights import rule_weights, star_weight
 
 STAR_INPUTS = r"text_embeds|image|video|posterior_noise|former_clip_features|first_frame_features"
 
@@ -110,14 +107,6 @@ def build_model(golden: Golden) -> InfinityStar:
     fill_part(model.transformer, golden, "transformer", "transformer_params")
     fill_part(model.tokenizer, golden, "tokenizer", "vae_params")
     return model.eval().requires_grad_(False)
-
-
-def fill_part(module: nn.Module, golden: Golden, part: str, listed: str) -> None:
-    """Gives a part of the model the weights of a golden, those that the list beside it names if it is there."""
-    source = f"{golden.path}: {part}"
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    weights = rule_weights(listed_shapes(golden, listed) or own, golden.setting("seed"), star_weight)
-    fill_module(module, weights, source, PARTS[part].ignorable)
 
 
 def read_config(golden: Golden) -> InfinityStarConfig:

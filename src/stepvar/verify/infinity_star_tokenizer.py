@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module
 from stepvar.errors import CheckpointError
+from stepvar.models.infinity_star.checkpoint import PARTS
 from stepvar.models.infinity_star.codes import CodePass, codes_of, enlarge_codes, quantise, resample_frames, shrink
-from stepvar.models.infinity_star.tokenizer import IGNORABLE, POLICY, VideoTokenizer, VideoTokenizerConfig
+from stepvar.models.infinity_star.tokenizer import POLICY, VideoTokenizer, VideoTokenizerConfig
 from stepvar.models.precision import Precision, apply_precision
 from stepvar.tokens import Grid
 from stepvar.verify.goldens import Golden
 from stepvar.verify.recording import Record
 from stepvar.verify.setup import Setup
-from stepvar.verify.weights import star_weight
+from stepvar.verify.weights import rule_weights, star_weight
 
 VIDEO_INPUTS = r"video|image|posterior_noise"
 UNIT_INPUTS = r"vae_dec_in_T\d+|interp_\w+_in|codes_sem_bits"
@@ -52,14 +53,18 @@ def build_tokenizer(golden: Golden) -> VideoTokenizer:
     """
     with torch.device("meta"):
         tokenizer = VideoTokenizer(tokenizer_config(golden))
-    own = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
-    shapes = listed_shapes(golden, "vae_params") or own
-    weights = {name: star_weight(name, shape, golden.setting("seed")) for name, shape in shapes.items()}
-    fill_module(tokenizer, weights, f"{golden.path}: tokenizer", IGNORABLE)
+    fill_part(tokenizer, golden, "tokenizer", "vae_params")
     return tokenizer.eval().requires_grad_(False)
 
 
-def listed_shapes(golden: Golden, part: str) -> dict[str, tuple[int, ...]]:
+def fill_part(module: nn.Module, golden: Golden, part: str, listed: str) -> None:
+    """Gives a part of the model the weights of a golden, those that the list beside it names if it is there."""
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    weights = rule_weights(_listed_shapes(golden, listed) or own, golden.setting("seed"), star_weight)
+    fill_module(module, weights, f"{golden.path}: {part}", PARTS[part].ignorable)
+
+
+def _listed_shapes(golden: Golden, part: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the original's weights, from the file beside the golden; empty if it is not there."""
     path = golden.path.with_name(golden.about.get("param_list", ""))
     if not path.is_file():
