@@ -21,8 +21,8 @@ class RunFolder:
     """What an evaluation has written so far.
 
     Attributes:
-        path: the folder: ``run.json`` (the settings), ``manifest.jsonl``, ``timing.jsonl``, ``results.json`` and
-            ``images/``.
+        path: the folder: ``run.json`` (the settings), ``manifest.jsonl``, ``timing.jsonl``, ``results.json``,
+            ``images/``, and ``kept/`` with maps of kept tokens.
         settings: of the run.
         rows: of the manifest, by method, prompt and seed.
         timing: one row per timed run.
@@ -79,9 +79,9 @@ class RunFolder:
         folder.timing = list(_lines(path / "timing.jsonl"))
         return folder
 
-    def images(self, label: str) -> Path:
-        """The folder of a method's pictures."""
-        return self.path / "images" / slug(label)
+    def place(self, kind: str, label: str) -> Path:
+        """The folder of a method below ``images``, ``kept`` or another."""
+        return self.path / kind / slug(label)
 
     def add(self, row: dict[str, Any]) -> None:
         """One more picture, on disk before the next is begun."""
@@ -114,7 +114,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError:
             if number == len(lines) - 1:
                 return
-            raise UsageError(f"{path}: line {number + 1} is damaged; remove it, and its picture is drawn again") from None
+            raise UsageError(
+                f"{path}: line {number + 1} is damaged; remove it, and its picture is drawn again"
+            ) from None
 
 
 def _end_line(path: Path) -> None:

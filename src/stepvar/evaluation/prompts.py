@@ -50,7 +50,7 @@ class PromptSet:
     Attributes:
         source: where they come from, for results.
         layout: ``plain``: ``NAME/0000.png``; ``geneval``: ``00000/metadata.jsonl`` and ``00000/samples/0000.png``;
-            ``dpg``: sheets ``NAME.png`` of two by two, made of the plain pictures beside them.
+            ``dpg``: sheets ``NAME.png`` of two by two, made of plain pictures that lie elsewhere.
     """
 
     source: str
@@ -70,11 +70,9 @@ class PromptSet:
             raise UsageError(f"limit={limit}: must be at least 1")
         return PromptSet(self.source, self.prompts[:limit], self.layout)
 
-    def picture(self, index: int, seed: int) -> Path:
-        """Where a picture goes, below the folder of its method; ``seed`` is the place among the seeds."""
-        prompt = self.prompts[index]
-        folder = Path("samples") / prompt.name if self.layout == "dpg" else Path(prompt.name)
-        return folder / ("samples" if self.layout == "geneval" else "") / f"{seed:04}.png"
+    def picture(self, index: int, place: int) -> Path:
+        """Where a picture goes, below the folder of its method; ``place`` is its seed's among the seeds."""
+        return Path(self.prompts[index].name) / ("samples" if self.layout == "geneval" else "") / f"{place:04}.png"
 
 
 def load_prompts(source: str) -> PromptSet:
@@ -82,8 +80,8 @@ def load_prompts(source: str) -> PromptSet:
 
     Args:
         source: ``scenes`` or ``scenes:256``, held-out scenes of the embedded domain; a ``.jsonl`` file with the
-            ``prompt`` and ``tag`` of GenEval's ``evaluation_metadata.jsonl``; a folder with one text file per prompt, as
-            DPG-Bench has them; or a text file with one prompt per line.
+            ``prompt`` and ``tag`` of GenEval's ``evaluation_metadata.jsonl``; a folder with one text file per prompt,
+            as DPG-Bench has them; or a text file with one prompt per line.
 
     Raises:
         UsageError: if there is no such thing, or it cannot be read as such.
