@@ -68,7 +68,7 @@ def evaluate(
     scores: Scores = None,
     guidance_scale: Annotated[str | None, typer.Option(help="One number, or one per scale.")] = None,
     temperature: Annotated[str | None, typer.Option(help="One number, or one per scale.")] = None,
-    aspect_ratio: Annotated[str, typer.Option(help="Width to height, such as 3:2.")] = "1:1",
+    aspect_ratio: Annotated[str | None, typer.Option(help="Width to height, such as 3:2.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")] = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",

@@ -58,7 +58,9 @@ class Sampling:
         return cls(pipe.defaults["guidance_scale"], pipe.defaults["temperature"], batch=batch)
 
     def plan(self, pipe: Pipeline) -> Plan:
-        return pipe.plan(self.guidance, temperature=self.temperature, top_k=self.top_k, aspect_ratio=self.aspect)
+        return pipe.plan(
+            guidance_scale=self.guidance, temperature=self.temperature, top_k=self.top_k, aspect_ratio=self.aspect
+        )
 
 
 @dataclass(frozen=True)

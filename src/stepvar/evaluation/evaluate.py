@@ -22,7 +22,8 @@ from stepvar.evaluation.noise import RedrawnNoise
 from stepvar.evaluation.prompts import DPG_PICTURES, PromptSet
 from stepvar.evaluation.scenes import CATEGORIES, Judged, Questions, judge_batch
 from stepvar.files import write_text
-from stepvar.pipeline import Output, Pipeline
+from stepvar.output import Output
+from stepvar.pipeline import Pipeline
 from stepvar.scenes.judge import Judge
 from stepvar.scenes.render import render
 
@@ -111,8 +112,8 @@ class Evaluation:
         seeds = [self._seed(pair) for pair in pairs]
         subject["seed"] = seeds
         if contender.redrawn:
-            schedule = self.pipe.schedule(self.settings.get("aspect_ratio", "1:1"), self.settings.get("resolution"))
-            subject["seed"] = None
+            schedule = self.pipe.plan(**self.settings).schedule
+            del subject["seed"]
             subject["noise"] = RedrawnNoise.of(seeds, max(0, len(schedule) - contender.redrawn))
         return self.pipe(**subject, method=contender.method, output_type="np", progress=False, **self.settings)
 
@@ -228,8 +229,7 @@ class Evaluation:
 
 def clips_of(output: Output) -> list[Frames]:
     """The frames of each picture or video of an output."""
-    videos = getattr(output, "videos", None)
-    return [video.frames for video in videos] if videos is not None else [image[None] for image in output.images]
+    return list(output.videos) if len(output.videos) else [image[None] for image in output.images]
 
 
 def _cost(report: Any) -> dict[str, Any]:
