@@ -44,6 +44,8 @@ def main(given: Sequence[str] | None = None) -> None:
     pipe = Pipeline.from_pretrained(arguments.model, device=arguments.device, dtype=getattr(torch, arguments.dtype))
     plan = Sampling.of(pipe).plan(pipe)
     taking_part = [e for e in entries(counter(pipe, plan)) if not arguments.groups or e.group in arguments.groups]
+    for entry in taking_part:
+        entry.contender.method.prepare(plan, pipe.model.facts)  # what cannot be drawn fails before anything is
     name = "study.json" if shards == 1 else f"study-{shard}-of-{shards}.json"
     study = opened(arguments.out / name, settings_of(arguments, pipe), taking_part)
     gallery = Gallery([entry for entry in taking_part if entry.group == "methods"])

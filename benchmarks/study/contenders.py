@@ -9,6 +9,7 @@ from typing import Any
 from stepvar.evaluation.costs import match_cost
 from stepvar.evaluation.drawing import Contender, noise_floor
 from stepvar.methods import Method, make_method
+from stepvar.methods.restorers import Blend
 from stepvar.methods.scores import NORMALISATIONS
 
 BUDGETS = (1.3, 1.6, 2.0)
@@ -62,7 +63,8 @@ SpeedupOf = Callable[[Method], float]
 
 def kept(name: str, **settings: Any) -> Build:
     """A method as a function of the share of tokens that it keeps at the last scales."""
-    return lambda share: make_method(name, **{"keep": share, "last": LAST, **settings})
+    own = settings if "stepvar.last" in settings else {"last": LAST, **settings}
+    return lambda share: make_method(name, keep=share, **own)
 
 
 def fastvar(share: float) -> Method:
@@ -76,14 +78,31 @@ TUNABLE: dict[str, Build] = {
     "stepvar, weight 1": kept("stepvar", structure_weight=1.0),
     "high-pass": kept("high-pass"),
     "pca": kept("pca"),
+    "l2-norm": kept("l2-norm"),
+    "mean-distance": kept("mean-distance"),
+    "latent-change": kept("latent-change"),
     "random": kept("random"),
+    "sparsevar": kept("sparsevar"),
     "fastvar": fastvar,
+    "coverage": kept("coverage"),
+    "blend": kept("blend"),
+    "taper": kept("taper"),
 }
-"""Methods that can be set to a budget."""
+"""Methods that can be set to any budget."""
+
+COMPOSED: dict[str, Build] = {
+    "stepvar+drop-guidance": kept("stepvar+drop-guidance", **{"stepvar.last": LAST, "drop-guidance.last": 1}),
+}
+"""Those that begin at a speed-up of about 1.35, so that the first budget is not theirs."""
 
 FIXED: dict[str, tuple[str, dict[str, Any]]] = {
     "skip-last 1": ("skip-last", {"count": 1}),
     "skip-last 2": ("skip-last", {"count": 2}),
+    "drop-guidance 1": ("drop-guidance", {"last": 1}),
+    "drop-guidance 2": ("drop-guidance", {"last": 2}),
+    "drop-guidance 3": ("drop-guidance", {"last": 3}),
+    "drop-guidance 1, unconditional": ("drop-guidance", {"last": 1, "branch": "unconditional"}),
+    "fastvar, one scale skipped": ("fastvar", {"prune": (0.5,), "skip": 1, "blocks_before": 1, "blocks_after": 1}),
 }
 """Methods that cost what they cost."""
 
@@ -93,7 +112,7 @@ def entries(speedup_of: SpeedupOf) -> Iterator[Entry]:
     for last in (1, 2, 3):
         yield Entry("floor", noise_floor(last))
     for budget in BUDGETS:
-        for label, build in TUNABLE.items():
+        for label, build in (TUNABLE | (COMPOSED if budget > BUDGETS[0] else {})).items():
             yield at_budget("methods", label, build, budget, speedup_of)
     for label, (name, settings) in FIXED.items():
         method = make_method(name, **settings)
@@ -119,11 +138,25 @@ def variants() -> Iterator[tuple[str, str, Build]]:
     for before, after in ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (0, 2), (1, 1), (2, 1)):
         settings = {"blocks_before": before, "blocks_after": after}
         yield "span", f"first {before}, last {after} dense", kept("stepvar", **settings)
-    for scope in ("stack", "block"):
+    for scope in ("stack", "block", "sublayer"):
         for what in ("state", "update"):
             for name in ("stepvar", "random"):
                 yield "shape", f"{name}, {scope}, {what}", kept(name, scope=scope, propagate=what)
+    for name in ("stepvar", "mean-distance", "random"):
+        for restore in ("nearest", "blend", "anchors", "cached"):
+            for what in ("state", "update"):
+                yield "restore", f"{name}, {restore}, {what}", kept(name, restore=restore, propagate=what)
+    for name in ("stepvar", "mean-distance"):
+        for restore in ("nearest", "cached"):
+            settings = {"restore": restore, "propagate": "update", "scope": "sublayer"}
+            yield "restore", f"{name}, {restore}, update, each sub-layer", kept(name, **settings)
     for branches in ("shared", "separate"):
         yield "branches", branches, kept("stepvar", branches=branches)
     for last in (1, 2, 3, 4):
         yield "scales", f"last {last}", kept("stepvar", last=last)
+    for cover in (0.25, 0.5, 1.0):
+        yield "variants", f"coverage, cover {cover:g}", kept("coverage", cover=cover)
+    for neighbours in (2, 4, 8):
+        yield "variants", f"blend of {neighbours}", kept("stepvar", restore=Blend(neighbours))
+    for taper in (0.0, 0.25, 0.5, 1.0):
+        yield "variants", f"taper {taper:g}", kept("taper", taper=taper)

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.study.contenders import Entry
 from benchmarks.study.storage import Study
 from stepvar.evaluation.costs import Clock, turns
-from stepvar.evaluation.distribution import Moments, kernel_distance
+from stepvar.evaluation.distribution import Moments, squared_discrepancy
 from stepvar.evaluation.drawing import DENSE, Batch, Contender, Drawn
 from stepvar.evaluation.metrics import high_frequency_energy, high_frequency_share, psnr, ssim
 from stepvar.evaluation.scenes import CATEGORIES, Judged, Questions, judge_batch
@@ -29,19 +29,30 @@ SEED_STRIDE = 100_000
 SET_GROUPS = ("dense", "real", "floor", "methods")
 """Groups whose pictures are also compared as sets."""
 
-RealSet = Judged
+COLUMNS = {"psnr": 2, "ssim": 4, "share": 4, "detail": 7, "right": 0}
+"""Measures of each picture, with the digits behind the point that are kept."""
+
 Item = tuple[int, int]
 
 
 @dataclass
 class Pending:
-    """Measures of one contender that are still on the device."""
+    """Figures of one contender that are on their way from the device.
+
+    Attributes:
+        clock: four marks: in front of the loop, behind it, behind decoding, behind the copy of the figures.
+        memory: bytes that the drawing took at its peak; 0 where that is not known.
+        figures: the measures in one tensor on the CPU, to be read when the clock was.
+        judged: for the distances between sets, on the device.
+        pictures: (B, 3, H, W).
+    """
 
     entry: Entry
     clock: Clock
     memory: int
-    measures: dict[str, Tensor]
+    figures: Tensor
     judged: Judged
+    pictures: Tensor
 
 
 @dataclass
@@ -82,27 +93,23 @@ class Driver:
         sets: dict[str, Tensor] = {}
 
         def finish(pending: Pending) -> None:
-            rows[pending.entry.key] = self._row(pending, real)
+            rows[pending.entry.key] = row_of(pending)
             if pending.entry.group in SET_GROUPS:
                 sets[pending.entry.key] = pending.judged.features
+            if self.look is not None:
+                self.look(number, pending.entry.key, pending.pictures)
 
         taking_part = [e for e in self.entries if ablate or e.group in SET_GROUPS]
-        waiting = self._measured(self.dense, reference, reference.pictures, questions, 0)
+        waiting = self._measured(self.dense, reference, reference.pictures, questions, real, 0)
         for index in turns(len(taking_part), number):
             entry = taking_part[index]
-            pending = self._drawn(entry, batch, reference.pictures, questions)
-            if self.look is not None:
-                self.look(number, entry.key, pending.measures.pop("pictures"))
+            pending = self._drawn(entry, batch, reference.pictures, questions, real)
             finish(waiting)  # the device works on the next contender while the numbers of the last one are read
             waiting = pending
             tick()
         finish(waiting)
-        again = self._drawn(
-            Entry("dense", Contender("dense again", DENSE.method)), batch, reference.pictures, questions
-        )
-        finish(again)  # the dense run behind all others: what the clock and the draws are worth
-        if self.look is not None:
-            self.look(number, DENSE.label, reference.pictures)
+        again = Entry("dense", Contender("dense again", DENSE.method))  # what the clock and the draws are worth
+        finish(self._drawn(again, batch, reference.pictures, questions, real))
         for key, features in sets.items():
             study.add_moments(key, Moments.of(features))
         study.add(number, items, rows)
@@ -114,42 +121,41 @@ class Driver:
         pictures = (render(scenes, seeds, *self.size, self.pipe.device) + 1) / 2
         judged = judge_batch(self.judge, pictures, questions)
         study.add_moments("real/renders", Moments.of(judged.features))
-        rows["real/renders"] = {"right": _bits(judged.right), "detail": _numbers(high_frequency_energy(pictures), 7)}
+        rows["real/renders"] = {
+            "right": rounded(bits_of(judged.right), 0),
+            "detail": rounded(high_frequency_energy(pictures), COLUMNS["detail"]),
+        }
         return judged
 
-    def _drawn(self, entry: Entry, batch: Batch, reference: Tensor, questions: Questions) -> Pending:
+    def _drawn(self, entry: Entry, batch: Batch, reference: Tensor, questions: Questions, real: Judged) -> Pending:
         device, before = self.pipe.device, 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
         drawn = batch.draw(entry.contender)
         memory = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
-        pending = self._measured(entry, drawn, reference, questions, memory)
-        if self.look is not None:
-            pending.measures["pictures"] = drawn.pictures
-        return pending
+        return self._measured(entry, drawn, reference, questions, real, memory)
 
-    def _measured(self, entry: Entry, drawn: Drawn, reference: Tensor, questions: Questions, memory: int) -> Pending:
+    def _measured(
+        self, entry: Entry, drawn: Drawn, reference: Tensor, questions: Questions, real: Judged, memory: int
+    ) -> Pending:
+        """Starts all measures; their copy is part of the queue, so that reading it waits for nothing later."""
         with torch.inference_mode():
             pictures = drawn.pictures
+            judged = judge_batch(self.judge, pictures, questions)
             measures = {
                 "psnr": psnr(pictures, reference).clamp(max=EQUAL),
                 "ssim": ssim(pictures, reference),
                 "share": high_frequency_share(pictures, reference),
                 "detail": high_frequency_energy(pictures),
+                "right": bits_of(judged.right),
             }
-            return Pending(entry, drawn.clock, memory, measures, judge_batch(self.judge, pictures, questions))
-
-    def _row(self, pending: Pending, real: Judged) -> dict[str, Any]:
-        loop, decode = pending.clock.seconds()
-        digits = {"psnr": 2, "ssim": 4, "share": 4, "detail": 7}
-        row: dict[str, Any] = {name: _numbers(pending.measures[name], places) for name, places in digits.items()}
-        row |= {"right": _bits(pending.judged.right), "loop": round(loop, 6), "decode": round(decode, 6)}
-        if pending.memory:
-            row["memory"] = pending.memory
-        if pending.entry.group in SET_GROUPS and len(real.features) > 1:
-            row["kid"] = kernel_distance(pending.judged.features, real.features)
-        return row
+            columns = [measures[name].double() for name in COLUMNS]
+            if len(pictures) > 1:
+                columns.append(squared_discrepancy(judged.features, real.features).expand(1))
+            figures = torch.cat(columns).to("cpu", non_blocking=True)
+        drawn.clock.mark()
+        return Pending(entry, drawn.clock, memory, figures, judged, pictures)
 
     def latency(self, rounds: int, entries: Sequence[Entry], tick: Callable[[], None]) -> dict[str, list[float]]:
         """Seconds of the loop for one picture, all contenders in turn, behind one round that does not count."""
@@ -166,12 +172,27 @@ class Driver:
         return seconds
 
 
-def _numbers(values: Tensor, places: int) -> list[float]:
-    return [round(value, places) for value in values.tolist()]
+def row_of(pending: Pending) -> dict[str, Any]:
+    """The figures of one contender and batch, as they are stored."""
+    loop, decode, _ = pending.clock.seconds()
+    count, values = len(pending.pictures), pending.figures
+    row: dict[str, Any] = {
+        name: rounded(values[place * count : (place + 1) * count], digits)
+        for place, (name, digits) in enumerate(COLUMNS.items())
+    }
+    row |= {"loop": round(loop, 6), "decode": round(decode, 6)}
+    if pending.memory:
+        row["memory"] = pending.memory
+    if pending.entry.group in SET_GROUPS and count > 1:
+        row["kid"] = float(values[-1])
+    return row
 
 
-def _bits(right: Tensor) -> list[int]:
+def rounded(values: Tensor, digits: int) -> list[float]:
+    """Numbers with so many digits behind the point; whole ones for 0."""
+    return [round(value, digits or None) for value in values.tolist()]
+
+
+def bits_of(right: Tensor) -> Tensor:
     """Booleans (B, categories) as one number per picture: bit i is category i."""
-    weights = 2 ** torch.arange(len(CATEGORIES), device=right.device)
-    bits: list[int] = (right.long() * weights).sum(1).tolist()
-    return bits
+    return (right.long() * 2 ** torch.arange(len(CATEGORIES), device=right.device)).sum(1)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from benchmarks.study.contenders import ABLATED, BUDGETS, Entry
 from stepvar.drawing import contact_sheet, enlarge, kept_overlay
-from stepvar.evaluation.drawing import DENSE
 from stepvar.files import atomic_path
 from stepvar.generation import generate
 from stepvar.models.conditioning import Subject
@@ -22,6 +21,7 @@ from stepvar.plan import Plan
 from stepvar.report import Recorder
 from stepvar.sampling import SeededNoise
 
+DENSE_KEY = "dense/dense"
 SHOWN, SIDE = 4, 208
 """Prompts shown, and pixels of a picture on a sheet."""
 
@@ -39,21 +39,21 @@ class Gallery:
     kept: dict[str, list[Image.Image]] = field(default_factory=dict)
 
     def look(self, number: int, key: str, pictures: Tensor) -> None:
-        if number == 0 and (key == DENSE.label or any(entry.key == key for entry in self.entries)):
+        if number == 0 and (key == DENSE_KEY or any(entry.key == key for entry in self.entries)):
             self.kept[key] = pictures_of(pictures[:SHOWN])
 
     def write(self, folder: Path) -> list[Path]:
         """One sheet per budget; a row per prompt, dense first, then methods that are not tunable."""
-        if DENSE.label not in self.kept:
+        if DENSE_KEY not in self.kept:
             return []
         paths = []
         for budget in BUDGETS:
-            columns = {"dense": self.kept[DENSE.label]}
+            columns = {"dense": self.kept[DENSE_KEY]}
             for entry in self.entries:
                 if entry.budget in (budget, None) and entry.key in self.kept:
                     name = f"{entry.contender.label} ({entry.speedup:.2f}x)"
                     columns[name] = self.kept[entry.key]
-            rows = len(self.kept[DENSE.label])
+            rows = len(self.kept[DENSE_KEY])
             tiles = [(name, pictures[row]) for row in range(rows) for name, pictures in columns.items()]
             sheet = contact_sheet([(name, enlarge(image, SIDE)) for name, image in tiles], len(columns))
             paths.append(folder / f"pictures-{budget}.jpg")

@@ -22,6 +22,7 @@ from stepvar.output import Output, OutputType, to_images, to_videos
 from stepvar.plan import Plan, Step
 from stepvar.progress import scale_bar
 from stepvar.report import Recorder
+from stepvar.sampling import Noise
 from stepvar.settings import (
     PerScale,
     by_clip,
@@ -125,6 +126,7 @@ class Pipeline:
         method: Method | str | None = None,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
+        noise: Noise | None = None,
         guidance_scale: PerScale | None = None,
         guidance_at: Sequence[int] = (0,),
         guidance: str | None = None,
@@ -156,6 +158,7 @@ class Pipeline:
             seed: one seed, from which image i uses ``seed + i``, or a list with one per image; None: drawn at
                 random and reported. The same seed on the same device gives the same picture, alone or in a batch.
             generator: a stream to draw from instead, in the order of the published implementations.
+            noise: a source of draws to use instead.
             guidance_scale: classifier-free guidance, one number (for VAR the end of its ramp) or one per scale;
                 1 (for VAR 0) turns it off.
             guidance_at: where the branches are mixed: 0 on the logits, -m after block ``depth - m``.
@@ -203,7 +206,7 @@ class Pipeline:
         request = self.conditioner.request(subject, num_images_per_prompt)
         samples = len(request.captions)
         method = _method(method)
-        seeds, noise = make_noise(seed, generator, samples)
+        seeds, noise = make_noise(seed, generator, samples, noise)
         moving = request if isinstance(request, MovingRequest) else None
         if moving is not None:
             aspect_ratio, seconds = aspect_ratio or moving.aspect_ratio, moving.seconds

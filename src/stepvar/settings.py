@@ -35,11 +35,13 @@ def parse_aspect_ratio(ratio: str | float) -> float:
 
 
 def make_noise(
-    seed: int | Sequence[int] | None, generator: torch.Generator | None, samples: int
+    seed: int | Sequence[int] | None, generator: torch.Generator | None, samples: int, noise: Noise | None = None
 ) -> tuple[tuple[int, ...] | None, Noise]:
+    if sum(source is not None for source in (seed, generator, noise)) > 1:
+        raise UsageError("seed, generator and noise: give one of them")
+    if noise is not None:
+        return None, noise
     if generator is not None:
-        if seed is not None:
-            raise UsageError("seed and generator: give one of them")
         return None, StreamNoise(generator)
     if seed is None:
         seed = secrets.randbelow(2**31)
@@ -85,8 +87,7 @@ def by_clip(value: Any, schedule: ScaleSchedule) -> PerScale:
 def make_generators(
     seeds: tuple[int, ...] | None, generator: torch.Generator | None, samples: int
 ) -> list[torch.Generator]:
-    """For each sample what its encoding draws from: its own seed, or the caller's stream."""
-    if seeds is None:
-        assert generator is not None  # one of the two is there
+    """For each sample what its encoding draws from: its own seed, the caller's stream, or else its place."""
+    if seeds is None and generator is not None:
         return [generator] * samples
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+    return [torch.Generator().manual_seed(seed) for seed in seeds or range(samples)]

@@ -14,6 +14,7 @@ from stepvar import __version__
 from stepvar.cli.calibrate import calibrate
 from stepvar.cli.convert import convert
 from stepvar.cli.demo import demo
+from stepvar.cli.evaluate import evaluate, report
 from stepvar.cli.generate import generate
 from stepvar.cli.listing import info, methods, models, verify
 from stepvar.errors import StepvarError, UsageError
@@ -32,6 +33,8 @@ app = typer.Typer(
 )
 for command in (generate, demo, calibrate, methods, models, verify, convert, info):
     app.command()(command)
+app.command("eval")(evaluate)
+app.command()(report)
 
 
 def _print_version(wanted: bool) -> None:

@@ -26,7 +26,7 @@ def methods() -> None:
     table = _table("method", "what it does", "settings and defaults", lines=True)
     for name, method in METHODS.items():
         table.add_row(name, _summary(method), _settings(method))
-    _print(table)
+    print_table(table)
 
 
 def _summary(method: type[Method]) -> str:
@@ -59,7 +59,7 @@ def models() -> None:
         for variant, released in family.variants.items():
             table.add_row(family.repos[0], variant, "no", *_size(family, released.config))
     table.caption = "sizes in parameters (M: million)"
-    _print(table, whole=True)
+    print_table(table, whole=True)
     print("A local folder or file works too: give its path as --model.")
 
 
@@ -92,7 +92,7 @@ def verify(
     from stepvar.verify import all_passed, results_table, verify
 
     results = verify(paths or [], place, precision)
-    _print(results_table(results), whole=True)
+    print_table(results_table(results), whole=True)
     if not all_passed(results):
         raise typer.Exit(1)
 
@@ -118,7 +118,7 @@ def _table(*columns: str, lines: bool = False) -> Table:
     return table
 
 
-def _print(table: Table, whole: bool = False) -> None:
+def print_table(table: Table, whole: bool = False) -> None:
     """Prints a table; ``whole``: as wide as it needs to be, rather than cut to the terminal."""
     from rich.console import Console
     from rich.measure import Measurement

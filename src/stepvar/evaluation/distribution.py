@@ -94,6 +94,12 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
     """
     if min(len(first), len(second)) < 2:
         raise UsageError(f"{len(first)} and {len(second)} pictures: the kernel distance needs at least 2 of each")
+    with torch.no_grad():
+        return float(squared_discrepancy(first, second))
+
+
+def squared_discrepancy(first: Tensor, second: Tensor) -> Tensor:
+    """:func:`kernel_distance` as a number on the device, so that nothing waits for it."""
     a, b = first.double(), second.double()
     channels = a.shape[1]
 
@@ -104,5 +110,4 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
         values = kernel(x, x)
         return (values.sum() - values.diagonal().sum()) / (len(x) * (len(x) - 1))
 
-    with torch.no_grad():
-        return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+    return within(a) + within(b) - 2 * kernel(a, b).mean()

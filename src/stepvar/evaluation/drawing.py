@@ -58,10 +58,9 @@ class Sampling:
         return cls(pipe.defaults["guidance_scale"], pipe.defaults["temperature"], batch=batch)
 
     def plan(self, pipe: Pipeline) -> Plan:
-        schedule = pipe.schedule(self.aspect)
-        count = len(schedule)
-        guidance = pipe.conditioner.guidance(self.guidance, count)
-        return Plan(schedule, guidance, (self.temperature,) * count, top_k=self.top_k)
+        return pipe.plan(
+            guidance_scale=self.guidance, temperature=self.temperature, top_k=self.top_k, aspect_ratio=self.aspect
+        )
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def load_lpips(device: torch.device) -> Distance | Unavailable:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device).eval()
-    except ImportError as error:
-        return Unavailable(f"{error}; install stepvar[eval] and torchvision")
+    except ImportError:
+        return Unavailable("needs the packages torchmetrics and torchvision")
     except Exception as error:  # a download that fails raises whatever its transport raises
         return Unavailable(f"the weights of its backbone could not be had ({type(error).__name__})")
 
@@ -58,8 +58,8 @@ def load_inception(device: torch.device) -> Features | Unavailable:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device).eval()
-    except ImportError as error:
-        return Unavailable(f"{error}; install stepvar[eval] and torch-fidelity")
+    except ImportError:
+        return Unavailable("needs the packages torchmetrics and torch-fidelity")
     except Exception as error:
         return Unavailable(f"the weights of Inception-v3 could not be had ({type(error).__name__})")
 

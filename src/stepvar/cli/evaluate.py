@@ -1,0 +1,234 @@
+"""``stepvar eval`` and ``stepvar report``: methods compared on many prompts, and the page that shows it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stepvar import __version__
+from stepvar.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuietOption,
+    TextEncoderOption,
+    VariantOption,
+    load_pipeline,
+    parse_method,
+    parse_numbers,
+)
+from stepvar.errors import UsageError
+from stepvar.progress import bar
+
+if TYPE_CHECKING:
+    from stepvar.evaluation.drawing import Contender
+    from stepvar.evaluation.evaluate import Measures
+    from stepvar.evaluation.folder import RunFolder
+    from stepvar.evaluation.prompts import PromptSet
+    from stepvar.methods import Method
+    from stepvar.pipeline import Pipeline
+
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--methods",
+        metavar="METHOD",
+        help="A method with settings, 'stepvar keep=0.5 last=2' or 'stepvar+drop-guidance keep=0.5'; repeat for more. "
+        "Dense, null methods and the noise floor always take part.",
+    ),
+]
+Prompts = Annotated[
+    str,
+    typer.Option(
+        help="'scenes' or 'scenes:256'; a text file with a prompt per line; GenEval's evaluation_metadata.jsonl; "
+        "DPG-Bench's folder of prompts."
+    ),
+]
+Scores = Annotated[str | None, typer.Option(help="Of a picture against its prompt: clip, image-reward, hpsv2.")]
+
+
+def evaluate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a run that it holds goes on.")],
+    methods: Methods = None,
+    prompts: Prompts = "scenes",
+    model: ModelOption = "scenes",
+    variant: VariantOption = None,
+    text_encoder: TextEncoderOption = None,
+    seeds: Annotated[str, typer.Option(help="Every prompt is drawn with each, such as 0,1.")] = "0",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds in which all methods are timed in turn; 0: none.")] = 3,
+    timed: Annotated[int, typer.Option("--timed-batch", help="Pictures at once while methods are timed.")] = 1,
+    scores: Scores = None,
+    guidance_scale: Annotated[str | None, typer.Option(help="One number, or one per scale.")] = None,
+    temperature: Annotated[str | None, typer.Option(help="One number, or one per scale.")] = None,
+    aspect_ratio: Annotated[str | None, typer.Option(help="Width to height, such as 3:2.")] = None,
+    resolution: Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")] = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    quiet: QuietOption = False,
+) -> None:
+    """Compare methods on many prompts: fidelity, semantics, sets of pictures, cost."""
+    for name, value, least in (("batch", batch, 1), ("rounds", rounds, 0), ("timed-batch", timed, 1)):
+        if value < least:
+            raise UsageError(f"{name}={value}: must be at least {least}")
+    chosen = parse_methods(methods or ["stepvar"])
+    numbers = parse_seeds(seeds)
+
+    from stepvar.evaluation.contenders import with_nulls
+    from stepvar.evaluation.evaluate import Evaluation
+    from stepvar.evaluation.folder import RunFolder
+    from stepvar.evaluation.prompts import load_prompts
+    from stepvar.evaluation.results import write_results
+
+    suite = load_prompts(prompts).limited(limit)
+    settings = {
+        "guidance_scale": parse_numbers("guidance_scale", guidance_scale),
+        "temperature": parse_numbers("temperature", temperature),
+        "aspect_ratio": aspect_ratio,
+        "resolution": resolution,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    pipe = load_pipeline(model, device, dtype, variant, None, text_encoder)
+    measures, notes = load_measures(pipe, suite, [name.strip() for name in scores.split(",")] if scores else [])
+    contenders = supported(pipe, with_nulls(chosen), [label for label, _ in chosen], settings, notes)
+    described = {
+        "stepvar": __version__,
+        "model": pipe.name,
+        "device": str(pipe.device),
+        "dtype": dtype,
+        "prompts": {"source": suite.source, "count": len(suite), "texts": digest(suite)},
+        "seeds": numbers,
+        "settings": settings,
+        "timed_batch": timed,
+        "methods": [{"label": c.label, "settings": repr(c.method), "redrawn": c.redrawn} for c in contenders],
+        "notes": notes,
+    }
+    folder = RunFolder.open(out, described)
+    evaluation = Evaluation(pipe, suite, numbers, contenders, folder, measures, settings, batch)
+    try:
+        with bar("pictures", evaluation.pictures_left, not quiet, time_left=True) as advance:
+            evaluation.draw(advance)
+        with bar("timing", evaluation.timings_left(rounds), not quiet, time_left=True) as advance:
+            evaluation.time(rounds, timed, advance)
+    except KeyboardInterrupt:
+        if not quiet:
+            print(f"{out}: {len(folder.rows)} pictures are done; the same command goes on")
+        raise
+    write_results(folder)
+    if not quiet:
+        _print_table(folder)
+        print(f"{out}: the results; 'stepvar report {shlex.quote(str(out))}' makes a page of them")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder that 'stepvar eval --out' wrote.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: report.html in the run.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a page and a table of an evaluation, also of one that is not finished."""
+    from stepvar.evaluation.folder import RunFolder
+    from stepvar.evaluation.page import page
+    from stepvar.evaluation.results import summarise, write_results
+    from stepvar.evaluation.tables import markdown
+    from stepvar.files import check_writable, write_text
+
+    folder = RunFolder.read(run)
+    target = out or run / "report.html"
+    if target.suffix.lower() != ".html":
+        raise UsageError(f"out {str(target)!r}: must end in .html")
+    check_writable(target)
+    results = summarise(folder)
+    write_results(folder)
+    write_text(target, page(results, folder))
+    write_text(target.with_suffix(".md"), markdown(results))
+    if not quiet:
+        print(f"{target}: the page; {target.with_suffix('.md')}: the table")
+
+
+def parse_methods(texts: Sequence[str]) -> list[tuple[str, Method]]:
+    """Methods with their settings: ``NAME``, ``NAME+NAME``, and ``setting=value`` behind it, by spaces.
+
+    Raises:
+        UsageError: for an unknown method or setting, or a value that is none.
+    """
+    found = []
+    for text in texts:
+        words = text.split()
+        if not words:
+            raise UsageError("methods '': give a method, such as 'stepvar keep=0.5'")
+        found.append((" ".join(words), parse_method(words[0], {}, words[1:])))
+    return found
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Different whole numbers, such as ``0,1``.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise UsageError(f"seeds {text!r}: give different whole numbers, such as 0,1")
+    return [int(part) for part in parts]
+
+
+def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tuple[Measures, dict[str, str]]:
+    """What can be measured here beside PSNR, SSIM and detail, and a note for what cannot."""
+    from stepvar.evaluation.evaluate import Measures
+    from stepvar.evaluation.learned import Unavailable, load_lpips, load_scores
+    from stepvar.evaluation.scenes import load_judge
+
+    lpips = load_lpips(pipe.device)
+    notes = {"lpips": str(lpips)} if isinstance(lpips, Unavailable) else {}
+    judged = all(prompt.scene is not None for prompt in suite.prompts)
+    return Measures(
+        judge=load_judge(pipe.device) if judged else None,
+        lpips=None if isinstance(lpips, Unavailable) else lpips,
+        scores=load_scores(scores, pipe.device),
+    ), notes
+
+
+def digest(suite: PromptSet) -> str:
+    """Of all prompts, so that a run goes on with the same ones only."""
+    texts = json.dumps([[prompt.name, prompt.text] for prompt in suite.prompts])
+    return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
+
+def supported(
+    pipe: Pipeline,
+    contenders: Sequence[Contender],
+    asked: Sequence[str],
+    settings: dict[str, Any],
+    notes: dict[str, str],
+) -> list[Contender]:
+    """The contenders that can serve the model; null methods that cannot are left out with a note.
+
+    Raises:
+        UsageError: if a method that was asked for cannot, before anything is drawn.
+    """
+    plan, found = pipe.plan(**settings), []
+    for contender in contenders:
+        try:
+            contender.method.prepare(plan, pipe.model.facts)
+        except UsageError as error:
+            if contender.label in asked:
+                raise
+            notes[contender.label] = f"left out: {error}"
+        else:
+            found.append(contender)
+    return found
+
+
+def _print_table(folder: RunFolder) -> None:
+    from stepvar.cli.listing import print_table
+    from stepvar.evaluation.results import summarise
+    from stepvar.evaluation.tables import rich_table
+
+    print_table(rich_table(summarise(folder)), whole=True)

@@ -1,0 +1,84 @@
+"""Pictures and videos as frames: compared frame by frame, written and read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from stepvar.drawing import save_png
+from stepvar.evaluation.learned import Distance
+from stepvar.evaluation.metrics import SSIM_WINDOW, high_frequency_share, psnr, ssim
+
+Frames = NDArray[np.uint8]
+"""(t, H, W, 3); a picture is t = 1."""
+
+EQUAL = 99.0
+"""In dB: stands for the infinite PSNR of equal pictures."""
+
+
+def to_tensor(clips: Sequence[Frames], device: torch.device) -> Tensor:
+    """Frames of equal size as (B, t, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.stack(clips)).to(device).permute(0, 1, 4, 2, 3).float() / 255
+
+
+def fidelity(clips: Tensor, reference: Tensor, lpips: Distance | None = None) -> list[dict[str, Any]]:
+    """How close each of (B, t, 3, H, W) in [0, 1] is to its reference: means over the frames.
+
+    Of videos ``frames`` has the numbers of every frame, too. SSIM is left out of frames smaller than its window.
+    """
+    samples, count = clips.shape[:2]
+    flat, other = clips.flatten(0, 1), reference.flatten(0, 1)
+    measures = {
+        "psnr": psnr(flat, other).clamp(max=EQUAL),
+        "high_frequency": high_frequency_share(flat, other),
+    }
+    if min(flat.shape[-2:]) >= SSIM_WINDOW:
+        measures["ssim"] = ssim(flat, other)
+    if lpips is not None:
+        measures["lpips"] = lpips(flat, other)
+    table = {name: values.view(samples, count).cpu() for name, values in measures.items()}
+    rows: list[dict[str, Any]] = []
+    for index in range(samples):
+        row: dict[str, Any] = {name: round(float(values[index].mean()), 5) for name, values in table.items()}
+        if count > 1:
+            row["frames"] = {name: [round(v, 4) for v in values[index].tolist()] for name, values in table.items()}
+        rows.append(row)
+    return rows
+
+
+def write_frames(frames: Frames, path: Path) -> None:
+    """One frame as ``path``; several into a folder of that name, without its suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if len(frames) == 1:
+        save_png(Image.fromarray(frames[0]), path)
+        return
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    for number, frame in enumerate(frames):
+        save_png(Image.fromarray(frame), folder / f"{number:04}.png")
+
+
+def read_frames(path: Path) -> Frames:
+    """What :func:`write_frames` wrote."""
+    files = [path] if path.exists() else sorted(path.with_suffix("").glob("*.png"))
+    pictures = []
+    for file in files:
+        with Image.open(file) as image:
+            pictures.append(np.asarray(image.convert("RGB")))
+    return np.stack(pictures)
+
+
+def sheet_of_four(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Up to four pictures of one size, two by two, without gaps: rows first."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (2 * width, 2 * height))
+    for index, picture in enumerate(pictures[:4]):
+        sheet.paste(picture, (index % 2 * width, index // 2 * height))
+    return sheet

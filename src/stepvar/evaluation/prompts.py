@@ -1,0 +1,146 @@
+"""What an evaluation draws: prompt files, the folders of GenEval and DPG-Bench, and the embedded domain's own suite.
+
+The published suites are the user's to supply; only the shape of their files is known here. Pictures are laid out as
+each suite's own judge expects them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stepvar.errors import UsageError
+from stepvar.scenes.grammar import Scene, caption, held_out_scenes
+
+Layout = Literal["plain", "geneval", "dpg"]
+
+SUITE_SEED = 7
+SUITE_SIZE = 128
+SUITE_MOST = 4096
+DPG_PICTURES = 4
+"""Pictures of a prompt on one sheet, which the judge of DPG-Bench cuts apart again."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+        name: unique in its suite; names the prompt's files.
+        text: what to draw.
+        category: as the suite says, or "".
+        metadata: GenEval: the line of its file, as it stands.
+        scene: of the embedded domain's suite.
+    """
+
+    name: str
+    text: str
+    category: str = ""
+    metadata: str = ""
+    scene: Scene | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts, and how their pictures are laid out.
+
+    Attributes:
+        source: where they come from, for results.
+        layout: ``plain``: ``NAME/0000.png``; ``geneval``: ``00000/metadata.jsonl`` and ``00000/samples/0000.png``;
+            ``dpg``: sheets ``NAME.png`` of two by two, made of plain pictures that lie elsewhere.
+    """
+
+    source: str
+    prompts: tuple[Prompt, ...]
+    layout: Layout = "plain"
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def limited(self, limit: int | None) -> PromptSet:
+        """The first ``limit`` prompts.
+
+        Raises:
+            UsageError: for a limit below 1.
+        """
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit={limit}: must be at least 1")
+        return PromptSet(self.source, self.prompts[:limit], self.layout)
+
+    def picture(self, index: int, place: int) -> Path:
+        """Where a picture goes, below the folder of its method; ``place`` is its seed's among the seeds."""
+        return Path(self.prompts[index].name) / ("samples" if self.layout == "geneval" else "") / f"{place:04}.png"
+
+
+def load_prompts(source: str) -> PromptSet:
+    """Prompts by where they come from.
+
+    Args:
+        source: ``scenes`` or ``scenes:256``, held-out scenes of the embedded domain; a ``.jsonl`` file with the
+            ``prompt`` and ``tag`` of GenEval's ``evaluation_metadata.jsonl``; a folder with one text file per prompt,
+            as DPG-Bench has them; or a text file with one prompt per line.
+
+    Raises:
+        UsageError: if there is no such thing, or it cannot be read as such.
+    """
+    name, _, count = source.partition(":")
+    if name == "scenes":
+        return _scenes(source, count)
+    path = Path(source)
+    try:
+        if path.is_dir():
+            return _dpg(path)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"prompts {source!r}: no such file or folder; give one, or 'scenes' for the embedded domain"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"prompts {source!r}: cannot be read ({error}); give a text file in UTF-8") from None
+    return _geneval(path, text) if path.suffix == ".jsonl" else _lines(path, text)
+
+
+def _scenes(source: str, count: str) -> PromptSet:
+    if count and not count.isdigit():
+        raise UsageError(f"prompts {source!r}: give a number behind the colon, such as scenes:256")
+    wanted = int(count) if count else SUITE_SIZE
+    if not 1 <= wanted <= SUITE_MOST:
+        raise UsageError(f"prompts {source!r}: give between 1 and {SUITE_MOST} scenes")
+    scenes = held_out_scenes(wanted, seed=SUITE_SEED)
+    kinds = ("one object", "two objects")
+    prompts = [
+        Prompt(f"{number:05}", caption(scene), kinds[len(scene.objects) - 1], scene=scene)
+        for number, scene in enumerate(scenes)
+    ]
+    return PromptSet(source, tuple(prompts))
+
+
+def _lines(path: Path, text: str) -> PromptSet:
+    lines = [line.strip() for line in text.splitlines()]
+    return _some(path, [Prompt(f"{number:05}", line) for number, line in enumerate(filter(None, lines))])
+
+
+def _geneval(path: Path, text: str) -> PromptSet:
+    prompts = []
+    lines = [line for line in text.splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            prompts.append(Prompt(f"{number:05}", str(row["prompt"]), str(row.get("tag", "")), line))
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UsageError(f"prompts {path}: line {number + 1} has no 'prompt'; give GenEval's own file") from None
+    return _some(path, prompts, "geneval")
+
+
+def _dpg(path: Path) -> PromptSet:
+    files = sorted(path.glob("*.txt"))
+    return _some(path, [Prompt(file.stem, file.read_text(encoding="utf-8").strip()) for file in files], "dpg")
+
+
+def _some(path: Path, prompts: Sequence[Prompt], layout: Layout = "plain") -> PromptSet:
+    if not prompts or not all(prompt.text for prompt in prompts):
+        raise UsageError(f"prompts {path}: no prompts, or an empty one; give one per line, or one per .txt file")
+    return PromptSet(str(path), tuple(prompts), layout)

@@ -1,0 +1,172 @@
+"""``stepvar eval`` and ``stepvar report``, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stepvar.evaluation.evaluate import Evaluation
+from stepvar.evaluation.folder import RunFolder
+from stepvar.evaluation.frames import read_frames, write_frames
+from tests.cli.conftest import Run
+
+STEPVAR = "stepvar keep=0.4 last=2"
+
+
+def options(model: Path, *more: str) -> list[str]:
+    return ["eval", "--model", str(model), "--prompts", "scenes:4", "--methods", STEPVAR, "--out", "run", *more]
+
+
+@pytest.fixture
+def finished(shared_model: Path, run: Run, tmp_path: Path) -> Path:
+    done = run(*options(shared_model, "--seeds", "0,3", "--rounds", "2", "--batch", "3"))
+    assert done.status == 0, done.err
+    return tmp_path / "run"
+
+
+def manifest(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_a_run_and_its_report(finished: Path, run: Run) -> None:
+    labels = {"dense", STEPVAR, "random keep=0.4 last=2", "skip-last", "drop-guidance", "floor-1", "floor-2"}
+    rows = manifest(finished)
+    assert {row["method"] for row in rows} == {*labels, "renders"} and len(rows) == 8 * (len(labels) + 1)
+    for row in rows:
+        assert row["draw"] == 100_000 * row["seed"] + int(row["prompt"])
+        if row["method"] != "renders":
+            assert Image.open(finished / row["image"]).size == (32, 32)
+        if row["method"] not in ("dense", "renders"):
+            assert 5 < row["psnr"] < 99 and 0 < row["ssim"] < 1 and row["high_frequency"] > 0
+        assert "background" in row["right"] and len(row["features"]) == 256
+    results = json.loads((finished / "results.json").read_text())
+    by_label = {method["label"]: method for method in results["methods"]}
+    assert next(iter(by_label)) == "dense" and set(by_label) == labels
+    assert results["notes"]["lpips"].startswith("not available: ")
+    own = by_label[STEPVAR]
+    assert own["fidelity"]["psnr"]["low"] <= own["fidelity"]["psnr"]["mean"] <= own["fidelity"]["psnr"]["high"]
+    assert own["cost"]["flop_speedup"] == by_label["random keep=0.4 last=2"]["cost"]["flop_speedup"] > 1.2
+    assert own["cost"]["rounds"] == 2 and own["cost"]["loop_speedup"]["median"] > 0
+    assert own["semantics"]["background"]["count"] == 8 and own["sets"]["judge-FID"] > 0
+    check_page(finished, run)
+
+
+class Links(HTMLParser):
+    """All that a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe")
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+
+def check_page(folder: Path, run: Run) -> None:
+    assert run("report", "run", "--quiet").out == ""
+    text = (folder / "report.html").read_text()
+    links = Links()
+    links.feed(text)
+    assert links.found and all(link.startswith("data:image/jpeg;base64,") for link in links.found)
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text)
+    assert text.count("<svg") >= 4 and STEPVAR in text and "floor-2" in text and "Tokens that were kept" in text
+    table = (folder / "report.md").read_text()
+    assert f"| {STEPVAR} |" in table and "| real renders |" in table and "not available" in table
+
+
+def test_an_interrupted_run_goes_on(
+    shared_model: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(*options(shared_model, "--rounds", "0"))
+    assert whole.status == 0
+    wanted = manifest(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "whole")
+    draw, calls = Evaluation._contender, []
+
+    def failing(self: Any, contender: Any, pairs: Any) -> None:
+        calls.append(len(pairs))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        draw(self, contender, pairs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "_contender", failing)
+        stopped = run(*options(shared_model, "--rounds", "0"))
+    assert stopped.status == 130 and "pictures are done; the same command goes on" in stopped.out
+    half = manifest(tmp_path / "run")
+    assert 0 < len(half) < len(wanted) and run("report", "run").status == 0  # a report of what there is
+    again = run(*options(shared_model, "--rounds", "0"))
+    assert again.status == 0
+    by_key = {(row["method"], row["prompt"]): row for row in manifest(tmp_path / "run")}
+    assert by_key == {(row["method"], row["prompt"]): row for row in wanted}
+    before = (tmp_path / "run" / "manifest.jsonl").read_bytes()
+    assert run(*options(shared_model, "--rounds", "0")).status == 0  # nothing is left to do
+    assert (tmp_path / "run" / "manifest.jsonl").read_bytes() == before
+
+
+def test_layouts_of_the_published_suites(shared_model: Path, run: Run, tmp_path: Path) -> None:
+    prompts = ["a red circle on grass", "a blue star on sand"]
+    lines = [json.dumps({"tag": "colors", "prompt": prompt}) for prompt in prompts]
+    (tmp_path / "evaluation_metadata.jsonl").write_text("\n".join(lines) + "\n")
+    common = ["eval", "--model", str(shared_model), "--rounds", "0", "--quiet", "--seeds", "0,1"]
+    assert run(*common, "--prompts", "evaluation_metadata.jsonl", "--out", "geneval").status == 0
+    folder = tmp_path / "geneval" / "images" / "stepvar"
+    assert sorted(path.name for path in folder.iterdir()) == ["00000", "00001"]
+    assert (folder / "00001" / "metadata.jsonl").read_text() == lines[1] + "\n"
+    assert sorted(p.name for p in (folder / "00001" / "samples").iterdir()) == ["0000.png", "0001.png"]
+    (tmp_path / "dpg").mkdir()
+    for index, prompt in enumerate(prompts):
+        (tmp_path / "dpg" / f"coco{index}.txt").write_text(prompt)
+    assert run(*common, "--prompts", "dpg", "--out", "dpg-run").status == 0
+    sheets = tmp_path / "dpg-run" / "images" / "stepvar"
+    assert sorted(path.name for path in sheets.iterdir()) == ["coco0.png", "coco1.png"]
+    sheet = np.asarray(Image.open(sheets / "coco0.png"))
+    second = np.asarray(Image.open(tmp_path / "dpg-run" / "pictures" / "stepvar" / "coco0" / "0001.png"))
+    assert sheet.shape == (64, 64, 3) and (sheet[:32, 32:] == second).all() and not sheet[32:].any()
+    results = json.loads((tmp_path / "dpg-run" / "results.json").read_text())
+    assert results["methods"][0]["semantics"] == {}  # these prompts are for other judges
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "nothing"], "method 'nothing': unknown"),
+        (["--methods", "stepvar keep=2"], "keep=2.0: must be a number above 0 and at most 1"),
+        (["--methods", "stepvar", "--methods", "stepvar"], "'stepvar' is given 2 times"),
+        (["--methods", "skip-last count=9"], "skip fewer"),
+        (["--seeds", "0,0"], "seeds '0,0': give different whole numbers"),
+        (["--prompts", "nowhere.txt"], "prompts 'nowhere.txt': no such file or folder"),
+        (["--batch", "0"], "batch=0: must be at least 1"),
+        (["--scores", "beauty"], "scores: 'beauty' is unknown"),
+        (["--limit", "0"], "limit=0: must be at least 1"),
+    ],
+)
+def test_refusals(shared_model: Path, run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = run("eval", "--model", shared_model, "--out", "run", *arguments)
+    assert result.status == 2 and message in result.error()
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_do_not_mix(finished: Path, shared_model: Path, run: Run) -> None:
+    result = run(*options(shared_model, "--seeds", "0"))
+    assert result.status == 2 and "holds a run with seeds=[0, 3], not [0]" in result.error()
+    assert run("report", "nowhere").status == 2
+    assert "must end in .html" in run("report", "run", "--out", "page.txt").error()
+    assert RunFolder.read(finished).settings["seeds"] == [0, 3]
+
+
+def test_videos_are_kept_frame_by_frame(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, size=(3, 8, 6, 3), dtype=np.uint8)
+    write_frames(frames, tmp_path / "clip" / "0000.png")
+    write_frames(frames[:1], tmp_path / "clip" / "0001.png")
+    assert sorted(p.name for p in (tmp_path / "clip").iterdir()) == ["0000", "0001.png"]
+    assert (read_frames(tmp_path / "clip" / "0000.png") == frames).all()
+    assert (read_frames(tmp_path / "clip" / "0001.png") == frames[:1]).all()
