@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
@@ -17,14 +18,15 @@ SIDES = st.sampled_from([1, 2, 3, 5, 7, 8, 11, 13])
 GRIDS = st.builds(Grid, st.sampled_from([1, 1, 2, 3]), SIDES, SIDES)
 
 
-def brute_force(kept: list[int], grid: Grid) -> list[int]:
+def brute_force(kept: list[int], grid: Grid, temporal_weight: float = 1.0) -> list[int]:
     """For every cell the place in ``kept`` of the nearest one; the lower index wins a tie."""
 
     def place(index: int) -> tuple[int, int, int]:
         return index // (grid.h * grid.w), index // grid.w % grid.h, index % grid.w
 
-    def distance(a: int, b: int) -> int:
-        return sum((x - y) ** 2 for x, y in zip(place(a), place(b), strict=True))
+    def distance(a: int, b: int) -> Fraction:
+        t, h, w = ((x - y) ** 2 for x, y in zip(place(a), place(b), strict=True))
+        return Fraction(temporal_weight) ** 2 * t + h + w
 
     return [
         min(range(len(kept)), key=lambda rank: (distance(cell, kept[rank]), kept[rank])) for cell in range(grid.size)
@@ -45,6 +47,26 @@ def kept_sets(draw: st.DrawFn) -> tuple[Grid, list[list[int]]]:
 def test_nearest_is_what_brute_force_finds(case: tuple[Grid, list[list[int]]]) -> None:
     grid, kept = case
     assert nearest_kept(torch.tensor(kept), grid).tolist() == [brute_force(row, grid) for row in kept]
+
+
+@given(kept_sets(), st.sampled_from([0.0, 0.25, 0.5, 1.5, 2.0, 3.0, 100.0]))
+def test_a_step_in_time_counts_like_some_cells(case: tuple[Grid, list[list[int]]], weight: float) -> None:
+    grid, kept = case
+    expected = [brute_force(row, grid, weight) for row in kept]
+    assert nearest_kept(torch.tensor(kept), grid, weight).tolist() == expected
+    assert Blend(1).sources(torch.tensor(kept), grid, weight).source.squeeze(-1).tolist() == expected
+
+
+def test_numbers_stay_whole_on_the_largest_grid() -> None:
+    """720p of InfinityStar, few tokens, the finest weight: against a direct search on some cells."""
+    grid, weight = Grid(20, 45, 80), 10 + 1 / 64
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.randperm(grid.size, generator=generator)[:50].sort().values
+    cells = cell_positions(grid, torch.device("cpu")).double() * torch.tensor([weight, 1, 1])
+    found = nearest_kept(kept[None], grid, weight)[0]
+    some = torch.randperm(grid.size, generator=generator)[:2000]
+    apart = (cells[some][:, None] - cells[kept]).square().sum(-1)
+    assert torch.equal(apart.gather(1, found[some][:, None]).squeeze(1), apart.amin(dim=1))
 
 
 @given(GRIDS)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from stepvar.errors import UsageError
@@ -16,10 +17,13 @@ from stepvar.methods.remembered import Remembered
 from stepvar.methods.restorers import RESTORERS, Restorer, RestorerName, index_tensor
 from stepvar.methods.scores import top_tokens
 from stepvar.plan import Plan, Step
-from stepvar.tokens import Selection, TokenMap, gather_tokens
+from stepvar.tokens import Grid, Selection, TokenMap, gather_tokens
 
 Scope = Literal["stack", "block", "sublayer"]
 Branches = Literal["shared", "separate"]
+Selected = Literal["clip", "frame"]
+
+MOST_TEMPORAL_WEIGHT = 1000
 
 FLOOR = 0.25
 """A budget widens to earlier scales before it keeps less than this: pruning more is said to show (StepVAR)."""
@@ -51,6 +55,9 @@ class Pruning(Method):
         restore: where that comes from: the ``"nearest"`` kept token, a ``"blend"`` of the nearest few, the nearest
             of uniform ``"anchors"`` that are always kept, or the last pass that was not pruned, resized (``"cached"``);
             or a :class:`~stepvar.methods.restorers.Restorer` with settings of its own.
+        selection: videos only: rank the tokens of all frames of a pass together (``"clip"``), or keep the best of each
+            frame, equally many in all (``"frame"``).
+        temporal_weight: videos only: how many cells a step from frame to frame counts like, where distances decide.
         branches: one selection for both guidance branches, scored on the conditional one (``"shared"``), or one
             for each (``"separate"``, not possible when guidance mixes the branches inside the stack).
     """
@@ -65,6 +72,8 @@ class Pruning(Method):
     scope: Scope = "stack"
     propagate: Propagated = "state"
     restore: RestorerName | Restorer = "nearest"
+    selection: Selected = "clip"
+    temporal_weight: float = 1.0
     branches: Branches = "shared"
 
     def __post_init__(self) -> None:
@@ -79,7 +88,9 @@ class Pruning(Method):
         for name in ("blocks_before", "blocks_after"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: must be 0 or more")
-        choices: dict[str, Any] = {"scope": Scope, "propagate": Propagated, "branches": Branches}
+        if not 0 <= self.temporal_weight <= MOST_TEMPORAL_WEIGHT:
+            raise UsageError(f"temporal_weight={self.temporal_weight}: must be from 0 to {MOST_TEMPORAL_WEIGHT}")
+        choices: dict[str, Any] = {"scope": Scope, "propagate": Propagated, "selection": Selected, "branches": Branches}
         if not isinstance(self.restore, Restorer):
             choices["restore"] = RestorerName
         for name, kind in choices.items():
@@ -118,8 +129,14 @@ class Pruning(Method):
 
     def count_at(self, step: Step) -> int:
         """The number of tokens kept at a scale."""
-        fewest = max(1, len(self.restorer.anchors(step.grid)))
-        return max(fewest, round(self.ratio_at(step) * step.grid.size))
+        grid, frames = self._selected_from(step)
+        fewest = max(1, len(self.restorer.anchors(grid)))
+        return frames * max(fewest, round(self.ratio_at(step) * grid.size))
+
+    def _selected_from(self, step: Step) -> tuple[Grid, int]:
+        """The grid that a selection is made from, and how often it is in that of the step."""
+        grid = step.grid
+        return (Grid(1, grid.h, grid.w), grid.t) if self.selection == "frame" else (grid, 1)
 
     @property
     def restorer(self) -> Restorer:
@@ -215,10 +232,19 @@ class Pruning(Method):
         """Keeps the ``count`` best tokens of a dense map, row by row or once per sample."""
         shared = self.branches == "shared"
         scored = tokens.with_features(tokens.features[: step.samples]) if shared else tokens
-        kept = self.choose(self.score(scored, step), count, step)
-        selection = self.restorer.sources(kept, step.grid)
+        kept = self._chosen(self.score(scored, step), count, step)
+        selection = self.restorer.sources(kept, step.grid, self.temporal_weight)
         step.selections.append(kept)
         return selection.repeat(step.branches) if shared else selection
+
+    def _chosen(self, scores: Tensor, count: int, step: Step) -> Tensor:
+        """Indices (R, count) of the tokens to keep, chosen from all or from each frame alone."""
+        grid, frames = self._selected_from(step)
+        if frames == 1:
+            return self.choose(scores, count, step)
+        kept = self.choose(scores.unflatten(1, (frames, -1)).flatten(0, 1), count // frames, replace(step, grid=grid))
+        starts = torch.arange(0, step.grid.size, grid.size, device=kept.device)
+        return (kept.unflatten(0, (-1, frames)) + starts[:, None]).flatten(1)
 
     def choose(self, scores: Tensor, count: int, step: Step) -> Tensor:
         """Indices (R, count), ascending, of the tokens to keep by their scores (R, N): the restorer's anchors first."""

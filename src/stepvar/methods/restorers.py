@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.methods.propagation import nearest_kept, spread
+from stepvar.methods.propagation import axis_weights, nearest_kept, spread
 from stepvar.methods.remembered import Remembered
 from stepvar.plan import Step
 from stepvar.tokens import Grid, Selection, scatter_tokens
@@ -41,8 +41,12 @@ class Restorer(ABC):
         return ()
 
     @abstractmethod
-    def sources(self, kept: Tensor, grid: Grid) -> Selection:
-        """Which of the kept tokens (R, K) stand in for each token of the grid."""
+    def sources(self, kept: Tensor, grid: Grid, temporal_weight: float = 1.0) -> Selection:
+        """Which of the kept tokens (R, K) stand in for each token of the grid.
+
+        Args:
+            temporal_weight: how many cells a step from frame to frame counts like.
+        """
 
     def restore(self, values: Tensor, selection: Selection, step: Step, past: Remembered | None) -> Tensor:
         """Values (R, K, C) of the kept tokens -> values (R, N, C) of all, the kept ones unchanged."""
@@ -53,8 +57,8 @@ class Restorer(ABC):
 class Nearest(Restorer):
     """The nearest kept token of the same scale (StepVAR)."""
 
-    def sources(self, kept: Tensor, grid: Grid) -> Selection:
-        return Selection(kept, nearest_kept(kept, grid))
+    def sources(self, kept: Tensor, grid: Grid, temporal_weight: float = 1.0) -> Selection:
+        return Selection(kept, nearest_kept(kept, grid, temporal_weight))
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,15 @@ class Blend(Restorer):
         if self.neighbours < 1:
             raise UsageError(f"neighbours={self.neighbours}: must be at least 1")
 
-    def sources(self, kept: Tensor, grid: Grid) -> Selection:
+    def sources(self, kept: Tensor, grid: Grid, temporal_weight: float = 1.0) -> Selection:
         cells = cell_positions(grid, kept.device)
         places = cells[kept]
         count = min(self.neighbours, kept.shape[1])
         size = max(1, CHUNK // kept.numel())
-        found = [_nearest_few(part, places, count) for part in cells.split(size)]
+        found = [_nearest_few(part, places, count, axis_weights(temporal_weight)) for part in cells.split(size)]
         distance, source = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        weights = 1 / distance.clamp(min=1)  # kept tokens, at distance 0, are not blended
+        # Kept tokens, at distance 0, are not blended.
+        weights = 1 / distance.clamp(min=1)
         return Selection(kept, source, weights / weights.sum(dim=-1, keepdim=True))
 
 
@@ -104,9 +109,9 @@ class Anchors(Restorer):
         """The middle of each stretch of ``stride`` cells; the last one may be shorter."""
         return [(start + min(start + self.stride, length)) // 2 for start in range(0, length, self.stride)]
 
-    def sources(self, kept: Tensor, grid: Grid) -> Selection:
+    def sources(self, kept: Tensor, grid: Grid, temporal_weight: float = 1.0) -> Selection:
         anchors = index_tensor(self.anchors(grid), kept.device).unsqueeze(0)
-        standing_in = anchors[0][nearest_kept(anchors, grid)[0]].expand(len(kept), -1)
+        standing_in = anchors[0][nearest_kept(anchors, grid, temporal_weight)[0]].expand(len(kept), -1)
         rank = torch.zeros(len(kept), grid.size, dtype=torch.int64, device=kept.device)
         own = torch.arange(kept.shape[1], device=kept.device).expand(len(kept), -1)
         rank = rank.scatter(1, kept, own)
@@ -119,8 +124,8 @@ class Cached(Restorer):
 
     reads_past: ClassVar[bool] = True
 
-    def sources(self, kept: Tensor, grid: Grid) -> Selection:
-        return Selection(kept, nearest_kept(kept, grid))
+    def sources(self, kept: Tensor, grid: Grid, temporal_weight: float = 1.0) -> Selection:
+        return Selection(kept, nearest_kept(kept, grid, temporal_weight))
 
     def restore(self, values: Tensor, selection: Selection, step: Step, past: Remembered | None) -> Tensor:
         assert past is not None  # what reads the past is given it
@@ -147,13 +152,15 @@ def cell_positions(grid: Grid, device: torch.device) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
 
 
-def _nearest_few(cells: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _nearest_few(cells: Tensor, places: Tensor, count: int, weights: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     """Squared distances and indices (R, N, count) of the nearest of ``places`` (R, K, 3) to each of ``cells`` (N, 3).
 
-    The least of ``squared distance * K + index`` are unique: ties go to the lower index on every device.
+    Squared distances along each axis count by its weight. The least of ``squared distance * K + index`` are unique:
+    ties go to the lower index on every device.
     """
-    axes = zip(cells.unbind(1), places.unbind(2), strict=True)
-    distance = torch.stack([(cell[:, None] - place[:, None, :]).square() for cell, place in axes]).sum(dim=0)
+    axes = zip(cells.unbind(1), places.unbind(2), weights, strict=True)
+    apart = [(cell[:, None] - place[:, None, :]).square() * weight for cell, place, weight in axes]
+    distance = torch.stack(apart).sum(dim=0)
     number = places.shape[1]
     keys = distance * number + torch.arange(number, device=places.device)
     nearest = keys.topk(count, dim=-1, largest=False, sorted=True).values

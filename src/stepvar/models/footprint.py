@@ -48,7 +48,13 @@ class Footprint:
         """Keys and values of all layers: exact."""
         tokens = planned_tokens(self.plan, self.samples, self.method, self.config.depth)
         prefix = getattr(self.config, "prefix", 0)  # what some families run beside the first scale
-        return 2 * self.rows * (sum(tokens) + prefix * self.config.depth) * self.config.width * self.precision.blocks.itemsize
+        return (
+            2
+            * self.rows
+            * (sum(tokens) + prefix * self.config.depth)
+            * self.config.width
+            * self.precision.blocks.itemsize
+        )
 
     def latent(self) -> int:
         """The latent picture: exact."""

@@ -1,0 +1,81 @@
+"""Pruning on videos: selections by frame, distances in time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stepvar.errors import UsageError
+from stepvar.methods import StepVAR, make_method
+from stepvar.methods.propagation import nearest_kept
+from stepvar.models.infinity_star import InfinityStar
+from stepvar.plan import Step
+from stepvar.tokens import TokenMap
+from tests.helpers import CLIPS, draw_video, equal_everywhere, make_plan, make_star, make_text
+
+
+@pytest.fixture(scope="module")
+def star() -> InfinityStar:
+    return make_star()
+
+
+def last_step() -> Step:
+    return list(make_plan(CLIPS).steps(1))[-1]
+
+
+def test_every_frame_keeps_as_many(star: InfinityStar) -> None:
+    method = StepVAR(keep=0.3, last=1, selection="frame")
+    drawn = draw_video(star, make_plan(CLIPS), method, make_text((5, 3)))
+    (kept,) = drawn.steps[-1].selections
+    assert method.count_at(drawn.steps[-1]) == 3 * round(0.3 * 24) == kept.shape[1]
+    for row in kept:
+        assert (row // 24).bincount(minlength=3).tolist() == [7, 7, 7]
+        assert row.tolist() == sorted(set(row.tolist()))
+    assert drawn.state.cache.lengths == [5 + 21] * 3
+
+
+def test_the_best_of_each_frame_are_kept() -> None:
+    step, method = last_step(), StepVAR(keep=0.25, last=1, selection="frame")
+    features = torch.randn(1, 72, 8, generator=torch.Generator().manual_seed(0))
+    features[:, 24:48] *= 10  # a frame that would take all
+    tokens = TokenMap.dense(features, step.grid)
+    scores = method.score(tokens, step).view(3, 24)
+    expected = [frame * 24 + index for frame in range(3) for index in scores[frame].topk(6).indices.sort().values]
+    assert method.select(tokens, 18, replace(step, branches=1)).kept[0].tolist() == expected
+    clip = replace(method, selection="clip").select(tokens, 18, replace(step, branches=1)).kept[0]
+    assert ((clip >= 24) & (clip < 48)).sum() > 12
+
+
+def test_distances_in_time_follow_the_weight() -> None:
+    step = last_step()
+    tokens = TokenMap.dense(torch.randn(1, 72, 8, generator=torch.Generator().manual_seed(1)), step.grid)
+    found = {}
+    for weight in (0.5, 1.0, 4.0):
+        selection = StepVAR(keep=0.1, temporal_weight=weight).select(tokens, 7, replace(step, branches=1))
+        assert torch.equal(selection.source, nearest_kept(selection.kept, step.grid, weight))
+        found[weight] = selection.source
+    assert not torch.equal(found[0.5], found[4.0])
+
+
+@pytest.mark.parametrize("name", ["stepvar", "coverage", "random", "high-pass", "taper"])
+def test_methods_by_frame_draw(star: InfinityStar, name: str) -> None:
+    method = make_method(name, selection="frame", temporal_weight=2.0)
+    drawn = draw_video(star, make_plan(CLIPS), method)
+    assert drawn.steps[-1].selections[0].shape[1] % 3 == 0
+    assert torch.isfinite(star.decode(drawn.state)).all()
+
+
+def test_all_tokens_kept_is_dense(star: InfinityStar) -> None:
+    dense = draw_video(star, make_plan(CLIPS))
+    kept = draw_video(star, make_plan(CLIPS), StepVAR(keep=1.0, selection="frame", temporal_weight=3))
+    assert equal_everywhere(dense.passes("logits"), kept.passes("logits"))
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(UsageError, match="selection='video': must be one of clip, frame"):
+        StepVAR(selection="video")  # type: ignore[arg-type]
+    for weight in (-1, 1001, float("nan")):
+        with pytest.raises(UsageError, match=r"temporal_weight=.*: must be from 0 to 1000"):
+            StepVAR(temporal_weight=weight)
