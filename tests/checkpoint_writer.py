@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stepvar.models.hart import HARTConfig
 from stepvar.models.infinity import InfinityConfig
 from stepvar.models.infinity import checkpoint as infinity
 from stepvar.models.registry import FAMILIES
 from stepvar.models.var import VARConfig
 from stepvar.models.var import checkpoint as var
-from tests.helpers import TINY, TINY_VAR, make_model, make_var
+from tests.helpers import TINY, TINY_HART, TINY_VAR, make_hart, make_model, make_var
 
 Layout = Literal["flat", "legacy", "trainer", "ema", "safetensors", "shards", "bin shards"]
 Style = Literal["wrapped", "plain"]
@@ -89,6 +90,89 @@ def write_var(
     torch.save(_stored(model.tokenizer.state_dict(), dtype) | hits, tokenizer)
     write_sizes(folder, "var", config)
     return Release(folder, transformer, tokenizer, model)
+
+
+HartLayout = Literal["averaged", "averaged in part", "whole", "shards", "safetensors"]
+
+HART_LAYOUTS: tuple[HartLayout, ...] = ("averaged", "averaged in part", "whole", "shards", "safetensors")
+
+
+def write_hart(folder: Path, config: HARTConfig = TINY_HART, layout: HartLayout = "averaged") -> Release:
+    """Two folders as the release has them, each with a configuration of its own.
+
+    Args:
+        layout: of the transformer: averaged weights beside others, all or some of them, or one set in one file or
+            several.
+    """
+    model = make_hart(config)
+    transformer, tokenizer = folder / "llm", folder / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    state = _stored(model.transformer.state_dict(), torch.float32)
+    state |= {"lvl_1L": torch.zeros(1, 5, dtype=torch.int64), "attn_bias_for_masking": torch.zeros(1, 1, 5, 5)}
+    base = {name: tensor + 7 for name, tensor in state.items()}
+    if layout == "shards":
+        _write_shards(transformer, state, "safetensors")
+    else:
+        transformer.mkdir()
+    if layout == "averaged":
+        save_file(base, transformer / "model.safetensors")
+        torch.save(state, transformer / "ema_model.bin")
+    if layout == "averaged in part":
+        averaged = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+        save_file(base | {name: state[name] for name in state.keys() - averaged}, transformer / "model.safetensors")
+        torch.save(averaged, transformer / "ema_model.bin")
+    if layout == "whole":
+        torch.save(state, transformer / "pytorch_model.bin")
+    if layout == "safetensors":
+        save_file(state, transformer / "model.safetensors")
+    codes = {f"vae.{name}": tensor for name, tensor in _stored(model.tokenizer.state_dict(), torch.float32).items()}
+    codes |= {"vae.quantize.ema_vocab_hit_SV": torch.zeros(5, 48), "disc.main.0.weight": torch.zeros(3)}
+    save_file(codes, tokenizer / "model.safetensors")
+    for part, values in zip((transformer, tokenizer), published_hart(config), strict=True):
+        (part / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return Release(folder, transformer, tokenizer, model)
+
+
+def published_hart(config: HARTConfig = TINY_HART, **change: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the configuration files of a release say of a model of the released flavour.
+
+    Args:
+        change: other entries, of either file.
+    """
+    codes = config.tokenizer
+    tokenizer = {
+        "model_type": "hart_autoencoder_with_disc",
+        "vocab_size": codes.vocabulary,
+        "z_channels": codes.channels,
+        "ch": codes.base_channels,
+        "ch_mult": list(codes.multipliers),
+        "quantizer_type": "var_hybrid",
+        "using_znorm": False,
+        "share_quant_resi": codes.convs,
+    }
+    transformer = {
+        "model_type": "hart_transformer_t2i",
+        "depth": config.depth,
+        "embed_dim": config.width,
+        "num_heads": config.heads,
+        "patch_nums": list(config.patch_nums),
+        "context_token": config.context_tokens,
+        "context_dim": config.context_channels,
+        "mlp_ratio": config.mlp_ratio,
+        "attn_type": "llama",
+        "mlp_type": "llama",
+        "disable_aln": True,
+        "shared_aln": True,
+        "use_timestep_embed": True,
+        "use_context_norm": True,
+        "attn_l2_norm": False,
+        "diff_width": config.diffusion_width,
+        "diff_depth": config.diffusion_depth,
+        "num_sampling_steps": str(config.diffusion_steps),
+    }
+    for name, value in change.items():
+        (tokenizer if name in tokenizer else transformer)[name] = value
+    return transformer, tokenizer
 
 
 def write_sizes(folder: Path, family: str, config: Any) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from stepvar.plan import Plan
 from stepvar.sampling import SeededNoise
 from stepvar.text import ContextFeatures
 from stepvar.tokens import Grid, ScaleSchedule
+from tests.checkpoint_writer import published_hart
 from tests.helpers import (
     SQUARE,
     TINY_HART,
@@ -357,6 +359,17 @@ def test_counted_operations_are_those_that_ran(
 # Configurations
 
 
+def test_names_of_the_released_weights() -> None:
+    path = Path(__file__).parents[1] / "goldens" / "hart_inferred_keys.json"
+    listed = json.loads(path.read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        model = HART(RELEASED)
+    for part, entry in (("transformer", "transformer_inferred_config"), ("tokenizer", "vae")):
+        own = {name: list(tensor.shape) for name, tensor in getattr(model, part).state_dict().items()}
+        constants = ("lvl_1L", "attn_bias_for_masking", "quantize.ema_vocab_hit_SV")
+        assert own == {name: shape for name, shape in listed[entry].items() if name not in constants}
+
+
 def test_released_size() -> None:
     with torch.device("meta"):
         model = HART(RELEASED)
@@ -365,34 +378,6 @@ def test_released_size() -> None:
     assert head == pytest.approx(36.6e6, rel=5e-3)
     assert sum(p.numel() for p in model.tokenizer.parameters()) == pytest.approx(108.9e6, rel=1e-3)
     assert model.schedule().size == 9451 and RELEASED.ffn_width == 4096 and model.schedule().name == "1024x1024"
-
-
-def published(**change: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the files of a release say of the tiny model."""
-    transformer = {
-        "model_type": "hart_transformer_t2i",
-        "depth": 3,
-        "embed_dim": 48,
-        "num_heads": 2,
-        "patch_nums": [1, 2, 4, 6, 8],
-        "context_token": 5,
-        "context_dim": 12,
-        "mlp_ratio": 4.0,
-        "attn_type": "llama",
-        "mlp_type": "llama",
-        "disable_aln": True,
-        "shared_aln": True,
-        "use_timestep_embed": True,
-        "use_context_norm": True,
-        "attn_l2_norm": False,
-        "diff_width": 32,
-        "diff_depth": 2,
-        "num_sampling_steps": "4",
-    }
-    tokenizer = {"vocab_size": 48, "z_channels": 6, "ch": 32, "ch_mult": [1, 2], "quantizer_type": "var_hybrid"}
-    return transformer | {k: v for k, v in change.items() if k not in tokenizer}, tokenizer | {
-        k: v for k, v in change.items() if k in (*tokenizer, "using_znorm", "share_quant_resi")
-    }
 
 
 @pytest.mark.parametrize(
@@ -409,7 +394,7 @@ def published(**change: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     ids=str,
 )
 def test_published_configurations(change: dict[str, Any], expected: dict[str, Any]) -> None:
-    config = HARTConfig.published(*published(**change))
+    config = HARTConfig.published(*published_hart(**change))
     assert config == replace(TINY_HART, **expected)
     assert HARTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert asdict(config) == config.to_dict()
@@ -432,8 +417,8 @@ def test_published_configurations(change: dict[str, Any], expected: dict[str, An
 )
 def test_what_is_not_supported(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        HARTConfig.published(*published(**change))
-    transformer, tokenizer = published()
+        HARTConfig.published(*published_hart(**change))
+    transformer, tokenizer = published_hart()
     del transformer["depth"]
     with pytest.raises(CheckpointError, match="lacks depth"):
         HARTConfig.published(transformer, tokenizer)

@@ -81,7 +81,7 @@ def load_encoder(folder: Path, dtype: torch.dtype, kind: str = "T5EncoderModel",
     if not safe and not _holds(folder, _TORCH):
         raise CheckpointError(f"{folder}: no model.safetensors or pytorch_model.bin; give the folder of a {what}")
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             model, info = getattr(transformers, kind).from_pretrained(
                 folder,
                 dtype=dtype,
@@ -132,8 +132,8 @@ def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the report that the decoder's weights are not used."""
+def quiet(transformers: Any) -> Iterator[None]:
+    """Without reports, such as that the decoder's weights are not used."""
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -13,7 +13,7 @@ from torch import Tensor
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.text.context import ContextFeatures
 from stepvar.text.hosted import HostedEncoder, check_dtype
-from stepvar.text.pretrained import find_folder, import_transformers, load_encoder
+from stepvar.text.pretrained import find_folder, import_transformers, load_encoder, quiet
 from stepvar.text.t5 import LongPromptWarning
 
 INSTRUCTION = "instruction.txt"
@@ -105,9 +105,15 @@ def _instruction(folder: Path) -> str:
 
 
 def _tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder.
+
+    ``tokenizer.json`` is read as it is, where it is: the class for Qwen2 rebuilds a tokenizer from parts of it.
+    """
     transformers = import_transformers()
+    kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").is_file() else "AutoTokenizer"
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet(transformers):
+            tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers package raises plain Exception
         raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error}); fetch it again") from error
     if tokenizer.pad_token_id is None:
