@@ -1,4 +1,4 @@
-"""Speed-ups asked for and achieved: ``python -m benchmarks.budget --model scenes --decode --out runs/budget-scenes.json``.
+"""Speed-ups asked for and achieved: ``python -m benchmarks.budget --model scenes --decode --out runs/budget.json``.
 
 Settings are planned first, each method for each speed-up; then every round runs each of them between two dense
 generations, and its ratio is the mean time of these two over its own. A machine whose speed drifts slows all three. The
