@@ -10,6 +10,7 @@ RUNS = Path("runs")
 
 COMMANDS = (
     ("speed", "--model", "scenes", "--rounds", "5", "--memory", "--out", "runs/speed-scenes.json"),
+    ("budget", "--model", "scenes", "--decode", "--out", "runs/budget-scenes.json"),
     ("quality", "--out", "runs/quality.json"),
     ("ablation", "--scenes", "32", "--out", "runs/ablation.json"),
 )

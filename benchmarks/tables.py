@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import precision
+from benchmarks import budget, precision
 from benchmarks.speed import markdown
 from stepvar.files import write_text
 
@@ -74,7 +74,8 @@ def main() -> None:
     writers = {"ablation": ablation, "quality": quality, "precision": precision_table}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        writer = writers.get(path.stem, lambda r: markdown(r) + "\n" + facts(r))
+        table = budget.markdown if path.stem.startswith("budget") else markdown
+        writer = writers.get(path.stem, lambda r, table=table: table(r) + "\n" + facts(r))
         write_text(SNIPPETS / f"{path.stem}.md", writer(result))
         print(f"{path.stem}: written")
 

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from stepvar.budget import DeviceRates, Profile, calibrate, plan_speedup
+from stepvar.budget import CostModel, DeviceRates, Profile, calibrate, plan_speedup
 from stepvar.budget import calibration as module
 from stepvar.budget.calibration import subject_of
 from stepvar.budget.device import device_key, rates_by_rows
 from stepvar.budget.profile import measure_profile
 from stepvar.budget.store import cache_file, cache_folder, kept
-from stepvar.methods import StepVAR
+from stepvar.methods import SkipLast, StepVAR
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
 from tests.helpers import SQUARE, WIDE, make_plan
+from tests.methods.families import ROWS, FamilyRow
 
 RATES = DeviceRates(products=((1, 1e9), (64, 4e9)), attention=2e9, bandwidth=1e10, launch=1e-6)
 
@@ -136,3 +137,15 @@ def test_a_method_fits_a_model(tiny_model: Infinity) -> None:
     assert isinstance(budget.method, StepVAR) and budget.planned == pytest.approx(asked, rel=0.1)
     assert costs.speedup(budget.method) == budget.planned
     assert "of the scales" in str(budget)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_every_family_can_be_measured_and_planned(row: FamilyRow) -> None:
+    """Nothing here knows a family: what is counted is what runs, and a profile has all of its passes."""
+    model, plan = row.model(), make_plan(row.schedule)
+    of = subject_of(model, plan, scope="scales")
+    profile = measure_profile(of, 2, lambda: None)
+    assert list(profile.stack) == list(plan.computed)
+    costs = CostModel(model, plan, 1, RATES, profile, "scales")
+    assert costs.seconds(StepVAR(keep=0.3)) < costs.dense_seconds
+    assert costs.seconds(SkipLast(1)) < costs.dense_seconds

@@ -17,6 +17,8 @@ from stepvar.plan import Plan
 from stepvar.report import Recorder, Report
 from stepvar.sampling import SeededNoise
 from tests.helpers import SQUARE, TINY, WIDE, make_model, make_plan, make_text, make_var
+from tests.methods.families import LENGTHS as LENGTHS_OF_ROWS
+from tests.methods.families import ROWS, FamilyRow
 
 LENGTHS = (5, 3)
 CHOSEN = [*map(make_method, METHODS), HighPass(keep=(0.3, 0.2), blocks_before=1), FastVAR((0.5,), 1, 1, 1)]
@@ -64,3 +66,12 @@ def test_operations_of_sublayers_by_hand() -> None:
     # 6 tokens of 4 channels: three projections in and one out, 4 x 4 each; scores and sums over 10 tokens.
     assert self_attention_work(2, 3, 4, seen=10).flops == 2 * 6 * (4 * 16) + 2 * 6 * 2 * 10 * 4
     assert feed_forward_work(2, 3, 4, hidden=16).flops == 2 * 6 * 2 * 4 * 16
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("name", ["dense", "stepvar", "skip-last", "drop-guidance"])
+def test_every_family_runs_what_was_counted(row: FamilyRow, name: str) -> None:
+    model, plan, method = row.model(), make_plan(row.schedule), make_method(name)
+    report = reported(model, row.condition(range(1)), plan, method, 1)
+    works = counted(model, plan, method, 1, text=LENGTHS_OF_ROWS[0])
+    assert [work.flops for work in works] == [scale.flops for scale in report.scales]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from stepvar.budget.costs import CostModel, Scope
 from stepvar.budget.device import MEASUREMENTS, DeviceRates, device_key, measure_rates
 from stepvar.budget.planner import Budget, fit
@@ -14,7 +12,7 @@ from stepvar.budget.profile import BLOCKS_SECONDS, ROUNDS, Profile, Subject, mea
 from stepvar.budget.store import kept
 from stepvar.methods import make_method
 from stepvar.methods.base import Method
-from stepvar.models import conditioning
+from stepvar.models.conditioning import Subject as Prompt
 from stepvar.models.registry import family_of_model
 from stepvar.pipeline import Pipeline
 from stepvar.plan import Plan
@@ -43,7 +41,7 @@ def subject_of(model: Any, plan: Plan | None = None, samples: int = 1, scope: Sc
     decode = scope == "image"
     if isinstance(model, Pipeline):
         pipe, encoder = model, model.text_encoder
-        drawn = conditioning.Subject(prompt=CAPTION) if encoder else _features(pipe.conditioner)
+        drawn = Prompt(prompt=CAPTION) if encoder else pipe.conditioner.example()
         request = pipe.conditioner.request(drawn, samples)
 
         def encode() -> Any:
@@ -58,16 +56,8 @@ def subject_of(model: Any, plan: Plan | None = None, samples: int = 1, scope: Sc
     if plan is None:
         count = len(schedule)
         plan = Plan(schedule, conditioner.guidance(GUIDANCE, count), (1.0,) * count)
-    encode_features = conditioner.request(_features(conditioner), samples).condition
+    encode_features = conditioner.request(conditioner.example(), samples).condition
     return Subject(model, plan, samples, encode_features, decode=decode)
-
-
-def _features(conditioner: conditioning.Conditioner) -> conditioning.Subject:
-    """Something to draw where there is no text encoder: a class, or text features that mean nothing."""
-    if conditioner.argument == "class_labels":
-        return conditioning.Subject(class_labels=0)
-    channels: int = conditioner.channels  # type: ignore[attr-defined]
-    return conditioning.Subject(prompt_embeds=torch.zeros(1, 16, channels))
 
 
 def calibrate(

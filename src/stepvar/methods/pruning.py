@@ -104,8 +104,8 @@ class Pruning(Method):
 
     def stages(self, plan: Plan) -> Sequence[Stage]:
         """One share for the scales that hold most tokens, then for more of them, each down to the floor; then below."""
-        schedule = plan.schedule
-        fewest, most = schedule.late_scales(), schedule.late_scales(LATE)
+        fewest = plan.late_scales
+        most = max(fewest, plan.schedule.late_scales(LATE))
 
         def stage(last: int, high: float, low: float) -> Stage:
             return lambda share: replace(self, keep=round(high - share * (high - low), 4), last=last)

@@ -114,6 +114,10 @@ class Conditioner(Protocol):
         """
         ...
 
+    def example(self) -> Subject:
+        """Something to draw for which no text is encoded, to measure with: a class, or features that mean nothing."""
+        ...
+
     def guidance(self, scale: float, scales: int) -> tuple[float, ...]:
         """The guidance of each scale that one number stands for."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from stepvar.errors import UsageError
@@ -66,6 +67,9 @@ class ContextConditioner:
         if self.encoder is None:
             raise UsageError("prompt: the pipeline was made without a text encoder; give prompt_embeds")
         return ContextRequest(self.encoder, texts("prompt", subject.prompt), times)
+
+    def example(self) -> Subject:
+        return Subject(prompt_embeds=torch.zeros(1, self.config.context_tokens, self.config.context_channels))
 
     def guidance(self, scale: float, scales: int) -> tuple[float, ...]:
         return guidance_ramp(scale, scales)

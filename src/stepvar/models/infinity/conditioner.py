@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from stepvar.errors import UsageError
@@ -75,6 +76,9 @@ class TextConditioner:
                 )
             negatives = negatives * len(prompts) if isinstance(negatives, list) else negatives.repeat(len(prompts))
         return TextRequest(self.encoder, prompts, negatives, times)
+
+    def example(self) -> Subject:
+        return Subject(prompt_embeds=torch.zeros(1, 16, self.channels))
 
     def guidance(self, scale: float, scales: int) -> tuple[float, ...]:
         return (scale,) * scales

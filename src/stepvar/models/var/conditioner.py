@@ -51,6 +51,9 @@ class ClassConditioner:
         labels = [self._label(one) for one in several]
         return ClassRequest(tuple(label for label in labels for _ in range(times)), self._named)
 
+    def example(self) -> Subject:
+        return Subject(class_labels=0)
+
     def guidance(self, scale: float, scales: int) -> tuple[float, ...]:
         return ramped_guidance(scale, scales)
 
