@@ -23,12 +23,16 @@ from tests.helpers import (
     CLIPS,
     SQUARE,
     TINY,
+    TINY_HART,
     TINY_STAR,
     TINY_VAR,
     WIDE,
     draw,
     draw_classes,
+    draw_context,
     draw_video,
+    make_context,
+    make_hart,
     make_model,
     make_plan,
     make_star,
@@ -59,6 +63,36 @@ def test_exact_parts_are_what_is_allocated(method: Method, dtype: torch.dtype, g
         assert estimate.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         assert estimate.cache == result.state.cache.nbytes
         assert estimate.latent == result.state.latent.nbytes
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("guidance", [3.0, 1.0, 0.0])
+def test_exact_parts_with_text_in_the_first_scale(method: Method, dtype: torch.dtype, guidance: float) -> None:
+    model, plan = make_hart(replace(TINY_HART, depth=4)).to(dtype), make_plan(SQUARE, guidance)
+    result = draw_context(model, plan, method, make_context((3, 5)))
+    estimate = estimate_memory(model.config, plan, method, 2, dtype)
+    assert estimate.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert (estimate.cache, estimate.latent) == (result.state.cache.nbytes, result.state.latent.nbytes)
+
+
+HEAVY = {
+    "blocks": {"context_tokens": 600, "patch_nums": (1, 2)},
+    "blocks, gelu": {"feed_forward": "gelu", "patch_nums": (1, 4, 24), "diffusion_width": 8},
+    "head": {"diffusion_width": 512, "patch_nums": (1, 4, 24)},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", HEAVY)
+def test_peak_with_a_diffusion_head_is_near_the_formula(part: str, dtype: torch.dtype) -> None:
+    config = replace(TINY_HART, width=256, heads=4, depth=1, **HEAVY[part])  # type: ignore[arg-type]
+    model = make_hart(config).to(dtype)
+    plan = make_plan(model.schedule(), 3.0)
+    text = make_context((3,), config=config)
+    peak = live_peak(lambda: generate(model, text, 1, plan, Dense(), SeededNoise((0,))))
+    estimate = estimate_memory(config, plan, Dense(), 1, dtype)
+    assert 1 / 1.35 < peak / (estimate.cache + estimate.latent + estimate.activations) < 1.35
 
 
 @pytest.mark.parametrize(

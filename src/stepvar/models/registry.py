@@ -8,6 +8,7 @@ from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.hart import checkpoint as hart
 from stepvar.models.hart import progress as hart_progress
 from stepvar.models.hart.conditioner import ContextConditioner
+from stepvar.models.hart.footprint import ResidualFootprint
 from stepvar.models.infinity import Infinity, InfinityConfig
 from stepvar.models.infinity import checkpoint as infinity
 from stepvar.models.infinity.conditioner import TextConditioner
@@ -69,6 +70,7 @@ _ROWS = (
         encoder=lambda source, config: Qwen2Encoder(source, slots=config.context_tokens),
         released_config=hart.read_released,
         progress=hart_progress,
+        footprint=ResidualFootprint,
     ),
 )
 
