@@ -20,6 +20,7 @@ from stepvar.evaluation.clips import judge_videos, load_clip_judge
 from stepvar.evaluation.drawing import DENSE, Contender, Sampling, draw, noise_floor
 from stepvar.evaluation.metrics import high_frequency_share, psnr
 from stepvar.evaluation.scenes import accuracies
+from stepvar.evaluation.video import flicker
 from stepvar.files import write_text
 from stepvar.methods import make_method
 from stepvar.models.infinity_star.codes import quantise
@@ -34,11 +35,6 @@ METHODS = ("stepvar", "fastvar", "random", "skip-last")
 FIRST_SEED = 100
 
 
-def restlessness(videos: Tensor) -> Tensor:
-    """Mean absolute difference from frame to frame, one per video (B, 3, T, H, W)."""
-    return videos.diff(dim=2).abs().mean(dim=(1, 2, 3, 4))
-
-
 def row_of(
     label: str, judge: ClipJudge, videos: Tensor, clips: Sequence[Clip], dense: Tensor | None = None
 ) -> dict[str, Any]:
@@ -48,7 +44,7 @@ def row_of(
         frames, reference = (values.transpose(1, 2).flatten(0, 1) for values in (videos, dense))
         row["psnr"] = float(psnr(frames, reference).clamp(max=100).mean())
         row["high_frequency"] = float(high_frequency_share(frames, reference).mean())
-        row["flicker"] = float((restlessness(videos) / restlessness(dense).clamp(min=1e-6)).mean())
+        row["flicker"] = float(flicker(videos, dense).own.nanmean())
     return row
 
 
@@ -90,14 +86,13 @@ def measure(pipe: Pipeline, judge: ClipJudge, clips: list[Clip], sampling: Sampl
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table of the model card."""
     names = list(rows[0]["accuracy"])
-    lines = ["| clips | " + " | ".join(names) + " | PSNR to dense | high-frequency energy | flicker |"]
+    lines = ["| clips | " + " | ".join(names) + " | PSNR to dense | high-frequency energy | flicker, levels |"]
     lines.append("|---" * (len(names) + 4) + "|")
     for row in rows:
         cells = [f"{100 * row['accuracy'][name][0]:.0f} %" for name in names]
-        if "psnr" in row and row["label"] != "dense":
-            cells += [f"{row['psnr']:.1f} dB", f"{100 * row['high_frequency']:.0f} %", f"{row['flicker']:.2f}"]
-        else:
-            cells += ["", "", ""]
+        compared = "psnr" in row and row["label"] != "dense"
+        cells += [f"{row['psnr']:.1f} dB", f"{100 * row['high_frequency']:.0f} %"] if compared else ["", ""]
+        cells.append(f"{row['flicker']:.2f}" if "flicker" in row else "")
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

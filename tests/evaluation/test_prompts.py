@@ -9,6 +9,7 @@ import pytest
 
 from stepvar.errors import UsageError
 from stepvar.evaluation.prompts import load_prompts
+from stepvar.scenes.clips.grammar import clip_caption, is_held_out_clip
 from stepvar.scenes.grammar import caption, is_held_out
 
 LINES = [
@@ -25,6 +26,14 @@ def test_scenes_are_held_out_and_say_what_they_show() -> None:
     assert {prompt.category for prompt in found.prompts} == {"one object", "two objects"}
     assert len(load_prompts("scenes")) == 128
     assert found.limited(3).prompts == found.prompts[:3] and found.limited(None).prompts == found.prompts
+
+
+def test_clips_are_held_out_and_say_what_they_show() -> None:
+    found = load_prompts("scenes-video:10")
+    assert len(found) == 10 and found.source == "scenes-video:10"
+    for prompt in found.prompts:
+        assert prompt.clip is not None and is_held_out_clip(prompt.clip) and prompt.text == clip_caption(prompt.clip)
+        assert prompt.scene is None and prompt.category == prompt.clip.motion
 
 
 def test_a_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ Methods = Annotated[
 Prompts = Annotated[
     str,
     typer.Option(
-        help="'scenes' or 'scenes:256'; a text file with a prompt per line; GenEval's evaluation_metadata.jsonl; "
-        "DPG-Bench's folder of prompts."
+        help="'scenes' or 'scenes:256', likewise 'scenes-video'; a text file with a prompt per line; GenEval's "
+        "evaluation_metadata.jsonl; DPG-Bench's folder of prompts."
     ),
 ]
 Scores = Annotated[str | None, typer.Option(help="Of a picture against its prompt: clip, image-reward, hpsv2.")]
@@ -181,6 +181,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tuple[Measures, dict[str, str]]:
     """What can be measured here beside PSNR, SSIM and detail, and a note for what cannot."""
+    from stepvar.evaluation.clips import load_clip_judge
     from stepvar.evaluation.evaluate import Measures
     from stepvar.evaluation.learned import Unavailable, load_lpips, load_scores
     from stepvar.evaluation.scenes import load_judge
@@ -188,8 +189,10 @@ def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tu
     lpips = load_lpips(pipe.device)
     notes = {"lpips": str(lpips)} if isinstance(lpips, Unavailable) else {}
     judged = all(prompt.scene is not None for prompt in suite.prompts)
+    watched = all(prompt.clip is not None for prompt in suite.prompts)
     return Measures(
         judge=load_judge(pipe.device) if judged else None,
+        clip_judge=load_clip_judge(pipe.device) if watched else None,
         lpips=None if isinstance(lpips, Unavailable) else lpips,
         scores=load_scores(scores, pipe.device),
     ), notes

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from stepvar.drawing import kept_overlay, save_png
+from stepvar.evaluation.clips import judge_videos
 from stepvar.evaluation.costs import turns
 from stepvar.evaluation.drawing import DENSE, Contender
 from stepvar.evaluation.folder import RunFolder
@@ -24,6 +25,8 @@ from stepvar.evaluation.scenes import CATEGORIES, Judged, Questions, judge_batch
 from stepvar.files import write_text
 from stepvar.output import Output
 from stepvar.pipeline import Pipeline
+from stepvar.scenes.clips.judge import ClipJudge
+from stepvar.scenes.clips.render import render_clips
 from stepvar.scenes.judge import Judge
 from stepvar.scenes.render import render
 
@@ -43,12 +46,13 @@ class Measures:
     """What is measured of each picture beside its fidelity.
 
     Attributes:
-        judge: of the embedded domain; None for other prompts.
+        judge, clip_judge: of the embedded domains, of pictures and of videos; None for other prompts.
         lpips: None where it is not available.
         scores: of a picture against its prompt.
     """
 
     judge: Judge | None = None
+    clip_judge: ClipJudge | None = None
     lpips: Distance | None = None
     scores: dict[str, Score] = field(default_factory=dict)
 
@@ -133,7 +137,7 @@ class Evaluation:
             reference = to_tensor([self._dense(pair) for pair in pairs], self.pipe.device)
             for row, found in zip(rows, fidelity(pixels, reference, self.measures.lpips), strict=True):
                 row |= found
-        self._judge(rows, pairs, pixels[:, 0])
+        self._judge(rows, pairs, pixels)
         for name, score in self.measures.scores.items():
             pictures = [Image.fromarray(frames[len(frames) // 2]) for frames in clips]
             values = score(pictures, [self.prompts.prompts[prompt].text for prompt, _ in pairs])
@@ -151,24 +155,36 @@ class Evaluation:
         """The dense picture, as it was written."""
         return read_frames(self.folder.path / self.folder.rows[self._key(DENSE.label, pair)]["image"])
 
-    def _judge(self, rows: list[dict[str, Any]], pairs: Sequence[Pair], pictures: Tensor) -> None:
-        scenes = [self.prompts.prompts[prompt].scene for prompt, _ in pairs]
-        known = [scene for scene in scenes if scene is not None]
-        if self.measures.judge is None or len(known) < len(scenes):
-            return
-        questions = Questions.of(known, self.pipe.device)
-        _add_verdicts(rows, judge_batch(self.measures.judge, pictures, questions), questions)
+    def _judge(self, rows: list[dict[str, Any]], pairs: Sequence[Pair], pixels: Tensor) -> None:
+        """Of (B, t, 3, H, W): scenes by their first frame, clips by all."""
+        prompts = [self.prompts.prompts[prompt] for prompt, _ in pairs]
+        scenes = [prompt.scene for prompt in prompts if prompt.scene is not None]
+        clips = [prompt.clip for prompt in prompts if prompt.clip is not None]
+        if self.measures.judge is not None and len(scenes) == len(prompts):
+            questions = Questions.of(scenes, self.pipe.device)
+            _add_verdicts(rows, judge_batch(self.measures.judge, pixels[:, 0], questions), questions)
+        if self.measures.clip_judge is not None and len(clips) == len(prompts):
+            verdicts = judge_videos(self.measures.clip_judge, pixels.transpose(1, 2), clips)
+            for row, verdict in zip(rows, verdicts, strict=True):
+                row["right"] = {name: right for name, right in verdict.items() if right is not None}
 
     def _renders(self, pairs: list[Pair]) -> None:
         """Real renders of the scenes: the judge's ceiling, and the set that others are held against."""
         todo = [pair for pair in pairs if self._key(RENDERS, pair) not in self.folder.rows]
-        scenes = [scene for pair in todo if (scene := self.prompts.prompts[pair[0]].scene) is not None]
-        if self.measures.judge is None or not todo or len(scenes) < len(todo):
+        prompts, seeds = [self.prompts.prompts[pair[0]] for pair in todo], [self._seed(pair) for pair in todo]
+        scenes = [prompt.scene for prompt in prompts if prompt.scene is not None]
+        clips = [prompt.clip for prompt in prompts if prompt.clip is not None]
+        if not todo:
             return
-        height, width = self._dense(todo[0]).shape[1:3]
-        pictures = (render(scenes, [self._seed(pair) for pair in todo], height, width, self.pipe.device) + 1) / 2
+        frames, height, width = self._dense(todo[0]).shape[:3]
+        if self.measures.judge is not None and len(scenes) == len(todo):
+            pixels = render(scenes, seeds, height, width, self.pipe.device).unsqueeze(1)
+        elif self.measures.clip_judge is not None and len(clips) == len(todo):
+            pixels = render_clips(clips, seeds, frames, height, width, self.pipe.device).transpose(1, 2)
+        else:
+            return
         rows = [self._described(RENDERS, pair) for pair in todo]
-        self._judge(rows, todo, pictures)
+        self._judge(rows, todo, (pixels + 1) / 2)
         for row in rows:
             self.folder.add(row)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from stepvar.drawing import save_png
 from stepvar.evaluation.learned import Distance
 from stepvar.evaluation.metrics import SSIM_WINDOW, high_frequency_share, psnr, ssim
+from stepvar.evaluation.video import flicker
 
 Frames = NDArray[np.uint8]
 """(t, H, W, 3); a picture is t = 1."""
@@ -31,7 +33,8 @@ def to_tensor(clips: Sequence[Frames], device: torch.device) -> Tensor:
 def fidelity(clips: Tensor, reference: Tensor, lpips: Distance | None = None) -> list[dict[str, Any]]:
     """How close each of (B, t, 3, H, W) in [0, 1] is to its reference: means over the frames.
 
-    Of videos ``frames`` has the numbers of every frame, too. SSIM is left out of frames smaller than its window.
+    Of videos ``frames`` has the numbers of every frame, too, and ``flicker`` is what they flicker more than their
+    reference, in levels of 255. SSIM is left out of frames smaller than its window.
     """
     samples, count = clips.shape[:2]
     flat, other = clips.flatten(0, 1), reference.flatten(0, 1)
@@ -44,10 +47,13 @@ def fidelity(clips: Tensor, reference: Tensor, lpips: Distance | None = None) ->
     if lpips is not None:
         measures["lpips"] = lpips(flat, other)
     table = {name: values.view(samples, count).cpu() for name, values in measures.items()}
+    added = flicker(clips.transpose(1, 2), reference.transpose(1, 2)).excess.tolist() if count > 1 else []
     rows: list[dict[str, Any]] = []
     for index in range(samples):
         row: dict[str, Any] = {name: round(float(values[index].mean()), 5) for name, values in table.items()}
         if count > 1:
+            if math.isfinite(added[index]):
+                row["flicker"] = round(added[index], 4)
             row["frames"] = {name: [round(v, 4) for v in values[index].tolist()] for name, values in table.items()}
         rows.append(row)
     return rows

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from stepvar.errors import UsageError
+from stepvar.scenes.clips.grammar import Clip, clip_caption, held_out_clips
 from stepvar.scenes.grammar import Scene, caption, held_out_scenes
 
 Layout = Literal["plain", "geneval", "dpg"]
@@ -33,7 +34,7 @@ class Prompt:
         text: what to draw.
         category: as the suite says, or "".
         metadata: GenEval: the line of its file, as it stands.
-        scene: of the embedded domain's suite.
+        scene, clip: of the embedded domains' suites, of pictures and of videos.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Prompt:
     category: str = ""
     metadata: str = ""
     scene: Scene | None = None
+    clip: Clip | None = None
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,17 @@ def load_prompts(source: str) -> PromptSet:
     """Prompts by where they come from.
 
     Args:
-        source: ``scenes`` or ``scenes:256``, held-out scenes of the embedded domain; a ``.jsonl`` file with the
-            ``prompt`` and ``tag`` of GenEval's ``evaluation_metadata.jsonl``; a folder with one text file per prompt,
-            as DPG-Bench has them; or a text file with one prompt per line.
+        source: ``scenes`` or ``scenes:256``, held-out scenes of the embedded domain; ``scenes-video`` likewise, of
+            clips; a ``.jsonl`` file with the ``prompt`` and ``tag`` of GenEval's ``evaluation_metadata.jsonl``; a
+            folder with one text file per prompt, as DPG-Bench has them; or a text file with one prompt per line.
 
     Raises:
         UsageError: if there is no such thing, or it cannot be read as such.
     """
     name, _, count = source.partition(":")
-    if name == "scenes":
-        return _scenes(source, count)
+    if name in ("scenes", "scenes-video"):
+        size = _suite_size(source, count)
+        return _scenes(source, size) if name == "scenes" else _clips(source, size)
     path = Path(source)
     try:
         if path.is_dir():
@@ -96,24 +99,36 @@ def load_prompts(source: str) -> PromptSet:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(
-            f"prompts {source!r}: no such file or folder; give one, or 'scenes' for the embedded domain"
+            f"prompts {source!r}: no such file or folder; give one, or 'scenes' or 'scenes-video'"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"prompts {source!r}: cannot be read ({error}); give a text file in UTF-8") from None
     return _geneval(path, text) if path.suffix == ".jsonl" else _lines(path, text)
 
 
-def _scenes(source: str, count: str) -> PromptSet:
+def _suite_size(source: str, count: str) -> int:
     if count and not count.isdigit():
         raise UsageError(f"prompts {source!r}: give a number behind the colon, such as scenes:256")
     wanted = int(count) if count else SUITE_SIZE
     if not 1 <= wanted <= SUITE_MOST:
         raise UsageError(f"prompts {source!r}: give between 1 and {SUITE_MOST} scenes")
-    scenes = held_out_scenes(wanted, seed=SUITE_SEED)
+    return wanted
+
+
+def _scenes(source: str, count: int) -> PromptSet:
+    scenes = held_out_scenes(count, seed=SUITE_SEED)
     kinds = ("one object", "two objects")
     prompts = [
         Prompt(f"{number:05}", caption(scene), kinds[len(scene.objects) - 1], scene=scene)
         for number, scene in enumerate(scenes)
+    ]
+    return PromptSet(source, tuple(prompts))
+
+
+def _clips(source: str, count: int) -> PromptSet:
+    clips = held_out_clips(count, seed=SUITE_SEED)
+    prompts = [
+        Prompt(f"{number:05}", clip_caption(clip), str(clip.motion), clip=clip) for number, clip in enumerate(clips)
     ]
     return PromptSet(source, tuple(prompts))
 

@@ -20,9 +20,19 @@ from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.scenes import CATEGORIES
 from stepvar.evaluation.statistics import bootstrap, paired, percentiles
 from stepvar.files import write_text
+from stepvar.scenes.clips.judge import ATTRIBUTES
 
-FIDELITY = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "high_frequency": "detail left"}
+FIDELITY = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "high_frequency": "detail left",
+    "flicker": "flicker added",
+}
 """Measures of fidelity and their names in tables."""
+
+ASKED = tuple(dict.fromkeys((*CATEGORIES, *ATTRIBUTES)))
+"""What is asked of pictures and of clips."""
 
 Row = Mapping[str, Any]
 Rows = dict[tuple[str, int], Row]
@@ -51,7 +61,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         entry["sets"] = _sets(rows, renders)
         entry["cost"] = cost(folder.timing, label)
         methods.append(entry)
-    ceiling = {name: _share(renders, name) for name in CATEGORIES} if renders else {}
+    ceiling = {name: _share(renders, name) for name in ASKED} if renders else {}
     return {
         "model": folder.settings["model"],
         "prompts": folder.settings["prompts"],
@@ -90,7 +100,7 @@ def _fidelity(rows: Rows) -> dict[str, Any]:
 def semantics(rows: Rows, dense: Rows) -> dict[str, Any]:
     """Per category the share that is right, and the difference from dense on the same prompts and seeds."""
     found = {}
-    for name in CATEGORIES:
+    for name in ASKED:
         keys = [key for key, row in rows.items() if name in row.get("right", {}) and key in dense]
         if not keys:
             continue

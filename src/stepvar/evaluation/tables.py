@@ -15,7 +15,7 @@ Results = Mapping[str, Any]
 Cells = list[list[str]]
 """The head, then the rows."""
 
-DIGITS = {"psnr": 1, "ssim": 3, "lpips": 3}
+DIGITS = {"psnr": 1, "ssim": 3, "lpips": 3, "flicker": 2}
 
 
 def overview(results: Results) -> Cells:
@@ -113,7 +113,9 @@ def notes(results: Results) -> list[str]:
         "Intervals are 95 % bootstrap intervals over prompts; of times, the 10th and 90th percentile over rounds. "
         "A signed number behind a share is its difference from dense on the same prompts and seeds, given only where "
         "its interval does not hold 0. floor-n is dense again with the draws of the last n scales made anew: "
-        "differences smaller than those say nothing. Detail left is high-frequency energy over that of dense.",
+        "differences smaller than those say nothing. Detail left is high-frequency energy over that of dense. "
+        "Flicker added, of videos, is the change from frame to frame where the dense video stands still, in levels of "
+        "255, above what dense has there.",
     ]
     if any(method["sets"] for method in results["methods"]):
         found.append(
