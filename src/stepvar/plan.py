@@ -90,20 +90,22 @@ class Plan:
         """The passes that are run and whose symbols are not given; all that are run, if all are given."""
         return tuple(index for index in self.passes if index not in self.given) or self.passes
 
-    @cached_property
-    def late_scales(self) -> int:
-        """How many scales, counted from the end of a clip, hold more than half of what is run of the last clip.
+    def late_scales(self, share: float = 0.5) -> int:
+        """How many scales, counted from the end of a clip, hold more than a share of what is run of the last clip.
 
         Scales that are not run count, as they do wherever scales are counted from the end.
         """
-        schedule, run = self.schedule, self.passes
-        part = replace(
-            schedule,
-            grids=tuple(schedule[index] for index in run),
-            clips=tuple(schedule.clip(index) for index in run),
-            scales=tuple(schedule.scale(index) for index in run),
+        return self.skipped + self._run.late_scales(share)
+
+    @cached_property
+    def _run(self) -> ScaleSchedule:
+        """The part of the schedule that is run."""
+        return replace(
+            self.schedule,
+            grids=tuple(self.schedule[index] for index in self.passes),
+            clips=tuple(self.schedule.clip(index) for index in self.passes),
+            scales=tuple(self.schedule.scale(index) for index in self.passes),
         )
-        return self.skipped + part.late_scales()
 
     def without_last(self, count: int) -> Plan:
         """The plan without the last ``count`` scales of the schedule, in every clip; what is given stays, it is free.

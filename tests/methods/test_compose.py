@@ -37,7 +37,13 @@ def test_pruning_without_a_number_of_scales_prunes_the_last_that_run(tiny_model:
     plan = make_plan(SQUARE)
     drawn = draw(tiny_model, plan, Compose(SkipLast(1), StepVAR()))
     assert [len(step.selections) for step in drawn.steps] == [0, 0, 0, 1]
-    assert plan.late_scales == 1 and SkipLast(2).edit(plan).late_scales == 3
+    assert plan.late_scales() == 1 and SkipLast(2).edit(plan).late_scales() == 3
+
+
+@pytest.mark.parametrize("method", [StepVAR(last=2), StepVAR(keep=(0.5, 0.5)), Random(keep=0.1, last=1)], ids=repr)
+def test_pruning_only_what_is_skipped_is_refused(tiny_model: Infinity, method: Method) -> None:
+    with pytest.raises(UsageError, match=r"but the last 2 are not run; give at least 3"):
+        draw(tiny_model, make_plan(SQUARE), Compose(SkipLast(2), method))
 
 
 def test_compositions_inside_are_taken_apart(tiny_model: Infinity) -> None:

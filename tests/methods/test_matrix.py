@@ -6,7 +6,7 @@ A method joins by its row in the registry, a family by its row in ``families.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -33,6 +33,7 @@ CASES: dict[str, Callable[[], Method]] = {
     **{name: lambda name=name: make_method(name, **SMALLER.get(name, {})) for name in METHODS},  # type: ignore[misc]
     "unconditional": lambda: make_method("drop-guidance", branch="unconditional"),
     "sublayers": lambda: make_method("stepvar", scope="sublayer", propagate="update", restore="cached"),
+    "frames": lambda: make_method("coverage", selection="frame", restore="blend", temporal_weight=2.5),
     "together": lambda: make_method("stepvar+drop-guidance+skip-last", **{"drop-guidance.last": 2, "stepvar.last": 2}),
 }
 
@@ -157,6 +158,15 @@ def test_neutral_settings_are_dense_to_the_bit(name: str, row: FamilyRow) -> Non
     neutral = run(row, plan, make_method(name, **(METHODS[name].neutral or {})), [0])
     assert equal_everywhere(dense.logits, neutral.logits) and torch.equal(dense.latent, neutral.latent)
     assert dense.report.flops == neutral.report.flops
+
+
+@pytest.mark.parametrize("row", [ROWS[0], ROWS[-1]], ids=str)
+def test_half_precision(row: FamilyRow) -> None:
+    model = row.model.__wrapped__().bfloat16()  # type: ignore[attr-defined]
+    row = replace(row, model=lambda: model)
+    for case in CASES.values():
+        drawn = run(row, make_plan(row.schedule), case(), [0, 1])
+        assert torch.isfinite(drawn.latent).all()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -104,8 +104,7 @@ class Pruning(Method):
 
     def stages(self, plan: Plan) -> Sequence[Stage]:
         """One share for the scales that hold most tokens, then for more of them, each down to the floor; then below."""
-        fewest = plan.late_scales
-        most = max(fewest, plan.schedule.late_scales(LATE))
+        fewest, most = plan.late_scales(), plan.late_scales(LATE)
 
         def stage(last: int, high: float, low: float) -> Stage:
             return lambda share: replace(self, keep=round(high - share * (high - low), 4), last=last)
@@ -123,7 +122,7 @@ class Pruning(Method):
     def ratio_at(self, step: Step) -> float:
         """The share of tokens kept at a scale."""
         if isinstance(self.keep, (int, float)):
-            last = self.last if self.last is not None else step.plan.late_scales
+            last = self.last if self.last is not None else step.plan.late_scales()
             return self.keep if step.rank <= last else 1.0
         return self.keep[-step.rank] if step.rank <= len(self.keep) else 1.0
 
@@ -149,10 +148,21 @@ class Pruning(Method):
             raise UsageError(
                 "branches='separate': guidance inside the stack mixes the branches token by token; use 'shared'"
             )
+        self._check_reach(plan)
         steps = [step for step in plan.steps(1) if step.computed]
         if self.restorer.reads_past and any(self._is_pruned(step) and self._source_of(step) is None for step in steps):
             raise UsageError(
                 "restore='cached': needs a scale that is not pruned in front of those that are; prune fewer"
+            )
+
+    def _check_reach(self, plan: Plan) -> None:
+        """Refuses to prune nothing but scales that are not run."""
+        ratios = [self.keep] if isinstance(self.keep, (int, float)) else self.keep
+        reach = self.last if isinstance(self.keep, (int, float)) else len(self.keep)
+        if reach is not None and reach <= plan.skipped and min(ratios) < 1:
+            raise UsageError(
+                f"keep and last: reach back {reach} scales, but the last {plan.skipped} are not run; "
+                f"give at least {plan.skipped + 1}, counted from the end of the schedule"
             )
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:

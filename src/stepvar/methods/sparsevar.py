@@ -59,7 +59,7 @@ class SparseVAR(Pruning):
         def note(before: TokenMap, after: TokenMap) -> None:
             error = (after.features.float() - before.features.float()).square().mean(dim=-1, keepdim=True)
             if not after.is_dense:
-                error = gather_tokens(error, nearest_kept(after.positions, after.grid))
+                error = gather_tokens(error, nearest_kept(after.positions, after.grid, self.temporal_weight))
             noted.append(Remembered.of(after.with_features(error), step))
 
         noted: list[Remembered] = []

@@ -36,7 +36,7 @@ class TaperedPruning(StructureTexture):
     def ratio_at(self, step: Step) -> float:
         keep = super().ratio_at(step)
         schedule = step.plan.schedule
-        last = self.last if self.last is not None else step.plan.late_scales
+        last = self.last if self.last is not None else step.plan.late_scales()
         if keep == 1 or step.rank > last:
             return 1.0
         passes = [index for index in step.plan.passes if schedule.clip(index) == step.clip]
