@@ -11,10 +11,12 @@ from typing import Any
 
 from benchmarks import budget, precision
 from benchmarks.speed import markdown
+from benchmarks.study.tables import write_tables
 from stepvar.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS, SNIPPETS = ROOT / "benchmarks" / "results", ROOT / "docs" / "snippets"
+IMAGES = ROOT / "docs" / "images"
 
 GROUPS = {
     "selection": "What is kept, where, and what is propagated (keep 0.5, last 2 scales)",
@@ -74,6 +76,9 @@ def main() -> None:
     writers = {"ablation": ablation, "quality": quality, "precision": precision_table}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
+        if path.stem == "study":
+            write_tables(result, SNIPPETS, IMAGES)
+            continue
         table = budget.markdown if path.stem.startswith("budget") else markdown
         writer = writers.get(path.stem, lambda r, table=table: table(r) + "\n" + facts(r))
         write_text(SNIPPETS / f"{path.stem}.md", writer(result))

@@ -151,6 +151,8 @@ def run(
     timed = [entry for entry in driver.entries if entry.group == "methods" and entry.budget in (ABLATED, None)]
     total += 0 if study.latency or not arguments.rounds else (arguments.rounds + 1) * (len(timed) + 1)
     start, slowest = time.monotonic(), 0.0
+    if todo:
+        driver.warm(todo[0][1])
     with ticking(total) as tick:
         for number, items in todo:
             begun = time.monotonic()

@@ -152,10 +152,14 @@ class Driver:
             }
             columns = [measures[name].double() for name in COLUMNS]
             if len(pictures) > 1:
-                columns.append(squared_discrepancy(judged.features, real.features).expand(1))
+                columns.append(squared_discrepancy(judged.features, real.features, matched=True).expand(1))
             figures = torch.cat(columns).to("cpu", non_blocking=True)
         drawn.clock.mark()
         return Pending(entry, drawn.clock, memory, figures, judged, pictures)
+
+    def warm(self, items: Sequence[Item]) -> None:
+        """One drawing that does not count: what a device does once, it does here."""
+        Batch(self.pipe, [caption(self.scenes[prompt]) for prompt, _ in items], [0] * len(items), self.plan).draw(DENSE)
 
     def latency(self, rounds: int, entries: Sequence[Entry], tick: Callable[[], None]) -> dict[str, list[float]]:
         """Seconds of the loop for one picture, all contenders in turn, behind one round that does not count."""

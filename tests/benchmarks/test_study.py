@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.study import __main__ as study_main
+from benchmarks.study import summary, tables
 from benchmarks.study.contenders import BUDGETS, entries
 from benchmarks.study.driver import Driver
 from benchmarks.study.storage import Study, joined
@@ -136,3 +138,43 @@ def test_the_file_is_json_without_not_a_number(whole: tuple[Path, Study]) -> Non
         raise AssertionError(constant)
 
     json.loads((whole[0] / "study.json").read_text(), parse_constant=refuse)
+
+
+def test_figures_and_tables_of_a_study(shared_model: Path, tmp_path: Path) -> None:
+    go(shared_model, tmp_path, "--seeds", "2", "--ablation-seeds", "1", "--groups", "floor", "methods", "branches")
+    out, images = tmp_path / "results.json", tmp_path / "images"
+    images.mkdir()
+    summary.main([str(tmp_path), "--out", str(out), "--images", str(images)])
+    result = json.loads(out.read_text())
+    assert result["facts"]["pictures"] == 8 and result["facts"]["dense_again_psnr"] == 99.0
+    entries = result["entries"]
+    assert entries["methods/random@2.0"]["pictures"] == 8 and entries["branches/separate@1.6"]["pictures"] == 4
+    study = Study.read(tmp_path / "study.json")
+    stored = [v for batch in study.batches.values() for v in batch["rows"]["methods/random@2.0"]["psnr"]]
+    assert entries["methods/random@2.0"]["psnr"]["mean"] == pytest.approx(sum(stored) / 8, rel=1e-4)
+    assert entries["dense/dense"]["questions_against_dense"]["mean"] == 0
+    (contrast,) = [c for c in result["contrasts"] if c["one"] == "methods/stepvar@2.0" and "random" in c["other"]]
+    other = [v for batch in study.batches.values() for v in batch["rows"]["methods/stepvar@2.0"]["psnr"]]
+    assert contrast["psnr"]["mean"] == pytest.approx((sum(other) - sum(stored)) / 8, abs=1e-3)
+    tables.write_tables(result, tmp_path, images)
+    for name in ("facts", "methods", "categories", "contrasts", "restoring", "settings", "single"):
+        assert (tmp_path / f"study-{name}.md").read_text().strip()
+    methods = (tmp_path / "study-methods.md").read_text()
+    assert methods.count("| dense |") == 3 and methods.count("| random |") == 3 and "| floor-2 |" in methods
+    for name in ("psnr", "detail", "questions", "fid"):
+        ElementTree.fromstring((images / f"study-{name}.svg").read_text())
+    assert (images / "study-kept.jpg").exists()
+
+
+def test_questions_are_read_from_their_bits(whole: tuple[Path, Study]) -> None:
+    """The share of questions of a real render is near 1; all bits set is 1, none 0."""
+    figures = summary.Figures(whole[1])
+    batch = next(iter(whole[1].batches.values()))
+    key = "floor/floor-1"
+    before = batch["rows"][key]["right"]
+    batch["rows"][key]["right"] = [127, 0]
+    try:
+        assert figures.values(key, "questions")[:2].tolist() == [1.0, 0.0]
+    finally:
+        batch["rows"][key]["right"] = before
+    assert figures.values("real/renders", "questions").mean() > 0.6

@@ -81,8 +81,13 @@ def test_kernel_distance_against_its_definition() -> None:
     cross = [kernel(a, b) for a in first for b in second]
     wanted = within(first) + within(second) - 2 * sum(cross) / len(cross)
     assert kernel_distance(first, second) == pytest.approx(wanted, rel=1e-9)
+    apart = [kernel(a, b) for i, a in enumerate(first) for j, b in enumerate(second[:5]) if i < 5 and i != j]
+    matched = within(first[:5]) + within(second) - 2 * sum(apart) / len(apart)
+    assert kernel_distance(first[:5], second, matched=True) == pytest.approx(matched, rel=1e-9)
     with pytest.raises(UsageError, match="1 and 5 pictures"):
         kernel_distance(first[:1], second)
+    with pytest.raises(UsageError, match="matched sets must be of one size"):
+        kernel_distance(first, second, matched=True)
 
 
 def test_scores_that_are_unknown_or_missing_say_so() -> None:

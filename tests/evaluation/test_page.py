@@ -73,12 +73,12 @@ def test_cost_compares_rounds_with_their_own_dense_run() -> None:
 
 def test_methods_of_equal_cost_share_a_grid() -> None:
     def method(label: str, fast: float) -> dict[str, Any]:
-        return {"label": label, "cost": {"loop_speedup": {"median": fast}}}
+        return {"label": label, "cost": {"flop_speedup": fast}}
 
     methods = [method("dense", 1.0), method("a", 1.3), method("b", 2.0), method("c", 1.35), method("d", 2.1)]
     assert equal_cost(methods) == [
-        ("1.30 to 1.35 times as fast as dense", ["a", "c"]),
-        ("2.00 to 2.10 times as fast as dense", ["b", "d"]),
+        ("1.30 to 1.35 times fewer operations in the loop than dense", ["a", "c"]),
+        ("2.00 to 2.10 times fewer operations in the loop than dense", ["b", "d"]),
     ]
     assert equal_cost([{"label": "dense", "cost": {}}, {"label": "a", "cost": {}}]) == [
         ("All methods (not timed)", ["a"])

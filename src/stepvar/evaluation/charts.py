@@ -14,6 +14,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 
 SHAPES = ("circle", "square", "diamond", "triangle")
 ROW = 15
+LONGEST = 27
+"""Letters of a name that the legend has room for."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one method, joined by a line in the order of x."""
+    """Points of one method, joined by a line in the order of x; ``number`` chooses its colour and mark."""
 
     label: str
     points: Sequence[Point]
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,14 @@ def scatter(
         parts.append(_text(x.end - 4, y.at(level) - 4, name, "end", 11))
     if len(front) > 1:
         parts.append(_line([(x.at(a), y.at(b)) for a, b in front], "#999999", width=7, opacity=0.35))
-    for number, one in enumerate(series):
-        colour, shape = COLOURS[number % len(COLOURS)], SHAPES[number // len(COLOURS) % len(SHAPES)]
+    for place, one in enumerate(series):
+        colour, shape = COLOURS[one.number % len(COLOURS)], SHAPES[one.number // len(COLOURS) % len(SHAPES)]
         ordered = sorted(one.points, key=lambda point: point.x)
         if len(ordered) > 1:
             parts.append(_line([(x.at(point.x), y.at(point.y)) for point in ordered], colour))
         for point in ordered:
             parts.append(_point(point, x, y, colour, shape))
-        parts += _legend(number, one.label, colour, shape)
+        parts += _legend(place, one.label, colour, shape)
     return _svg(parts, HEIGHT)
 
 
@@ -160,7 +163,7 @@ def _point(point: Point, x: Axis, y: Axis, colour: str, shape: str) -> str:
 
 
 def _legend(number: int, label: str, colour: str, shape: str) -> list[str]:
-    top = TOP + 8 + number * (ROW + 3)
+    top, label = TOP + 8 + number * (ROW + 3), label if len(label) <= LONGEST else label[: LONGEST - 3] + "..."
     return [_mark(WIDTH - RIGHT + 18, top, shape, colour, label), _text(WIDTH - RIGHT + 30, top + 4, label, "start")]
 
 

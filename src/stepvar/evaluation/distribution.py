@@ -83,22 +83,26 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     return float(max(shift @ shift + np.trace(a) + np.trace(b) - 2 * trace, 0.0))
 
 
-def kernel_distance(first: Tensor, second: Tensor) -> float:
+def kernel_distance(first: Tensor, second: Tensor, matched: bool = False) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel ``(x.y / C + 1)^3`` (KID, Binkowski et al. 2018).
 
     Args:
         first, second: features (B, C) of the two sets, at least two pictures each. It may come out below 0.
+        matched: whether picture i of both shows the same prompt: such pairs are left out of the comparison, because
+            they are not independent.
 
     Raises:
-        UsageError: for fewer.
+        UsageError: for fewer, or matched sets of different sizes.
     """
     if min(len(first), len(second)) < 2:
         raise UsageError(f"{len(first)} and {len(second)} pictures: the kernel distance needs at least 2 of each")
+    if matched and len(first) != len(second):
+        raise UsageError(f"{len(first)} and {len(second)} pictures: matched sets must be of one size")
     with torch.no_grad():
-        return float(squared_discrepancy(first, second))
+        return float(squared_discrepancy(first, second, matched))
 
 
-def squared_discrepancy(first: Tensor, second: Tensor) -> Tensor:
+def squared_discrepancy(first: Tensor, second: Tensor, matched: bool = False) -> Tensor:
     """:func:`kernel_distance` as a number on the device, so that nothing waits for it."""
     a, b = first.double(), second.double()
     channels = a.shape[1]
@@ -106,8 +110,9 @@ def squared_discrepancy(first: Tensor, second: Tensor) -> Tensor:
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / channels + 1) ** 3
 
-    def within(x: Tensor) -> Tensor:
-        values = kernel(x, x)
-        return (values.sum() - values.diagonal().sum()) / (len(x) * (len(x) - 1))
+    def apart(values: Tensor) -> Tensor:
+        """Mean over pairs of different pictures."""
+        return (values.sum() - values.diagonal().sum()) / (len(values) * (len(values) - 1))
 
-    return within(a) + within(b) - 2 * kernel(a, b).mean()
+    across = kernel(a, b)
+    return apart(kernel(a, a)) + apart(kernel(b, b)) - 2 * (apart(across) if matched else across.mean())

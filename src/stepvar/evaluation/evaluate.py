@@ -148,7 +148,8 @@ class Evaluation:
 
     def _described(self, label: str, pair: Pair) -> dict[str, Any]:
         prompt = self.prompts.prompts[pair[0]]
-        row = {"method": label, "prompt": prompt.name, "seed": self.seeds[pair[1]], "draw": self._seed(pair)}
+        row: dict[str, Any] = {"method": label, "prompt": prompt.name, "text": prompt.text}
+        row |= {"seed": self.seeds[pair[1]], "draw": self._seed(pair)}
         return row | ({"category": prompt.category} if prompt.category else {})
 
     def _dense(self, pair: Pair) -> Frames:

@@ -24,7 +24,7 @@ SIDE = 224
 """Pixels of a picture's longer side on the page."""
 
 EQUAL_COST = 0.12
-"""Methods whose speed-ups differ by less than this share are shown beside each other."""
+"""Methods whose operations differ by less than this share are shown beside each other."""
 
 LOWER_IS_BETTER = frozenset({"lpips"})
 
@@ -38,6 +38,7 @@ th:first-child { text-align: left } svg { max-width: 100%; height: auto; border-
 figure { margin: 0; display: inline-block; vertical-align: top; width: 168px }
 figure img { width: 100%; display: block; border-radius: 4px }
 figcaption { font-size: 12px; overflow-wrap: anywhere; margin: .2rem 0 .6rem }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(560px, 1fr)); gap: 12px }
 .row { display: flex; gap: 8px; overflow-x: auto; margin-bottom: .4rem }
 .prompt, .note { color: #777; font-size: 13px }
 """
@@ -50,7 +51,7 @@ def page(results: Mapping[str, Any], folder: RunFolder) -> str:
         f'<p class="note">{escape(title(results))}</p>',
         to_html(overview(results)),
         *(f'<p class="note">{escape(note)}</p>' for note in notes(results)),
-        *_section("Quality against speed-up", _charts(results)),
+        *_section("Quality against speed-up", [f'<div class="charts">{"".join(_charts(results))}</div>']),
         *_section("What the prompts ask for", [_semantic_chart(results), to_html(categories(results))]),
         *_section("Time and memory", [to_html(costs(results))]),
         *_section("Pictures at equal cost", _grids(results, folder)),
@@ -78,6 +79,7 @@ def speedup(method: Mapping[str, Any]) -> dict[str, float] | None:
 
 def _charts(results: Mapping[str, Any]) -> list[str]:
     methods = [method for method in results["methods"] if speedup(method)]
+    names = [method["label"] for method in results["methods"]]
     floors = [method for method in results["methods"] if method["redrawn"]]
     charts = []
     for name, label in FIDELITY.items():
@@ -85,12 +87,12 @@ def _charts(results: Mapping[str, Any]) -> list[str]:
         if measured:
             levels = [(m["label"], m["fidelity"][name]["mean"]) for m in floors if name in m["fidelity"]]
             points = [(method, method["fidelity"][name]) for method in measured]
-            chart = quality_chart(f"{label} to the dense picture", label, points, levels, name in LOWER_IS_BETTER)
-            charts.append(chart)
+            heading = f"{label}, against the dense picture"
+            charts.append(quality_chart(heading, label, points, names, levels, name in LOWER_IS_BETTER))
     judged = [method for method in methods if method["semantics"]]
     if judged:
         points = [(method, mean_share(method["semantics"])) for method in judged]
-        charts.append(quality_chart("What is asked for is right (mean of the categories)", "share", points))
+        charts.append(quality_chart("What is asked for is right (mean of the categories)", "share", points, names))
     return charts
 
 
@@ -107,17 +109,23 @@ def quality_chart(
     name: str,
     label: str,
     points: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]],
+    names: Sequence[str],
     levels: Sequence[tuple[str, float]] = (),
     lower_is_better: bool = False,
 ) -> str:
-    """A scatter of (method, its interval) over speed-up; methods of one name, whatever their settings, share a line."""
+    """A scatter of (method, its interval) over speed-up; methods of one name, whatever their settings, share a line.
+
+    Args:
+        names: labels of all methods of the page, so that a method has one colour in all charts.
+    """
     families: dict[str, list[Point]] = {}
     for method, found in points:
         fast = speedup(method)
         assert fast is not None
         text = f"{method['label']}: {fast['median']:.2f}x, {found['mean']:.4g}"
         point = Point(fast["median"], found["mean"], (fast["p10"], fast["p90"]), (found["low"], found["high"]), text)
-        families.setdefault(method["label"].split()[0], []).append(point)
+        families.setdefault(family_of(method["label"]), []).append(point)
+    order = list(dict.fromkeys(family_of(name) for name in names))
     every = [point for own in families.values() for point in own]
     sign = -1 if lower_is_better else 1
     front = [every[i] for i in pareto_front([(-point.x, sign * point.y) for point in every])]
@@ -125,10 +133,15 @@ def quality_chart(
         name,
         "speed-up of the loop over scales, measured",
         label,
-        [Series(family, own) for family, own in families.items()],
+        [Series(family, own, order.index(family)) for family, own in families.items()],
         sorted((point.x, point.y) for point in front),
         levels,
     )
+
+
+def family_of(label: str) -> str:
+    """A method's name without its settings."""
+    return label.split()[0]
 
 
 def _semantic_chart(results: Mapping[str, Any]) -> str:
@@ -158,28 +171,28 @@ def _grids(results: Mapping[str, Any], folder: RunFolder) -> list[str]:
         for key in keys:
             shown = [label for label in [DENSE.label, *labels] if key in tables.get(label, {})]
             figures = [_figure(folder, tables[label], key, label) for label in shown]
-            parts.append(f'<div class="row">{"".join(figures)}</div>')
+            text = escape(f"{tables[DENSE.label][key].get('text', key[0])}, seed {key[1]}")
+            parts.append(f'<p class="prompt">{text}</p><div class="row">{"".join(figures)}</div>')
     return parts
 
 
 def equal_cost(methods: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Methods grouped by speed-up, cheapest last; without times all are one group."""
-    timed = [(found["median"], method["label"]) for method in methods if (found := speedup(method))]
-    others = sorted((x, label) for x, label in timed if label != DENSE.label)
-    if not others:
-        labels = [method["label"] for method in methods if method["label"] != DENSE.label]
-        return [("All methods (not timed)", labels)] if labels else []
+    """Methods grouped by their operations, cheapest last; without timed runs, which count them, all are one group."""
+    others = [method for method in methods if method["label"] != DENSE.label]
+    counted = sorted((m["cost"]["flop_speedup"], m["label"]) for m in others if m["cost"])
+    if not counted:
+        return [("All methods (not timed)", [method["label"] for method in others])] if others else []
     groups: list[list[tuple[float, str]]] = []
-    for x, label in others:
-        if groups and x <= groups[-1][0][0] * (1 + EQUAL_COST):
-            groups[-1].append((x, label))
+    for times, label in counted:
+        if groups and times <= groups[-1][0][0] * (1 + EQUAL_COST):
+            groups[-1].append((times, label))
         else:
-            groups.append([(x, label)])
+            groups.append([(times, label)])
     named = []
     for group in groups:
-        low, high = group[0][0], group[-1][0]
-        span = f"{low:.2f} times" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f} times"
-        named.append((f"{span} as fast as dense", [label for _, label in group]))
+        low, high = f"{group[0][0]:.2f}", f"{group[-1][0]:.2f}"
+        span = low if low == high else f"{low} to {high}"
+        named.append((f"{span} times fewer operations in the loop than dense", [label for _, label in group]))
     return named
 
 

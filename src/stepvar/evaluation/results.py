@@ -134,10 +134,12 @@ def _sets(rows: Rows, renders: Rows) -> dict[str, float]:
     """Distances between all pictures of a method and real renders of the same scenes, by the judge's features."""
     if min(len(rows), len(renders)) < 2 or not all("features" in row for row in rows.values()):
         return {}
-    own, real = features_of(rows), features_of(renders)
+    if rows.keys() - renders.keys():
+        return {}  # the renders of the last batch are not there yet
+    own, real = features_of(rows), features_of({key: renders[key] for key in rows})
     return {
         "judge-FID": frechet_distance(Moments.of(own), Moments.of(real)),
-        "judge-KID": kernel_distance(own, real),
+        "judge-KID": kernel_distance(own, real, matched=True),
     }
 
 

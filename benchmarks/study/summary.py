@@ -1,0 +1,214 @@
+"""From the pictures of a study to its figures: ``python -m benchmarks.study.summary runs/study``.
+
+Reads all ``study*.json`` of the folder and writes ``benchmarks/results/study.json``, from which ``python -m
+benchmarks.tables`` makes the tables and plots of the documentation; sheets of pictures go to ``docs/images``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.study.__main__ import SCENES_SEED
+from benchmarks.study.contrasts import contrasts
+from benchmarks.study.storage import Study, joined
+from stepvar.evaluation.distribution import frechet_distance
+from stepvar.evaluation.scenes import CATEGORIES, Questions
+from stepvar.evaluation.statistics import bootstrap, paired, percentiles
+from stepvar.files import write_text
+from stepvar.scenes.grammar import held_out_scenes
+
+ROOT = Path(__file__).parents[2]
+DENSE, AGAIN, RENDERS = "dense/dense", "dense/dense again", "real/renders"
+MEASURES = ("psnr", "ssim", "share", "questions")
+SHEETS = ("pictures-1.6.jpg", "pictures-2.0.jpg", "kept.jpg")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A study's numbers, picture by picture.
+
+    Attributes:
+        study: of all shards.
+    """
+
+    study: Study
+
+    @cached_property
+    def batches(self) -> list[Mapping[str, Any]]:
+        return [batch for _, batch in sorted(self.study.batches.items())]
+
+    @cached_property
+    def asked(self) -> NDArray[np.bool_]:
+        """(prompts, categories): what each caption says."""
+        settings = self.study.facts["settings"]
+        scenes = held_out_scenes(settings["limit"] or settings["prompts"], seed=SCENES_SEED)
+        asked: NDArray[np.bool_] = Questions.of(scenes).asked.numpy()
+        return asked
+
+    def items(self, key: str) -> list[tuple[int, int]]:
+        """(prompt, seed) of each picture of a contender."""
+        return [(item[0], item[1]) for batch in self.batches if key in batch["rows"] for item in batch["items"]]
+
+    def prompts(self, key: str) -> list[int]:
+        return [prompt for prompt, _ in self.items(key)]
+
+    def values(self, key: str, name: str) -> NDArray[np.float64]:
+        """One number per picture: a stored measure, or ``questions``, the share of what is asked that is right."""
+        if name == "questions":
+            asked = self.asked[self.prompts(key)]
+            share: NDArray[np.float64] = (self.right(key) & asked).sum(axis=1) / asked.sum(axis=1)
+            return share
+        return np.array([v for batch in self.batches if key in batch["rows"] for v in batch["rows"][key][name]], float)
+
+    def right(self, key: str) -> NDArray[np.bool_]:
+        """(pictures, categories)."""
+        bits = self.values(key, "right").astype(np.int64)
+        return (bits[:, None] >> np.arange(len(CATEGORIES))) % 2 == 1
+
+    def per_batch(self, key: str, name: str) -> list[float]:
+        return [batch["rows"][key][name] for batch in self.batches if key in batch["rows"]]
+
+    def speedups(self, key: str) -> list[float]:
+        """Dense time of the loop over the contender's, batch by batch; dense ran at both ends of each batch."""
+        found = []
+        for batch in self.batches:
+            rows = batch["rows"]
+            if key in rows:
+                found.append((rows[DENSE]["loop"] + rows[AGAIN]["loop"]) / 2 / rows[key]["loop"])
+        return found
+
+
+def summarise(study: Study) -> dict[str, Any]:
+    """All figures of a study that the documentation needs."""
+    figures = Figures(study)
+    keys = {DENSE: {"group": "dense", "label": "dense", "budget": None, "knob": None, "speedup": 1.0}} | study.entries
+    drawn = {key: entry for key, entry in keys.items() if figures.items(key)}
+    return {
+        "facts": study.facts | _checks(figures),
+        "renders": _categories(figures, RENDERS),
+        "entries": {key: _entry(figures, key, entry) for key, entry in drawn.items()},
+        "contrasts": [
+            _contrast(figures, question, one, other)
+            for question, one, other in contrasts()
+            if one in drawn and other in drawn
+        ],
+    }
+
+
+def _checks(figures: Figures) -> dict[str, Any]:
+    """How many pictures there are, and what the dense run behind all others says about clock and draws."""
+    loops = [
+        again / first for first, again in zip(*(figures.per_batch(k, "loop") for k in (DENSE, AGAIN)), strict=True)
+    ]
+    return {
+        "pictures": len(figures.items(DENSE)),
+        "batches": len(figures.batches),
+        "dense_again_psnr": float(figures.values(AGAIN, "psnr").min()),
+        "dense_again_time": percentiles(loops),
+        "dense_picture_ms": percentiles([
+            1e3 * seconds / len(batch["items"])
+            for batch, seconds in zip(figures.batches, figures.per_batch(AGAIN, "loop"), strict=True)
+        ]),
+        "decode_picture_ms": percentiles([
+            1e3 * seconds / len(batch["items"])
+            for batch, seconds in zip(figures.batches, figures.per_batch(AGAIN, "decode"), strict=True)
+        ]),
+    }  # fmt: skip
+
+
+def _entry(figures: Figures, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    prompts = figures.prompts(key)
+    found = {name: entry[name] for name in ("group", "label", "budget", "knob", "speedup")}
+    found["pictures"] = len(prompts)
+    for name in MEASURES:
+        found[name] = bootstrap(figures.values(key, name), prompts).to_dict()
+    found["worst_tenth"] = float(np.quantile(figures.values(key, "psnr"), 0.1))
+    found["measured"] = percentiles(figures.speedups(key))
+    found["categories"] = _categories(figures, key)
+    own = set(figures.items(key))
+    shared = [index for index, item in enumerate(figures.items(DENSE)) if item in own]
+    reference = figures.values(DENSE, "questions")[shared]
+    found["questions_against_dense"] = paired(figures.values(key, "questions"), reference, prompts).to_dict()
+    study = figures.study
+    if key in study.moments and study.moments[key].count > 1:
+        found["judge_fid"] = frechet_distance(study.moments[key], study.moments[RENDERS])
+    kids = [kid for kid in _kids(figures, key) if kid is not None]
+    if kids:
+        found["judge_kid"] = {"mean": float(np.mean(kids)), "spread": float(np.std(kids))}
+    if study.latency.get(key) and study.latency.get(DENSE):
+        ratios = [dense / own for dense, own in zip(study.latency[DENSE], study.latency[key], strict=True)]
+        found["single"] = percentiles(ratios) | {"ms": 1e3 * float(np.median(study.latency[key]))}
+    memory = [batch["rows"][key]["memory"] for batch in figures.batches if "memory" in batch["rows"].get(key, {})]
+    if memory:
+        found["memory"] = max(memory)
+    return found
+
+
+def _kids(figures: Figures, key: str) -> list[float | None]:
+    return [batch["rows"][key].get("kid") for batch in figures.batches if key in batch["rows"]]
+
+
+def _categories(figures: Figures, key: str) -> dict[str, Any]:
+    """Per category the share that is right, with its interval, and its difference from dense."""
+    prompts, right = np.array(figures.prompts(key)), figures.right(key)
+    dense = dict(zip(figures.items(DENSE), figures.right(DENSE), strict=True))
+    found = {}
+    for column, name in enumerate(CATEGORIES):
+        chosen = figures.asked[prompts][:, column]
+        if not chosen.any():
+            continue
+        values, groups = right[chosen, column].astype(float), prompts[chosen].tolist()
+        reference = [float(dense[item][column]) for item, c in zip(figures.items(key), chosen, strict=True) if c]
+        change = paired(values, reference, groups).to_dict()
+        found[name] = {**bootstrap(values, groups).to_dict(), "against_dense": change}
+    return found
+
+
+def _contrast(figures: Figures, question: str, one: str, other: str) -> dict[str, Any]:
+    """Differences on the pictures that both drew."""
+    shared = set(figures.items(one)) & set(figures.items(other))
+    places = [[i for i, item in enumerate(figures.items(key)) if item in shared] for key in (one, other)]
+    prompts = [figures.items(one)[i][0] for i in places[0]]
+    found: dict[str, Any] = {"question": question, "one": one, "other": other, "pictures": len(shared)}
+    for name in MEASURES:
+        first, second = (figures.values(key, name)[p] for key, p in zip((one, other), places, strict=True))
+        found[name] = paired(first, second, prompts).to_dict()
+    return found
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study.summary", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "study.json")
+    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
+    arguments = parser.parse_args(given)
+    study = joined(Study.read(path) for path in sorted(arguments.folder.glob("study*.json")))
+    text = json.dumps(_rounded(summarise(study)), indent=1, allow_nan=False)
+    write_text(arguments.out, text + "\n")
+    for name in SHEETS:
+        if (arguments.folder / name).exists():
+            shutil.copyfile(arguments.folder / name, arguments.images / f"study-{name}")
+    print(f"{arguments.out}: written", flush=True)
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits are more than the figures are worth."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

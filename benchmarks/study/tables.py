@@ -1,0 +1,271 @@
+"""The tables and plots of ``docs/results.md`` from the figures of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.contenders import ABLATED, BUDGETS
+from stepvar.evaluation.charts import Point, Series, scatter
+from stepvar.evaluation.statistics import pareto_front
+from stepvar.evaluation.tables import to_markdown
+from stepvar.files import write_text
+
+Result = Mapping[str, Any]
+Entry = Mapping[str, Any]
+
+SETTINGS = {
+    "weight": "Weight of the structure score, by normalisation",
+    "iterations": "Power iterations (weight 1)",
+    "span": "Blocks that see all tokens, at equal cost",
+    "shape": "Around the whole stack, each block or each sub-layer; state or update",
+    "restore": "Selection and restoring",
+    "branches": "One selection for both guidance branches, or one each",
+    "scales": "How many scales are pruned, at equal cost",
+    "variants": "Settings of the variants",
+}
+"""Groups of variants and their titles."""
+
+CLOSE = 0.15
+"""Methods whose cost cannot be set stand in the table of a budget that they come as near to."""
+
+SHOWN = ("stepvar", "high-pass", "random", "fastvar", "sparsevar", "coverage", "blend", "skip-last", "drop-guidance")
+"""Methods in the plots; all are in the tables."""
+
+
+def write_tables(result: Result, snippets: Path, images: Path) -> None:
+    """Writes ``study-*.md`` and ``study-*.svg``."""
+    texts = {
+        "facts": facts(result),
+        "methods": methods(result),
+        "categories": categories(result),
+        "contrasts": contrast_table(result, lambda row: not row["question"].startswith("nearest against")),
+        "restoring": contrast_table(result, lambda row: row["question"].startswith("nearest against")),
+        "settings": settings(result),
+        "single": single(result),
+    }
+    for name, text in texts.items():
+        write_text(snippets / f"study-{name}.md", text + "\n")
+    for name, (title, label, pick) in CHARTS.items():
+        write_text(images / f"study-{name}.svg", chart(result, title, label, pick) + "\n")
+
+
+def facts(result: Result) -> str:
+    """What was run, and what the instruments are worth."""
+    known = result["facts"]
+    settings, again = known["settings"], known["dense_again_time"]
+    seeds = settings["seeds"]
+    exact = "dense drawn again behind all others gave the same pictures"
+    if known["dense_again_psnr"] < 99:
+        exact = f"dense drawn again behind all others came out at {known['dense_again_psnr']:.1f} dB"
+    return "\n".join([
+        f"{settings['limit'] or settings['prompts']} held-out prompts, {seeds} seed{'s' if seeds > 1 else ''}: "
+        f"{known['pictures']} pictures of each method; variants of settings with the first "
+        f"{settings['ablation_seeds']} of the seeds. {known['machine']}, {settings['dtype']}, batches of "
+        f"{settings['batch']}, torch {known['torch']}. The dense loop takes "
+        f"{known['dense_picture_ms']['median']:.2f} ms per picture, decoding "
+        f"{known['decode_picture_ms']['median']:.2f} ms.",
+        "",
+        f"Instruments: {exact}; its time over that of the dense run in front of them was {again['median']:.3f} "
+        f"({again['p10']:.3f} to {again['p90']:.3f}). Real renders of the same scenes, as the judge reads them: "
+        + ", ".join(f"{name} {100 * found['mean']:.1f} %" for name, found in result["renders"].items()) + ".",
+        "",
+        f"`{known['command']}`",
+    ])  # fmt: skip
+
+
+def at_budget(result: Result, budget: float) -> list[Entry]:
+    """Dense, the methods that were set to a budget, and those that cost about as much."""
+    entries = [entry for entry in result["entries"].values() if entry["group"] == "methods"]
+    own = [entry for entry in entries if entry["budget"] == budget]
+    fixed = [e for e in entries if e["budget"] is None and abs(e["speedup"] / budget - 1) <= CLOSE]
+    return [result["entries"]["dense/dense"], *own, *fixed]
+
+
+def methods(result: Result) -> str:
+    """One table per budget, then what fits none, then the noise floor."""
+    parts, placed = [], set()
+    for budget in BUDGETS:
+        rows = at_budget(result, budget)
+        placed |= {entry["label"] for entry in rows}
+        parts.append(f"**Loop over scales {budget:g} times as cheap in operations**\n\n{_methods(rows)}")
+    others = [e for e in result["entries"].values() if e["group"] == "methods" and e["label"] not in placed]
+    if others:
+        parts.append(f"**Methods of other cost**\n\n{_methods(others)}")
+    floor = [entry for entry in result["entries"].values() if entry["group"] == "floor"]
+    parts.append(f"**Noise floor: dense, the draws of the last 1, 2 and 3 scales made anew**\n\n{_methods(floor)}")
+    return "\n".join(parts)
+
+
+def _methods(entries: Iterable[Entry]) -> str:
+    head = ["method", "operations", "measured speed-up", "PSNR, dB", "worst tenth", "SSIM", "detail left", "judge-FID"]
+    rows = [[*head, "asked for and right", "against dense"]]
+    for entry in entries:
+        dense = entry["group"] == "dense"
+        fidelity = ["reference", "", "", ""]
+        if not dense:
+            fidelity = [interval(entry["psnr"], 1), f"{entry['worst_tenth']:.1f}", interval(entry["ssim"], 3),
+                        percents(entry["share"])]  # fmt: skip
+        rows.append([
+            entry["label"],
+            f"{entry['speedup']:.2f}x",
+            f"{entry['measured']['median']:.2f}x" if entry["group"] != "floor" else "",
+            *fidelity,
+            f"{entry['judge_fid']:.3f}" if "judge_fid" in entry else "",
+            f"{100 * entry['questions']['mean']:.1f} %",
+            "" if dense else points(entry["questions_against_dense"]),
+        ])  # fmt: skip
+    return to_markdown(rows)
+
+
+def categories(result: Result) -> str:
+    """Share right by category for the dearest budget, with the difference from dense where it is certain."""
+    budget = BUDGETS[-1]
+    names = list(result["renders"])
+    rows = [["method", *(f"{name} (n={result['renders'][name]['count']})" for name in names)]]
+    for entry in at_budget(result, budget):
+        rows.append([entry["label"], *(_category(entry["categories"][name]) for name in names)])
+    rows.append(["real renders", *(f"{100 * result['renders'][name]['mean']:.1f} %" for name in names)])
+    return f"**Loop over scales {budget:g} times as cheap**\n\n" + to_markdown(rows)
+
+
+def _category(found: Mapping[str, Any]) -> str:
+    change = found["against_dense"]
+    certain = change["low"] > 0 or change["high"] < 0
+    return f"{100 * found['mean']:.1f} %" + (f" ({100 * change['mean']:+.1f})" if certain else "")
+
+
+def contrast_table(result: Result, chosen: Callable[[Mapping[str, Any]], bool]) -> str:
+    """Differences of pairs at equal cost; what is certain is set in bold."""
+    rows = [["question", "budget", "PSNR, dB", "SSIM", "detail left, points", "asked for and right, points"]]
+    for row in filter(chosen, result["contrasts"]):
+        entry = result["entries"][row["one"]]
+        rows.append([
+            row["question"],
+            f"{entry['budget']:g}" if entry["budget"] else "",
+            signed(row["psnr"], 2),
+            signed(row["ssim"], 4),
+            signed(row["share"], 1, 100),
+            signed(row["questions"], 1, 100),
+        ])  # fmt: skip
+    return to_markdown(rows)
+
+
+def settings(result: Result) -> str:
+    """One table per group of variants, all at one budget; the intervals are of the mean, not of differences."""
+    parts = []
+    for group, title in SETTINGS.items():
+        entries = [entry for entry in result["entries"].values() if entry["group"] == group]
+        if not entries:
+            continue
+        rows = [["variant", "tokens kept", "measured speed-up", "PSNR, dB", "worst tenth", "detail left", "right"]]
+        for entry in entries:
+            rows.append([
+                entry["label"],
+                f"{100 * entry['knob']:.0f} %",
+                f"{entry['measured']['median']:.2f}x",
+                interval(entry["psnr"], 1),
+                f"{entry['worst_tenth']:.1f}",
+                percents(entry["share"]),
+                f"{100 * entry['questions']['mean']:.1f} %",
+            ])  # fmt: skip
+        parts.append(f"**{title}** (loop {ABLATED:g} times as cheap)\n\n{to_markdown(rows)}")
+    return "\n".join(parts)
+
+
+def single(result: Result) -> str:
+    """One picture at a time, where starting operations may cost more than the operations."""
+    rows = [["method", "operations", "measured, in batches", "measured, one picture", "ms"]]
+    for entry in result["entries"].values():
+        if "single" in entry:
+            own = entry["single"]
+            rows.append([
+                entry["label"],
+                f"{entry['speedup']:.2f}x",
+                f"{entry['measured']['median']:.2f}x",
+                f"{own['median']:.2f}x ({own['p10']:.2f}-{own['p90']:.2f})",
+                f"{own['ms']:.1f}",
+            ])  # fmt: skip
+    return to_markdown(rows) if len(rows) > 1 else "Not measured."
+
+
+Pick = Callable[[Entry], tuple[float, float, float] | None]
+"""The value of an entry with the ends of its interval."""
+
+
+def _interval_of(name: str, factor: float = 1.0) -> Pick:
+    def pick(entry: Entry) -> tuple[float, float, float] | None:
+        if entry["group"] == "dense" and name != "questions":
+            return None
+        found = entry[name]
+        return factor * found["mean"], factor * found["low"], factor * found["high"]
+
+    return pick
+
+
+def _fid(entry: Entry) -> tuple[float, float, float] | None:
+    return None if "judge_fid" not in entry else (entry["judge_fid"],) * 3
+
+
+CHARTS: dict[str, tuple[str, str, Pick]] = {
+    "psnr": ("Fidelity to the dense picture", "PSNR, dB", _interval_of("psnr")),
+    "detail": ("Detail left", "high-frequency energy, % of dense", _interval_of("share", 100)),
+    "questions": ("What the prompt asks for is right", "% of questions", _interval_of("questions", 100)),
+    "fid": ("Distance to real renders (lower is better)", "judge-FID", _fid),
+}
+
+
+def chart(result: Result, title: str, label: str, pick: Pick) -> str:
+    """Quality against measured speed-up, a line per method."""
+    families: dict[str, list[Point]] = {}
+    for entry in result["entries"].values():
+        family = family_of(entry["label"])
+        value = pick(entry)
+        if entry["group"] not in ("methods", "dense") or value is None or family not in (*SHOWN, "dense"):
+            continue
+        fast = entry["measured"]
+        point = Point(
+            fast["median"], value[0], (fast["p10"], fast["p90"]), value[1:], f"{entry['label']}: {value[0]:.4g}"
+        )
+        families.setdefault(family, []).append(point)
+    every = [point for own in families.values() for point in own]
+    sign = -1 if pick is _fid else 1
+    front = [every[index] for index in pareto_front([(-point.x, sign * point.y) for point in every])]
+    floor = result["entries"].get("floor/floor-2")
+    level = None if floor is None else pick(floor)
+    return scatter(
+        title,
+        "speed-up of the loop over scales, measured",
+        label,
+        [Series(family, own, [*SHOWN, "dense"].index(family)) for family, own in families.items()],
+        sorted((point.x, point.y) for point in front),
+        [] if level is None else [("dense, last 2 scales drawn anew", level[0])],
+    )
+
+
+def family_of(label: str) -> str:
+    """The line of a plot that a method lies on; variants of StepVAR in name only are left to the tables."""
+    fixed = ("skip-last", "drop-guidance")
+    if "unconditional" in label or label.startswith("fastvar,"):
+        return ""
+    return next((name for name in fixed if label.startswith(name)), label)
+
+
+def interval(found: Mapping[str, float], digits: int) -> str:
+    return f"{found['mean']:.{digits}f} ({found['low']:.{digits}f}-{found['high']:.{digits}f})"
+
+
+def percents(found: Mapping[str, float]) -> str:
+    return f"{100 * found['mean']:.0f} % ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
+
+
+def points(change: Mapping[str, float]) -> str:
+    return f"{100 * change['mean']:+.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
+
+
+def signed(change: Mapping[str, float], digits: int, factor: float = 1.0) -> str:
+    """A difference with its interval, in bold where the interval does not hold 0."""
+    mean, low, high = (f"{factor * change[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    certain = change["low"] > 0 or change["high"] < 0
+    return f"{f'**{mean}**' if certain else mean} ({low} to {high})"
