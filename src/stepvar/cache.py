@@ -16,8 +16,8 @@ class KVCache:
 
     Args:
         capacities: tokens that each layer will see.
-        rows: guidance branches times samples. Later scales may use fewer rows (the first ones) when the
-            unconditional branch is no longer needed.
+        rows: guidance branches times samples. Later scales may use fewer rows, those of one branch, when
+            the other is no longer needed.
     """
 
     def __init__(

@@ -181,6 +181,20 @@ def test_methods_do_something(name: str) -> None:
         assert other.report.flops < dense.report.flops
 
 
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_one_branch_alone_draws_what_guidance_would_mix(row: FamilyRow) -> None:
+    """Guidance of all but 0 and 1 runs both branches and mixes next to nothing of the other one into the logits."""
+    passes = range(len(row.schedule))
+    for branch, almost in (("conditional", 1 + 1e-7), ("unconditional", 1e-7)):
+        mixed = make_plan(row.schedule, [almost if row.schedule.rank(index) == 1 else 3.0 for index in passes])
+        both = run(row, mixed, Method(), [0, 1])
+        alone = run(row, make_plan(row.schedule), make_method("drop-guidance", branch=branch), [0, 1])
+        assert {step.branches for step in both.steps} == {2} and alone.steps[-1].branches == 1
+        assert equal_everywhere(both.symbols, alone.symbols)
+        for one, other in zip(both.logits, alone.logits, strict=True):
+            torch.testing.assert_close(one, other, atol=5e-4, rtol=0)
+
+
 def test_every_family_is_here() -> None:
     assert {name.replace("_", "-") for name in FAMILIES} <= {row.family for row in ROWS}
     assert {row.schedule.grids[-1].t > 1 for row in ROWS} == {True, False}
