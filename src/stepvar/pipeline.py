@@ -14,8 +14,9 @@ from stepvar.checkpoints import LoadedModel, load_model
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.guidance import GUIDANCES
-from stepvar.memory import estimate_memory, memory_of
+from stepvar.memory import TEXT_TOKENS, estimate_memory, memory_of
 from stepvar.methods import Dense, Method, make_method
+from stepvar.models.blocks import planned_works
 from stepvar.models.conditioning import MOVING, MovingRequest, Storyteller, Subject
 from stepvar.models.registry import FAMILIES
 from stepvar.output import Output, OutputType, to_images, to_videos
@@ -225,7 +226,13 @@ class Pipeline:
                 plan = replace(plan, given=moving.given(schedule, make_generators(seeds, generator, samples)))
         shown = self.progress if progress is None else progress
         passes = len(method.edit(plan).passes)
-        with scale_bar(shown, passes, callback_on_scale_end) as on_scale_end:
+
+        def work() -> dict[int, float]:
+            prepared = method.prepare(plan, self.model.facts)
+            found = planned_works(self.model, prepared, method, samples, TEXT_TOKENS)
+            return {step.index: float(work.flops) for step, work in found}
+
+        with scale_bar(shown, passes, callback_on_scale_end, work) as on_scale_end:
             state = generate(self.model, condition, samples, plan, method, noise, recorder, on_scale_end)
         with recorder.stage("decode"):
             pixels = self.model.decode(state)
