@@ -184,6 +184,7 @@ def test_between_tensors_pictures_and_frames() -> None:
     assert np.array_equal(Video.of(pixels).frames, video.frames)
     assert np.array_equal(Video.of_images(video.images(), 16).frames, video.frames)
     assert Video.of(torch.full((3, 1, 2, 2), 7.0)).frames.max() == 255
+    assert repr(video) == "Video(9 frames of 64x48, 16 fps)"
     assert video.size == (64, 48) and len(video) == 9 and video.seconds == 9 / 16
 
 

@@ -19,7 +19,7 @@ from stepvar.videofiles import FPS, read_frames, write_video
 Frames = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Video:
     """A video.
 
@@ -44,7 +44,8 @@ class Video:
     @classmethod
     def of(cls, pixels: Tensor, fps: float = FPS) -> Video:
         """From pixels (3, F, H, W) in [-1, 1], rounded; what lies outside is clamped."""
-        levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        # In place behind the first copy: a long video takes gigabytes.
+        levels = pixels.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
         return cls(levels.permute(1, 2, 3, 0).contiguous().cpu().numpy(), fps)
 
     @classmethod
@@ -107,6 +108,9 @@ class Video:
         """
         write_video(self, Path(path), quality, pixels, dict(metadata or {}), progress)
         return Path(path)
+
+    def __repr__(self) -> str:
+        return f"Video({len(self)} frames of {self.size[0]}x{self.size[1]}, {self.fps:g} fps)"
 
     def __len__(self) -> int:
         return len(self.frames)
