@@ -16,7 +16,7 @@ from torch import Tensor
 from stepvar.drawing import save_png
 from stepvar.evaluation.learned import Distance
 from stepvar.evaluation.metrics import SSIM_WINDOW, high_frequency_share, psnr, ssim
-from stepvar.evaluation.video import flicker
+from stepvar.evaluation.video import directions, flicker
 
 Frames = NDArray[np.uint8]
 """(t, H, W, 3); a picture is t = 1."""
@@ -56,7 +56,18 @@ def fidelity(clips: Tensor, reference: Tensor, lpips: Distance | None = None) ->
                 row["flicker"] = round(added[index], 4)
             row["frames"] = {name: [round(v, 4) for v in values[index].tolist()] for name, values in table.items()}
         rows.append(row)
+    if count >= 3:
+        _add_motion(rows, clips.transpose(1, 2), reference.transpose(1, 2))
     return rows
+
+
+def _add_motion(rows: list[dict[str, Any]], videos: Tensor, reference: Tensor) -> None:
+    """Flicker and direction of videos (B, 3, F, H, W)."""
+    added, own, wanted = flicker(videos, reference).excess, directions(videos), directions(reference)
+    for row, excess, side, other in zip(rows, added.tolist(), own, wanted, strict=True):
+        if not math.isnan(excess):
+            row["flicker"] = round(excess, 5)
+        row["motion"] = float(side == other)
 
 
 def write_frames(frames: Frames, path: Path) -> None:
