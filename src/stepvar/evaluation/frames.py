@@ -34,7 +34,8 @@ def fidelity(clips: Tensor, reference: Tensor, lpips: Distance | None = None) ->
     """How close each of (B, t, 3, H, W) in [0, 1] is to its reference: means over the frames.
 
     Of videos ``frames`` has the numbers of every frame, too, and ``flicker`` is what they flicker more than their
-    reference, in levels of 255. SSIM is left out of frames smaller than its window.
+    reference, in levels of 255; of three frames or more ``motion`` is 1 where things move to the reference's side.
+    SSIM is left out of frames smaller than its window.
     """
     samples, count = clips.shape[:2]
     flat, other = clips.flatten(0, 1), reference.flatten(0, 1)
@@ -57,17 +58,10 @@ def fidelity(clips: Tensor, reference: Tensor, lpips: Distance | None = None) ->
             row["frames"] = {name: [round(v, 4) for v in values[index].tolist()] for name, values in table.items()}
         rows.append(row)
     if count >= 3:
-        _add_motion(rows, clips.transpose(1, 2), reference.transpose(1, 2))
+        sides = (directions(videos.transpose(1, 2)) for videos in (clips, reference))
+        for row, own, wanted in zip(rows, *sides, strict=True):
+            row["motion"] = float(own == wanted)
     return rows
-
-
-def _add_motion(rows: list[dict[str, Any]], videos: Tensor, reference: Tensor) -> None:
-    """Flicker and direction of videos (B, 3, F, H, W)."""
-    added, own, wanted = flicker(videos, reference).excess, directions(videos), directions(reference)
-    for row, excess, side, other in zip(rows, added.tolist(), own, wanted, strict=True):
-        if not math.isnan(excess):
-            row["flicker"] = round(excess, 5)
-        row["motion"] = float(side == other)
 
 
 def write_frames(frames: Frames, path: Path) -> None:

@@ -28,8 +28,9 @@ FIDELITY = {
     "lpips": "LPIPS",
     "high_frequency": "detail left",
     "flicker": "flicker added",
+    "motion": "moves the same way",
 }
-"""Measures of fidelity and their names in tables."""
+"""Measures of fidelity and their names in tables; the last two are of videos."""
 
 ASKED = tuple(dict.fromkeys((*CATEGORIES, *ATTRIBUTES)))
 """What is asked of pictures and of clips."""
