@@ -7,6 +7,7 @@ import torch
 
 from stepvar.errors import UsageError
 from stepvar.evaluation.distribution import Moments, frechet_distance, kernel_distance
+from stepvar.evaluation.frames import fidelity
 from stepvar.evaluation.learned import Unavailable, load_scores
 from stepvar.evaluation.metrics import high_frequency_share, psnr, ssim
 
@@ -16,7 +17,8 @@ def pictures(count: int = 3, height: int = 40, width: int = 28, seed: int = 0) -
 
 
 def test_ssim_is_that_of_torchmetrics() -> None:
-    image = pytest.importorskip("torchmetrics.functional.image")
+    from torchmetrics.functional import image
+
     clean = pictures()
     noisy = (clean + 0.2 * (pictures(seed=1) - 0.5)).clamp(0, 1)
     theirs = image.structural_similarity_index_measure(noisy, clean, data_range=1.0, reduction="none")
@@ -96,3 +98,19 @@ def test_scores_that_are_unknown_or_missing_say_so() -> None:
     with pytest.raises(UsageError, match=r"'hpsv2' needs its package"):
         load_scores(["hpsv2"], torch.device("cpu"))
     assert str(Unavailable("no weights")) == "not available: no weights"
+
+
+def test_fidelity_of_videos() -> None:
+    """A square that moves right; the other video adds one level of flicker to every second frame, and goes left."""
+    reference = torch.full((2, 5, 3, 32, 32), 0.5)
+    for frame in range(5):
+        reference[:, frame, :, 12:18, 4 + 4 * frame : 10 + 4 * frame] = 1.0
+    other = reference.clone()
+    other[:, 1::2] += 1 / 255
+    other[1] = reference[1].flip(0)
+    first, second = fidelity(other, reference)
+    assert first["flicker"] == pytest.approx(1.0, abs=0.02) and (first["motion"], second["motion"]) == (1.0, 0.0)
+    assert first["frames"]["psnr"][0] == 99.0 and first["frames"]["psnr"][1] == pytest.approx(48.1, abs=0.1)
+    assert len(first["frames"]["ssim"]) == 5 and first["psnr"] > second["psnr"]
+    (picture,) = fidelity(other[:1, :1], reference[:1, :1])
+    assert "frames" not in picture and "flicker" not in picture and picture["psnr"] == 99.0

@@ -16,7 +16,7 @@ from torch import Tensor
 from stepvar.drawing import save_png
 from stepvar.evaluation.learned import Distance
 from stepvar.evaluation.metrics import SSIM_WINDOW, high_frequency_share, psnr, ssim
-from stepvar.evaluation.video import flicker
+from stepvar.evaluation.video import directions, flicker
 
 Frames = NDArray[np.uint8]
 """(t, H, W, 3); a picture is t = 1."""
@@ -34,7 +34,8 @@ def fidelity(clips: Tensor, reference: Tensor, lpips: Distance | None = None) ->
     """How close each of (B, t, 3, H, W) in [0, 1] is to its reference: means over the frames.
 
     Of videos ``frames`` has the numbers of every frame, too, and ``flicker`` is what they flicker more than their
-    reference, in levels of 255. SSIM is left out of frames smaller than its window.
+    reference, in levels of 255; of three frames or more ``motion`` is 1 where things move to the reference's side.
+    SSIM is left out of frames smaller than its window.
     """
     samples, count = clips.shape[:2]
     flat, other = clips.flatten(0, 1), reference.flatten(0, 1)
@@ -56,6 +57,10 @@ def fidelity(clips: Tensor, reference: Tensor, lpips: Distance | None = None) ->
                 row["flicker"] = round(added[index], 4)
             row["frames"] = {name: [round(v, 4) for v in values[index].tolist()] for name, values in table.items()}
         rows.append(row)
+    if count >= 3:
+        sides = (directions(videos.transpose(1, 2)) for videos in (clips, reference))
+        for row, own, wanted in zip(rows, *sides, strict=True):
+            row["motion"] = float(own == wanted)
     return rows
 
 

@@ -26,7 +26,7 @@ SIDE = 224
 EQUAL_COST = 0.12
 """Methods whose operations differ by less than this share are shown beside each other."""
 
-LOWER_IS_BETTER = frozenset({"lpips"})
+LOWER_IS_BETTER = frozenset({"lpips", "flicker"})
 
 STYLE = """
 :root { color-scheme: light dark }

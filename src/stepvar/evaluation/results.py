@@ -28,8 +28,9 @@ FIDELITY = {
     "lpips": "LPIPS",
     "high_frequency": "detail left",
     "flicker": "flicker added",
+    "motion": "moves the same way",
 }
-"""Measures of fidelity and their names in tables."""
+"""Measures of fidelity and their names in tables; the last two are of videos."""
 
 ASKED = tuple(dict.fromkeys((*CATEGORIES, *ATTRIBUTES)))
 """What is asked of pictures and of clips."""
@@ -89,11 +90,10 @@ def rows_by_method(folder: RunFolder) -> dict[str, Rows]:
 
 def _fidelity(rows: Rows) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    groups = [prompt for prompt, _ in rows]
     for name in FIDELITY:
-        values = [row[name] for row in rows.values() if name in row]
-        if len(values) == len(rows):
-            found[name] = bootstrap(values, groups).to_dict()
+        measured = {key: row[name] for key, row in rows.items() if name in row}
+        if measured:
+            found[name] = bootstrap(list(measured.values()), [prompt for prompt, _ in measured]).to_dict()
     return found
 
 

@@ -16,6 +16,7 @@ Cells = list[list[str]]
 """The head, then the rows."""
 
 DIGITS = {"psnr": 1, "ssim": 3, "lpips": 3, "flicker": 2}
+SHARES = ("high_frequency", "motion")
 
 
 def overview(results: Results) -> Cells:
@@ -88,7 +89,7 @@ def _fidelity(method: Mapping[str, Any], name: str) -> str:
     found = method["fidelity"].get(name)
     if found is None:
         return "reference" if method["label"] == "dense" else ""
-    if name == "high_frequency":
+    if name in SHARES:
         return f"{100 * found['mean']:.0f} % ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
     digits = DIGITS[name]
     return f"{found['mean']:.{digits}f} ({found['low']:.{digits}f}-{found['high']:.{digits}f})"
