@@ -15,10 +15,12 @@ from torch import Tensor
 from stepvar.models.hart import HARTConfig
 from stepvar.models.infinity import InfinityConfig
 from stepvar.models.infinity import checkpoint as infinity
+from stepvar.models.infinity_star import InfinityStarConfig
+from stepvar.models.infinity_star import checkpoint as infinity_star
 from stepvar.models.registry import FAMILIES
 from stepvar.models.var import VARConfig
 from stepvar.models.var import checkpoint as var
-from tests.helpers import TINY, TINY_HART, TINY_VAR, make_hart, make_model, make_var
+from tests.helpers import TINY, TINY_HART, TINY_STAR, TINY_VAR, make_hart, make_model, make_star, make_var
 
 Layout = Literal["flat", "legacy", "trainer", "ema", "safetensors", "shards", "bin shards"]
 Style = Literal["wrapped", "plain"]
@@ -89,6 +91,34 @@ def write_var(
     hits = {"quantize.ema_vocab_hit_SV": torch.zeros(len(config.patch_nums), config.tokenizer.vocabulary)}
     torch.save(_stored(model.tokenizer.state_dict(), dtype) | hits, tokenizer)
     write_sizes(folder, "var", config)
+    return Release(folder, transformer, tokenizer, model)
+
+
+def write_star(
+    folder: Path,
+    config: InfinityStarConfig = TINY_STAR,
+    variant: str = "480p",
+    layout: Layout = "shards",
+    dtype: torch.dtype = torch.float32,
+) -> Release:
+    """Likewise for InfinityStar: a folder of shards, and a tokenizer with parts that nothing runs."""
+    model, released = make_star(config), infinity_star.VARIANTS[variant]
+    folder.mkdir(parents=True, exist_ok=True)
+    transformer, tokenizer = folder / released.transformer[0], folder / released.tokenizer[0]
+    if "shards" not in layout:
+        transformer = transformer.with_suffix(".safetensors" if layout == "safetensors" else ".pth")
+    state = _stored(model.transformer.state_dict(), dtype) | {"sos_token": torch.zeros(1, 1, config.width)}
+    write_state(transformer, state, layout)
+    codes = _stored(model.tokenizer.state_dict(), dtype)
+    unused = {f"proj_{name}_two.{kind}": torch.zeros(3) for name in ("up", "down") for kind in ("weight", "bias")}
+    unused |= {
+        f"{module}.lfq_{kind}.mask": 2 ** torch.arange(4)
+        for module in ("quantizer", "quantize")
+        for kind in ("semantic", "detail")
+    }
+    averaged = {name: torch.full_like(tensor, 7) for name, tensor in codes.items()}
+    torch.save({"vae": codes | unused, "ema": averaged}, tokenizer)
+    write_sizes(folder, "infinity_star", config)
     return Release(folder, transformer, tokenizer, model)
 
 

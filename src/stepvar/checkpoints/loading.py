@@ -11,7 +11,7 @@ from torch import nn
 
 from stepvar.checkpoints.filling import adapt, fill_module
 from stepvar.checkpoints.reading import read_state
-from stepvar.checkpoints.sources import Source, find_source
+from stepvar.checkpoints.sources import Source, find_outline, find_source
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.text import WordEncoder
 
@@ -70,6 +70,16 @@ def load_model(
     if text_encoder is not None:
         fill_part(text_encoder, source, "text_encoder")
     return LoadedModel(source.name, source.family.name, _frozen(model), _frozen(text_encoder), dict(source.defaults))
+
+
+def outline_model(name: str | Path, variant: str | None = None) -> LoadedModel:
+    """A model without its weights, on the meta device: enough to plan generations, and nothing is fetched.
+
+    Raises:
+        UsageError, CheckpointError: as :func:`load_model`.
+    """
+    source = find_outline(name, variant)
+    return LoadedModel(source.name, source.family.name, empty_model(source), None, dict(source.defaults))
 
 
 def fill_part(module: nn.Module, source: Source, part: str) -> None:

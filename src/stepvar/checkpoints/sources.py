@@ -90,6 +90,20 @@ def find_source(
     return _own(path, tokenizer)
 
 
+def find_outline(name: str | Path, variant: str | None = None) -> Source:
+    """Finds what a model is without fetching it: releases on the hub are known by their published sizes.
+
+    Raises:
+        UsageError, CheckpointError: as :func:`find_source`.
+    """
+    family = family_of_repo(str(name))
+    if family is None or Path(name).exists():
+        return find_source(name, variant)
+    chosen = variant or family.default
+    released = _variant(family, chosen)
+    return Source(f"{family.name}-{chosen}", family, released.config, released.defaults, {}, Path(str(name)))
+
+
 def _own(folder: Path, tokenizer: str | Path | None) -> Source:
     """A folder in the project's own format."""
     content = read_config(folder)

@@ -17,6 +17,7 @@ from stepvar.cli.demo import demo
 from stepvar.cli.evaluate import evaluate, report
 from stepvar.cli.generate import generate
 from stepvar.cli.listing import info, methods, models, verify
+from stepvar.cli.plan import plan
 from stepvar.errors import StepvarError, UsageError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -31,7 +32,7 @@ app = typer.Typer(
     help="Draw pictures with visual autoregressive models, faster with token pruning.",
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
 )
-for command in (generate, demo, calibrate, methods, models, verify, convert, info):
+for command in (generate, demo, plan, calibrate, methods, models, verify, convert, info):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(report)

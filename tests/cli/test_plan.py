@@ -1,0 +1,78 @@
+"""Plans from the command line: nothing is fetched, nothing is computed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepvar.forecast import forecast
+from stepvar.generation import generate
+from stepvar.methods import Method, StepVAR, make_method
+from stepvar.models.infinity_star import VideoCondition
+from stepvar.models.registry import FAMILIES
+from stepvar.report import Recorder
+from stepvar.sampling import SeededNoise
+from tests.helpers import CLIPS, make_plan, make_star, make_text
+
+
+def numbers(out: str, first: str) -> list[str]:
+    """The cells of a row."""
+    row = next(line for line in out.splitlines() if re.match(rf"\W*{first}\b", line))
+    return row.replace("│", " ").split()
+
+
+def test_a_video_is_planned_without_its_weights(run: Any) -> None:
+    result = run(
+        "plan", "--model", "FoundationVision/InfinityStar", "--variant", "720p", "--seconds", 5, "--memory", 80
+    )
+    assert result.status == 0, result.err
+    # The specification's figures for 128 text tokens: 9.26 PFLOP per row and 244,197 tokens, in 85 passes.
+    cells = numbers(result.out, "all")
+    assert cells[1:4] == ["85", "244197", "244197"]
+    assert float(cells[4].replace(",", "")) == pytest.approx(2 * 9260, rel=0.01)
+    assert "fits: the device has 80.0 GiB" in result.out
+    assert 35 < float(numbers(result.out, "peak")[-1]) < 45
+    thin = run("plan", "--model", "FoundationVision/InfinityStar", "--variant", "720p", "--keep", 0.5)
+    assert float(numbers(thin.out, "all")[4].replace(",", "")) < 0.6 * 2 * 9260
+
+
+def test_what_does_not_fit_fails_with_advice(run: Any) -> None:
+    result = run("plan", "--model", "FoundationVision/InfinityStar", "--memory", 24)
+    assert result.status == 2 and "the device has 24.0 GiB" in result.err and "smaller variant" in result.err
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_release_can_be_planned(run: Any, family: str) -> None:
+    for variant in FAMILIES[family].variants:
+        for method in ("dense", "stepvar"):
+            result = run("plan", "--model", FAMILIES[family].repos[0], "--variant", variant, "--method", method)
+            assert result.status == 0, result.err
+
+
+def test_local_models_and_mistakes(run: Any, shared_model: Path) -> None:
+    assert run("plan", "--model", shared_model, "--keep", "0.5").status == 0
+    for arguments, word in (
+        (["--model", "nowhere"], "nowhere"),
+        (["--memory", "0"], "memory=0"),
+        (["--seconds", "3"], "seconds=3"),
+        (["--num-images", "0"], "num-images=0"),
+        (["--dtype", "int8"], "int8"),
+    ):
+        result = run("plan", *arguments)
+        assert result.status == 2 and word in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", [make_method("dense"), StepVAR(keep=0.3), make_method("skip-last")], ids=str)
+def test_what_is_planned_is_what_runs(method: Method) -> None:
+    model, plan, recorder = make_star(), make_plan(CLIPS, (3.0, *(1.0,) * 8, *(2.0,) * 4)), Recorder()
+    condition = VideoCondition(make_text((5, 3)))
+    generate(model, condition, 2, plan, method, SeededNoise(range(2)), recorder)
+    report = recorder.report("tiny", str(method), 2, model.dtype)
+    ran: dict[tuple[int, int], int] = {}
+    for scale in report.scales:
+        ran[scale.clip, scale.scale] = ran.get((scale.clip, scale.scale), 0) + scale.flops
+    planned = forecast(model, plan, method, 2, text=5)
+    assert {(scale.clip, scale.scale): scale.flops for scale in planned} == ran
