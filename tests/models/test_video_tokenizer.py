@@ -13,6 +13,7 @@ from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.infinity_star.tokenizer import POLICY, VideoTokenizer, VideoTokenizerConfig
 from stepvar.models.infinity_star.video_layers import LatentNorm, Past, latent_frames
 from stepvar.models.precision import Precision, apply_precision
+from tests.helpers import make_star
 
 TINY = VideoTokenizerConfig(channels=(8, 8, 16), halves_time=(True, True), blocks=1, decoder_blocks=2, middle_blocks=1)
 UNEVEN = VideoTokenizerConfig(channels=(4, 8, 8, 16), halves_time=(False, True, False), blocks=1, decoder_blocks=1)
@@ -156,6 +157,14 @@ def test_low_precision_stays_near() -> None:
     assert rough.dtype == torch.float32 and 0 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
     assert (tokenizer.moments(video).float() - moments).abs().max() < 0.1 * moments.abs().max()
     assert tokenizer.encode(video, mean=True).dtype == torch.float32
+
+
+def test_scale_and_gains_stay_exact_in_a_model_of_low_precision() -> None:
+    model = make_star().to(torch.bfloat16)
+    tokenizer = model.tokenizer
+    assert tokenizer.scale_learnable_parameters.dtype == torch.float32
+    assert {weight.dtype for name, weight in tokenizer.named_parameters() if name.endswith("gamma")} == {torch.float32}
+    assert tokenizer.proj_up.weight.dtype == torch.bfloat16
 
 
 def test_published_shape_is_the_default() -> None:

@@ -15,7 +15,7 @@ from stepvar.models.infinity_star.video_layers import CausalConv, Downsample, Pa
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.tiling import default_overlap, tiled
 
-POLICY: Policy = ((r".*\.gamma$|scale_learnable_parameters$", "exact"), (r"", "tokenizer"))
+POLICY: Policy = ((r".*\.gamma$", "exact"), (r"scale_learnable_parameters$", "exact"), (r"", "tokenizer"))
 """Number formats of the weights."""
 
 IGNORABLE = ("proj_down_two.*", "proj_up_two.*", "quantizer.lfq_*", "quantize.lfq_*")
