@@ -12,6 +12,7 @@ import torch
 from stepvar.errors import UsageError
 from stepvar.methods import Method
 from stepvar.models.base import CountedModel
+from stepvar.models.blocks import planned_works
 from stepvar.plan import Plan
 
 SEARCH_STEPS = 40
@@ -32,13 +33,8 @@ def counted_flops(model: CountedModel, depth: int, plan: Plan, method: Method, t
         plan: as given to the generation, before the method edits it.
         text: tokens of the condition.
     """
-    plan = method.edit(plan)
-    seen, total = [0] * depth, 0
-    for step in plan.steps(samples):
-        tokens = [method.tokens_at(step, layer, depth) for layer in range(depth)]
-        seen = [before + count for before, count in zip(seen, tokens, strict=True)]
-        total += model.scale_work(step, tokens, seen, text).flops
-    return total
+    works = planned_works(model, method.edit(plan), method, samples, text)
+    return sum(work.flops for _, work in works)
 
 
 @dataclass(frozen=True)
