@@ -65,6 +65,16 @@ def measure(of: Drawing, budgets: Sequence[tuple[str, Budget]], rounds: int) -> 
     return found
 
 
+def rows(budgets: Sequence[tuple[str, Budget]], ratios: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """What was asked of each, and what came."""
+    found = []
+    for index, (name, budget) in enumerate(budgets):
+        achieved = Spread.of([one[index] for one in ratios])
+        row = {"method": name} | budget.to_dict() | {"near_only": budget.is_near_only, "achieved": achieved.to_dict()}
+        found.append(row | {"deviation": achieved.median / budget.asked - 1})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
@@ -77,13 +87,8 @@ def main() -> None:
     of = drawing(arguments)
     budgets, refused = plans(of, arguments.methods, arguments.speedups, arguments.again)
     ratios = measure(of, budgets, arguments.rounds)
-    rows = []
-    for index, (name, budget) in enumerate(budgets):
-        achieved = Spread.of([one[index] for one in ratios])
-        row = {"method": name} | budget.to_dict() | {"near_only": budget.is_near_only, "achieved": achieved.to_dict()}
-        rows.append(row | {"deviation": achieved.median / budget.asked - 1})
     of_what = "whole pictures" if of.decode else "the loop over scales"
-    result = {"rows": rows, "refused": refused, "speedup_of": of_what, "rounds": arguments.rounds}
+    result = {"rows": rows(budgets, ratios), "refused": refused, "speedup_of": of_what, "rounds": arguments.rounds}
     result["facts"] = {"command": command_line(__spec__)} | facts(of)
     print(markdown(result))
     if arguments.out:

@@ -100,9 +100,9 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def counter(pipe: Pipeline, plan: Plan) -> Callable[[Method], float]:
     """How many times fewer operations a method needs than dense, in the loop over scales."""
-    model, depth = pipe.model, pipe.model.config.depth
-    dense = counted_flops(model, depth, plan, Dense(), TEXT_TOKENS)
-    return lambda method: dense / counted_flops(model, depth, plan, method, TEXT_TOKENS)
+    model = pipe.model
+    dense = counted_flops(model, plan, Dense(), TEXT_TOKENS)
+    return lambda method: dense / counted_flops(model, plan, method, TEXT_TOKENS)
 
 
 def settings_of(arguments: argparse.Namespace, pipe: Pipeline) -> dict[str, Any]:

@@ -18,16 +18,16 @@ from tests.helpers import WIDE, draw, make_plan, make_text
 def test_counts_are_those_of_the_run(tiny_model: Infinity, method: Method) -> None:
     plan = make_plan(WIDE)
     drawn = draw(tiny_model, plan, method, make_text((5,)))
-    counted = counted_flops(tiny_model, tiny_model.config.depth, plan, method, text=5)
+    counted = counted_flops(tiny_model, plan, method, text=5)
     assert counted == drawn.state.flops
 
 
 def test_matched_methods_cost_what_was_asked(tiny_model: Infinity) -> None:
-    plan, depth = make_plan(WIDE), tiny_model.config.depth
-    dense = counted_flops(tiny_model, depth, plan, Dense(), 5)
+    plan = make_plan(WIDE)
+    dense = counted_flops(tiny_model, plan, Dense(), 5)
 
     def speedup(method: Method) -> float:
-        return dense / counted_flops(tiny_model, depth, plan, method, 5)
+        return dense / counted_flops(tiny_model, plan, method, 5)
 
     found = match_cost(lambda keep: StepVAR(keep=keep, last=3), speedup, 1.5)
     assert found.speedup == pytest.approx(1.5, abs=0.02) and speedup(found.method) == found.speedup

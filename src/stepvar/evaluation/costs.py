@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
@@ -18,23 +17,14 @@ from stepvar.plan import Plan
 SEARCH_STEPS = 40
 
 
-class Sized(Protocol):
-    """A model's configuration, as far as counting needs it."""
-
-    @property
-    def depth(self) -> int: ...
-
-
-def counted_flops(model: CountedModel, depth: int, plan: Plan, method: Method, text: int, samples: int = 1) -> int:
+def counted_flops(model: CountedModel, plan: Plan, method: Method, text: int, samples: int = 1) -> int:
     """Operations of the loop over scales, from shapes alone: what the report of a generation will count.
 
     Args:
-        depth: number of blocks.
         plan: as given to the generation, before the method edits it.
         text: tokens of the condition.
     """
-    works = planned_works(model, method.edit(plan), method, samples, text)
-    return sum(work.flops for _, work in works)
+    return sum(work.flops for _, work in planned_works(model, method.edit(plan), method, samples, text))
 
 
 @dataclass(frozen=True)
