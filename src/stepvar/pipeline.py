@@ -33,7 +33,7 @@ from stepvar.settings import (
     parse_aspect_ratio,
     per_scale,
 )
-from stepvar.text import CachedEncoder, Encoder, HostedEncoder
+from stepvar.text import CachedEncoder, ContextFeatures, Encoder, HostedEncoder
 from stepvar.tokens import ScaleSchedule
 
 
@@ -122,7 +122,7 @@ class Pipeline:
         negative_prompt: str | Sequence[str] | None = None,
         *,
         class_labels: str | int | Sequence[str | int] | None = None,
-        prompt_embeds: Tensor | Sequence[Tensor] | None = None,
+        prompt_embeds: Tensor | Sequence[Tensor] | ContextFeatures | None = None,
         negative_prompt_embeds: Tensor | Sequence[Tensor] | None = None,
         method: Method | str | None = None,
         seed: int | Sequence[int] | None = None,
@@ -154,7 +154,7 @@ class Pipeline:
             negative_prompt: what guidance leads away from; None: the model's learned null text.
             class_labels: names or numbers of classes, for models that draw from classes.
             prompt_embeds, negative_prompt_embeds: features of the text encoder in place of texts: (L, C), (B, L, C),
-                or a list of (L, C).
+                or a list of (L, C); for models that read padding, too, with mask and places.
             method: an acceleration method, or its name; None: dense.
             seed: one seed, from which image i uses ``seed + i``, or a list with one per image; None: drawn at
                 random and reported. The same seed on the same device gives the same picture, alone or in a batch.

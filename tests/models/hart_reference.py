@@ -51,8 +51,8 @@ class Reference:
         """x (heads, N, D) of one row."""
         if (row, scale) not in self.angles:
             dim = x.shape[-1]
-            angles = [[self.angle(row, scale, token, i, dim) for i in range(dim)] for token in range(x.shape[1])]
-            self.angles[row, scale] = torch.tensor(angles, dtype=torch.float64)
+            table = [[self.angle(row, scale, token, i, dim) for i in range(dim)] for token in range(x.shape[1])]
+            self.angles[row, scale] = torch.tensor(table, dtype=torch.float64)
         angles = self.angles[row, scale]
         first, second = x.chunk(2, dim=-1)
         return x * angles.cos().float() + torch.cat([-second, first], dim=-1) * angles.sin().float()

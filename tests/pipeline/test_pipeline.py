@@ -14,7 +14,7 @@ from stepvar.checkpoints import save_model
 from stepvar.errors import UsageError
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
-from stepvar.text import TextFeatures, WordEncoder
+from stepvar.text import ContextFeatures, TextFeatures, WordEncoder
 from tests.helpers import TINY
 
 TEXT: dict[str, Any] = {
@@ -225,3 +225,9 @@ def test_top_k_per_scale(class_pipe: Pipeline) -> None:
         class_pipe(class_labels=1, top_k=(1, 2))
     with pytest.raises(UsageError, match="top_k=-1"):
         class_pipe(class_labels=1, top_k=(1, 1, 1, 1, -1))
+
+
+def test_features_with_padding_are_for_models_that_read_it(text_pipe: Pipeline) -> None:
+    padded = ContextFeatures.of(torch.zeros(1, 4, TINY.text_channels))
+    with pytest.raises(UsageError, match="prompt_embeds: this model reads no padding"):
+        text_pipe(prompt_embeds=padded)

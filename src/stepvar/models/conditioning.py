@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Generator, Tensor
 
 from stepvar.errors import UsageError
+from stepvar.text import ContextFeatures
 from stepvar.tokens import ScaleSchedule
 
 MOVING = ("seconds", "image", "video", "prompt_suffix", "story")
@@ -21,7 +22,8 @@ class Subject:
 
     Attributes:
         prompt, negative_prompt: texts, one or a list.
-        prompt_embeds, negative_prompt_embeds: text features computed elsewhere, (L, C), (B, L, C) or a list of (L, C).
+        prompt_embeds, negative_prompt_embeds: text features computed elsewhere, (L, C), (B, L, C) or a list of (L, C);
+            with mask and places where a model reads padding, too.
         class_labels: names or numbers of classes, one or a list.
         seconds: length of the video; 0 stands for a still image.
         image: a picture that the video begins with, or one per prompt.
@@ -32,7 +34,7 @@ class Subject:
 
     prompt: str | Sequence[str] | None = None
     negative_prompt: str | Sequence[str] | None = None
-    prompt_embeds: Tensor | Sequence[Tensor] | None = None
+    prompt_embeds: Tensor | Sequence[Tensor] | ContextFeatures | None = None
     negative_prompt_embeds: Tensor | Sequence[Tensor] | None = None
     class_labels: str | int | Sequence[str | int] | None = None
     seconds: float | None = None

@@ -121,6 +121,20 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(self.fc1(for_weight(x, self.fc1.weight)), approximate="tanh"))
 
 
+class GatedFeedForward(nn.Module):
+    """SwiGLU: one projection gates the other."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = for_weight(x, self.gate_proj.weight)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
 class AdaptiveLinear(nn.Sequential):
     """SiLU and a linear layer, from the condition to a modulation."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from stepvar.errors import CheckpointError
 from stepvar.models.configs import build_config
-from stepvar.models.var.config import VQConfig
-from stepvar.tokens import Grid, ScaleSchedule
+from stepvar.models.var.config import SquareConfig, VQConfig
 
 PATCH_NUMS = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 """Sides of the grids of the released model."""
@@ -18,7 +17,7 @@ Word = TypeVar("Word")
 
 
 @dataclass(frozen=True)
-class HARTConfig:
+class HARTConfig(SquareConfig):
     """The transformer with its diffusion head, and the tokenizer that it was trained with.
 
     Attributes:
@@ -75,10 +74,6 @@ class HARTConfig:
             raise CheckpointError("context_norm: is not possible with learned positions")
 
     @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
     def ffn_width(self) -> int:
         """Hidden channels of the feed-forward layers; gated ones are rounded up to a multiple of 256."""
         if self.feed_forward == "gelu":
@@ -86,32 +81,9 @@ class HARTConfig:
         return int((self.width * self.mlp_ratio * 2) / 3 + 255) // 256 * 256
 
     @property
-    def outputs(self) -> int:
-        """Logits per token: one for each code of the codebook."""
-        return self.tokenizer.vocabulary
-
-    @property
     def prefix(self) -> int:
         """Tokens that the first scale runs beside the one of its grid."""
         return self.context_tokens - 1
-
-    def latent_size(self, grid: Grid) -> tuple[int, int, int]:
-        """Channels, rows and columns of the latent picture whose tokens are those of a grid."""
-        return (self.tokenizer.channels, grid.h, grid.w)
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token along each side."""
-        return self.tokenizer.stride
-
-    @property
-    def schedule(self) -> ScaleSchedule:
-        """The schedule that the model was trained for."""
-        pixels = self.patch_nums[-1] * self.stride
-        return ScaleSchedule.of([(side, side) for side in self.patch_nums], name=f"{pixels}x{pixels}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HARTConfig:

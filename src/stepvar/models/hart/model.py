@@ -13,22 +13,20 @@ from torch import Tensor
 from stepvar.cache import KVCache
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Site
-from stepvar.models.blocks import BlockRun, guided_logits, logit_rows, planned_cache
+from stepvar.models.blocks import BlockRun, guided_logits, planned_cache
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.rope import map_rotary, text_rotary
 from stepvar.models.hart.tokenizer import HybridTokenizer
 from stepvar.models.hart.transformer import POLICY, BlockContext, Conditioning, HARTTransformer
 from stepvar.models.layers import Rotary
-from stepvar.models.picture import PictureModel
 from stepvar.models.precision import parts_policy
+from stepvar.models.var.codebook import CodebookModel
 from stepvar.models.var.model import ramped_guidance
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
-from stepvar.models.var.tokenizer import as_tokens, shrink
 from stepvar.models.work import (
     ScaleWork,
     Work,
     feed_forward_work,
-    head_work,
     product_work,
     sampling_work,
     self_attention_work,
@@ -102,11 +100,11 @@ class HARTRun(BlockRun[HARTState]):
         return self.model.sublayer_work(site.sublayer, rows, count, self.state.cache.lengths[site.layer])
 
 
-class HART(PictureModel):
+class HART(CodebookModel):
     """A text-to-image model of the HART family (see ``docs/models/hart.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
-    sublayers = ("self", "ffn")
+    config: HARTConfig
     tokenizer: HybridTokenizer
 
     def __init__(self, config: HARTConfig) -> None:
@@ -114,19 +112,6 @@ class HART(PictureModel):
         self.config = config
         self.transformer = HARTTransformer(config)
         self.tokenizer = HybridTokenizer(config.tokenizer)
-
-    def schedule(self, height_over_width: float = 1.0, resolution: str | None = None) -> ScaleSchedule:
-        """The model's own schedule.
-
-        Raises:
-            UsageError: if another shape or size is asked for: none was published.
-        """
-        schedule = self.config.schedule
-        if height_over_width != 1.0:
-            raise UsageError(f"aspect ratio (height / width) {height_over_width:g}: this model draws squares only")
-        if resolution not in (None, schedule.name):
-            raise UsageError(f"resolution {resolution!r}: this model draws {schedule.name} only")
-        return schedule
 
     def start(self, condition: ContextFeatures, plan: Plan, method: Method) -> HARTState:
         """Prepares a generation.
@@ -217,10 +202,6 @@ class HART(PictureModel):
         tokens = TokenMap.dense(features.repeat(step.branches, 1, 1), step.grid)
         return tokens.with_features(tokens.features + self.transformer.places(step.index, tokens.positions))
 
-    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
-        """The picture so far, averaged down to the grid of a scale: (B, N, channels)."""
-        return as_tokens(shrink(latent, step.grid))
-
     def blocks(self, state: HARTState, step: Step, method: Method) -> HARTRun:
         return HARTRun(self, state, step, method)
 
@@ -238,14 +219,6 @@ class HART(PictureModel):
             return self.transformer.logits(features[:rows], state.condition.pooled[step.row_slice][:rows])
 
         return guided_logits(logits, step)
-
-    def accumulate(self, state: HARTState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        if weights is None:
-            codes = self.tokenizer.codes(symbols, step.grid)
-        else:
-            codes = self.tokenizer.soft_codes(weights, step.grid)
-        state.latent += self.tokenizer.contribution(codes, step.index, step.plan.schedule)
-        state.flops += self.accumulate_work(step).flops
 
     def refine(self, state: HARTState, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
         """Adds the residual that the diffusion head draws at the last scale of the schedule.
@@ -280,21 +253,6 @@ class HART(PictureModel):
             return feed_forward_work(rows, count, width, hidden, matrices=3)
         return feed_forward_work(rows, count, width, hidden)
 
-    def embed_work(self, step: Step) -> Work:
-        if step.index == 0:
-            return Work()
-        return product_work(step.samples * step.grid.size, self.config.tokenizer.channels, self.config.width)
-
-    def predict_work(self, step: Step) -> Work:
-        return head_work(logit_rows(step), step.grid.size, self.config.width, self.config.outputs)
-
-    def accumulate_work(self, step: Step) -> Work:
-        """The 3x3 convolution of all scales but the last, and in front of it, if asked for, the soft codes."""
-        channels, height, width = self.config.latent_size(step.plan.schedule.grids[-1])
-        convolved = 0 if self._is_finest(step) else 2 * step.samples * height * width * 9 * channels * channels
-        soft = 2 * step.samples * step.grid.size * self.config.outputs * channels if step.plan.smooth else 0
-        return Work(step.samples * height * width, products=convolved + soft, launches=4)
-
     def refine_work(self, step: Step) -> Work:
         """The diffusion head at the last scale, with the embedding of the drawn codes."""
         if not self._is_finest(step):
@@ -308,16 +266,15 @@ class HART(PictureModel):
         """See :class:`~stepvar.models.base.CountedModel`; the first scale's token stands for the whole text."""
         prefix = self.config.prefix
         seen = [prefix + count for count in seen]
-        names = ("self", "ffn")
         if step.index == 0:
             # The unconditional text is run while the generation is prepared.
             stack = tuple(
                 self.sublayer_work(name, step.samples, prefix + count, before)
                 for count, before in zip(tokens, seen, strict=True)
-                for name in names
+                for name in self.sublayers
             )
         else:
-            stack = stack_work(self.sublayer_work, names, step, tokens, seen, text)
+            stack = stack_work(self.sublayer_work, self.sublayers, step, tokens, seen, text)
         drawn = sampling_work(step.samples, step.grid.size, self.config.outputs)
         rest = (self.embed_work(step), self.predict_work(step), drawn, self.accumulate_work(step))
         return ScaleWork(stack, (*rest, self.refine_work(step)))

@@ -11,9 +11,12 @@ from stepvar.tokens import ScaleSchedule
 class HybridTokenizer(VQTokenizer):
     """Images (B, 3, H, W) in [-1, 1] to codebook indices and a residual at the last scale, and back."""
 
+    def convolves(self, scale: int, schedule: ScaleSchedule) -> bool:
+        return scale < len(schedule) - 1
+
     def contribution(self, codes: Tensor, scale: int, schedule: ScaleSchedule) -> Tensor:
         """What a scale's codes (B, d, h, w) add to the latent picture; the last scale's are not convolved."""
-        return codes if scale == len(schedule) - 1 else super().contribution(codes, scale, schedule)
+        return super().contribution(codes, scale, schedule) if self.convolves(scale, schedule) else codes
 
     def quantise_plain(self, latent: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
         """As VAR does it, with a convolution at every scale: indices (B, N) per scale and the latent picture."""

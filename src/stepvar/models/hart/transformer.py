@@ -21,6 +21,7 @@ from stepvar.models.layers import (
     AdaptiveLinear,
     Attend,
     FeedForward,
+    GatedFeedForward,
     RMSNorm,
     Rotary,
     merge_heads,
@@ -59,20 +60,6 @@ def make_norm(config: HARTConfig, affine: bool = False) -> nn.Module:
     if config.positions == "rotary":
         return RMSNorm(config.width)
     return nn.LayerNorm(config.width, eps=EPS, elementwise_affine=affine)
-
-
-class GatedFeedForward(nn.Module):
-    """SwiGLU: one projection gates the other."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = for_weight(x, self.gate_proj.weight)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Attention(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from stepvar.errors import UsageError
 from stepvar.models.conditioning import Subject, texts
 from stepvar.models.infinity.model import TextCondition
-from stepvar.text import TextEncoder, TextFeatures
+from stepvar.text import ContextFeatures, TextEncoder, TextFeatures
 
 Texts = list[str] | TextFeatures
 
@@ -84,10 +84,12 @@ class TextConditioner:
         return (scale,) * scales
 
     def _one_of(
-        self, name: str, words: str | Sequence[str] | None, features: Tensor | Sequence[Tensor] | None
+        self, name: str, words: str | Sequence[str] | None, features: Tensor | Sequence[Tensor] | ContextFeatures | None
     ) -> Texts | None:
         if words is not None and features is not None:
             raise UsageError(f"{name} and {name}_embeds: give one of them")
+        if isinstance(features, ContextFeatures):
+            raise UsageError(f"{name}_embeds: this model reads no padding; give tensors of the tokens alone")
         if features is not None:
             return TextFeatures.from_embeddings(features, channels=self.channels)
         if words is None:

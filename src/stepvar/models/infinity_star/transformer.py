@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.models.blocks import Around, residual
 from stepvar.models.infinity_star.config import InfinityStarConfig
-from stepvar.models.layers import Attend, Chunk, RMSNorm, Rotary, merge_heads, rotate, split_heads
+from stepvar.models.layers import Attend, Chunk, GatedFeedForward, RMSNorm, Rotary, merge_heads, rotate, split_heads
 from stepvar.models.precision import Policy, for_weight
 from stepvar.tokens import Grid, TokenMap
 
@@ -51,20 +50,6 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(split_heads(self.k_proj(x), self.kv_heads)), rotary).to(x.dtype)
         v = split_heads(self.v_proj(x), self.kv_heads)
         return self.o_proj(merge_heads(attend(layer, q, k, v)))
-
-
-class GatedFeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = for_weight(x, self.gate_proj.weight)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):

@@ -40,8 +40,49 @@ class VQConfig:
         return 1 << (len(self.multipliers) - 1)
 
 
+class SquareConfig:
+    """What follows from the sizes of a model with a codebook that draws squares; a base of dataclasses."""
+
+    depth: int
+    width: int
+    heads: int
+    patch_nums: tuple[int, ...]
+    tokenizer: VQConfig
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def outputs(self) -> int:
+        """Logits per token: one for each code of the codebook."""
+        return self.tokenizer.vocabulary
+
+    def latent_size(self, grid: Grid) -> tuple[int, int, int]:
+        """Channels, rows and columns of the latent picture whose tokens are those of a grid."""
+        return (self.tokenizer.channels, grid.h, grid.w)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along each side."""
+        return self.tokenizer.stride
+
+    @property
+    def pixels(self) -> int:
+        """Side of an image."""
+        return self.patch_nums[-1] * self.tokenizer.stride
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The schedule that the model was trained for."""
+        return ScaleSchedule.of([(side, side) for side in self.patch_nums], name=f"{self.pixels}x{self.pixels}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload]
+
+
 @dataclass(frozen=True)
-class VARConfig:
+class VARConfig(SquareConfig):
     """The transformer, and the tokenizer that it was trained with.
 
     Attributes:
@@ -68,39 +109,8 @@ class VARConfig:
             raise CheckpointError(f"patch_nums={self.patch_nums}: needs the side of each scale, 1 or more")
 
     @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
     def ffn_width(self) -> int:
         return 4 * self.width
-
-    @property
-    def outputs(self) -> int:
-        """Logits per token: one for each code of the codebook."""
-        return self.tokenizer.vocabulary
-
-    def latent_size(self, grid: Grid) -> tuple[int, int, int]:
-        """Channels, rows and columns of the latent picture whose tokens are those of a grid."""
-        return (self.tokenizer.channels, grid.h, grid.w)
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token along each side."""
-        return self.tokenizer.stride
-
-    @property
-    def pixels(self) -> int:
-        """Side of an image."""
-        return self.patch_nums[-1] * self.tokenizer.stride
-
-    @property
-    def schedule(self) -> ScaleSchedule:
-        """The one schedule that the model knows."""
-        return ScaleSchedule.of([(side, side) for side in self.patch_nums], name=f"{self.pixels}x{self.pixels}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VARConfig:

@@ -14,27 +14,24 @@ from stepvar.methods.base import Method, Site
 from stepvar.models.blocks import (
     BlockRun,
     guided_logits,
-    logit_rows,
     planned_cache,
 )
-from stepvar.models.picture import PictureModel
 from stepvar.models.precision import for_weight, parts_policy
+from stepvar.models.var.codebook import CodebookModel
 from stepvar.models.var.config import VARConfig
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
-from stepvar.models.var.tokenizer import VQTokenizer, as_tokens, shrink
+from stepvar.models.var.tokenizer import VQTokenizer
 from stepvar.models.var.transformer import POLICY, BlockContext, Conditioning, VARTransformer
 from stepvar.models.work import (
     ScaleWork,
     Work,
     feed_forward_work,
-    head_work,
-    product_work,
     sampling_work,
     self_attention_work,
     stack_work,
 )
 from stepvar.plan import Plan, Step, progress
-from stepvar.tokens import ScaleSchedule, TokenMap
+from stepvar.tokens import TokenMap
 
 
 @dataclass(frozen=True)
@@ -84,32 +81,17 @@ class VARRun(BlockRun[VARState]):
         return self.model.sublayer_work(site.sublayer, rows, count, self.state.cache.lengths[site.layer])
 
 
-class VAR(PictureModel):
+class VAR(CodebookModel):
     """A class-conditional model of the VAR family (see ``docs/models/var.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
-    sublayers = ("self", "ffn")
     config: VARConfig
-    tokenizer: VQTokenizer
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
         self.config = config
         self.transformer = VARTransformer(config)
         self.tokenizer = VQTokenizer(config.tokenizer)
-
-    def schedule(self, height_over_width: float = 1.0, resolution: str | None = None) -> ScaleSchedule:
-        """The model's own schedule: its learned positions know no other.
-
-        Raises:
-            UsageError: if another shape or size is asked for.
-        """
-        schedule = self.config.schedule
-        if height_over_width != 1.0:
-            raise UsageError(f"aspect ratio (height / width) {height_over_width:g}: this model draws squares only")
-        if resolution not in (None, schedule.name):
-            raise UsageError(f"resolution {resolution!r}: this model draws {schedule.name} only")
-        return schedule
 
     def start(self, condition: ClassCondition, plan: Plan, method: Method) -> VARState:
         """Prepares a generation.
@@ -157,10 +139,6 @@ class VAR(PictureModel):
         tokens = TokenMap.dense(features, step.grid)
         return tokens.with_features(features + self.transformer.places(step.index, tokens.positions))
 
-    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
-        """The picture so far, averaged down to the grid of a scale: (B, N, channels)."""
-        return as_tokens(shrink(latent, step.grid))
-
     def blocks(self, state: VARState, step: Step, method: Method) -> VARRun:
         return VARRun(self, state, step, method)
 
@@ -173,36 +151,13 @@ class VAR(PictureModel):
 
         return guided_logits(logits, step)
 
-    def accumulate(self, state: VARState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        if weights is None:
-            codes = self.tokenizer.codes(symbols, step.grid)
-        else:
-            codes = self.tokenizer.soft_codes(weights, step.grid)
-        state.latent += self.tokenizer.contribution(codes, step.index, step.plan.schedule)
-        state.flops += self.accumulate_work(step).flops
-
     def sublayer_work(self, sublayer: str, rows: int, count: int, seen: int, text: int = 0) -> Work:
         """A residual sub-layer of a block."""
         if sublayer == "self":
             return self_attention_work(rows, count, self.config.width, seen)
         return feed_forward_work(rows, count, self.config.width, self.config.ffn_width)
 
-    def embed_work(self, step: Step) -> Work:
-        if step.index == 0:
-            return Work()
-        return product_work(step.samples * step.grid.size, self.config.tokenizer.channels, self.config.width)
-
-    def predict_work(self, step: Step) -> Work:
-        return head_work(logit_rows(step), step.grid.size, self.config.width, self.config.outputs)
-
-    def accumulate_work(self, step: Step) -> Work:
-        """The 3x3 convolution on the whole latent picture, and in front of it, if asked for, the soft codes."""
-        channels, height, width = self.config.latent_size(step.plan.schedule.grids[-1])
-        convolved = 2 * step.samples * height * width * 9 * channels * channels
-        soft = 2 * step.samples * step.grid.size * self.config.outputs * channels if step.plan.smooth else 0
-        return Work(step.samples * height * width, products=convolved + soft, launches=4)
-
     def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int = 0) -> ScaleWork:
-        stack = stack_work(self.sublayer_work, ("self", "ffn"), step, tokens, seen, text)
+        stack = stack_work(self.sublayer_work, self.sublayers, step, tokens, seen, text)
         drawn = sampling_work(step.samples, step.grid.size, self.config.outputs)
         return ScaleWork(stack, (self.embed_work(step), self.predict_work(step), drawn, self.accumulate_work(step)))

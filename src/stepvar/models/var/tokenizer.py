@@ -130,6 +130,10 @@ class VQTokenizer(nn.Module):
         index = phi_index(progress(len(schedule))[scale], self.config.convs)
         return self.quantize.quant_resi.qresi_ls[index](codes)
 
+    def convolves(self, scale: int, schedule: ScaleSchedule) -> bool:
+        """Whether what a scale adds passes a convolution."""
+        return True
+
     def quantise(
         self, latent: Tensor, schedule: ScaleSchedule, contribution: Contribution | None = None
     ) -> tuple[list[Tensor], Tensor]:
