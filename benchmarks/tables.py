@@ -6,11 +6,11 @@ The pages include what this writes to ``docs/snippets``, so no figure is copied 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budget, precision
-from benchmarks.speed import markdown
+from benchmarks import budget, precision, speed
 from benchmarks.study.tables import write_tables
 from stepvar.files import write_text
 
@@ -67,22 +67,26 @@ def quality(result: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nPictures judged: {counts}.\n" + facts(result)
 
 
-def precision_table(result: dict[str, Any]) -> str:
-    return precision.markdown(result) + "\n" + facts(result)
+WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "ablation": ablation,
+    "quality": quality,
+    "precision": lambda result: precision.markdown(result) + "\n" + facts(result),
+    "speed": lambda result: speed.markdown(result) + "\n" + facts(result),
+    "budget": lambda result: budget.markdown(result) + "\n" + facts(result),
+}
+"""From the first word of a result's name to what writes its table."""
 
 
 def main() -> None:
     SNIPPETS.mkdir(parents=True, exist_ok=True)
-    writers = {"ablation": ablation, "quality": quality, "precision": precision_table}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if path.stem == "study":
+        kind = path.stem.partition("-")[0]
+        if kind == "study":
             write_tables(result, SNIPPETS, IMAGES)
-            continue
-        table = budget.markdown if path.stem.startswith("budget") else markdown
-        writer = writers.get(path.stem, lambda r, table=table: table(r) + "\n" + facts(r))
-        write_text(SNIPPETS / f"{path.stem}.md", writer(result))
-        print(f"{path.stem}: written")
+        elif kind in WRITERS:
+            write_text(SNIPPETS / f"{path.stem}.md", WRITERS[kind](result))
+        print(f"{path.stem}: {'written' if kind in (*WRITERS, 'study') else 'no table; its page quotes it'}")
 
 
 if __name__ == "__main__":
