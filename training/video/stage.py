@@ -31,6 +31,7 @@ class Options:
         out: folder of checkpoints and results.
         minutes: of the whole training, over all starts.
         limit: seconds after which this start ends, finished or not.
+        init: model folder to go on from, for the transformer.
     """
 
     preset: VideoPreset
@@ -39,6 +40,7 @@ class Options:
     device: torch.device
     limit: float = float("inf")
     seed: int = 0
+    init: Path | None = None
 
     @classmethod
     def parse(cls, description: str | None, minutes: float) -> Options:
@@ -49,10 +51,13 @@ class Options:
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         parser.add_argument("--preset", choices=PRESETS, default="scenes-video")
         parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument(
+            "--init", type=Path, help="model folder whose transformer, text encoder and tokenizer go on"
+        )
         given = parser.parse_args()
         given.out.mkdir(parents=True, exist_ok=True)
         device = torch.device(given.device)
-        return cls(PRESETS[given.preset], given.out, given.minutes, device, given.limit, given.seed)
+        return cls(PRESETS[given.preset], given.out, given.minutes, device, given.limit, given.seed, given.init)
 
 
 class Stage:

@@ -10,6 +10,7 @@ import math
 import random
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -181,6 +182,10 @@ def bit_loss(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tenso
     return (losses * weights).sum(), losses
 
 
+def load_into(module: nn.Module, path: Path) -> None:
+    fill_module(module, read_weights(path), str(path))
+
+
 class Trainer:
     """The data of a training and its steps."""
 
@@ -189,11 +194,15 @@ class Trainer:
         random.seed(options.seed)
         self.options, self.preset, self.device = options, options.preset, options.device
         choose_convolution(self.device, self.preset.layers)
-        self.tokenizer = load_tokenizer(self.preset, options.out / "tokenizer.safetensors", self.device)
+        source = options.init or options.out
+        self.tokenizer = load_tokenizer(self.preset, source / "tokenizer.safetensors", self.device)
         channels_last(self.tokenizer)
         self.model = TextToVideo(self.preset)
-        if (read := options.out / "text.safetensors").exists():
-            fill_module(self.model.text, read_weights(read), str(read))
+        if options.init is not None:
+            load_into(self.model.transformer, options.init / "transformer.safetensors")
+            load_into(self.model.text, options.init / "text_encoder.safetensors")
+        elif (read := options.out / "text.safetensors").exists():
+            load_into(self.model.text, read)
         self.model.to(self.device)
         self.stage = Stage("transformer", self.model, options, PEAK_LR, WEIGHT_DECAY)
         self.source = ClipSource(options.seed + 2 + self.stage.progress.step, self.device, self.preset.clip_size)

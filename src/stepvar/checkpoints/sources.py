@@ -16,7 +16,7 @@ from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.family import Family, Variant
 from stepvar.models.registry import FAMILIES, families_of_variant, family_of_repo
 
-EMBEDDED: tuple[str, ...] = ("scenes",)
+EMBEDDED: tuple[str, ...] = ("scenes", "scenes-video")
 """Models that ship inside the package."""
 
 _WEIGHTS = (".safetensors", INDEX_SUFFIX, *TORCH_SUFFIXES)
