@@ -122,6 +122,9 @@ class NoNoise:
     def exponential(self, scale: int, shape: object, device: torch.device) -> Tensor:
         raise AssertionError("no draw is needed")
 
+    def normal(self, scale: int, turn: int, shape: object, device: torch.device) -> Tensor:
+        raise AssertionError("no draw is needed")
+
 
 def test_top_one_is_greedy_and_needs_no_draw() -> None:
     logits = torch.randn(2, 6, 4, 2, generator=torch.Generator().manual_seed(2))
