@@ -73,7 +73,7 @@ def facts(result: Result) -> str:
         f"{known['dense_picture_ms']['median']:.2f} ms per picture, decoding "
         f"{known['decode_picture_ms']['median']:.2f} ms.\n\n"
         f"Instruments: {exact}; {clock}. The judge reads real renders of the same scenes as: {renders}.\n\n"
-        f"`{known['command']}`"
+        f"`{known['command'].replace('.__main__', '')}`"
     )
 
 
@@ -186,8 +186,9 @@ def single(result: Result) -> str:
     for row in result["rows"]:
         rows.append([row["label"], f"{row['speedup']:.2f}x", f"{spread(row['measured'], 2)}", f"{row['ms']:.0f}"])
     known = result["facts"]
-    where = f"{known['machine']}, {known['threads']} threads, torch {known['torch']}, {known['rounds']} rounds"
-    return f"{to_markdown(rows)}\n`{known['command']}`; {where}."
+    machine = f"{known['machine']}, {known['threads']} thread(s), torch {known['torch']}"
+    where = f"{machine}, {known['rounds']} rounds in turn: median (p10 to p90)"
+    return f"{to_markdown(rows)}\n`{known['command']}`; {where}.\n"
 
 
 Pick = Callable[[Entry], tuple[float, float, float] | None]
