@@ -1,4 +1,4 @@
-"""One picture at a time: ``python -m benchmarks.study.single --out benchmarks/results/study-single.json``.
+"""One picture at a time: ``python -m benchmarks.study.single --out benchmarks/results/single.json``.
 
 The methods of the study at one budget, in turn, round by round; figures are ratios within a round.
 """
