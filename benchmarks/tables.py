@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import budget, precision, speed
-from benchmarks.study.tables import write_tables
+from benchmarks.study.tables import single, write_tables
 from stepvar.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +73,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "precision": lambda result: precision.markdown(result) + "\n" + facts(result),
     "speed": lambda result: speed.markdown(result) + "\n" + facts(result),
     "budget": lambda result: budget.markdown(result) + "\n" + facts(result),
+    "single": single,
 }
 """From the first word of a result's name to what writes its table."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.study.contenders import ABLATED, Entry, entries
+from benchmarks.study.contenders import Entry, entries
 from benchmarks.study.driver import SET_GROUPS, Driver, Item
 from benchmarks.study.gallery import Gallery, kept_maps
 from benchmarks.study.storage import Study
@@ -77,7 +77,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--batch", type=int, default=128)
     found.add_argument("--limit", type=int, help="only so many prompts, to try it out")
     found.add_argument("--groups", nargs="*", help="only these groups of contenders")
-    found.add_argument("--rounds", type=int, default=3, help="rounds in which single pictures are timed")
     found.add_argument("--minutes", type=float, default=1e9, help="begin no batch that would end later than this")
     found.add_argument("--shard", default="0/1", help="i/n: every n-th batch, from the i-th on")
     return found
@@ -144,12 +143,10 @@ def batches(prompts: int, seeds: int, size: int, shard: int, shards: int) -> lis
 def run(
     driver: Driver, study: Study, todo: list[tuple[int, list[Item]]], arguments: argparse.Namespace, path: Path
 ) -> None:
-    """All batches, written one by one; then the time of single pictures."""
+    """All batches, written one by one."""
     ablated = [b for b in todo if b[1][0][1] < arguments.ablation_seeds]
     main_count = sum(entry.group in SET_GROUPS for entry in driver.entries)
     total = len(todo) * main_count + len(ablated) * (len(driver.entries) - main_count)
-    timed = [entry for entry in driver.entries if entry.group == "methods" and entry.budget in (ABLATED, None)]
-    total += 0 if study.latency or not arguments.rounds else (arguments.rounds + 1) * (len(timed) + 1)
     start, slowest = time.monotonic(), 0.0
     if todo:
         driver.warm(todo[0][1])
@@ -162,9 +159,6 @@ def run(
             driver.batch(study, number, items, items[0][1] < arguments.ablation_seeds, tick)
             study.write(path)
             slowest = max(slowest, time.monotonic() - begun)
-        if arguments.rounds and not study.latency:
-            study.latency = driver.latency(arguments.rounds, timed, tick)
-            study.write(path)
 
 
 @contextmanager

@@ -27,14 +27,12 @@ class Study:
         entries: contenders by key, as :meth:`benchmarks.study.contenders.Entry.to_dict` gives them.
         batches: by number, the pictures drawn (prompt and seed) and per contender its figures.
         moments: per contender the sums over its features, for the distances between sets.
-        latency: per contender the seconds of single pictures, by round.
     """
 
     facts: dict[str, Any]
     entries: dict[str, dict[str, Any]]
     batches: dict[int, dict[str, Any]] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
-    latency: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, number: int, items: Sequence[tuple[int, int]], rows: Mapping[str, dict[str, Any]]) -> None:
         """A finished batch: (prompt, seed) of each picture, and the figures of each contender."""
@@ -48,7 +46,6 @@ class Study:
             "format": FORMAT,
             "facts": self.facts,
             "entries": self.entries,
-            "latency": self.latency,
             "moments": {key: moments.encode() for key, moments in self.moments.items()},
             "batches": {str(number): batch for number, batch in sorted(self.batches.items())},
         }
@@ -70,7 +67,6 @@ class Study:
                 stored["entries"],
                 {int(number): batch for number, batch in stored["batches"].items()},
                 {key: Moments.decode(moments) for key, moments in stored["moments"].items()},
-                stored["latency"],
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UsageError(f"{path}: is no result of the study ({error!r}); remove it or name another") from None
@@ -94,8 +90,6 @@ def joined(parts: Iterable[Study]) -> Study:
             whole.batches[number] = batch
         for key, moments in part.moments.items():
             whole.add_moments(key, moments)
-        for key, seconds in part.latency.items():
-            whole.latency.setdefault(key, []).extend(seconds)
     if whole is None:
         raise UsageError("study: no result files; run python -m benchmarks.study first")
     return whole

@@ -43,7 +43,6 @@ def write_tables(result: Result, snippets: Path, images: Path) -> None:
         "contrasts": contrast_table(result, lambda row: not row["question"].startswith("nearest against")),
         "restoring": contrast_table(result, lambda row: row["question"].startswith("nearest against")),
         "settings": settings(result),
-        "single": single(result),
     }
     for name, text in texts.items():
         write_text(snippets / f"study-{name}.md", text + "\n")
@@ -54,25 +53,32 @@ def write_tables(result: Result, snippets: Path, images: Path) -> None:
 def facts(result: Result) -> str:
     """What was run, and what the instruments are worth."""
     known = result["facts"]
-    settings, again = known["settings"], known["dense_again_time"]
-    seeds = settings["seeds"]
+    settings, again, same = known["settings"], known["dense_again_time"], known["same_method"]
+    drawn, planned = len(known["seeds_drawn"]), settings["seeds"]
+    missing = "" if drawn == planned else f" (of {planned}: the run was stopped before the others)"
     exact = "dense drawn again behind all others gave the same pictures"
     if known["dense_again_psnr"] < 99:
         exact = f"dense drawn again behind all others came out at {known['dense_again_psnr']:.1f} dB"
-    return "\n".join([
-        f"{settings['limit'] or settings['prompts']} held-out prompts, {seeds} seed{'s' if seeds > 1 else ''}: "
-        f"{known['pictures']} pictures of each method; variants of settings with the first "
-        f"{settings['ablation_seeds']} of the seeds. {known['machine']}, {settings['dtype']}, batches of "
+    renders = ", ".join(f"{name} {100 * found['mean']:.1f} %" for name, found in result["renders"].items())
+    clock = f"its time over that of the dense run in front of them was {spread(again, 2)}"
+    if same["times"] > 1:
+        clock += (
+            f"; StepVAR's default at the budget of {ABLATED:g}, which stands in {same['times']} tables, was measured "
+            f"at {same['lowest']:.2f} to {same['highest']:.2f} times the speed of dense"
+        )
+    return (
+        f"{settings['limit'] or settings['prompts']} held-out prompts, {drawn} seed{'s' if drawn > 1 else ''}"
+        f"{missing}: {known['pictures']} pictures of each method. {known['machine']}, {settings['dtype']}, batches of "
         f"{settings['batch']}, torch {known['torch']}. The dense loop takes "
         f"{known['dense_picture_ms']['median']:.2f} ms per picture, decoding "
-        f"{known['decode_picture_ms']['median']:.2f} ms.",
-        "",
-        f"Instruments: {exact}; its time over that of the dense run in front of them was {again['median']:.3f} "
-        f"({again['p10']:.3f} to {again['p90']:.3f}). Real renders of the same scenes, as the judge reads them: "
-        + ", ".join(f"{name} {100 * found['mean']:.1f} %" for name, found in result["renders"].items()) + ".",
-        "",
-        f"`{known['command']}`",
-    ])  # fmt: skip
+        f"{known['decode_picture_ms']['median']:.2f} ms.\n\n"
+        f"Instruments: {exact}; {clock}. The judge reads real renders of the same scenes as: {renders}.\n\n"
+        f"`{known['command'].replace('.__main__', '')}`"
+    )
+
+
+def spread(values: Mapping[str, float], digits: int) -> str:
+    return f"{values['median']:.{digits}f} ({values['p10']:.{digits}f} to {values['p90']:.{digits}f})"
 
 
 def at_budget(result: Result, budget: float) -> list[Entry]:
@@ -110,7 +116,7 @@ def _methods(entries: Iterable[Entry]) -> str:
         rows.append([
             entry["label"],
             f"{entry['speedup']:.2f}x",
-            f"{entry['measured']['median']:.2f}x" if entry["group"] != "floor" else "",
+            f"{entry['measured']['median']:.2f}x" if entry["group"] == "methods" else "",
             *fidelity,
             f"{entry['judge_fid']:.3f}" if "judge_fid" in entry else "",
             f"{100 * entry['questions']['mean']:.1f} %",
@@ -176,18 +182,13 @@ def settings(result: Result) -> str:
 
 def single(result: Result) -> str:
     """One picture at a time, where starting operations may cost more than the operations."""
-    rows = [["method", "operations", "measured, in batches", "measured, one picture", "ms"]]
-    for entry in result["entries"].values():
-        if "single" in entry:
-            own = entry["single"]
-            rows.append([
-                entry["label"],
-                f"{entry['speedup']:.2f}x",
-                f"{entry['measured']['median']:.2f}x",
-                f"{own['median']:.2f}x ({own['p10']:.2f}-{own['p90']:.2f})",
-                f"{own['ms']:.1f}",
-            ])  # fmt: skip
-    return to_markdown(rows) if len(rows) > 1 else "Not measured."
+    rows = [["method", "operations", "measured speed-up, loop", "loop, ms"]]
+    for row in result["rows"]:
+        rows.append([row["label"], f"{row['speedup']:.2f}x", f"{spread(row['measured'], 2)}", f"{row['ms']:.0f}"])
+    known = result["facts"]
+    machine = f"{known['machine']}, {known['threads']} thread(s), torch {known['torch']}"
+    where = f"{machine}, {known['rounds']} rounds in turn: median (p10 to p90)"
+    return f"{to_markdown(rows)}\n`{known['command']}`; {where}.\n"
 
 
 Pick = Callable[[Entry], tuple[float, float, float] | None]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.study import __main__ as study_main
-from benchmarks.study import summary, tables
+from benchmarks.study import single, summary, tables
 from benchmarks.study.contenders import BUDGETS, entries
 from benchmarks.study.driver import Driver
 from benchmarks.study.storage import Study, joined
@@ -22,7 +22,7 @@ __all__ = ["one_thread", "shared_model"]
 
 
 def go(model: Path, out: Path, *more: str) -> Study:
-    options = ["--model", str(model), "--out", str(out), "--limit", "4", "--batch", "2", "--rounds", "0"]
+    options = ["--model", str(model), "--out", str(out), "--limit", "4", "--batch", "2"]
     study_main.main([*options, "--groups", "floor", *more])
     (path,) = out.glob("study*.json")
     return Study.read(path)
@@ -59,12 +59,11 @@ def test_every_contender_has_figures_of_every_picture(whole: tuple[Path, Study])
     assert study.moments["real/renders"].count == study.moments["floor/floor-1"].count == 8
 
 
-def test_methods_their_latency_and_their_pictures(shared_model: Path, tmp_path: Path) -> None:
-    study = go(shared_model, tmp_path, "--limit", "2", "--seeds", "1", "--groups", "methods", "--rounds", "1")
+def test_methods_and_their_pictures(shared_model: Path, tmp_path: Path) -> None:
+    study = go(shared_model, tmp_path, "--limit", "2", "--seeds", "1", "--groups", "methods")
     (batch,) = study.batches.values()
     assert max(batch["rows"]["methods/random@2.0"]["psnr"]) < 60
     assert batch["rows"]["methods/random@2.0"] != batch["rows"]["methods/random@1.3"]
-    assert len(study.latency["methods/random@1.6"]) == len(study.latency["dense/dense"]) == 1
     assert {path.name for path in tmp_path.iterdir()} == {
         "study.json", "kept.jpg", *(f"pictures-{budget}.jpg" for budget in BUDGETS),
     }  # fmt: skip
@@ -157,7 +156,7 @@ def test_figures_and_tables_of_a_study(shared_model: Path, tmp_path: Path) -> No
     other = [v for batch in study.batches.values() for v in batch["rows"]["methods/stepvar@2.0"]["psnr"]]
     assert contrast["psnr"]["mean"] == pytest.approx((sum(other) - sum(stored)) / 8, abs=1e-3)
     tables.write_tables(result, tmp_path, images)
-    for name in ("facts", "methods", "categories", "contrasts", "restoring", "settings", "single"):
+    for name in ("facts", "methods", "categories", "contrasts", "restoring", "settings"):
         assert (tmp_path / f"study-{name}.md").read_text().strip()
     methods = (tmp_path / "study-methods.md").read_text()
     assert methods.count("| dense |") == 3 and methods.count("| random |") == 3 and "| floor-2 |" in methods
@@ -178,3 +177,12 @@ def test_questions_are_read_from_their_bits(whole: tuple[Path, Study]) -> None:
     finally:
         batch["rows"][key]["right"] = before
     assert figures.values("real/renders", "questions").mean() > 0.6
+
+
+def test_single_pictures_are_timed_in_turn(shared_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "single.json"
+    single.main(["--model", str(shared_model), "--rounds", "1", "--out", str(out)])
+    result = json.loads(out.read_text())
+    rows = {row["label"]: row for row in result["rows"]}
+    assert rows["dense"]["measured"]["median"] == 1.0 and rows["stepvar"]["speedup"] == pytest.approx(1.6, rel=0.02)
+    assert all(row["ms"] > 0 for row in rows.values()) and "| stepvar | 1.60x |" in tables.single(result)
