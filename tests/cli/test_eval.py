@@ -133,6 +133,7 @@ def test_layouts_of_the_published_suites(shared_model: Path, run: Run, tmp_path:
     assert sheet.shape == (64, 64, 3) and (sheet[:32, 32:] == second).all() and not sheet[32:].any()
     results = json.loads((tmp_path / "dpg-run" / "results.json").read_text())
     assert results["methods"][0]["semantics"] == {}  # these prompts are for other judges
+    assert results["notes"]["FID and KID"].startswith("not available: ")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,7 @@ def test_layouts_of_the_published_suites(shared_model: Path, run: Run, tmp_path:
         (["--prompts", "nowhere.txt"], "prompts 'nowhere.txt': no such file or folder"),
         (["--batch", "0"], "batch=0: must be at least 1"),
         (["--scores", "beauty"], "scores: 'beauty' is unknown"),
+        (["--reference", "."], "reference '.': has 0 pictures"),
         (["--limit", "0"], "limit=0: must be at least 1"),
     ],
 )

@@ -27,9 +27,12 @@ from stepvar.errors import UsageError
 from stepvar.progress import bar
 
 if TYPE_CHECKING:
+    import torch
+
     from stepvar.evaluation.drawing import Contender
     from stepvar.evaluation.evaluate import Measures
     from stepvar.evaluation.folder import RunFolder
+    from stepvar.evaluation.learned import Features
     from stepvar.evaluation.prompts import PromptSet
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
@@ -51,6 +54,7 @@ Prompts = Annotated[
     ),
 ]
 Scores = Annotated[str | None, typer.Option(help="Of a picture against its prompt: clip, image-reward, hpsv2.")]
+Reference = Annotated[Path | None, typer.Option(help="Folder of real pictures for FID and KID by Inception features.")]
 
 
 def evaluate(
@@ -66,6 +70,7 @@ def evaluate(
     rounds: Annotated[int, typer.Option(help="Rounds in which all methods are timed in turn; 0: none.")] = 3,
     timed: Annotated[int, typer.Option("--timed-batch", help="Pictures at once while methods are timed.")] = 1,
     scores: Scores = None,
+    reference: Reference = None,
     guidance_scale: Annotated[str | None, typer.Option(help="One number, or one per scale.")] = None,
     temperature: Annotated[str | None, typer.Option(help="One number, or one per scale.")] = None,
     aspect_ratio: Annotated[str | None, typer.Option(help="Width to height, such as 3:2.")] = None,
@@ -86,6 +91,7 @@ def evaluate(
     from stepvar.evaluation.folder import RunFolder
     from stepvar.evaluation.prompts import load_prompts
     from stepvar.evaluation.results import write_results
+    from stepvar.evaluation.sets import compare_sets, reference_files
 
     suite = load_prompts(prompts).limited(limit)
     settings = {
@@ -95,8 +101,11 @@ def evaluate(
         "resolution": resolution,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
+    real = reference_files(reference) if reference is not None else []
     pipe = load_pipeline(model, device, dtype, variant, None, text_encoder)
     measures, notes = load_measures(pipe, suite, [name.strip() for name in scores.split(",")] if scores else [])
+    own_judge = measures.judge is not None or measures.clip_judge is not None
+    features = None if own_judge and not real else load_features(pipe.device, bool(real), notes)
     contenders = supported(pipe, with_nulls(chosen), [label for label, _ in chosen], settings, notes)
     described = {
         "stepvar": __version__,
@@ -117,6 +126,9 @@ def evaluate(
             evaluation.draw(advance)
         with bar("timing", evaluation.timings_left(rounds), not quiet, time_left=True) as advance:
             evaluation.time(rounds, timed, advance)
+        if features is not None:
+            with bar("features", len(contenders), not quiet, time_left=True) as advance:
+                compare_sets(folder, contenders, features, pipe.device, real, advance)
     except KeyboardInterrupt:
         if not quiet:
             print(f"{out}: {len(folder.rows)} pictures are done; the same command goes on")
@@ -196,6 +208,23 @@ def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tu
         lpips=None if isinstance(lpips, Unavailable) else lpips,
         scores=load_scores(scores, pipe.device),
     ), notes
+
+
+def load_features(device: torch.device, asked: bool, notes: dict[str, str]) -> Features | None:
+    """Features of Inception; a note where they cannot be had.
+
+    Raises:
+        UsageError: if they were asked for.
+    """
+    from stepvar.evaluation.learned import Unavailable, load_inception
+
+    features = load_inception(device)
+    if not isinstance(features, Unavailable):
+        return features
+    if asked:
+        raise UsageError(f"reference: FID and KID are {features}")
+    notes["FID and KID"] = str(features)
+    return None
 
 
 def digest(suite: PromptSet) -> str:

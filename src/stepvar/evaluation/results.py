@@ -18,6 +18,7 @@ from stepvar.evaluation.drawing import DENSE
 from stepvar.evaluation.evaluate import RENDERS
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.scenes import CATEGORIES
+from stepvar.evaluation.sets import read_sets
 from stepvar.evaluation.statistics import bootstrap, paired, percentiles
 from stepvar.files import write_text
 from stepvar.scenes.clips.judge import ATTRIBUTES
@@ -51,6 +52,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     if not dense:
         raise UsageError(f"{folder.path}: no dense picture yet, to which others could be compared; run stepvar eval")
     renders = by_method.pop(RENDERS, {})
+    sets = read_sets(folder)
     described = {entry["label"]: entry for entry in folder.settings["methods"]}
     methods = []
     for label in [DENSE.label, *(name for name in described if name != DENSE.label and name in by_method)]:
@@ -59,7 +61,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         entry["fidelity"] = _fidelity(rows) if label != DENSE.label else {}
         entry["semantics"] = semantics(rows, dense)
         entry["scores"] = _scores(rows, dense)
-        entry["sets"] = _sets(rows, renders)
+        entry["sets"] = _sets(rows, renders) | sets.get(label, {})
         entry["cost"] = cost(folder.timing, label)
         methods.append(entry)
     ceiling = {name: _share(renders, name) for name in ASKED} if renders else {}

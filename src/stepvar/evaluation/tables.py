@@ -118,11 +118,14 @@ def notes(results: Results) -> list[str]:
         "Flicker added, of videos, is the change from frame to frame where the dense video stands still, in levels of "
         "255, above what dense has there.",
     ]
-    if any(method["sets"] for method in results["methods"]):
+    sets = {name for method in results["methods"] for name in method["sets"]}
+    if "judge-FID" in sets:
         found.append(
             "judge-FID and judge-KID are taken from the features of the embedded domain's judge, against real renders "
             "of the same scenes; they are not comparable with FID and KID from Inception."
         )
+    if "FID to dense" in sets:
+        found.append("FID and KID to dense compare a method's pictures with the dense ones, by Inception's features.")
     return found + [f"{name}: {text}" for name, text in results["notes"].items()]
 
 
