@@ -1,4 +1,4 @@
-"""What the embedded video model draws: ``python -m benchmarks.quality_video --out runs/quality_video.json``.
+"""What the embedded video model draws: ``python -m benchmarks.quality_video --out runs/clips.json``.
 
 Held-out captions, drawn densely, with every method that is asked for, and rendered for comparison; a judge that was
 trained on renders says what is right in each clip, and clips of the same seed are compared to the dense ones.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budget, precision, speed
+from benchmarks import budget, precision, quality_video, speed
 from benchmarks.study.tables import single, write_tables
 from stepvar.files import write_text
 
@@ -70,6 +70,7 @@ def quality(result: dict[str, Any]) -> str:
 WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ablation": ablation,
     "quality": quality,
+    "clips": lambda result: quality_video.markdown(result["rows"]) + facts(result),
     "precision": lambda result: precision.markdown(result) + "\n" + facts(result),
     "speed": lambda result: speed.markdown(result) + "\n" + facts(result),
     "budget": lambda result: budget.markdown(result) + "\n" + facts(result),
