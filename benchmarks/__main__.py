@@ -12,7 +12,6 @@ COMMANDS = (
     ("speed", "--model", "scenes", "--rounds", "5", "--memory", "--out", "runs/speed-scenes.json"),
     ("budget", "--model", "scenes", "--decode", "--out", "runs/budget-scenes.json"),
     ("quality", "--out", "runs/quality.json"),
-    ("ablation", "--scenes", "32", "--out", "runs/ablation.json"),
 )
 
 

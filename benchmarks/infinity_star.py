@@ -18,13 +18,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.subjects import random_model
 from stepvar.checkpoints.loading import LoadedModel
 from stepvar.memory import estimate_memory
 from stepvar.methods import Method, StepVAR, make_method
 from stepvar.methods.propagation import nearest_kept
-from stepvar.models.infinity_star import InfinityStar, InfinityStarConfig
+from stepvar.models.infinity_star import InfinityStarConfig
 from stepvar.models.infinity_star.checkpoint import VARIANTS
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
+from stepvar.models.registry import FAMILIES
 from stepvar.pipeline import Pipeline
 from stepvar.report import Report
 
@@ -36,22 +38,6 @@ def tiny(config: InfinityStarConfig) -> InfinityStarConfig:
     """The same schedule on a model that a CPU runs."""
     tokenizer = VideoTokenizerConfig((4, 8, 8, 8), blocks=1, decoder_blocks=1, middle_blocks=1, latent_channels=4)
     return replace(config, depth=2, width=32, heads=4, kv_heads=1, block_chunks=2, tokenizer=tokenizer, ffn_ratio=4.0)
-
-
-def random_model(config: InfinityStarConfig, device: torch.device, dtype: torch.dtype) -> InfinityStar:
-    """A model whose weights are made on the device, in their number formats."""
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        model = InfinityStar(config)
-    model.set_precision(dtype).to_empty(device=device)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith(("norm.weight", "hidden_sates.weight", ".gamma", "parameters")):
-                weight.fill_(1.0)
-            else:
-                fan = weight[0].numel() if weight.ndim > 1 else 2500
-                weight.normal_(std=fan**-0.5)
-    return model.eval().requires_grad_(False)
 
 
 def draw(pipe: Pipeline, method: Method, seconds: float) -> Report:
@@ -130,7 +116,7 @@ def main() -> None:
     variant = VARIANTS[chosen.variant]
     config = tiny(variant.config) if chosen.tiny else variant.config
     device = torch.device(chosen.device)
-    model = random_model(config, device, getattr(torch, chosen.dtype))
+    model = random_model(FAMILIES["infinity_star"], config, device, getattr(torch, chosen.dtype))
     name = f"InfinityStar {chosen.variant}, random weights{', tiny' if chosen.tiny else ''}"
     pipe = Pipeline(LoadedModel(name, "infinity_star", model, None, dict(variant.defaults)), None)
     methods = [make_method("dense"), *(StepVAR(keep=keep) for keep in chosen.keep), *map(make_method, chosen.also)]

@@ -73,7 +73,7 @@ def random_model(family: Family, config: Any, device: torch.device, dtype: torch
                 if tensor.ndim > 1:
                     tensor.normal_(0, prod(tensor.shape[1:]) ** -0.5, generator=generator)
                 else:
-                    tensor.fill_(1.0 if name.endswith(".weight") else 0.0)
+                    tensor.fill_(0.0 if name.endswith("bias") else 1.0)  # factors are 1, not only those called weights
     return model.eval().requires_grad_(False)
 
 

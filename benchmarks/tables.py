@@ -18,16 +18,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS, SNIPPETS = ROOT / "benchmarks" / "results", ROOT / "docs" / "snippets"
 IMAGES = ROOT / "docs" / "images"
 
-GROUPS = {
-    "selection": "What is kept, where, and what is propagated (keep 0.5, last 2 scales)",
-    "weight": "Weight of the structure score, by normalisation (keep 0.5, last 2 scales)",
-    "iterations": "Power iterations",
-    "span": "Blocks that see all tokens, in front of and behind the pruned span",
-    "budget": "How much is kept",
-    "skip": "Scales skipped instead",
-    "floor": "Noise floor: dense again, with the late scales' draws anew",
-}
-
 
 def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
@@ -38,21 +28,6 @@ def facts(result: dict[str, Any]) -> str:
     known = result["facts"]
     where = ", ".join(str(known[name]) for name in ("device", "machine", "dtype", "torch") if name in known)
     return f"\n`{known['command']}`; {where}.\n"
-
-
-def ablation(result: dict[str, Any]) -> str:
-    """One table per group of variants."""
-    parts = []
-    for group, title in GROUPS.items():
-        rows = [row for row in result["rows"] if row["group"] == group]
-        if not rows:
-            continue
-        parts += [f"\n**{title}**\n", "| variant | PSNR to dense | worst tenth | high-frequency energy left |"]
-        parts.append("|---|---|---|---|")
-        for row in rows:
-            high = percent(row["high_frequency"])
-            parts.append(f"| {row['label']} | {row['psnr']:.1f} dB | {row['psnr_p10']:.1f} dB | {high} |")
-    return "\n".join(parts) + "\n" + facts(result)
 
 
 def quality(result: dict[str, Any]) -> str:
@@ -68,7 +43,6 @@ def quality(result: dict[str, Any]) -> str:
 
 
 WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "ablation": ablation,
     "quality": quality,
     "clips": lambda result: quality_video.markdown(result["rows"]) + facts(result),
     "precision": lambda result: precision.markdown(result) + "\n" + facts(result),

@@ -252,16 +252,6 @@ class Step:
         return not set(self.plan.computed).isdisjoint(self.plan.readers[self.index])
 
     @property
-    def starts_clip(self) -> bool:
-        """Whether no earlier pass of its clip is run."""
-        return any(self.index == clip[0] for clip in self.plan.clips_run)
-
-    @property
-    def ends_clip(self) -> bool:
-        """Whether no later pass of its clip is run."""
-        return any(self.index == clip[-1] for clip in self.plan.clips_run)
-
-    @property
     def top_k(self) -> int:
         """Classes kept before sampling at this scale."""
         top_k = self.plan.top_k

@@ -33,7 +33,8 @@ class FastVAR(Method):
         prune: share of tokens dropped at each pruned scale; the last entry is the last scale that is run.
         skip: how many scales at the end are not run.
         blocks_before: first blocks that always see all tokens.
-        blocks_after: last blocks that always see all tokens.
+        blocks_after: last blocks that always see all tokens. Where no block is left between them (the preset
+            ``infinity`` on a model of up to seven), nothing is pruned and only skipping saves.
     """
 
     name: ClassVar[str] = "fastvar"
