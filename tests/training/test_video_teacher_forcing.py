@@ -36,10 +36,6 @@ class Spy(InfinityStar):
         return self.logits[-1]
 
 
-def sequence_of(preset: VideoPreset, words: int) -> Sequence:
-    return Sequence.of(preset.schedule, words, preset.model.text_maxlen, preset.model.head_dim, CPU)
-
-
 def test_all_passes_at_once_equal_pass_by_pass() -> None:
     torch.manual_seed(0)
     # Two clips behind the image, one pass of which is repeated.
@@ -50,14 +46,17 @@ def test_all_passes_at_once_equal_pass_by_pass() -> None:
     model.inputs, model.logits = [], []
     model.transformer = trained.transformer
     model.block_list = model.transformer.block_list
-    words = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+    words = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]])
+    padded, lengths = torch.zeros(2, preset.words, dtype=torch.int64), torch.tensor([5, 3])
+    padded[:, :5] = words
     schedule = preset.schedule
     assert schedule.scale_counts == (3, 3, 3) and len(schedule) == 12
     plan = Plan(schedule, (1.0,) * len(schedule), (1.0,) * len(schedule))
     with torch.inference_mode():
-        text = TextFeatures(trained.text(words, [5, 5]), (5, 5))
+        text = TextFeatures(trained.text(words, lengths), (5, 3))
         generate(model, VideoCondition(text), 2, plan, Dense(), SeededNoise([1, 2]))
-        together = trained(words, torch.zeros(2, dtype=torch.bool), model.inputs, sequence_of(preset, 5))
+        kept = torch.zeros(2, dtype=torch.bool)
+        together = trained.logits(trained(padded, lengths, kept, model.inputs, Sequence.of(preset, CPU)))
     assert len(together) == len(model.logits) == 12
     for taught, drawn in zip(together, model.logits, strict=True):
         torch.testing.assert_close(taught, drawn, atol=2e-5, rtol=1e-4)

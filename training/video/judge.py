@@ -87,7 +87,7 @@ def train(options: Options) -> bool:
     module = ClipJudge().to(device)
     stage = Stage("judge", module, options, PEAK_LR, decay=0.02)
     # The frames that the judge would take of a longer clip are those of a clip of as many.
-    source = ClipSource(options.seed + 1 + stage.progress.step, device, (FRAMES, height, width))
+    source = ClipSource(options.data_seed(stage.progress.step), device, (FRAMES, height, width))
     module.train()
     while stage.running:
         clips, seeds, videos = source.draw(options.preset.judge_batch)
@@ -96,7 +96,7 @@ def train(options: Options) -> bool:
             logits = module(damaged(videos))
         loss, losses = loss_of(logits, send(labels, device), send(places, device), (height, width))
         stage.minimise(loss, len(clips))
-        stage.progress.say(partial(_values, losses))
+        stage.say(partial(_values, losses))
     averaged = stage.averaged()
     assert isinstance(averaged, ClipJudge)
     averaged.save(options.out / "judge.safetensors")
@@ -105,8 +105,8 @@ def train(options: Options) -> bool:
     facts = {"accuracy_held_out": accuracy, "parameters": sum(p.numel() for p in judge.parameters())}
     write_card(options.out / "judge.json", facts | stage.facts(options) | {"command": command_line("video.judge")})
     print("judge:", "  ".join(f"{name} {100 * share:.1f} %" for name, share in accuracy.items()), flush=True)
-    return stage.finished
+    return stage.close()
 
 
 if __name__ == "__main__":
-    raise SystemExit(0 if train(Options.parse(__doc__, 1.7)) else 3)
+    train(Options.parse(__doc__, 1.7))

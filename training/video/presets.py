@@ -23,6 +23,7 @@ class VideoPreset:
         judge_batch, tokenizer_batch: clips per step of judge and tokenizer.
         batch: clips per step of the transformer.
         drawn: clips rendered at a time; small batches would leave a GPU waiting for launches.
+        words: room for a caption, its end included.
         pool: encoded clips held in memory; ``drawn`` new ones replace old ones every ``refresh`` steps.
     """
 
@@ -33,7 +34,8 @@ class VideoPreset:
     batch: int = 128
     drawn: int = 128
     pool: int = 65536
-    refresh: int = 10
+    refresh: int = 20
+    words: int = 16
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -76,7 +78,7 @@ def _square(*sides: int) -> tuple[tuple[tuple[int, int], ...], ...]:
 PRESETS: dict[str, VideoPreset] = {
     "scenes-video": VideoPreset(
         InfinityStarConfig(
-            depth=6,
+            depth=8,
             width=256,
             heads=4,
             kv_heads=2,
@@ -88,11 +90,11 @@ PRESETS: dict[str, VideoPreset] = {
                 decoder_blocks=2,
                 middle_blocks=1,
                 latent_channels=8,
-                token_channels=24,
+                token_channels=32,
             ),
             text_channels=128,
             text_maxlen=32,
-            semantic_bits=12,
+            semantic_bits=16,
             semantic_scales=4,
             image_repetitions=(1, 1, 1, 1, 1, 1, 2),
             video_repetitions=(1, 1, 1, 1, 1, 1, 1),

@@ -20,9 +20,11 @@ import torch
 from training.video.presets import PRESETS
 
 MINUTES = {"text": 1.0, "judge": 1.4, "tokenizer": 2.4, "transformer": 5.4}
-"""On one H100; a CPU needs more than a hundred times as long."""
+"""On two H100; a CPU needs more than a hundred times as long."""
 
-UNFINISHED = 3
+SHARED = ("tokenizer", "transformer")
+"""Stages that several GPUs work on together."""
+
 RESERVE = 30.0
 """Seconds that a stage may need behind its limit, to judge and to write what it has made."""
 
@@ -50,6 +52,8 @@ class Recipe:
             return None
         minutes = MINUTES[stage] * options.scale_minutes
         command = [sys.executable, "-m", f"training.video.{stage}", "--out", str(options.out)]
+        if options.processes > 1 and stage in SHARED:
+            command[1:2] = ["-m", "torch.distributed.run", f"--nproc-per-node={options.processes}", "-m"]
         command += ["--minutes", f"{minutes:g}", "--device", "cpu" if stage == "text" else options.device]
         command += ["--preset", options.preset, "--limit", f"{max(1.0, self.deadline - time.monotonic()):.0f}"]
         print("+", " ".join(command), flush=True)
@@ -63,12 +67,9 @@ class Recipe:
         """
         if process is None:
             return True
-        code = process.wait()
-        if code == 0:
-            self.marker(stage).touch()
-        elif code != UNFINISHED:
+        if code := process.wait():
             raise subprocess.CalledProcessError(code, process.args)
-        return code == 0
+        return self.marker(stage).exists()
 
     def marker(self, stage: str) -> Path:
         path: Path = self.options.out / f"{stage}.done"
@@ -101,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processes", type=int, default=1, help="GPUs of this host that train together")
     parser.add_argument("--preset", choices=PRESETS, default="scenes-video")
     parser.add_argument("--scale-minutes", type=float, default=1.0, help="multiplies the time of every stage")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds until this start ends by itself")

@@ -81,15 +81,15 @@ def train(options: Options) -> bool:
         stage.minimise((torch.stack(losses) / spoken.sum(0).clamp(min=1)).sum(), len(words))
         hits = torch.stack([logits.argmax(-1) for logits in said], dim=1) == wanted
         right = hits[spoken].float().mean()
-        stage.progress.say(partial(_values, right))
+        stage.say(partial(_values, right))
     averaged = stage.averaged()
     assert isinstance(averaged, Reader)
     save_weights(options.out / "text.safetensors", averaged.text.state_dict(), torch.float32)
     card = {"attributes_right": float(right)} | stage.facts(options) | {"command": command_line("video.text")}
     write_card(options.out / "text.json", card)
     print(f"text encoder: {100 * float(right):.1f} % of the attributes read right", flush=True)
-    return stage.finished
+    return stage.close()
 
 
 if __name__ == "__main__":
-    raise SystemExit(0 if train(Options.parse(__doc__, 1.0)) else 3)
+    train(Options.parse(__doc__, 1.0))

@@ -132,23 +132,34 @@ def train(options: Options) -> bool:
     module = Autoencoder(preset).to(device)
     channels_last(module)
     stage = Stage("tokenizer", module, options, PEAK_LR, decay=0.01)
-    source = ClipSource(options.seed + stage.progress.step, device, preset.clip_size)
+    seed = options.data_seed(stage.progress.step)
+    torch.manual_seed(seed)
+    source = ClipSource(seed, device, preset.clip_size)
     drawn: list[Tensor] = []
+    # Most of the time on a GPU goes into elementwise work, which compiling fuses: twice as fast, after two minutes.
+    loss_of = torch.compile(training_loss, dynamic=False) if device.type == "cuda" else training_loss
     while stage.running:
         drawn = drawn or list(source.draw(preset.drawn)[2].split(preset.tokenizer_batch))
         videos = drawn.pop()
-        loss, error = training_loss(module, videos)
+        loss, error = loss_of(module, videos)
         stage.minimise(loss, len(videos))
-        stage.progress.say(partial(_values, loss, error))
+        stage.say(partial(_values, loss, error))
+    if stage.group.leads:
+        export(stage, options)
+    return stage.close()
+
+
+def export(stage: Stage, options: Options) -> None:
+    """Writes the averaged weights, and what they do to held-out clips."""
+    preset, device, path = options.preset, options.device, options.out / "tokenizer.safetensors"
     averaged = stage.averaged()
     assert isinstance(averaged, Autoencoder)
-    save_weights(options.out / "tokenizer.safetensors", averaged.tokenizer.state_dict(), torch.float16)
-    psnr = evaluate(load_tokenizer(preset, options.out / "tokenizer.safetensors", device), preset, device)
+    save_weights(path, averaged.tokenizer.state_dict(), torch.float16)
+    psnr = evaluate(load_tokenizer(preset, path, device), preset, device)
     card = {"psnr_held_out_db": psnr} | stage.facts(options) | {"command": command_line("video.tokenizer")}
     write_card(options.out / "tokenizer.json", card)
     print(f"tokenizer: {psnr:.2f} dB on held-out clips", flush=True)
-    return stage.finished
 
 
 if __name__ == "__main__":
-    raise SystemExit(0 if train(Options.parse(__doc__, 2.5)) else 3)
+    train(Options.parse(__doc__, 2.5))

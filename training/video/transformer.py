@@ -7,31 +7,30 @@ videos are drawn.
 from __future__ import annotations
 
 import math
-import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from stepvar.checkpoints import fill_module, read_weights, save_weights
 from stepvar.checkpoints.folders import write_config
-from stepvar.models.infinity_star import transformer as star
 from stepvar.models.infinity_star.model import as_cells, clip_slices
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
-from stepvar.models.infinity_star.transformer import InfinityStarTransformer
-from stepvar.models.layers import EPS, RMSNorm, Rotary, grouped_attention, rotate
+from stepvar.models.infinity_star.transformer import Block, BlockContext, InfinityStarTransformer
+from stepvar.models.layers import Attend, Rotary
 from stepvar.scenes.noise import send
 from stepvar.text import WordEncoder
-from stepvar.tokens import ScaleSchedule
+from stepvar.tokens import Grid, TokenMap
 from training.loop import command_line, write_card
 from training.video.convolution import choose_convolution
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
-from training.video.pyramid import Pyramids, pyramids
+from training.video.pyramid import pyramids
 from training.video.stage import Options, Stage
 from training.video.tokenizer import channels_last, encode, load_tokenizer
 
@@ -45,75 +44,140 @@ DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.6}
 
 @dataclass(frozen=True)
 class Sequence:
-    """The text and all passes of a video, one behind the other.
+    """The text and all passes of a video, one behind the other; the text has ``room`` places, filled or not.
 
     Attributes:
         segments: (start, end) of each pass, the text first.
-        recalled: (start, end) of what each of them sees beside itself and the text; None: nothing.
+        part: (N,) segment of each token.
+        recalled: per segment the one that it sees beside itself and the text; -1: none.
         rotary: positions of all tokens.
+        blocks: who sees whom, for the attention that skips what is masked; None where that does not run.
     """
 
+    room: int
     segments: tuple[tuple[int, int], ...]
-    recalled: tuple[tuple[int, int] | None, ...]
+    part: Tensor
+    recalled: Tensor
     rotary: Rotary
+    blocks: BlockMask | None = None
 
     @classmethod
-    def of(cls, schedule: ScaleSchedule, text: int, text_maxlen: int, head_dim: int, device: torch.device) -> Sequence:
+    def of(cls, preset: VideoPreset, device: torch.device) -> Sequence:
+        schedule, config, room = preset.schedule, preset.model, preset.words
         frame, clips = schedule.frame or schedule.grids[-1], clip_slices(schedule)
-        segments, recalled = [(0, text)], [None]
-        coordinates = [text_coordinates(text, device)]
-        last: dict[int, tuple[int, int]] = {}
+        segments, recalled = [(0, room)], [-1]
+        coordinates = [text_coordinates(room, device)]
+        last: dict[int, int] = {}
         for index, grid in enumerate(schedule):
             start, clip = segments[-1][1], schedule.clip(index)
+            recalled.append(last.get(clip - 1, -1))
+            last[clip] = len(segments)
             segments.append((start, start + grid.size))
-            recalled.append(last.get(clip - 1))  # type: ignore[arg-type]
-            last[clip] = segments[-1]
             positions = torch.arange(grid.size, device=device).unsqueeze(0)
             first = clips[clip].start
             frames = range(first, first + grid.t)
-            coordinates.append(token_coordinates(positions, grid, frame, text_maxlen + index, frames))
-        table = RotaryTable(head_dim, text_maxlen + len(schedule) + max(frame.h, frame.w), device)
-        return cls(tuple(segments), tuple(recalled), table.at(torch.cat(coordinates, dim=1)))
+            coordinates.append(token_coordinates(positions, grid, frame, config.text_maxlen + index, frames))
+        table = RotaryTable(config.head_dim, config.text_maxlen + len(schedule) + max(frame.h, frame.w), device)
+        lengths = torch.tensor([end - start for start, end in segments])
+        part = torch.arange(len(segments)).repeat_interleave(lengths).to(device)
+        rotary = table.at(torch.cat(coordinates, dim=1))
+        sequence = cls(room, tuple(segments), part, torch.tensor(recalled, device=device), rotary)
+        if device.type != "cuda":
+            return sequence
+        blocks = create_block_mask(
+            lambda _b, _h, q, k: sequence.sees(q, k), None, None, len(part), len(part), str(device)
+        )
+        return replace(sequence, blocks=blocks)
 
-    def attend(self, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of each part to itself, to the text, and to what it recalls."""
-        text = self.segments[0][1]
-        parts = []
-        for (start, end), recalled in zip(self.segments, self.recalled, strict=True):
-            seen = [(0, text)] * (start > 0) + [recalled] * (recalled is not None) + [(start, end)]
-            keys, values = (torch.cat([x[:, :, a:b] for a, b in seen], dim=2) for x in (k, v))  # type: ignore[misc]
-            parts.append(grouped_attention(q[:, :, start:end], keys, values))
-        return torch.cat(parts, dim=2)
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether the token ``query`` sees the token ``key`` (places in the sequence), unfilled text aside."""
+        mine, other = self.part[query], self.part[key]
+        return (other == 0) | (other == mine) | (other == self.recalled[mine])
+
+    def attention(self, lengths: Tensor) -> Attend:
+        """Attention in which each part sees itself, the text of ``lengths`` (B,) words, and what it recalls."""
+        places = torch.arange(len(self.part), device=self.part.device)
+        sees = self.sees(places[:, None], places[None, :])
+        mask = (sees & filled(places, lengths[:, None, None], self.room)).unsqueeze(1)
+
+        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, enable_gqa=True)
+
+        return attend
+
+
+def filled(key: Tensor, length: Tensor, room: int) -> Tensor:
+    """Whether the place ``key`` holds a word of a text of ``length``, or no text."""
+    return (key < length) | (key >= room)
+
+
+def run_block(block: Block, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
+    """One block on (R, N, C); a function of its own, so that all blocks share what is compiled."""
+    context = BlockContext(lambda _: rotary, attend, lambda run, tokens, site: run(tokens))
+    return block(TokenMap.dense(x, Grid(1, 1, x.shape[1])), 0, context).features
+
+
+def run_sparse_block(block: Block, x: Tensor, rotary: Rotary, lengths: Tensor, blocks: BlockMask, room: int) -> Tensor:
+    """The same with an attention that skips what is masked. Only to be run compiled, on CUDA."""
+
+    def score(value: Tensor, row: Tensor, _h: Tensor, _q: Tensor, key: Tensor) -> Tensor:
+        return torch.where(filled(key, lengths[row], room), value, -torch.inf)
+
+    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen = flex_attention(q.to(v.dtype), k.to(v.dtype), v, score, blocks, enable_gqa=True)
+        assert isinstance(seen, Tensor)
+        return seen
+
+    return run_block(block, x, rotary, attend)
 
 
 class TextToVideo(nn.Module):
-    """Text encoder and transformer, run over all passes at once."""
+    """Text encoder and transformer, run over all passes at once.
+
+    Attributes:
+        compiled: whether blocks and loss are compiled, which on a GPU is several times as fast.
+    """
 
     def __init__(self, preset: VideoPreset) -> None:
         super().__init__()
         self.text = WordEncoder(**preset.text)
         self.transformer = InfinityStarTransformer(preset.model)
         self.schedule = preset.schedule
+        self.compiled = False
         initialise(self.transformer)
 
-    def forward(self, words: Tensor, dropped: Tensor, inputs: list[Tensor], sequence: Sequence) -> list[Tensor]:
-        """words (B, L), all of one length; dropped (B,) bool: without text; inputs: what each pass reads.
+    def forward(
+        self, words: Tensor, lengths: Tensor, dropped: Tensor, inputs: list[Tensor], sequence: Sequence
+    ) -> Tensor:
+        """Tokens behind the last block, all passes one behind the other: (B, N, C).
 
-        Returns:
-            Logits (B, N, bits, 2) of each pass.
+        Args:
+            words: (B, room), padded behind ``lengths`` (B,).
+            dropped: (B,) bool: without text.
+            inputs: what each pass reads, (B, d, t, h, w).
         """
-        transformer, (count, length) = self.transformer, words.shape
-        features = self.text(words, [length] * count)
-        null = transformer.null_text(count, length)
+        transformer = self.transformer
+        features = self.text(words, lengths)
+        null = transformer.null_text(*words.shape)
         features = torch.where(dropped[:, None, None], null, features)
         cells = torch.cat([as_cells(latent) for latent in inputs], dim=1)
         x = torch.cat([transformer.text_tokens(features), transformer.cell_tokens(cells)], dim=1).float()
-        x = transformer.run_blocks(x, sequence.rotary, sequence.attend)
-        scales = [self.schedule.scale(index) for index in range(len(self.schedule))]
-        return [
-            transformer.logits(x[:, start:end], scale)
-            for (start, end), scale in zip(sequence.segments[1:], scales, strict=True)
-        ]
+        attend = None if self.compiled else sequence.attention(lengths)
+        for block in transformer.block_list:
+            if attend is None:
+                x = _compiled_block(block, x, sequence.rotary, lengths, sequence.blocks, sequence.room)
+            else:
+                x = run_block(block, x, sequence.rotary, attend)
+        return x[:, sequence.room :]
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """Tokens (B, N, C) of all passes -> the logits (B, n, bits, 2) of each."""
+        parts = x.split([grid.size for grid in self.schedule], dim=1)
+        return [self.transformer.logits(part, self.schedule.scale(index)) for index, part in enumerate(parts)]
+
+    def loss(self, x: Tensor, targets: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """:func:`bit_loss` of tokens behind the last block."""
+        return (_compiled_loss if self.compiled else _loss)(self, x, targets)
 
 
 def initialise(transformer: InfinityStarTransformer) -> None:
@@ -133,14 +197,14 @@ def initialise(transformer: InfinityStarTransformer) -> None:
 
 
 class LatentPool:
-    """Encoded clips in a ring, in which new ones take the place of old ones; batches have captions of one length."""
+    """Encoded clips in a ring, in which new ones take the place of old ones."""
 
     def __init__(self, preset: VideoPreset, device: torch.device) -> None:
         grid, config = preset.schedule.grids[-1], preset.model
         shape = (config.token_channels, max(config.latents), grid.h, grid.w)
         self.latents = torch.empty(preset.pool, *shape, dtype=torch.float16, device=device)
-        self.words = torch.zeros(preset.pool, config.text_maxlen, dtype=torch.int64)
-        self.lengths = torch.zeros(preset.pool, dtype=torch.int64)
+        self.words = torch.zeros(preset.pool, preset.words, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(preset.pool, dtype=torch.int64, device=device)
         self.filled, self.cursor = 0, 0
 
     @torch.no_grad()
@@ -148,38 +212,40 @@ class LatentPool:
         clips, _, videos = source.draw(count)
         with torch.autocast(videos.device.type, torch.bfloat16, enabled=videos.device.type == "cuda"):
             latents = torch.cat([encode(tokenizer, part) for part in videos.split(64)])
-        slots = [(self.cursor + i) % len(self.words) for i in range(count)]
-        self.latents[torch.tensor(slots, device=latents.device)] = latents.to(torch.float16)
-        for slot, words in zip(slots, map(text.tokens, source.captions(clips)), strict=True):
-            self.words[slot, : len(words)] = torch.tensor(words)
-            self.lengths[slot] = len(words)
+        device = latents.device
+        slots = send((self.cursor + torch.arange(count)) % len(self.words), device)
+        rows = [text.tokens(line) for line in source.captions(clips)]
+        words = torch.zeros(count, self.words.shape[1], dtype=torch.int64)
+        for place, row in enumerate(rows):
+            words[place, : len(row)] = torch.tensor(row)
+        self.latents[slots], self.words[slots] = latents.to(torch.float16), send(words, device)
+        self.lengths[slots] = send(torch.tensor([len(row) for row in rows]), device)
         self.cursor = (self.cursor + count) % len(self.words)
         self.filled = min(len(self.words), self.filled + count)
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Latents (count, d, T, H, W) and words (count, L) of clips whose captions are as long as that of a random one.
-
-        So nothing has to be padded or masked. The shortest and the longest captions are rare: their batches repeat.
-        """
-        lengths = self.lengths[: self.filled]
-        length = lengths[random.randrange(self.filled)]
-        alike = (lengths == length).nonzero()[:, 0]
-        chosen = alike[torch.randint(len(alike), (count,))]
-        words = self.words[chosen, : int(length)].to(self.latents.device, non_blocking=True)
-        return self.latents[chosen.to(self.latents.device, non_blocking=True)], words
+    def sample(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (count, d, T, H, W), words (count, room) and their lengths (count,), of random clips."""
+        chosen = torch.randint(self.filled, (count,), device=self.latents.device)
+        return self.latents[chosen], self.words[chosen], self.lengths[chosen]
 
 
 def bit_loss(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the bits, each pass's mean weighted by the root of its tokens; and that of each pass."""
-    roots = torch.tensor([math.sqrt(target[0, 0].numel()) for target in targets])
-    weights = send(roots / roots.sum(), logits[0].device)
-    losses = torch.stack(
-        [
-            F.binary_cross_entropy_with_logits(part[..., 1] - part[..., 0], as_cells(target).to(part.dtype))
-            for part, target in zip(logits, targets, strict=True)
-        ]
-    )
-    return (losses * weights).sum(), losses
+    roots = [math.sqrt(target[0, 0].numel()) for target in targets]
+    losses = [
+        F.binary_cross_entropy_with_logits(part[..., 1] - part[..., 0], as_cells(target).to(part.dtype))
+        for part, target in zip(logits, targets, strict=True)
+    ]
+    weighted = torch.stack([root * loss for root, loss in zip(roots, losses, strict=True)])
+    return weighted.sum() / sum(roots), torch.stack(losses)
+
+
+def _loss(model: TextToVideo, x: Tensor, targets: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return bit_loss(model.logits(x), targets)
+
+
+_compiled_block = torch.compile(run_sparse_block, dynamic=False)
+_compiled_loss = torch.compile(_loss, dynamic=False)
 
 
 def load_into(module: nn.Module, path: Path) -> None:
@@ -191,7 +257,6 @@ class Trainer:
 
     def __init__(self, options: Options) -> None:
         torch.manual_seed(options.seed)
-        random.seed(options.seed)
         self.options, self.preset, self.device = options, options.preset, options.device
         choose_convolution(self.device, self.preset.layers)
         source = options.init or options.out
@@ -204,39 +269,30 @@ class Trainer:
         elif (read := options.out / "text.safetensors").exists():
             load_into(self.model.text, read)
         self.model.to(self.device)
+        self.model.compiled = self.device.type == "cuda"
         self.stage = Stage("transformer", self.model, options, PEAK_LR, WEIGHT_DECAY)
-        self.source = ClipSource(options.seed + 2 + self.stage.progress.step, self.device, self.preset.clip_size)
+        seed = options.data_seed(self.stage.progress.step)
+        torch.manual_seed(seed)
+        self.source = ClipSource(seed, self.device, self.preset.clip_size)
         self.pool = LatentPool(self.preset, self.device)
-        self._sequences: dict[int, Sequence] = {}
+        self.sequence = Sequence.of(self.preset, self.device)
 
-    def sequence(self, text: int) -> Sequence:
-        if text not in self._sequences:
-            config = self.preset.model
-            self._sequences[text] = Sequence.of(
-                self.preset.schedule, text, config.text_maxlen, config.head_dim, self.device
-            )
-        return self._sequences[text]
-
-    def batch(self) -> tuple[Pyramids, Tensor]:
-        """Pyramids with flipped bits, and the words of their captions."""
+    def step(self) -> None:
         preset = self.preset
         if self.pool.filled == 0 or self.stage.progress.step % preset.refresh == 0:
             # A pool to begin with; later a few at a time.
             for _ in range(1 if self.pool.filled else min(16, preset.pool // preset.drawn)):
                 self.pool.add(self.source, self.tokenizer, self.model.text, preset.drawn)
-        latents, words = self.pool.sample(preset.batch)
+        latents, words, lengths = self.pool.sample(preset.batch)
         flips = torch.rand(len(latents), device=self.device) * MOST_FLIPS
-        with torch.no_grad():
-            return pyramids(latents, preset.passes, flips), words
-
-    def step(self) -> None:
-        built, words = self.batch()
         dropped = torch.rand(len(words), device=self.device) < DROPPED_TEXT
+        with torch.no_grad():
+            built = pyramids(latents, preset.passes, flips)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.model(words, dropped, built.inputs, self.sequence(words.shape[1]))
-        loss, losses = bit_loss(logits, built.targets)
+            x = self.model(words, lengths, dropped, built.inputs, self.sequence)
+            loss, losses = self.model.loss(x, built.targets)
         self.stage.minimise(loss, len(words))
-        self.stage.progress.say(partial(_values, losses))
+        self.stage.say(partial(_values, losses))
 
     def export(self) -> None:
         """Writes the averaged weights as a model folder that the library loads."""
@@ -256,36 +312,18 @@ class Trainer:
         """Trains until the time is up, and says whether all of it is."""
         while self.stage.running:
             self.step()
-        self.export()
-        return self.stage.finished
+        if self.stage.group.leads:
+            self.export()
+        return self.stage.close()
 
 
 def _values(losses: Tensor) -> dict[str, float]:
     return {f"p{index}": value for index, value in enumerate(losses.tolist())}
 
 
-def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * weight).to(torch.bfloat16)
-
-
-def fuse_elementwise(device: torch.device) -> None:
-    """Compiles norms and rotary turns, which on a GPU cost more than the matrix products between them.
-
-    The norms then give bfloat16, the format of these products; the residual stream stays in float32.
-    """
-    if device.type != "cuda":
-        return
-    torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
-    norm = torch.compile(_norm, dynamic=True)
-    setattr(RMSNorm, "forward", lambda self, x: norm(x, self.weight))  # noqa: B010
-    setattr(star, "rotate", torch.compile(rotate, dynamic=True))  # noqa: B010
-
-
 def train(options: Options) -> bool:
-    fuse_elementwise(options.device)
     return Trainer(options).run()
 
 
 if __name__ == "__main__":
-    raise SystemExit(0 if train(Options.parse(__doc__, 5.5)) else 3)
+    train(Options.parse(__doc__, 5.5))

@@ -70,10 +70,10 @@ class WordEncoder(nn.Module):
             )
         return [*known, self.end]
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
         """tokens (B, L) padded behind ``lengths`` -> features (B, L, width)."""
         place = torch.arange(tokens.shape[1], device=tokens.device)
-        padding = place >= torch.tensor(lengths, device=tokens.device)[:, None]
+        padding = place >= torch.as_tensor(lengths, device=tokens.device)[:, None]
         features = self.words(tokens) + self.places[: tokens.shape[1]]
         encoded: Tensor = self.layers(features, src_key_padding_mask=padding)
         return encoded
