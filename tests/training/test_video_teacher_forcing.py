@@ -13,7 +13,7 @@ from stepvar.plan import Plan, Step
 from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
 from stepvar.tokens import TokenMap
-from training.video.presets import PRESETS, VideoPreset
+from training.video.presets import PRESETS
 from training.video.pyramid import pyramids
 from training.video.transformer import Sequence, TextToVideo, bit_loss
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Options:
     limit: float = float("inf")
     seed: int = 0
     init: Path | None = None
-    group: Group = Group()
+    group: Group = field(default_factory=Group)
 
     @classmethod
     def parse(cls, description: str | None, minutes: float) -> Options:
