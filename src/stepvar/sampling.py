@@ -40,8 +40,8 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         top_k: 0 keeps all.
         top_p: in [0, 1); 0 keeps all.
     """
-    if top_k > 0:
-        smallest = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
+    if 0 < top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, sorted=False).values.amin(dim=-1, keepdim=True)
         logits = logits.masked_fill(logits < smallest, float("-inf"))
     if top_p > 0:
         ascending, order = logits.sort(dim=-1)
