@@ -25,6 +25,11 @@ RIVALS = {
 """Compared at every budget at which both take part."""
 
 
+def default_of(group: str) -> str:
+    """Key of what the variants of a group are held to: StepVAR's default, of the power iterations that at weight 1."""
+    return f"methods/{'stepvar, weight 1' if group == 'iterations' else 'stepvar'}@{ABLATED}"
+
+
 def contrasts() -> list[Contrast]:
     """All pairs; those whose contenders did not take part are left out when they are computed."""
     found = [

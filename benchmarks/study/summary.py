@@ -20,12 +20,13 @@ from PIL import Image
 
 from benchmarks.study.__main__ import SCENES_SEED
 from benchmarks.study.contenders import ABLATED
-from benchmarks.study.contrasts import contrasts
+from benchmarks.study.contrasts import contrasts, default_of
+from benchmarks.study.driver import SET_GROUPS
 from benchmarks.study.gallery import save_jpeg
 from benchmarks.study.storage import Study, joined
 from stepvar.evaluation.distribution import frechet_distance
 from stepvar.evaluation.scenes import CATEGORIES, Questions
-from stepvar.evaluation.statistics import bootstrap, paired, percentiles
+from stepvar.evaluation.statistics import Interval, bootstrap, paired, percentiles
 from stepvar.files import write_text
 from stepvar.scenes.grammar import held_out_scenes
 
@@ -158,6 +159,9 @@ def _entry(figures: Figures, key: str, entry: Mapping[str, Any]) -> dict[str, An
     study = figures.study
     if key in study.moments and study.moments[key].count > 1:
         found["judge_fid"] = frechet_distance(study.moments[key], study.moments[RENDERS])
+    default = default_of(entry["group"])
+    if entry["group"] not in SET_GROUPS and figures.items(default):
+        found["psnr_against_default"] = _difference(figures, "psnr", key, default).to_dict()
     kids = [kid for kid in _kids(figures, key) if kid is not None]
     if kids:
         found["judge_kid"] = {"mean": float(np.mean(kids)), "spread": float(np.std(kids))}
@@ -188,15 +192,19 @@ def _categories(figures: Figures, key: str) -> dict[str, Any]:
 
 
 def _contrast(figures: Figures, question: str, one: str, other: str) -> dict[str, Any]:
-    """Differences on the pictures that both drew."""
+    """All differences of a pair."""
+    differences = {name: _difference(figures, name, one, other) for name in MEASURES}
+    pictures = differences[MEASURES[0]].count
+    found: dict[str, Any] = {"question": question, "one": one, "other": other, "pictures": pictures}
+    return found | {name: difference.to_dict() for name, difference in differences.items()}
+
+
+def _difference(figures: Figures, name: str, one: str, other: str) -> Interval:
+    """Of one measure, on the pictures that both drew."""
     shared = set(figures.items(one)) & set(figures.items(other))
     places = [[i for i, item in enumerate(figures.items(key)) if item in shared] for key in (one, other)]
-    prompts = [figures.items(one)[i][0] for i in places[0]]
-    found: dict[str, Any] = {"question": question, "one": one, "other": other, "pictures": len(shared)}
-    for name in MEASURES:
-        first, second = (figures.values(key, name)[p] for key, p in zip((one, other), places, strict=True))
-        found[name] = paired(first, second, prompts).to_dict()
-    return found
+    first, second = (figures.values(key, name)[place] for key, place in zip((one, other), places, strict=True))
+    return paired(first, second, [figures.items(one)[place][0] for place in places[0]])
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -56,6 +56,8 @@ def facts(result: Result) -> str:
     settings, again, same = known["settings"], known["dense_again_time"], known["same_method"]
     drawn, planned = len(known["seeds_drawn"]), settings["seeds"]
     missing = "" if drawn == planned else f" (of {planned}: the run was stopped before the others)"
+    fewer = min(settings["ablation_seeds"], drawn)
+    variants = "" if fewer == drawn else f" (variants of settings: {fewer} seed{'s' if fewer > 1 else ''})"
     exact = "dense drawn again behind all others gave the same pictures"
     if known["dense_again_psnr"] < 99:
         exact = f"dense drawn again behind all others came out at {known['dense_again_psnr']:.1f} dB"
@@ -68,8 +70,8 @@ def facts(result: Result) -> str:
         )
     return (
         f"{settings['limit'] or settings['prompts']} held-out prompts, {drawn} seed{'s' if drawn > 1 else ''}"
-        f"{missing}: {known['pictures']} pictures of each method. {known['machine']}, {settings['dtype']}, batches of "
-        f"{settings['batch']}, torch {known['torch']}. The dense loop takes "
+        f"{missing}: {known['pictures']} pictures of each method{variants}. {known['machine']}, "
+        f"{settings['dtype']}, batches of {settings['batch']}, torch {known['torch']}. The dense loop takes "
         f"{known['dense_picture_ms']['median']:.2f} ms per picture, decoding "
         f"{known['decode_picture_ms']['median']:.2f} ms.\n\n"
         f"Instruments: {exact}; {clock}. The judge reads real renders of the same scenes as: {renders}.\n\n"
@@ -159,19 +161,21 @@ def contrast_table(result: Result, chosen: Callable[[Mapping[str, Any]], bool]) 
 
 
 def settings(result: Result) -> str:
-    """One table per group of variants, all at one budget; the intervals are of the mean, not of differences."""
+    """One table per group of variants, all at one budget; differences are paired, from what StepVAR is by default."""
     parts = []
     for group, title in SETTINGS.items():
         entries = [entry for entry in result["entries"].values() if entry["group"] == group]
         if not entries:
             continue
-        rows = [["variant", "tokens kept", "measured speed-up", "PSNR, dB", "worst tenth", "detail left", "right"]]
+        head = ["variant", "tokens kept", "measured speed-up", "PSNR, dB", "against the default", "worst tenth"]
+        rows = [[*head, "detail left", "right"]]
         for entry in entries:
             rows.append([
                 entry["label"],
                 f"{100 * entry['knob']:.0f} %",
                 f"{entry['measured']['median']:.2f}x",
                 interval(entry["psnr"], 1),
+                signed(entry["psnr_against_default"], 2) if "psnr_against_default" in entry else "",
                 f"{entry['worst_tenth']:.1f}",
                 percents(entry["share"]),
                 f"{100 * entry['questions']['mean']:.1f} %",

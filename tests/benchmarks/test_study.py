@@ -148,6 +148,8 @@ def test_figures_and_tables_of_a_study(shared_model: Path, tmp_path: Path) -> No
     assert result["facts"]["pictures"] == 8 and result["facts"]["dense_again_psnr"] == 99.0
     entries = result["entries"]
     assert entries["methods/random@2.0"]["pictures"] == 8 and entries["branches/separate@1.6"]["pictures"] == 4
+    against = entries["branches/shared@1.6"]["psnr_against_default"]
+    assert against["mean"] == 0 and against["count"] == 4 and "psnr_against_default" not in entries["floor/floor-1"]
     study = Study.read(tmp_path / "study.json")
     stored = [v for batch in study.batches.values() for v in batch["rows"]["methods/random@2.0"]["psnr"]]
     assert entries["methods/random@2.0"]["psnr"]["mean"] == pytest.approx(sum(stored) / 8, rel=1e-4)
@@ -158,6 +160,8 @@ def test_figures_and_tables_of_a_study(shared_model: Path, tmp_path: Path) -> No
     tables.write_tables(result, tmp_path, images)
     for name in ("facts", "methods", "categories", "contrasts", "restoring", "settings"):
         assert (tmp_path / f"study-{name}.md").read_text().strip()
+    assert "8 pictures of each method (variants of settings: 1 seed)" in (tmp_path / "study-facts.md").read_text()
+    assert "+0.00 (+0.00 to +0.00)" in (tmp_path / "study-settings.md").read_text()
     methods = (tmp_path / "study-methods.md").read_text()
     assert methods.count("| dense |") == 3 and methods.count("| random |") == 3 and "| floor-2 |" in methods
     for name in ("psnr", "detail", "questions", "fid"):
