@@ -23,9 +23,9 @@ from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, tok
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import Block, BlockContext, InfinityStarTransformer
 from stepvar.models.layers import Attend, Rotary
+from stepvar.scenes.noise import send
 from stepvar.text import WordEncoder
 from stepvar.tokens import Grid, TokenMap
-from stepvar.transfer import send
 from training.loop import command_line, write_card
 from training.video.convolution import choose_convolution
 from training.video.data import ClipSource
@@ -162,11 +162,12 @@ class TextToVideo(nn.Module):
         features = torch.where(dropped[:, None, None], null, features)
         cells = torch.cat([as_cells(latent) for latent in inputs], dim=1)
         x = torch.cat([transformer.text_tokens(features), transformer.cell_tokens(cells)], dim=1).float()
-        attend = None if self.compiled else sequence.attention(lengths)
-        for block in transformer.block_list:
-            if attend is None:
+        if self.compiled and sequence.blocks is not None:
+            for block in transformer.block_list:
                 x = _compiled_block(block, x, sequence.rotary, lengths, sequence.blocks, sequence.room)
-            else:
+        else:
+            attend = sequence.attention(lengths)
+            for block in transformer.block_list:
                 x = run_block(block, x, sequence.rotary, attend)
         return x[:, sequence.room :]
 
@@ -300,9 +301,9 @@ class Trainer:
         assert isinstance(mean, TextToVideo)
         folder = self.options.out / "model"
         folder.mkdir(parents=True, exist_ok=True)
-        # The transformer is the largest part: in eight bits.
+        # The two large parts are in eight bits.
         save_weights(folder / "transformer.safetensors", mean.transformer.state_dict(), torch.float16, packed=True)
-        save_weights(folder / "tokenizer.safetensors", self.tokenizer.state_dict(), torch.float16)
+        save_weights(folder / "tokenizer.safetensors", self.tokenizer.state_dict(), torch.float16, packed=True)
         save_weights(folder / "text_encoder.safetensors", mean.text.state_dict(), torch.float16)
         write_config(folder, FAMILY, "scenes-video", self.preset.model.to_dict(), DEFAULTS, self.preset.text)
         card = self.stage.facts(self.options) | {"command": command_line("video.transformer")}
