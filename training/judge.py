@@ -27,8 +27,8 @@ from torch import Tensor
 
 from stepvar.scenes.grammar import BACKGROUNDS, RELATIONS, Scene, held_out_scenes, sample_training_scene
 from stepvar.scenes.judge import ATTRIBUTES, RELATION_SLOTS, SLOTS, WORDS, Judge, judge_scenes
-from stepvar.scenes.noise import send
 from stepvar.scenes.render import layouts, render
+from stepvar.transfer import send
 
 from .degrade import degrade
 

@@ -11,7 +11,7 @@ from stepvar.methods.base import Method
 from stepvar.models.base import NextScaleModel, RunState
 from stepvar.plan import Plan, Step
 from stepvar.report import Recorder
-from stepvar.sampling import Noise, sample, soft_weights
+from stepvar.sampling import Noise, sample, sample_softly
 
 Condition = TypeVar("Condition")
 State = TypeVar("State", bound=RunState)
@@ -49,9 +49,11 @@ def generate(
                 tokens = method.run_stack(model.blocks(state, step, method), tokens, step)
             if symbols is None:
                 logits = model.predict(state, tokens, step)
-                symbols = sample(logits, noise, step.index, step.top_k, plan.top_p)
                 if plan.smooth:
-                    weights = soft_weights(logits, noise, step.index, plan.smooth[step.index], step.top_k, plan.top_p)
+                    smooth = plan.smooth[step.index]
+                    symbols, weights = sample_softly(logits, noise, step.index, smooth, step.top_k, plan.top_p)
+                else:
+                    symbols = sample(logits, noise, step.index, step.top_k, plan.top_p)
             model.accumulate(state, symbols, step, weights)
             if step.given is None:
                 model.refine(state, tokens, symbols, step, noise)

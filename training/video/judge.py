@@ -16,7 +16,7 @@ from torch import Tensor
 from stepvar.scenes.clips.grammar import Clip, held_out_clips
 from stepvar.scenes.clips.judge import ATTRIBUTES, FRAMES, HEADS, ClipJudge, judge_clips, words_of
 from stepvar.scenes.clips.render import clip_paths, render_clips
-from stepvar.scenes.noise import send
+from stepvar.transfer import send
 from training.degrade import degrade
 from training.judge import cells_inside
 from training.loop import command_line, write_card

@@ -26,6 +26,9 @@ class CachedNoise:
             self.kept[key] = self.noise.exponential(scale, shape, device)
         return self.kept[key]
 
+    def soft(self, scale: int, drawn: Tensor) -> Tensor:
+        return drawn
+
     def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
         key = ("normal", scale, turn, *shape)
         if key not in self.kept:
@@ -50,6 +53,9 @@ class RedrawnNoise:
 
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
         return self._at(scale).exponential(scale, shape, device)
+
+    def soft(self, scale: int, drawn: Tensor) -> Tensor:
+        return self._at(scale).soft(scale, drawn)
 
     def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
         return self._at(scale).normal(scale, turn, shape, device)

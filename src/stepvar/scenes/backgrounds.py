@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .noise import lattice, send, smoothstep, value_noise
+from ..transfer import send
+from .noise import lattice, smoothstep, value_noise
 
 Colour = tuple[float, float, float]
 

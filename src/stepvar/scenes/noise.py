@@ -13,37 +13,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
-
-
-def _mix(value: Tensor) -> Tensor:
-    # int64 products wrap, but their low 32 bits are right, and only those are kept.
-    value = value ^ (value >> 16)
-    value = (value * 0x7FEB352D) & _MASK
-    value = value ^ (value >> 15)
-    value = (value * 0x846CA68B) & _MASK
-    return value ^ (value >> 16)
+from stepvar.hashing import MASK, high_bits, mix_, signed
+from stepvar.transfer import send as send
 
 
 def seed_keys(seeds: Sequence[int]) -> Tensor:
     """Fold integers of any size and sign to hash keys, (B,) int64 in [0, 2**32)."""
-    return torch.tensor([(seed ^ (seed >> 32)) & _MASK for seed in seeds], dtype=torch.int64)
+    return torch.tensor([(seed ^ (seed >> 32)) & MASK for seed in seeds], dtype=torch.int64)
 
 
 def lattice(keys: Tensor, rows: int, columns: int, salt: int) -> Tensor:
     """Independent uniform numbers in [0, 1), (B, rows, columns) float32 on the device of ``keys`` (B,)."""
-    start = _mix((keys + 0x9E3779B9 * (salt + 1)) & _MASK)
-    counter = torch.arange(rows * columns, dtype=torch.int64, device=keys.device)
-    hashed = _mix((start[:, None] + counter * 0x85EBCA6B) & _MASK)
+    # As int32 the numbers wrap, as the hash wants them.
+    start = mix_((keys + 0x9E3779B9 * (salt + 1)).bitwise_and_(MASK).to(torch.int32))
+    counter = torch.arange(rows * columns, dtype=torch.int32, device=keys.device)
+    hashed = mix_(start[:, None] + counter * signed(0x85EBCA6B))
     # 24 bits are exact in float32.
-    return (hashed >> 8).to(torch.float32).mul_(2.0**-24).view(-1, rows, columns)
-
-
-def send(value: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to a device without making the caller wait for the device's queued work."""
-    if device.type != "cuda":
-        return value.to(device)
-    return value.pin_memory().to(device, non_blocking=True)
+    return high_bits(hashed, 24).to(torch.float32).mul_(2.0**-24).view(-1, rows, columns)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..transfer import send
 from .backgrounds import PAINTERS, Canvas
 from .grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, Scene
-from .noise import lattice, seed_keys, send, smoothstep
+from .noise import lattice, seed_keys, smoothstep
 from .shapes import DISTANCES, MASKS
 
 Rgb = tuple[float, float, float]

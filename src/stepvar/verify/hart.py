@@ -60,13 +60,9 @@ class GoldenNoise(StreamNoise):
     def __init__(self, golden: Golden, record: Record) -> None:
         super().__init__(torch.Generator().manual_seed(golden.about.get("g_seed") or 0))
         self.golden, self.record = golden, record
-        self.scale = -1
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        draws = super().exponential(scale, shape, device)
-        if scale == self.scale:  # the second of a scale is for soft codes
-            self.record[f"s{scale:02}.gumbel_exponential"] = draws
-        self.scale = scale
+    def soft(self, scale: int, drawn: Tensor) -> Tensor:
+        draws = self.record[f"s{scale:02}.gumbel_exponential"] = super().soft(scale, drawn)
         return draws
 
     def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stepvar.models.layers import EPS
 from stepvar.models.precision import for_weight
 from stepvar.models.work import Work
+from stepvar.transfer import send
 
 TRAINED_STEPS = 1000
 GAIN = 0.6
@@ -206,7 +207,7 @@ class DiffusionHead(nn.Module):
             draw: draw 0 is the start, draw i the noise of step i.
         """
         schedule, embedded = self.schedule, self.net.embed(condition)
-        times = self.net.time_embed(torch.tensor(schedule.timesteps, device=condition.device))
+        times = self.net.time_embed(send(torch.tensor(schedule.timesteps), condition.device))
         x = draw(0)
         for turn, step in enumerate(reversed(range(len(schedule))), start=1):
             noise, share = self.net(x, embedded, times[step])

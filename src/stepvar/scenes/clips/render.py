@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from stepvar.errors import UsageError
+from stepvar.transfer import send
 
 from ..grammar import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES
-from ..noise import lattice, seed_keys, send
+from ..noise import lattice, seed_keys
 from ..render import Arrangement, code_of, filled, paint_backgrounds, paint_object
 from .grammar import MOTIONS, SPEEDS, Clip
 
