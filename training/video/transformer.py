@@ -23,9 +23,9 @@ from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, tok
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import Block, BlockContext, InfinityStarTransformer
 from stepvar.models.layers import Attend, Rotary
-from stepvar.scenes.noise import send
 from stepvar.text import WordEncoder
 from stepvar.tokens import Grid, TokenMap
+from stepvar.transfer import send
 from training.loop import command_line, write_card
 from training.video.convolution import choose_convolution
 from training.video.data import ClipSource

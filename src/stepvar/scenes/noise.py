@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stepvar.hashing import MASK, high_bits, mix_, signed
-from stepvar.transfer import send as send
+from stepvar.transfer import send
 
 
 def seed_keys(seeds: Sequence[int]) -> Tensor:
