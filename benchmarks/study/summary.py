@@ -36,7 +36,7 @@ MEASURES = ("psnr", "ssim", "share", "questions")
 LONGEST = 2400
 """Pixels of the longer side of a sheet in the documentation."""
 
-SHEETS = ("pictures-1.6.jpg", "pictures-2.0.jpg", "kept.jpg")
+SHEETS = ("pictures-2.0.jpg", "kept.jpg")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 from stepvar.generation import generate
 from stepvar.methods import Dense
@@ -15,7 +16,7 @@ from stepvar.text import TextFeatures
 from stepvar.tokens import TokenMap
 from training.video.presets import PRESETS
 from training.video.pyramid import pyramids
-from training.video.transformer import Sequence, TextToVideo, bit_loss
+from training.video.transformer import Sequence, TextToVideo, bit_loss, run_block, run_sparse_block
 
 CPU = torch.device("cpu")
 
@@ -60,6 +61,23 @@ def test_all_passes_at_once_equal_pass_by_pass() -> None:
     assert len(together) == len(model.logits) == 12
     for taught, drawn in zip(together, model.logits, strict=True):
         torch.testing.assert_close(taught, drawn, atol=2e-5, rtol=1e-4)
+
+
+def test_the_attention_that_skips_what_is_masked_is_the_masked_one() -> None:
+    torch.manual_seed(3)
+    preset = PRESETS["tiny"]
+    sequence, lengths = Sequence.of(preset, CPU), torch.tensor([5, 3])
+    size = len(sequence.part)
+    blocks = create_block_mask(lambda _b, _h, q, k: sequence.sees(q, k), None, None, size, size, "cpu")
+    block = TextToVideo(preset).transformer.block_list[0]
+    x = torch.randn(2, size, preset.model.width)
+    with torch.inference_mode():
+        masked = run_block(block, x, sequence.rotary, sequence.attention(lengths))
+        skipping = run_sparse_block(block, x, sequence.rotary, lengths, blocks, preset.words)
+        other = run_block(block, x, sequence.rotary, sequence.attention(torch.tensor([5, 4])))
+    torch.testing.assert_close(skipping, masked, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other[0], masked[0])
+    assert not torch.allclose(other[1], masked[1], atol=1e-4)  # an unfilled word is not seen
 
 
 def test_pyramids_are_those_of_the_tokenizer_and_what_passes_read_is_what_the_loop_makes() -> None:
