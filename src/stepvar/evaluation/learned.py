@@ -107,7 +107,7 @@ def load_image_reward(device: torch.device) -> Score:
     try:
         module = import_module("ImageReward")
     except ImportError:
-        raise UsageError("scores: 'image-reward' needs its package; pip install image-reward") from None
+        raise UsageError("scores: 'image-reward' needs its package; pip install 'stepvar[image-reward]'") from None
     try:
         model = module.load("ImageReward-v1.0", device=str(device))
     except Exception as error:
@@ -128,7 +128,7 @@ def load_hps(device: torch.device) -> Score:
     try:
         hpsv2 = import_module("hpsv2")
     except ImportError:
-        raise UsageError("scores: 'hpsv2' needs its package; pip install hpsv2") from None
+        raise UsageError("scores: 'hpsv2' needs its package; pip install 'stepvar[hpsv2]'") from None
 
     def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         pairs = zip(pictures, prompts, strict=True)
