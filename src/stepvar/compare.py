@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from stepvar.budget.planner import Budget
 from stepvar.errors import UsageError
-from stepvar.evaluation import metrics
 from stepvar.methods import Dense, Method, make_method
 from stepvar.output import Output
 from stepvar.pipeline import Pipeline
 from stepvar.report import Report
+from stepvar.video import Video
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Comparison:
         method: the method that was compared.
         dense, other: what each drew, with the report of its last run.
         dense_reports, other_reports: of each run that counts; entry i of both is from the same round.
-        psnr: of the other pictures against the dense ones, in dB over all pixels; infinite if equal.
+        psnr: of the other pictures or frames against the dense ones, in dB over all pixels; infinite if equal.
         budget: the speed-up that was asked for, where one was.
     """
 
@@ -127,7 +126,7 @@ def compare(
     on_run_end: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Draws the same pictures dense and with ``method``, several times in turn.
+    """Draws the same pictures or videos dense and with ``method``, several times in turn.
 
     The speed of a machine drifts, so each round runs both, one directly after the other and in changing
     order, and times are compared within a round only.
@@ -170,7 +169,7 @@ def compare(
         other=outputs["other"],
         dense_reports=tuple(reports["dense"]),
         other_reports=tuple(reports["other"]),
-        psnr=psnr(outputs["dense"].images, outputs["other"].images),
+        psnr=psnr(pictures_of(outputs["dense"]), pictures_of(outputs["other"])),
         budget=budget,
     )
 
@@ -181,12 +180,20 @@ def _method(given: Method | str | Budget) -> Method:
     return make_method(given) if isinstance(given, str) else given
 
 
+def pictures_of(output: Output) -> list[Image.Image]:
+    """The pictures of an output, or the frames of its videos, one behind the other."""
+    videos: list[Video] = output.videos
+    return [image for video in videos for image in video.images()] or list(output.images)
+
+
 def psnr(reference: Sequence[Image.Image], pictures: Sequence[Image.Image]) -> float:
-    """Peak signal-to-noise ratio in dB of 8-bit pictures, over the pixels of all of them; inf if equal."""
-    return float(metrics.psnr(_joined(pictures), _joined(reference)))
+    """Peak signal-to-noise ratio in dB of 8-bit pictures, over the pixels of all of them; inf if equal.
 
-
-def _joined(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size below each other: (1, 3, H, W) in [0, 1]."""
-    array = np.concatenate([np.asarray(picture.convert("RGB")) for picture in pictures])
-    return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).double() / 255
+    Picture by picture, since a video would take gigabytes as numbers.
+    """
+    errors = [
+        np.square(np.asarray(a.convert("RGB"), np.float64) - np.asarray(b.convert("RGB"), np.float64)).mean()
+        for a, b in zip(reference, pictures, strict=True)
+    ]
+    error = statistics.fmean(errors)
+    return 10 * math.log10(255**2 / error) if error else math.inf

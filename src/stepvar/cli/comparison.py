@@ -1,4 +1,4 @@
-"""Showing a comparison with dense generation: a sheet of pictures and a table of costs."""
+"""Showing a comparison with dense generation: a sheet of pictures, still or moving, and a table of costs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stepvar.methods import Method
     from stepvar.output import Output
     from stepvar.pipeline import Pipeline
+    from stepvar.video import Video
 
 AMPLIFICATION = 4
 MAPS_SHOWN = 3
@@ -50,6 +51,22 @@ def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
     return contact_sheet(tiles, 3 + len(maps), ["; ".join(prompts), _headline(comparison)])
 
 
+def moving_sheet(comparison: Comparison, prompts: list[str]) -> Video:
+    """One row per video: dense, the method and their difference, at the same moments."""
+    from stepvar.drawing import contact_sheet, difference
+    from stepvar.video import Video
+
+    dense, other = comparison.dense.videos, comparison.other.videos
+    titles = ("dense", str(comparison.method), f"difference, {AMPLIFICATION} times amplified")
+    heading = ["; ".join(prompts), _headline(comparison)]
+    pairs = [list(zip(a.images(), b.images(), strict=True)) for a, b in zip(dense, other, strict=True)]
+    sheets = []
+    for moment in zip(*pairs, strict=True):
+        pictures = [image for a, b in moment for image in (a, b, difference(a, b, AMPLIFICATION))]
+        sheets.append(contact_sheet(list(zip(len(moment) * titles, pictures, strict=True)), len(titles), heading))
+    return Video.of_images(sheets, dense[0].fps)
+
+
 def _headline(comparison: Comparison) -> str:
     speedup = comparison.speedup
     return (
@@ -79,9 +96,9 @@ def print_comparison(comparison: Comparison) -> None:
 def table(comparison: Comparison) -> Table:
     from rich.table import Table
 
-    report = comparison.other.report
+    report, kind = comparison.other.report, "video" if comparison.other.videos else "image"
     table = Table(
-        title=f"{report.model}, {report.samples} image(s), {report.device} {report.dtype}",
+        title=f"{report.model}, {report.samples} {kind}(s), {report.device} {report.dtype}",
         caption=f"{comparison.runs} runs in turn: median (lowest-highest){_asked(comparison)}\n"
         f"PSNR between the two: {_psnr(comparison)}",
     )

@@ -137,7 +137,7 @@ Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such a
 NumImages = Annotated[int, typer.Option(help="Pictures per prompt.")]
 ReportFile = Annotated[Path | None, typer.Option(help="JSON file for what it cost, scale by scale.")]
 Compare = Annotated[
-    bool, typer.Option("--compare", help="Draw dense too: one sheet of both, and how much faster it was.")
+    bool, typer.Option("--compare", help="Draw dense too: one sheet (or video) of both, and how much faster it was.")
 ]
 PreviewFile = Annotated[Path | None, typer.Option(help="PNG file for the picture after each scale.")]
 
@@ -213,15 +213,13 @@ def generate(
     if out is None and draws_video:
         files = Files.checked(Path("scene.mp4"), report, preview, quality)
     files.check_kind(draws_video)
-    if compare and draws_video:
-        raise UsageError("compare: makes a sheet of pictures; draw the video twice, with and without --method")
     seed = secrets.randbelow(2**31) if seed is None else seed
     budget = None
     if speedup is not None:
         budget = fit_budget(pipe, speedup, scope, chosen, len(prompt) * num_images, settings, quiet)
         chosen = budget.method
     if compare:
-        _compare(pipe, prompt, budget or chosen, seed, runs, settings, files, quiet)
+        _compare(pipe, prompt, budget or chosen, seed, runs, settings, files, quiet, quality)
     else:
         _draw(pipe, prompt, chosen, seed, settings, files, quiet, quality, budget)
 
@@ -275,13 +273,17 @@ def _compare(
     settings: dict[str, Any],
     files: Files,
     quiet: bool,
+    quality: int,
 ) -> None:
-    from stepvar.cli.comparison import draw_comparison, print_comparison, sheet
+    from stepvar.cli.comparison import draw_comparison, moving_sheet, print_comparison, sheet
     from stepvar.drawing import save_png
 
     comparison = draw_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
     metadata = describe(pipe, "; ".join(prompts), seed, comparison.method, settings)
-    save_png(sheet(comparison, prompts), files.out, metadata)
+    if comparison.dense.videos:
+        moving_sheet(comparison, prompts).save(files.out, quality=quality, metadata=metadata, progress=not quiet)
+    else:
+        save_png(sheet(comparison, prompts), files.out, metadata)
     if files.report is not None:
         write_text(files.report, json.dumps(comparison.to_dict(), indent=2) + "\n")
     if not quiet:
