@@ -237,6 +237,11 @@ class Step:
         return self.plan.schedule.scale(self.index)
 
     @property
+    def recalled(self) -> bool:
+        """Whether the next clip attends to what this pass leaves: all that it knows of the clip behind it."""
+        return self.plan.schedule.recall == "clip" and bool(self.plan.readers[self.index])
+
+    @property
     def given(self) -> Tensor | None:
         """The symbols of this pass, where they are not drawn."""
         return self.plan.given.get(self.index)

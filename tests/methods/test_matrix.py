@@ -34,7 +34,9 @@ CASES: dict[str, Callable[[], Method]] = {
     "unconditional": lambda: make_method("drop-guidance", branch="unconditional"),
     "sublayers": lambda: make_method("stepvar", scope="sublayer", propagate="update", restore="cached"),
     "frames": lambda: make_method("coverage", selection="frame", restore="blend", temporal_weight=2.5),
-    "together": lambda: make_method("stepvar+drop-guidance+skip-last", **{"drop-guidance.last": 2, "stepvar.last": 2}),
+    "together": lambda: make_method(
+        "stepvar+drop-guidance+skip-last", **{"drop-guidance.last": 2, "stepvar.last": 2, "stepvar.keep": 0.4}
+    ),
 }
 
 GUIDANCE = {"guided": (3.0, (0,)), "plain": (1.0, (0,)), "inside": (3.0, (0, -1))}

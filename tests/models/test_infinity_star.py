@@ -93,7 +93,7 @@ def test_only_text_and_the_last_pass_of_a_clip_are_kept(star: InfinityStar) -> N
         star, make_plan(replace(CLIPS, grids=CLIPS.grids[:5], clips=(0,) * 5, scales=(0, 0, 1, 1, 2)), 1.0)
     )
     assert image.state.cache.keys[0].shape[2] == 5  # nothing reads a picture's keys
-    pruned = draw_video(star, make_plan(CLIPS), StepVAR(keep=0.25, last=1))
+    pruned = draw_video(star, make_plan(CLIPS), StepVAR(keep=0.25, last=1, recalled="pruned"))
     assert pruned.state.cache.lengths == [5 + 18] * 3
     skipped = SkipLast(1).edit(make_plan(CLIPS))
     assert remembered_tokens(skipped, 1, Dense(), 3) == [18] * 3

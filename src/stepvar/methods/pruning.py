@@ -22,6 +22,7 @@ from stepvar.tokens import Grid, Selection, TokenMap, gather_tokens
 Scope = Literal["stack", "block", "sublayer"]
 Branches = Literal["shared", "separate"]
 Selected = Literal["clip", "frame"]
+Recalled = Literal["dense", "pruned"]
 
 MOST_TEMPORAL_WEIGHT = 1000
 
@@ -58,6 +59,8 @@ class Pruning(Method):
         selection: videos only: rank the tokens of all frames of a pass together (``"clip"``), or keep the best of each
             frame, equally many in all (``"frame"``).
         temporal_weight: videos only: how many cells a step from frame to frame counts like, where distances decide.
+        recalled: videos only: the pass that the next clip attends to, all that it knows of the clip before, is left
+            ``"dense"``, or ``"pruned"`` like the others. A clip that sees half of the clip before it is another clip.
         branches: one selection for both guidance branches, scored on the conditional one (``"shared"``), or one
             for each (``"separate"``, not possible when guidance mixes the branches inside the stack).
     """
@@ -74,6 +77,7 @@ class Pruning(Method):
     restore: RestorerName | Restorer = "nearest"
     selection: Selected = "clip"
     temporal_weight: float = 1.0
+    recalled: Recalled = "dense"
     branches: Branches = "shared"
 
     def __post_init__(self) -> None:
@@ -90,7 +94,8 @@ class Pruning(Method):
                 raise UsageError(f"{name}={getattr(self, name)}: must be 0 or more")
         if not 0 <= self.temporal_weight <= MOST_TEMPORAL_WEIGHT:
             raise UsageError(f"temporal_weight={self.temporal_weight}: must be from 0 to {MOST_TEMPORAL_WEIGHT}")
-        choices: dict[str, Any] = {"scope": Scope, "propagate": Propagated, "selection": Selected, "branches": Branches}
+        choices: dict[str, Any] = {"scope": Scope, "propagate": Propagated, "selection": Selected}
+        choices |= {"recalled": Recalled, "branches": Branches}
         if not isinstance(self.restore, Restorer):
             choices["restore"] = RestorerName
         for name, kind in choices.items():
@@ -128,6 +133,8 @@ class Pruning(Method):
 
     def count_at(self, step: Step) -> int:
         """The number of tokens kept at a scale."""
+        if step.recalled and self.recalled == "dense":
+            return step.grid.size
         grid, frames = self._selected_from(step)
         fewest = max(1, len(self.restorer.anchors(grid)))
         return frames * max(fewest, round(self.ratio_at(step) * grid.size))
