@@ -238,8 +238,8 @@ class Step:
 
     @property
     def recalled(self) -> bool:
-        """Whether the next clip attends to what this pass leaves: all that it knows of the clip behind it."""
-        return self.plan.schedule.recall == "clip" and bool(self.plan.readers[self.index])
+        """Whether this pass belongs to a clip that the next one goes on from."""
+        return self.plan.schedule.recall == "clip" and self.index not in self.plan.clips_run[-1]
 
     @property
     def given(self) -> Tensor | None:

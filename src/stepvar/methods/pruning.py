@@ -59,8 +59,8 @@ class Pruning(Method):
         selection: videos only: rank the tokens of all frames of a pass together (``"clip"``), or keep the best of each
             frame, equally many in all (``"frame"``).
         temporal_weight: videos only: how many cells a step from frame to frame counts like, where distances decide.
-        recalled: videos only: the pass that the next clip attends to, all that it knows of the clip before, is left
-            ``"dense"``, or ``"pruned"`` like the others. A clip that sees half of the clip before it is another clip.
+        recalled: videos only: a clip that the next one attends to is left ``"dense"``, or ``"pruned"`` like the last.
+            The image in front of a clip is one, at little cost; what it changes, the whole clip repeats.
         branches: one selection for both guidance branches, scored on the conditional one (``"shared"``), or one
             for each (``"separate"``, not possible when guidance mixes the branches inside the stack).
     """
