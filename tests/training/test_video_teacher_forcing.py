@@ -10,13 +10,14 @@ from stepvar.generation import generate
 from stepvar.methods import Dense
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
+from stepvar.models.infinity_star.transformer import run_block
 from stepvar.plan import Plan, Step
 from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
 from stepvar.tokens import TokenMap
 from training.video.presets import PRESETS
 from training.video.pyramid import pyramids
-from training.video.transformer import Sequence, TextToVideo, bit_loss, run_block, run_sparse_block
+from training.video.transformer import Sequence, TextToVideo, bit_loss, run_sparse_block
 
 CPU = torch.device("cpu")
 
@@ -72,9 +73,9 @@ def test_the_attention_that_skips_what_is_masked_is_the_masked_one() -> None:
     block = TextToVideo(preset).transformer.block_list[0]
     x = torch.randn(2, size, preset.model.width)
     with torch.inference_mode():
-        masked = run_block(block, x, sequence.rotary, sequence.attention(lengths))
+        masked = run_block(block, x, 0, sequence.rotary, sequence.attention(lengths))
         skipping = run_sparse_block(block, x, sequence.rotary, lengths, blocks, preset.words)
-        other = run_block(block, x, sequence.rotary, sequence.attention(torch.tensor([5, 4])))
+        other = run_block(block, x, 0, sequence.rotary, sequence.attention(torch.tensor([5, 4])))
     torch.testing.assert_close(skipping, masked, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(other[0], masked[0])
     assert not torch.allclose(other[1], masked[1], atol=1e-4)  # an unfilled word is not seen

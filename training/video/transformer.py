@@ -21,10 +21,9 @@ from stepvar.checkpoints.folders import write_config
 from stepvar.models.infinity_star.model import as_cells, clip_slices
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
-from stepvar.models.infinity_star.transformer import Block, BlockContext, InfinityStarTransformer
+from stepvar.models.infinity_star.transformer import Block, InfinityStarTransformer, run_block
 from stepvar.models.layers import Attend, Rotary
 from stepvar.text import WordEncoder
-from stepvar.tokens import Grid, TokenMap
 from stepvar.transfer import send
 from training.loop import command_line, write_card
 from training.video.convolution import choose_convolution
@@ -109,14 +108,11 @@ def filled(key: Tensor, length: Tensor, room: int) -> Tensor:
     return (key < length) | (key >= room)
 
 
-def run_block(block: Block, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
-    """One block on (R, N, C); a function of its own, so that all blocks share what is compiled."""
-    context = BlockContext(lambda _: rotary, attend, lambda run, tokens, site: run(tokens))
-    return block(TokenMap.dense(x, Grid(1, 1, x.shape[1])), 0, context).features
-
-
 def run_sparse_block(block: Block, x: Tensor, rotary: Rotary, lengths: Tensor, blocks: BlockMask, room: int) -> Tensor:
-    """The same with an attention that skips what is masked. Only to be run compiled, on CUDA."""
+    """A block with an attention that skips what is masked. Only to be run compiled, on CUDA.
+
+    All blocks are layer 0 here, since each number would be compiled anew; the attention does not ask.
+    """
 
     def score(value: Tensor, row: Tensor, _h: Tensor, _q: Tensor, key: Tensor) -> Tensor:
         return torch.where(filled(key, lengths[row], room), value, -torch.inf)
@@ -126,7 +122,7 @@ def run_sparse_block(block: Block, x: Tensor, rotary: Rotary, lengths: Tensor, b
         assert isinstance(seen, Tensor)
         return seen
 
-    return run_block(block, x, rotary, attend)
+    return run_block(block, x, 0, rotary, attend)
 
 
 class TextToVideo(nn.Module):
@@ -164,9 +160,7 @@ class TextToVideo(nn.Module):
             for block in transformer.block_list:
                 x = _compiled_block(block, x, sequence.rotary, lengths, sequence.blocks, sequence.room)
         else:
-            attend = sequence.attention(lengths)
-            for block in transformer.block_list:
-                x = run_block(block, x, sequence.rotary, attend)
+            x = transformer.run_blocks(x, sequence.rotary, sequence.attention(lengths))
         return x[:, sequence.room :]
 
     def logits(self, x: Tensor) -> list[Tensor]:

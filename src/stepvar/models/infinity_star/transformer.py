@@ -74,6 +74,15 @@ class Block(nn.Module):
         return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
 
 
+def run_block(block: Block, features: Tensor, layer: int, rotary: Rotary, attend: Attend) -> Tensor:
+    """One block on tokens (R, N, C) without any method; ``attend`` says who sees whom.
+
+    A function of its own, so that training compiles it once for all blocks.
+    """
+    context = BlockContext(lambda _: rotary, attend, lambda run, tokens, site: run(tokens))
+    return block(TokenMap.dense(features, Grid(1, 1, features.shape[1])), layer, context).features
+
+
 class InfinityStarTransformer(nn.Module):
     """Text and the latent video of earlier clips in, bits of the next pass out."""
 
@@ -113,15 +122,10 @@ class InfinityStarTransformer(nn.Module):
         return self.word_embed(for_weight(cells, self.word_embed.weight))
 
     def run_blocks(self, features: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
-        """All blocks on tokens (R, N, C) with the positions ``rotary``, without any method.
-
-        Training runs whole videos through it: ``attend`` says who sees whom.
-        """
-        context = BlockContext(lambda _: rotary, attend, lambda run, tokens, site: run(tokens))
-        tokens = TokenMap.dense(features, Grid(1, 1, features.shape[1]))
+        """All blocks on tokens (R, N, C) with the positions ``rotary``, without any method."""
         for layer, block in enumerate(self.block_list):
-            tokens = block(tokens, layer, context)
-        return tokens.features
+            features = run_block(block, features, layer, rotary, attend)
+        return features
 
     def logits(self, x: Tensor, scale: int) -> Tensor:
         """(R, N, C) of a scale of its clip -> (R, N, bits, 2) in float32: for each bit the logits of 0 and 1."""
