@@ -37,7 +37,7 @@ class Options:
         out: folder of checkpoints and results.
         minutes: of the whole training, over all starts.
         limit: seconds after which this start ends, finished or not.
-        init: model folder to go on from, for tokenizer and transformer.
+        init: model folder that the transformer's training goes on from, with its text encoder and tokenizer.
         group: the processes that train together.
     """
 
