@@ -28,7 +28,7 @@ from training.wardrobe.measure import FINE, Measurer
 from training.wardrobe.photographs import Photographs, middle_boxes, read_photographs
 from training.wardrobe.presets import PRESETS
 from training.wardrobe.stage import Options
-from training.wardrobe.tokenizer import check_tokenizer, draw_copies
+from training.wardrobe.tokenizer import check_tokenizer, draw_copies, read_tokenizer
 
 SIDE = 224
 ROUNDS = 400
@@ -120,11 +120,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     options = Options(preset, arguments.photographs, out, 0.0, device)
     photographs = read_photographs([arguments.photographs], device, arguments.most)
-    pipeline = Pipeline.from_pretrained(arguments.model, device=device)
-    found: dict[str, Any] = {"tokenizer": check_tokenizer(pipeline.model.tokenizer, photographs, options)}
-    draw_copies(pipeline.model.tokenizer, photographs, options)
+    pipeline = None if arguments.model is None else Pipeline.from_pretrained(arguments.model, device=device)
+    tokenizer = read_tokenizer(options, arguments.tokenizer) if pipeline is None else pipeline.model.tokenizer
+    found: dict[str, Any] = {"tokenizer": check_tokenizer(tokenizer, photographs, options)}
+    draw_copies(tokenizer, photographs, options)
     print(json.dumps(found), flush=True)
-    if arguments.tokenizer_only:
+    if pipeline is None:
         return found
     source = Captioned(photographs, preset)
     items = chosen(source, arguments.count, arguments.seed)
@@ -190,11 +191,12 @@ def probe_and_neighbours(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photographs", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, help="model folder")
+    what.add_argument("--tokenizer", type=Path, help="weights of a tokenizer, which alone is looked at")
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and sheets")
     parser.add_argument("--count", type=int, default=128, help="captions to draw")
     parser.add_argument("--most", type=int, help="read no more photographs than this")
-    parser.add_argument("--tokenizer-only", action="store_true")
     parser.add_argument("--settings", type=json.loads, default={}, help='such as {"guidance_scale": 2}')
     parser.add_argument("--preset", choices=PRESETS, default="wardrobe")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -8,6 +8,7 @@ errors, whose pull never exceeds a share of theirs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -266,7 +267,11 @@ def draw_copies(tokenizer: BitTokenizer, photographs: Photographs, options: Opti
 def load_tokenizer(options: Options) -> BitTokenizer:
     """The finished tokenizer of this run, or of the one it goes on from; frozen."""
     own = options.out / "tokenizer.safetensors"
-    path = own if own.exists() or options.init is None else options.init / "tokenizer.safetensors"
+    return read_tokenizer(options, own if own.exists() or options.init is None else options.init / own.name)
+
+
+def read_tokenizer(options: Options, path: Path) -> BitTokenizer:
+    """A tokenizer with the weights of a file; frozen."""
     tokenizer = BitTokenizer(options.preset.model.tokenizer)
     fill_module(tokenizer, read_weights(path), str(path))
     return tokenizer.to(options.device).eval().requires_grad_(False)
