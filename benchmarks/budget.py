@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command_line
-from benchmarks.subjects import Drawing, add_options, drawing, facts
-from stepvar.budget import Budget, calibrate, fit
-from stepvar.compare import Spread
+from benchmarks.subjects import Drawing, add_options, drawing, info
+from stepvar.core.report import Report
+from stepvar.cost.calibration import calibrate
+from stepvar.cost.planner import Budget, fit
 from stepvar.errors import UsageError
-from stepvar.files import write_text
+from stepvar.evaluation.comparison import Spread
 from stepvar.methods import Method, make_method
-from stepvar.report import Report
+from stepvar.utils.files import write_text
 
 METHODS = ("stepvar", "high-pass", "random", "fastvar", "skip-last", "drop-guidance", "stepvar+drop-guidance")
 
@@ -89,7 +90,7 @@ def main() -> None:
     ratios = measure(of, budgets, arguments.rounds)
     of_what = "whole pictures" if of.decode else "the loop over scales"
     result = {"rows": rows(budgets, ratios), "refused": refused, "speedup_of": of_what, "rounds": arguments.rounds}
-    result["facts"] = {"command": command_line(__spec__)} | facts(of)
+    result["info"] = {"command": command_line(__spec__)} | info(of)
     print(markdown(result))
     if arguments.out:
         write_text(arguments.out, json.dumps(result, indent=1) + "\n")

@@ -11,19 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stepvar.compare import compare
-from stepvar.drawing import contact_sheet, difference, kept_overlay, save_png
+from stepvar.core.plan import Plan, Step
+from stepvar.core.sampling import SeededNoise
+from stepvar.core.tokens import TokenMap
+from stepvar.evaluation.comparison import compare
+from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
 from stepvar.generation import generate
+from stepvar.media.sheets import contact_sheet, difference, kept_overlay, save_png
 from stepvar.methods import HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.methods.base import RunBlocks
 from stepvar.methods.scores import structure_magnitude, texture_energy
-from stepvar.models.conditioning import Subject
+from stepvar.models.inputs import Subject
 from stepvar.output import to_images
 from stepvar.pipeline import Pipeline
-from stepvar.plan import Plan, Step
-from stepvar.sampling import SeededNoise
-from stepvar.scenes.grammar import caption, held_out_scenes
-from stepvar.tokens import TokenMap
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 CAPTION = "a large red striped circle left of a small blue star on grass"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from stepvar.drawing import contact_sheet, save_png
+from stepvar.evaluation.scenes.clips.grammar import clip_caption, held_out_clips
+from stepvar.media.sheets import contact_sheet, save_png
+from stepvar.media.video import Video
 from stepvar.methods import StepVAR
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.clips.grammar import clip_caption, held_out_clips
-from stepvar.video import Video
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 CAPTION = "a red striped ball rolling right on grass"
@@ -58,10 +58,10 @@ def main() -> None:
     given = parser.parse_args()
     pipe = Pipeline.from_pretrained(given.model)
     given.out.mkdir(parents=True, exist_ok=True)
-    facts = {"model": pipe.name, "prompt": CAPTION, "seed": str(SEED)}
-    save_png(samples(pipe), given.out / "scenes-video.png", facts)
-    save_png(rivals(pipe), given.out / "scenes-video-methods.png", facts)
-    pipe(CAPTION, seed=SEED).videos[0].save(given.out / "ball.gif", metadata=facts)
+    info = {"model": pipe.name, "prompt": CAPTION, "seed": str(SEED)}
+    save_png(samples(pipe), given.out / "scenes-video.png", info)
+    save_png(rivals(pipe), given.out / "scenes-video-methods.png", info)
+    pipe(CAPTION, seed=SEED).videos[0].save(given.out / "ball.gif", metadata=info)
 
 
 if __name__ == "__main__":

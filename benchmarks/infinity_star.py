@@ -20,7 +20,8 @@ import torch
 
 from benchmarks.subjects import random_model
 from stepvar.checkpoints.loading import LoadedModel
-from stepvar.memory import estimate_memory
+from stepvar.core.report import Report
+from stepvar.cost.memory import estimate_memory
 from stepvar.methods import Method, StepVAR, make_method
 from stepvar.methods.propagation import nearest_kept
 from stepvar.models.infinity_star import InfinityStarConfig
@@ -28,7 +29,6 @@ from stepvar.models.infinity_star.checkpoint import VARIANTS
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
 from stepvar.models.registry import FAMILIES
 from stepvar.pipeline import Pipeline
-from stepvar.report import Report
 
 TEXT = 128
 """Tokens of the prompt."""

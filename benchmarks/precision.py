@@ -19,22 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import command_line
-from stepvar.determinism import full_precision
+from stepvar.conformance import default_goldens, infinity, var
+from stepvar.conformance.goldens import Golden, find_goldens, read_tensors
+from stepvar.conformance.recording import Record, RecordBlocks
+from stepvar.core.plan import Plan, Step
+from stepvar.core.sampling import Noise, SeededNoise
+from stepvar.core.tokens import TokenMap
 from stepvar.evaluation.metrics import psnr
-from stepvar.files import write_text
 from stepvar.generation import generate
 from stepvar.methods import Method
 from stepvar.methods.base import RunBlocks
 from stepvar.models.infinity import TextCondition
-from stepvar.models.picture import PictureModel
+from stepvar.models.model import VARModel
 from stepvar.models.precision import Precision
 from stepvar.pipeline import Pipeline
-from stepvar.plan import Plan, Step
-from stepvar.sampling import Noise, SeededNoise
-from stepvar.tokens import TokenMap
-from stepvar.verify import default_goldens, infinity, var
-from stepvar.verify.goldens import Golden, find_goldens, read_tensors
-from stepvar.verify.recording import Record, RecordBlocks
+from stepvar.utils.determinism import full_precision
+from stepvar.utils.files import write_text
 
 BF16, FP16 = torch.bfloat16, torch.float16
 PRECISIONS = {
@@ -56,7 +56,7 @@ class Subject:
     """A model, what it draws, and the symbols (B, N, ...) of every scale that it is led along; none: it draws."""
 
     name: str
-    model: Callable[[], PictureModel]
+    model: Callable[[], VARModel]
     condition: Any
     samples: int
     plan: Plan
@@ -176,8 +176,8 @@ def main() -> None:
     goldens = [read_tensors(golden) for golden in find_goldens([folder / f"{name}.json" for name in (*INFINITY, *VAR)])]
     with full_precision():
         rows = [row for subject in (*map(from_golden, goldens), embedded()) for row in measure(subject)]
-    facts = {"command": command_line(__spec__), "device": "cpu", "machine": platform.machine()}
-    result = {"facts": facts | {"torch": torch.__version__}, "rows": rows}
+    info = {"command": command_line(__spec__), "device": "cpu", "machine": platform.machine()}
+    result = {"info": info | {"torch": torch.__version__}, "rows": rows}
     print(markdown(result))
     if arguments.out:
         write_text(arguments.out, json.dumps(result, indent=1) + "\n")

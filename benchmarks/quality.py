@@ -14,11 +14,11 @@ from torch import Tensor
 
 from benchmarks import command_line
 from stepvar.evaluation.drawing import DENSE, Sampling, draw
-from stepvar.evaluation.scenes import accuracies, judge_pictures, load_judge
-from stepvar.files import write_text
+from stepvar.evaluation.scene_scores import accuracies, judge_pictures, load_judge
+from stepvar.evaluation.scenes.grammar import Scene, caption, held_out_scenes
+from stepvar.evaluation.scenes.judge import Judge
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.grammar import Scene, caption, held_out_scenes
-from stepvar.scenes.judge import Judge
+from stepvar.utils.files import write_text
 
 AIMS = {"background": 0.95, "colour": 0.90, "shape": 0.80, "texture (large)": 0.75, "colour_binding": 0.75}
 
@@ -63,8 +63,8 @@ def main() -> None:
             rows.append({"guidance": guidance, "temperature": temperature, "accuracy": table})
             shown = "  ".join(f"{name} {100 * share:.1f} % (n={n})" for name, (share, n) in table.items())
             print(f"guidance {guidance} temperature {temperature}: {shown}", flush=True)
-    facts = {"command": command_line(__spec__), "device": arguments.device, "torch": torch.__version__}
-    write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+    info = {"command": command_line(__spec__), "device": arguments.device, "torch": torch.__version__}
+    write_text(arguments.out, json.dumps({"info": info, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

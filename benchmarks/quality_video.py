@@ -17,19 +17,19 @@ from torch import Tensor
 
 from benchmarks import command_line
 from stepvar.evaluation.clips import judge_videos, load_clip_judge
-from stepvar.evaluation.drawing import DENSE, Contender, Sampling, draw, noise_floor
+from stepvar.evaluation.drawing import DENSE, Candidate, Sampling, draw, noise_floor
 from stepvar.evaluation.metrics import high_frequency_share, psnr
-from stepvar.evaluation.scenes import accuracies
+from stepvar.evaluation.scene_scores import accuracies
+from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, held_out_clips
+from stepvar.evaluation.scenes.clips.judge import ClipJudge
+from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.evaluation.video import flicker
-from stepvar.files import write_text
 from stepvar.methods import make_method
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar
 from stepvar.models.infinity_star.schedules import code_passes
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.clips.grammar import Clip, clip_caption, held_out_clips
-from stepvar.scenes.clips.judge import ClipJudge
-from stepvar.scenes.clips.render import render_clips
+from stepvar.utils.files import write_text
 
 METHODS = ("stepvar", "fastvar", "random", "skip-last")
 FIRST_SEED = 100
@@ -66,7 +66,7 @@ def references(pipe: Pipeline, clips: Sequence[Clip], batch: int) -> tuple[Tenso
 
 
 def measure(pipe: Pipeline, judge: ClipJudge, clips: list[Clip], sampling: Sampling, methods: Sequence[str]) -> Any:
-    """One row per contender."""
+    """One row per candidate."""
     captions = [clip_caption(clip) for clip in clips]
     seeds = list(range(FIRST_SEED, FIRST_SEED + len(clips)))
     rendered, coded = references(pipe, clips, sampling.batch)
@@ -76,10 +76,10 @@ def measure(pipe: Pipeline, judge: ClipJudge, clips: list[Clip], sampling: Sampl
         psnr(coded.transpose(1, 2).flatten(0, 1), rendered.transpose(1, 2).flatten(0, 1)).mean()
     )
     rows.append(row_of("dense", judge, dense, clips, dense))
-    contenders = [Contender(name, make_method(name)) for name in methods]
-    for contender in (noise_floor(2), *contenders):
-        drawn = draw(pipe, captions, seeds, contender, sampling)
-        rows.append(row_of(contender.label, judge, drawn, clips, dense))
+    candidates = [Candidate(name, make_method(name)) for name in methods]
+    for candidate in (noise_floor(2), *candidates):
+        drawn = draw(pipe, captions, seeds, candidate, sampling)
+        rows.append(row_of(candidate.label, judge, drawn, clips, dense))
     return rows
 
 
@@ -116,9 +116,9 @@ def main() -> None:
     sampling = Sampling(guidance, temperature, batch=given.batch)
     rows = measure(pipe, judge, held_out_clips(given.clips, seed=3), sampling, given.methods)
     print(markdown(rows))
-    facts = {"command": command_line(__spec__), "device": given.device, "torch": torch.__version__}
-    facts |= {"clips": str(given.clips), "guidance": str(guidance), "temperature": str(temperature)}
-    write_text(given.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+    info = {"command": command_line(__spec__), "device": given.device, "torch": torch.__version__}
+    info |= {"clips": str(given.clips), "guidance": str(guidance), "temperature": str(temperature)}
+    write_text(given.out, json.dumps({"info": info, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

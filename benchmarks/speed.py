@@ -21,15 +21,16 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.subjects import Drawing, add_options, drawing, facts
-from stepvar.budget import calibrate, fit
-from stepvar.budget.device import best_seconds
-from stepvar.compare import Spread
-from stepvar.files import write_text
+from benchmarks.subjects import Drawing, add_options, drawing, info
+from stepvar.core.plan import Step
+from stepvar.core.report import Report
+from stepvar.core.tokens import TokenMap
+from stepvar.cost.calibration import calibrate
+from stepvar.cost.device import best_seconds
+from stepvar.cost.planner import fit
+from stepvar.evaluation.comparison import Spread
 from stepvar.methods import Method, StepVAR
-from stepvar.plan import Step
-from stepvar.report import Report
-from stepvar.tokens import TokenMap
+from stepvar.utils.files import write_text
 
 
 class NoBlocks:
@@ -153,7 +154,7 @@ def main() -> None:
         result["dense"]["peak"] = peak_memory(arguments, Method())
         for method, row in zip(methods.values(), result["rows"], strict=True):
             row["peak"] = peak_memory(arguments, method)
-    result["facts"] = {"command": command_line(__spec__)} | facts(of)
+    result["info"] = {"command": command_line(__spec__)} | info(of)
     print(markdown(result))
     if arguments.out:
         write_text(arguments.out, json.dumps(result, indent=1) + "\n")

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from stepvar.budget.calibration import subject_of
-from stepvar.budget.device import processor_name
+from stepvar.core.plan import Plan
+from stepvar.core.report import Recorder, Report
+from stepvar.core.sampling import SeededNoise
+from stepvar.cost.calibration import subject_of
+from stepvar.cost.device import processor_name
 from stepvar.generation import generate
 from stepvar.methods import Method
 from stepvar.models.family import Family
 from stepvar.models.precision import Precision
 from stepvar.models.registry import FAMILIES, families_of_variant, family_of_model
 from stepvar.pipeline import Pipeline
-from stepvar.plan import Plan
-from stepvar.report import Recorder, Report
-from stepvar.sampling import SeededNoise
 
 VARIANTS = tuple(variant for family in FAMILIES.values() for variant in family.variants)
 
@@ -114,7 +114,7 @@ def drawing(arguments: argparse.Namespace) -> Drawing:
     return Drawing(name, whole, condition, plan, arguments.samples, arguments.decode)
 
 
-def facts(of: Drawing) -> dict[str, str]:
+def info(of: Drawing) -> dict[str, str]:
     """The machine that a result belongs to."""
     device = of.model.device
     if device.type == "cuda":

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import command_line
-from stepvar.files import write_text
 from stepvar.models.infinity_star.tokenizer import CHUNK, POLICY, VideoTokenizer, VideoTokenizerConfig
 from stepvar.models.infinity_star.tokenizer_memory import decode_bytes, encode_bytes
 from stepvar.models.infinity_star.video_layers import CausalConv, LatentNorm, Past, latent_frames
 from stepvar.models.precision import Precision, apply_precision, for_weight
+from stepvar.utils.files import write_text
 from training.video.convolution import folded
 
 SMALL = VideoTokenizerConfig(channels=(24, 48, 96, 96))
@@ -136,11 +136,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = measure(SMALL if arguments.small else VideoTokenizerConfig(), arguments)
-    facts = {"command": command_line(__spec__), "torch": torch.__version__, "dtype": arguments.dtype}
-    facts["device"] = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu"
+    info = {"command": command_line(__spec__), "torch": torch.__version__, "dtype": arguments.dtype}
+    info["device"] = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu"
     print(markdown(rows))
     if arguments.out:
-        write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+        write_text(arguments.out, json.dumps({"info": info, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,18 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
+from stepvar.conformance.hart import RecordingHART
+from stepvar.conformance.infinity import RecordingInfinity
+from stepvar.conformance.infinity_star import RecordingStar
+from stepvar.conformance.recording import RecordingModel, State
+from stepvar.conformance.var import RecordingVAR
+from stepvar.conformance.weights import fill_by_rule, hart_weight, star_weight
+from stepvar.core.plan import Plan, Step
+from stepvar.core.sampling import SeededNoise
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.generation import generate
 from stepvar.methods import Dense, Method
-from stepvar.methods.base import Site
+from stepvar.methods.base import SublayerRef
 from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.hart.model import HARTState
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
@@ -22,16 +31,7 @@ from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
 from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
 from stepvar.models.var.model import VARState
-from stepvar.plan import Plan, Step
-from stepvar.sampling import SeededNoise
 from stepvar.text import ContextFeatures, TextFeatures
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
-from stepvar.verify.hart import RecordingHART
-from stepvar.verify.infinity import RecordingInfinity
-from stepvar.verify.infinity_star import RecordingStar
-from stepvar.verify.recording import RecordingModel, State
-from stepvar.verify.var import RecordingVAR
-from stepvar.verify.weights import fill_by_rule, hart_weight, star_weight
 
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
 WIDE = ScaleSchedule.of([(1, 1), (2, 2), (2, 3), (4, 6), (5, 7), (6, 9)])
@@ -245,8 +245,8 @@ class Watch(Method):
 
     seen: dict[tuple[int, int, str], TokenMap] = field(default_factory=dict)
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        self.seen[(step.index, site.layer, site.sublayer)] = tokens
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
+        self.seen[(step.index, ref.layer, ref.name)] = tokens
         return run(tokens)
 
 

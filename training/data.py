@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.scenes.grammar import caption, sample_training_scene
-from stepvar.scenes.render import render
-from stepvar.tokens import ScaleSchedule
+from stepvar.core.tokens import ScaleSchedule
+from stepvar.evaluation.scenes.grammar import caption, sample_training_scene
+from stepvar.evaluation.scenes.render import render
 from training.presets import RATIOS
 
 

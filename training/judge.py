@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.scenes.grammar import BACKGROUNDS, RELATIONS, Scene, held_out_scenes, sample_training_scene
-from stepvar.scenes.judge import ATTRIBUTES, RELATION_SLOTS, SLOTS, WORDS, Judge, judge_scenes
-from stepvar.scenes.render import layouts, render
-from stepvar.transfer import send
+from stepvar.evaluation.scenes.grammar import BACKGROUNDS, RELATIONS, Scene, held_out_scenes, sample_training_scene
+from stepvar.evaluation.scenes.judge import ATTRIBUTES, RELATION_SLOTS, SLOTS, WORDS, Judge, judge_scenes
+from stepvar.evaluation.scenes.render import layouts, render
+from stepvar.utils.device import to_device_async
 
 from .degrade import degrade
 
@@ -80,7 +80,7 @@ def make_batch(scenes: list[Scene], seeds: Sequence[int], size: tuple[int, int],
         torch.tensor([BACKGROUNDS.index(str(scene.background)) for scene in scenes]),
         torch.tensor([len(scene.objects) - 1 for scene in scenes]),
     )
-    words, spoken, where, background, count = (send(value, device) for value in labels)
+    words, spoken, where, background, count = (to_device_async(value, device) for value in labels)
     pictures = render(scenes, seeds, height, width, device)
     return Batch(pictures, scenes, words, spoken, where, background, count)
 

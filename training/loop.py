@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from stepvar.files import atomic_path
+from stepvar.utils.files import atomic_path
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -136,13 +136,13 @@ def command_line(stage: str) -> str:
 
 
 def write_card(path: Path, values: dict[str, Any]) -> None:
-    """Writes the facts of a training for the model card."""
+    """Writes the info of a training for the model card."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def sittings(folder: Path | None) -> list[dict[str, Any]]:
-    """The facts of the trainings that a model folder has behind it."""
+    """The info of the trainings that a model folder has behind it."""
     path = None if folder is None else folder / "training.json"
     if path is None or not path.exists():
         return []

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
-from stepvar.tokens import ScaleSchedule
 
 
 @dataclass(frozen=True)

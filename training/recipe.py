@@ -35,7 +35,7 @@ def run_stage(stage: str, out: Path, minutes: float, device: str, preset: str) -
 
 
 def install(out: Path) -> None:
-    """Copies the finished model, its judge and the facts of their training into the package."""
+    """Copies the finished model, its judge and the info of their training into the package."""
     folder = Path(str(files("stepvar"))) / "weights" / "scenes"
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*SHIPPED, *CARDS):

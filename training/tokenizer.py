@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module, read_weights, save_weights
+from stepvar.core.tokens import ScaleSchedule
+from stepvar.evaluation.scenes.grammar import held_out_scenes
+from stepvar.evaluation.scenes.render import render
 from stepvar.models.infinity import schedule_for
 from stepvar.models.infinity.tokenizer import BitTokenizer
-from stepvar.scenes.grammar import held_out_scenes
-from stepvar.scenes.render import render
-from stepvar.tokens import ScaleSchedule
 from training.data import SceneSource
 from training.loop import (
     Progress,

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module, read_weights, save_model
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.models import layers
 from stepvar.models.infinity import Infinity, schedule_for
 from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from stepvar.models.infinity.transformer import BlockContext, InfinityTransformer
 from stepvar.text import WordEncoder
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
 from training.data import SceneSource
 from training.loop import (
     Progress,
@@ -73,7 +73,7 @@ class TextToBits(nn.Module):
                 text=condition.memory[layer],
                 rotary=positions.rotary,
                 attend=positions.attend,
-                around=lambda run, tokens, site: run(tokens),
+                around=lambda run, tokens, ref: run(tokens),
             )
             # The positions are only handed to `rotary`, which here knows the whole sequence.
             x = block(TokenMap(x, x, Grid(1, 1, 1)), layer, context).features

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.study.contenders import Entry, entries
+from benchmarks.study.candidates import Entry, entries
 from benchmarks.study.driver import SET_GROUPS, Driver, Item
 from benchmarks.study.gallery import Gallery, kept_maps
 from benchmarks.study.storage import Study
+from stepvar.core.plan import Plan
 from stepvar.errors import OutputError, UsageError
 from stepvar.evaluation.costs import counted_flops
 from stepvar.evaluation.drawing import Sampling
-from stepvar.evaluation.scenes import load_judge
+from stepvar.evaluation.scene_scores import load_judge
+from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
 from stepvar.methods import Dense, Method
 from stepvar.pipeline import Pipeline
-from stepvar.plan import Plan
-from stepvar.scenes.grammar import caption, held_out_scenes
 
 SCENES_SEED = 7
 TEXT_TOKENS = 16
@@ -45,7 +45,7 @@ def main(given: Sequence[str] | None = None) -> None:
     plan = Sampling.of(pipe).plan(pipe)
     taking_part = [e for e in entries(counter(pipe, plan)) if not arguments.groups or e.group in arguments.groups]
     for entry in taking_part:
-        entry.contender.method.prepare(plan, pipe.model.facts)  # what cannot be drawn fails before anything is
+        entry.candidate.method.prepare(plan, pipe.model.info)  # what cannot be drawn fails before anything is
     name = "study.json" if shards == 1 else f"study-{shard}-of-{shards}.json"
     study = opened(arguments.out / name, settings_of(arguments, pipe), taking_part)
     gallery = Gallery([entry for entry in taking_part if entry.group == "methods"])
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--ablation-seeds", type=int, default=1, help="seeds that variants of settings are drawn with")
     found.add_argument("--batch", type=int, default=128)
     found.add_argument("--limit", type=int, help="only so many prompts, to try it out")
-    found.add_argument("--groups", nargs="*", help="only these groups of contenders")
+    found.add_argument("--groups", nargs="*", help="only these groups of candidates")
     found.add_argument("--minutes", type=float, default=1e9, help="begin no batch that would end later than this")
     found.add_argument("--shard", default="0/1", help="i/n: every n-th batch, from the i-th on")
     return found
@@ -119,13 +119,13 @@ def opened(path: Path, settings: dict[str, Any], taking_part: Sequence[Entry]) -
     described = {entry.key: entry.to_dict() for entry in taking_part}
     if path.exists():
         study = Study.read(path)
-        if study.facts["settings"] != settings or study.entries != described:
+        if study.info["settings"] != settings or study.entries != described:
             raise UsageError(f"{path}: was made with other settings or methods; name another folder")
         return study
     device = torch.device(settings["device"])
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    facts = {"command": command_line(__spec__), "machine": machine, "torch": torch.__version__}
-    return Study(facts | {"threads": torch.get_num_threads(), "settings": settings}, described)
+    info = {"command": command_line(__spec__), "machine": machine, "torch": torch.__version__}
+    return Study(info | {"threads": torch.get_num_threads(), "settings": settings}, described)
 
 
 def batches(prompts: int, seeds: int, size: int, shard: int, shards: int) -> list[tuple[int, list[Item]]]:

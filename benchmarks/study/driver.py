@@ -1,4 +1,4 @@
-"""Drawing and measuring: batch by batch, all contenders within each, so that whatever is done can be used."""
+"""Drawing and measuring: batch by batch, all candidates within each, so that whatever is done can be used."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.study.contenders import Entry
+from benchmarks.study.candidates import Entry
 from benchmarks.study.storage import Study
+from stepvar.core.plan import Plan
 from stepvar.evaluation.costs import Clock, turns
 from stepvar.evaluation.distribution import Moments, squared_discrepancy
-from stepvar.evaluation.drawing import DENSE, Batch, Contender, Drawn
+from stepvar.evaluation.drawing import DENSE, Batch, Candidate, Drawn
 from stepvar.evaluation.metrics import high_frequency_energy, high_frequency_share, psnr, ssim
-from stepvar.evaluation.scenes import CATEGORIES, Judged, Questions, judge_batch
+from stepvar.evaluation.scene_scores import CATEGORIES, Judged, Questions, judge_batch
+from stepvar.evaluation.scenes.grammar import Scene, caption
+from stepvar.evaluation.scenes.judge import Judge
+from stepvar.evaluation.scenes.render import render
 from stepvar.pipeline import Pipeline
-from stepvar.plan import Plan
-from stepvar.scenes.grammar import Scene, caption
-from stepvar.scenes.judge import Judge
-from stepvar.scenes.render import render
 
 EQUAL = 99.0
 """Stands for the infinite PSNR of equal pictures."""
@@ -37,7 +37,7 @@ Item = tuple[int, int]
 
 @dataclass
 class Pending:
-    """Figures of one contender that are on their way from the device.
+    """Figures of one candidate that are on their way from the device.
 
     Attributes:
         clock: four marks: in front of the loop, behind it, behind decoding, behind the copy of the figures.
@@ -64,7 +64,7 @@ class Driver:
         entries: who takes part, without dense.
         scenes: the prompts.
         size: height and width of the pictures.
-        look: called with (batch number, key of the contender, pictures), to keep a few pictures; None: none are kept.
+        look: called with (batch number, key of the candidate, pictures), to keep a few pictures; None: none are kept.
     """
 
     pipe: Pipeline
@@ -81,7 +81,7 @@ class Driver:
 
         Args:
             ablate: whether the variants of settings take part, too.
-            tick: called after each contender.
+            tick: called after each candidate.
         """
         scenes = [self.scenes[prompt] for prompt, _ in items]
         seeds = [SEED_STRIDE * seed + prompt for prompt, seed in items]
@@ -104,11 +104,11 @@ class Driver:
         for index in turns(len(taking_part), number):
             entry = taking_part[index]
             pending = self._drawn(entry, batch, reference.pictures, questions, real)
-            finish(waiting)  # the device works on the next contender while the numbers of the last one are read
+            finish(waiting)  # the device works on the next candidate while the numbers of the last one are read
             waiting = pending
             tick()
         finish(waiting)
-        again = Entry("dense", Contender("dense again", DENSE.method))  # what the clock and the draws are worth
+        again = Entry("dense", Candidate("dense again", DENSE.method))  # what the clock and the draws are worth
         finish(self._drawn(again, batch, reference.pictures, questions, real))
         for key, features in sets.items():
             study.add_moments(key, Moments.of(features))
@@ -132,7 +132,7 @@ class Driver:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-        drawn = batch.draw(entry.contender)
+        drawn = batch.draw(entry.candidate)
         memory = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
         return self._measured(entry, drawn, reference, questions, real, memory)
 
@@ -162,14 +162,14 @@ class Driver:
         Batch(self.pipe, [caption(self.scenes[prompt]) for prompt, _ in items], [0] * len(items), self.plan).draw(DENSE)
 
     def latency(self, rounds: int, entries: Sequence[Entry], tick: Callable[[], None]) -> dict[str, list[float]]:
-        """Seconds of the loop for one picture, all contenders in turn, behind one round that does not count."""
+        """Seconds of the loop for one picture, all candidates in turn, behind one round that does not count."""
         batch = Batch(self.pipe, [caption(self.scenes[0])], [0], self.plan)
-        contenders = [self.dense, *entries]
-        seconds: dict[str, list[float]] = {entry.key: [] for entry in contenders}
+        candidates = [self.dense, *entries]
+        seconds: dict[str, list[float]] = {entry.key: [] for entry in candidates}
         for number in range(rounds + 1):
-            for index in turns(len(contenders), number):
-                entry = contenders[index]
-                loop = batch.draw(entry.contender).clock.seconds()[0]
+            for index in turns(len(candidates), number):
+                entry = candidates[index]
+                loop = batch.draw(entry.candidate).clock.seconds()[0]
                 if number > 0:
                     seconds[entry.key].append(round(loop, 6))
                 tick()
@@ -177,7 +177,7 @@ class Driver:
 
 
 def row_of(pending: Pending) -> dict[str, Any]:
-    """The figures of one contender and batch, as they are stored."""
+    """The figures of one candidate and batch, as they are stored."""
     loop, decode, _ = pending.clock.seconds()
     count, values = len(pending.pictures), pending.figures
     row: dict[str, Any] = {

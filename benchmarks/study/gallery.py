@@ -10,16 +10,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.study.contenders import ABLATED, BUDGETS, Entry
-from stepvar.drawing import contact_sheet, enlarge, kept_overlay
-from stepvar.files import atomic_path
+from benchmarks.study.candidates import ABLATED, BUDGETS, Entry
+from stepvar.core.plan import Plan
+from stepvar.core.report import Recorder
+from stepvar.core.sampling import SeededNoise
 from stepvar.generation import generate
-from stepvar.models.conditioning import Subject
+from stepvar.media.sheets import contact_sheet, enlarge, kept_overlay
+from stepvar.models.inputs import Subject
 from stepvar.output import to_images
 from stepvar.pipeline import Pipeline
-from stepvar.plan import Plan
-from stepvar.report import Recorder
-from stepvar.sampling import SeededNoise
+from stepvar.utils.files import atomic_path
 
 DENSE_KEY = "dense/dense"
 SHOWN, SIDE = 4, 208
@@ -32,7 +32,7 @@ class Gallery:
 
     Attributes:
         entries: the methods that are shown.
-        kept: their pictures, by label of the contender and budget.
+        kept: their pictures, by label of the candidate and budget.
     """
 
     entries: Sequence[Entry]
@@ -51,7 +51,7 @@ class Gallery:
             columns = {"dense": self.kept[DENSE_KEY]}
             for entry in self.entries:
                 if entry.budget in (budget, None) and entry.key in self.kept:
-                    name = f"{entry.contender.label} ({entry.speedup:.2f}x)"
+                    name = f"{entry.candidate.label} ({entry.speedup:.2f}x)"
                     columns[name] = self.kept[entry.key]
             rows = len(self.kept[DENSE_KEY])
             tiles = [(name, pictures[row]) for row in range(rows) for name, pictures in columns.items()]
@@ -83,12 +83,12 @@ def kept_maps(pipe: Pipeline, plan: Plan, prompts: Sequence[str], entries: Seque
         condition = pipe.conditioner.request(Subject(prompt=prompt), 1).condition()
         for entry in shown:
             recorder = Recorder(pipe.device)
-            state = generate(pipe.model, condition, 1, plan, entry.contender.method, SeededNoise([row]), recorder)
+            state = generate(pipe.model, condition, 1, plan, entry.candidate.method, SeededNoise([row]), recorder)
             image = to_images(pipe.model.decode(state), "pil")[0]
             maps = recorder.kept_maps()
             if maps:
                 step, kept = maps[-1]
-                label = f"{entry.contender.label}: {100 * float(kept[0].mean()):.0f} % of {step.grid}"
+                label = f"{entry.candidate.label}: {100 * float(kept[0].mean()):.0f} % of {step.grid}"
                 tiles.append((label, enlarge(kept_overlay(image, np.asarray(kept[0])), SIDE)))
     if tiles:
         save_jpeg(contact_sheet(tiles, len(tiles) // len(prompts)), path)

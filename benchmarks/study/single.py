@@ -16,14 +16,14 @@ import torch
 
 from benchmarks import command_line
 from benchmarks.study.__main__ import counter
-from benchmarks.study.contenders import ABLATED, entries
+from benchmarks.study.candidates import ABLATED, entries
 from benchmarks.study.driver import Driver
 from stepvar.evaluation.drawing import Sampling
-from stepvar.evaluation.scenes import load_judge
+from stepvar.evaluation.scene_scores import load_judge
+from stepvar.evaluation.scenes.grammar import held_out_scenes
 from stepvar.evaluation.statistics import percentiles
-from stepvar.files import write_text
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.grammar import held_out_scenes
+from stepvar.utils.files import write_text
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -46,7 +46,7 @@ def main(given: Sequence[str] | None = None) -> None:
     dense = seconds[driver.dense.key]
     rows = [
         {
-            "label": entry.contender.label,
+            "label": entry.candidate.label,
             "speedup": entry.speedup,
             "measured": percentiles([whole / own for whole, own in zip(dense, seconds[entry.key], strict=True)]),
             "ms": 1e3 * statistics.median(seconds[entry.key]),
@@ -54,14 +54,14 @@ def main(given: Sequence[str] | None = None) -> None:
         for entry in [driver.dense, *taking_part]
     ]
     cuda = pipe.device.type == "cuda"
-    facts = {
+    info = {
         "command": command_line(__spec__),
         "machine": torch.cuda.get_device_name(pipe.device) if cuda else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rounds": arguments.rounds,
     }
-    write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+    write_text(arguments.out, json.dumps({"info": info, "rows": rows}, indent=1) + "\n")
     print(f"{arguments.out}: written", flush=True)
 
 

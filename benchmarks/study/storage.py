@@ -1,6 +1,6 @@
 """The file of a study or of one shard of it: whole after every batch, so that an interrupted run is usable.
 
-Per batch and contender it keeps one number per picture and measure; pictures are not kept.
+Per batch and candidate it keeps one number per picture and measure; pictures are not kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from stepvar.errors import UsageError
 from stepvar.evaluation.distribution import Moments
-from stepvar.files import write_text
+from stepvar.utils.files import write_text
 
 FORMAT = 1
 
@@ -23,19 +23,19 @@ class Study:
     """What was measured so far.
 
     Attributes:
-        facts: settings and machine; two files can be joined if their ``settings`` agree.
-        entries: contenders by key, as :meth:`benchmarks.study.contenders.Entry.to_dict` gives them.
-        batches: by number, the pictures drawn (prompt and seed) and per contender its figures.
-        moments: per contender the sums over its features, for the distances between sets.
+        info: settings and machine; two files can be joined if their ``settings`` agree.
+        entries: candidates by key, as :meth:`benchmarks.study.candidates.Entry.to_dict` gives them.
+        batches: by number, the pictures drawn (prompt and seed) and per candidate its figures.
+        moments: per candidate the sums over its features, for the distances between sets.
     """
 
-    facts: dict[str, Any]
+    info: dict[str, Any]
     entries: dict[str, dict[str, Any]]
     batches: dict[int, dict[str, Any]] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
 
     def add(self, number: int, items: Sequence[tuple[int, int]], rows: Mapping[str, dict[str, Any]]) -> None:
-        """A finished batch: (prompt, seed) of each picture, and the figures of each contender."""
+        """A finished batch: (prompt, seed) of each picture, and the figures of each candidate."""
         self.batches[number] = {"items": [list(item) for item in items], "rows": dict(rows)}
 
     def add_moments(self, key: str, moments: Moments) -> None:
@@ -44,7 +44,7 @@ class Study:
     def write(self, path: Path) -> None:
         stored = {
             "format": FORMAT,
-            "facts": self.facts,
+            "info": self.info,
             "entries": self.entries,
             "moments": {key: moments.encode() for key, moments in self.moments.items()},
             "batches": {str(number): batch for number, batch in sorted(self.batches.items())},
@@ -63,7 +63,7 @@ class Study:
             if stored["format"] != FORMAT:
                 raise UsageError(f"{path}: is of format {stored['format']}, not {FORMAT}; run the study again")
             return cls(
-                stored["facts"],
+                stored["info"],
                 stored["entries"],
                 {int(number): batch for number, batch in stored["batches"].items()},
                 {key: Moments.decode(moments) for key, moments in stored["moments"].items()},
@@ -81,8 +81,8 @@ def joined(parts: Iterable[Study]) -> Study:
     whole: Study | None = None
     for part in parts:
         if whole is None:
-            whole = Study(part.facts, part.entries)
-        if part.facts["settings"] != whole.facts["settings"] or part.entries != whole.entries:
+            whole = Study(part.info, part.entries)
+        if part.info["settings"] != whole.info["settings"] or part.entries != whole.entries:
             raise UsageError("study: the files come from runs with different settings; join those of one run")
         for number, batch in part.batches.items():
             if number in whole.batches:

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.study.__main__ import SCENES_SEED
-from benchmarks.study.contenders import ABLATED
+from benchmarks.study.candidates import ABLATED
 from benchmarks.study.contrasts import contrasts, default_of
 from benchmarks.study.driver import SET_GROUPS
 from benchmarks.study.gallery import save_jpeg
 from benchmarks.study.storage import Study, joined
 from stepvar.evaluation.distribution import frechet_distance
-from stepvar.evaluation.scenes import CATEGORIES, Questions
+from stepvar.evaluation.scene_scores import CATEGORIES, Questions
+from stepvar.evaluation.scenes.grammar import held_out_scenes
 from stepvar.evaluation.statistics import Interval, bootstrap, paired, percentiles
-from stepvar.files import write_text
-from stepvar.scenes.grammar import held_out_scenes
+from stepvar.utils.files import write_text
 
 ROOT = Path(__file__).parents[2]
 DENSE, AGAIN, RENDERS = "dense/dense", "dense/dense again", "real/renders"
@@ -56,13 +56,13 @@ class Figures:
     @cached_property
     def asked(self) -> NDArray[np.bool_]:
         """(prompts, categories): what each caption says."""
-        settings = self.study.facts["settings"]
+        settings = self.study.info["settings"]
         scenes = held_out_scenes(settings["limit"] or settings["prompts"], seed=SCENES_SEED)
         asked: NDArray[np.bool_] = Questions.of(scenes).asked.numpy()
         return asked
 
     def items(self, key: str) -> list[tuple[int, int]]:
-        """(prompt, seed) of each picture of a contender."""
+        """(prompt, seed) of each picture of a candidate."""
         return [(item[0], item[1]) for batch in self.batches if key in batch["rows"] for item in batch["items"]]
 
     def prompts(self, key: str) -> list[int]:
@@ -85,7 +85,7 @@ class Figures:
         return [batch["rows"][key][name] for batch in self.batches if key in batch["rows"]]
 
     def speedups(self, key: str) -> list[float]:
-        """Dense time of the loop over the contender's, batch by batch; dense ran at both ends of each batch."""
+        """Dense time of the loop over the candidate's, batch by batch; dense ran at both ends of each batch."""
         found = []
         for batch in self.batches:
             rows = batch["rows"]
@@ -100,7 +100,7 @@ def summarise(study: Study) -> dict[str, Any]:
     keys = {DENSE: {"group": "dense", "label": "dense", "budget": None, "knob": None, "speedup": 1.0}} | study.entries
     drawn = {key: entry for key, entry in keys.items() if figures.items(key)}
     return {
-        "facts": study.facts | _checks(figures),
+        "info": study.info | _checks(figures),
         "renders": _categories(figures, RENDERS),
         "entries": {key: _entry(figures, key, entry) for key, entry in drawn.items()},
         "contrasts": [

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.contenders import ABLATED, BUDGETS
+from benchmarks.study.candidates import ABLATED, BUDGETS
 from stepvar.evaluation.charts import Point, Series, scatter
 from stepvar.evaluation.statistics import pareto_front
 from stepvar.evaluation.tables import to_markdown
-from stepvar.files import write_text
+from stepvar.utils.files import write_text
 
 Result = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -37,7 +37,7 @@ SHOWN = ("stepvar", "high-pass", "random", "fastvar", "sparsevar", "coverage", "
 def write_tables(result: Result, snippets: Path, images: Path) -> None:
     """Writes ``study-*.md`` and ``study-*.svg``."""
     texts = {
-        "facts": facts(result),
+        "info": info(result),
         "methods": methods(result),
         "categories": categories(result),
         "contrasts": contrast_table(result, lambda row: not row["question"].startswith("nearest against")),
@@ -50,9 +50,9 @@ def write_tables(result: Result, snippets: Path, images: Path) -> None:
         write_text(images / f"study-{name}.svg", chart(result, title, label, pick) + "\n")
 
 
-def facts(result: Result) -> str:
+def info(result: Result) -> str:
     """What was run, and what the instruments are worth."""
-    known = result["facts"]
+    known = result["info"]
     settings, again, same = known["settings"], known["dense_again_time"], known["same_method"]
     drawn, planned = len(known["seeds_drawn"]), settings["seeds"]
     missing = "" if drawn == planned else f" (of {planned}: the run was stopped before the others)"
@@ -189,7 +189,7 @@ def single(result: Result) -> str:
     rows = [["method", "operations", "measured speed-up, loop", "loop, ms"]]
     for row in result["rows"]:
         rows.append([row["label"], f"{row['speedup']:.2f}x", f"{spread(row['measured'], 2)}", f"{row['ms']:.0f}"])
-    known = result["facts"]
+    known = result["info"]
     machine = f"{known['machine']}, {known['threads']} thread(s), torch {known['torch']}"
     where = f"{machine}, {known['rounds']} rounds in turn: median (p10 to p90)"
     return f"{to_markdown(rows)}\n`{known['command']}`; {where}.\n"

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepvar.determinism import deterministic
+    from stepvar.media.video import Video
     from stepvar.methods import (
         PCA,
         BlendedPruning,
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         FastVAR,
         HighPass,
         L2Norm,
-        LatentChange,
+        LatentDelta,
         MeanDistance,
         Method,
         Random,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from stepvar.output import Output
     from stepvar.pipeline import Pipeline
-    from stepvar.video import Video
+    from stepvar.utils.determinism import deterministic
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ __all__ = [
     "FastVAR",
     "HighPass",
     "L2Norm",
-    "LatentChange",
+    "LatentDelta",
     "MeanDistance",
     "Method",
     "Output",

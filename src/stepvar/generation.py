@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import torch
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.report import Recorder
+from stepvar.core.sampling import Noise, gumbel_sample, sample
 from stepvar.methods.base import Method
 from stepvar.models.base import NextScaleModel, RunState
-from stepvar.plan import Plan, Step
-from stepvar.report import Recorder
-from stepvar.sampling import Noise, sample, sample_softly
 
 Condition = TypeVar("Condition")
 State = TypeVar("State", bound=RunState)
@@ -37,7 +37,7 @@ def generate(
         recorder: measures each scale.
         on_scale_end: called behind each scale with the state, which it must not change.
     """
-    plan = method.prepare(plan, model.facts)
+    plan = method.prepare(plan, model.info)
     recorder = recorder or Recorder()
     with recorder.stage("prepare"):
         state = model.start(condition, plan, method)
@@ -51,7 +51,7 @@ def generate(
                 logits = model.predict(state, tokens, step)
                 if plan.smooth:
                     smooth = plan.smooth[step.index]
-                    symbols, weights = sample_softly(logits, noise, step.index, smooth, step.top_k, plan.top_p)
+                    symbols, weights = gumbel_sample(logits, noise, step.index, smooth, step.top_k, plan.top_p)
                 else:
                     symbols = sample(logits, noise, step.index, step.top_k, plan.top_p)
             model.accumulate(state, symbols, step, weights)

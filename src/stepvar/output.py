@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stepvar.plan import Step
-from stepvar.report import Report
-from stepvar.video import Video
+from stepvar.core.plan import Step
+from stepvar.core.report import Report
+from stepvar.media.video import Video
 
 OutputType = Literal["pil", "np", "pt"]
 
@@ -26,9 +26,9 @@ class Output:
             Empty if videos were drawn.
         report: what it cost.
         seeds: the seed of each image or video; None when a generator was given.
-        kept: per pruned scale its :class:`~stepvar.plan.Step` and a map (B, t, h, w) of the tokens kept, in [0, 1].
+        kept: per pruned scale its :class:`~stepvar.core.plan.Step` and a map (B, t, h, w) of kept tokens, in [0, 1].
         captions: what each image or video shows: its prompt, or the name of its class.
-        videos: ``"pil"``: a list of :class:`~stepvar.video.Video`, each with frames, their rate, and ``save``;
+        videos: ``"pil"``: a list of :class:`~stepvar.media.video.Video`, each with frames, their rate, and ``save``;
             ``"np"``: (B, F, H, W, 3) uint8; ``"pt"``: (B, 3, F, H, W) in [0, 1]. Empty if pictures were drawn.
         story: what the next clip goes on from, if this is the clip of a story; see :meth:`Pipeline.begin_story`.
     """

@@ -11,20 +11,7 @@ import torch
 from torch import Tensor
 
 from stepvar.checkpoints import LoadedModel, load_model
-from stepvar.errors import UsageError
-from stepvar.generation import generate
-from stepvar.guidance import GUIDANCES
-from stepvar.memory import TEXT_TOKENS, estimate_memory, memory_of
-from stepvar.methods import Dense, Method, make_method
-from stepvar.models.blocks import planned_works
-from stepvar.models.conditioning import MOVING, MovingRequest, Storyteller, Subject
-from stepvar.models.registry import FAMILIES
-from stepvar.output import Output, OutputType, to_images, to_videos
-from stepvar.plan import Plan, Step
-from stepvar.progress import scale_bar
-from stepvar.report import Recorder
-from stepvar.sampling import Noise
-from stepvar.settings import (
+from stepvar.core.arguments import (
     PerScale,
     by_clip,
     checked_top_k,
@@ -33,8 +20,21 @@ from stepvar.settings import (
     parse_aspect_ratio,
     per_scale,
 )
-from stepvar.text import CachedEncoder, ContextFeatures, Encoder, HostedEncoder
-from stepvar.tokens import ScaleSchedule
+from stepvar.core.guidance import GUIDANCES
+from stepvar.core.plan import Plan, Step
+from stepvar.core.report import Recorder
+from stepvar.core.sampling import Noise
+from stepvar.core.tokens import ScaleSchedule
+from stepvar.cost.memory import TEXT_TOKENS, estimate_memory, memory_of
+from stepvar.errors import UsageError
+from stepvar.generation import generate
+from stepvar.methods import Dense, Method, make_method
+from stepvar.models.blocks import planned_works
+from stepvar.models.inputs import VIDEO_ONLY, MovingRequest, Storyteller, Subject
+from stepvar.models.registry import FAMILIES
+from stepvar.output import Output, OutputType, to_images, to_videos
+from stepvar.text import CachedEncoder, ContextFeatures, Encoder, OffloadableEncoder
+from stepvar.utils.progress import scale_bar
 
 
 class Pipeline:
@@ -106,7 +106,7 @@ class Pipeline:
             UsageError: if the model's text encoder is too small for that to make sense.
         """
         encoder = self.text_encoder.encoder if isinstance(self.text_encoder, CachedEncoder) else self.text_encoder
-        if not isinstance(encoder, HostedEncoder):
+        if not isinstance(encoder, OffloadableEncoder):
             raise UsageError(f"text encoder offload: {self.name} has no large text encoder; leave it where it is")
         encoder.enable_offload(self.device if device is None else device)
         return self
@@ -129,7 +129,7 @@ class Pipeline:
         generator: torch.Generator | None = None,
         noise: Noise | None = None,
         guidance_scale: PerScale | None = None,
-        guidance_at: Sequence[int] = (0,),
+        cfg_layers: Sequence[int] = (0,),
         guidance: str | None = None,
         temperature: PerScale | None = None,
         top_k: int | Sequence[int] | None = None,
@@ -162,8 +162,8 @@ class Pipeline:
             noise: a source of draws to use instead.
             guidance_scale: classifier-free guidance, one number (for VAR the end of its ramp) or one per scale;
                 1 (for VAR 0) turns it off.
-            guidance_at: where the branches are mixed: 0 on the logits, -m after block ``depth - m``.
-            guidance: how logits are mixed: "plain", or "projected" (see :class:`~stepvar.guidance.ProjectedGuidance`);
+            cfg_layers: where the branches are mixed: 0 on the logits, -m after block ``depth - m``.
+            guidance: how logits are mixed: "plain" or "projected" (:class:`~stepvar.core.guidance.ProjectedGuidance`);
                 None: as the model's authors do.
             temperature: one number or one per scale; lower is more decided.
             top_k, top_p: truncation before sampling, ``top_k`` one number or one per scale; 1 takes the most likely.
@@ -171,7 +171,7 @@ class Pipeline:
                 model's authors do.
             seconds: video models only: length of the video; 0: a still image; None: the model's usual length.
             image: video models only: a picture that the video begins with (PIL image, path, or array), or one each.
-            video: video models only: a video that is to go on from its end (:class:`~stepvar.video.Video`, path,
+            video: video models only: a video that is to go on from its end (:class:`~stepvar.media.video.Video`, path,
                 array, or pictures), or one each. It begins the result.
             prompt_suffix: video models only: goes behind every prompt, such as a description of a style.
             story: models that go on from a video only: what :meth:`begin_story` or the last :class:`Output` gave.
@@ -203,7 +203,7 @@ class Pipeline:
             story=story,
         )
         if not self.family.draws_video:
-            subject.refuse(MOVING, "it to a model that draws videos")
+            subject.refuse(VIDEO_ONLY, "it to a model that draws videos")
         request = self.conditioner.request(subject, num_images_per_prompt)
         samples = len(request.captions)
         method = _method(method)
@@ -214,8 +214,8 @@ class Pipeline:
         schedule = self.schedule(aspect_ratio, resolution, seconds)
         if moving is not None:
             schedule = moving.schedule(schedule)
-        plan = self._plan(schedule, guidance_scale, guidance_at, guidance, temperature, top_k, top_p, more_smooth)
-        method.prepare(plan, self.model.facts)  # an impossible combination fails here, before any work
+        plan = self._plan(schedule, guidance_scale, cfg_layers, guidance, temperature, top_k, top_p, more_smooth)
+        method.prepare(plan, self.model.info)  # an impossible combination fails here, before any work
         self._check_memory(plan, method, samples)
 
         recorder = Recorder(self.device)
@@ -228,7 +228,7 @@ class Pipeline:
         passes = len(method.edit(plan).passes)
 
         def work() -> dict[int, float]:
-            prepared = method.prepare(plan, self.model.facts)
+            prepared = method.prepare(plan, self.model.info)
             found = planned_works(self.model, prepared, method, samples, TEXT_TOKENS)
             return {step.index: float(work.flops) for step, work in found}
 
@@ -279,7 +279,7 @@ class Pipeline:
         ``pipe("rain sets in", story=out.story)`` the next one.
 
         Args:
-            video: a :class:`~stepvar.video.Video`, path, array, or pictures; its end is remembered.
+            video: a :class:`~stepvar.media.video.Video`, path, array, or pictures; its end is remembered.
             seed: of what encoding draws.
 
         Raises:
@@ -311,7 +311,7 @@ class Pipeline:
         self,
         *,
         guidance_scale: PerScale | None = None,
-        guidance_at: Sequence[int] = (0,),
+        cfg_layers: Sequence[int] = (0,),
         guidance: str | None = None,
         temperature: PerScale | None = None,
         top_k: int | Sequence[int] | None = None,
@@ -327,13 +327,13 @@ class Pipeline:
             UsageError: for an argument that cannot be used.
         """
         schedule = self.schedule(aspect_ratio, resolution, seconds)
-        return self._plan(schedule, guidance_scale, guidance_at, guidance, temperature, top_k, top_p, more_smooth)
+        return self._plan(schedule, guidance_scale, cfg_layers, guidance, temperature, top_k, top_p, more_smooth)
 
     def _plan(
         self,
         schedule: ScaleSchedule,
         guidance_scale: PerScale | None,
-        guidance_at: Sequence[int],
+        cfg_layers: Sequence[int],
         guidance: str | None,
         temperature: PerScale | None,
         top_k: int | Sequence[int] | None,
@@ -361,19 +361,19 @@ class Pipeline:
             schedule,
             guidance=scales,
             temperature=per_scale("temperature", temperature, count, lowest=1e-6),
-            guidance_at=self._places(guidance_at),
+            cfg_layers=self._places(cfg_layers),
             top_k=checked_top_k(top_k, count),
             top_p=top_p,
             smooth=self.family.progress(count) if more_smooth else (),
             mix=GUIDANCES[guidance],
         )
 
-    def _places(self, guidance_at: Sequence[int]) -> tuple[int, ...]:
+    def _places(self, cfg_layers: Sequence[int]) -> tuple[int, ...]:
         depth = self.model.config.depth
-        for place in guidance_at:
+        for place in cfg_layers:
             if not -depth < place <= 0:
-                raise UsageError(f"guidance_at={place}: must be 0 (logits) or between -1 and -{depth - 1}")
-        return tuple(guidance_at)
+                raise UsageError(f"cfg_layers={place}: must be 0 (logits) or between -1 and -{depth - 1}")
+        return tuple(cfg_layers)
 
 
 def _text_encoder(loaded: LoadedModel, chosen: Encoder[Any] | str | Path | None) -> Encoder[Any] | None:

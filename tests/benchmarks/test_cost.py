@@ -9,8 +9,10 @@ import torch
 
 from benchmarks import budget, speed
 from benchmarks.subjects import VARIANTS, Drawing, random_model
-from stepvar.budget import CostModel, DeviceRates, fit
-from stepvar.budget.calibration import subject_of
+from stepvar.cost.calibration import subject_of
+from stepvar.cost.costs import CostModel
+from stepvar.cost.device import DeviceRates
+from stepvar.cost.planner import fit
 from stepvar.methods import Method, SkipLast, StepVAR
 from stepvar.models.registry import FAMILIES
 from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_VAR, make_plan
@@ -43,7 +45,7 @@ def test_released_sizes_of_all_families_are_offered() -> None:
 def test_speed_shows_settings_splits_and_scales() -> None:
     of = tiny_drawing("infinity")
     result = speed.measure(of, 2, {"keep 0.5, last 2": StepVAR(keep=0.5, last=2)})
-    result["facts"] = {}
+    result["info"] = {}
     text = speed.markdown(result)
     assert "| keep 0.5, last 2 | " in text and "| ms | loop over scales | prepare | decode | whole |" in text
     assert "| ms | 1x1 | 2x2 | 4x4 | 6x6 | 8x8 |" in text and len(result["dense"]["scale_seconds"]) == 5

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.study import __main__ as study_main
 from benchmarks.study import single, summary, tables
-from benchmarks.study.contenders import BUDGETS, entries
+from benchmarks.study.candidates import BUDGETS, entries
 from benchmarks.study.driver import Driver
 from benchmarks.study.storage import Study, joined
 from stepvar.errors import UsageError
@@ -128,7 +128,7 @@ def test_budgets_are_met_in_operations() -> None:
     for entry in found:
         if entry.group == "methods" and entry.budget:
             assert entry.speedup == pytest.approx(entry.budget, rel=0.02), entry.key
-    skipped = [entry for entry in found if isinstance(entry.contender.method, SkipLast)]
+    skipped = [entry for entry in found if isinstance(entry.candidate.method, SkipLast)]
     assert [entry.speedup > 1.5 for entry in skipped] == [True] * len(skipped) and skipped
 
 
@@ -145,7 +145,7 @@ def test_figures_and_tables_of_a_study(shared_model: Path, tmp_path: Path) -> No
     images.mkdir()
     summary.main([str(tmp_path), "--out", str(out), "--images", str(images)])
     result = json.loads(out.read_text())
-    assert result["facts"]["pictures"] == 8 and result["facts"]["dense_again_psnr"] == 99.0
+    assert result["info"]["pictures"] == 8 and result["info"]["dense_again_psnr"] == 99.0
     entries = result["entries"]
     assert entries["methods/random@2.0"]["pictures"] == 8 and entries["branches/separate@1.6"]["pictures"] == 4
     against = entries["branches/shared@1.6"]["psnr_against_default"]
@@ -158,9 +158,9 @@ def test_figures_and_tables_of_a_study(shared_model: Path, tmp_path: Path) -> No
     other = [v for batch in study.batches.values() for v in batch["rows"]["methods/stepvar@2.0"]["psnr"]]
     assert contrast["psnr"]["mean"] == pytest.approx((sum(other) - sum(stored)) / 8, abs=1e-3)
     tables.write_tables(result, tmp_path, images)
-    for name in ("facts", "methods", "categories", "contrasts", "restoring", "settings"):
+    for name in ("info", "methods", "categories", "contrasts", "restoring", "settings"):
         assert (tmp_path / f"study-{name}.md").read_text().strip()
-    assert "8 pictures of each method (variants of settings: 1 seed)" in (tmp_path / "study-facts.md").read_text()
+    assert "8 pictures of each method (variants of settings: 1 seed)" in (tmp_path / "study-info.md").read_text()
     assert "+0.00 (+0.00 to +0.00)" in (tmp_path / "study-settings.md").read_text()
     methods = (tmp_path / "study-methods.md").read_text()
     assert methods.count("| dense |") == 3 and methods.count("| random |") == 3 and "| floor-2 |" in methods

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepvar.checkpoints import read_weights, save_weights
-from stepvar.checkpoints.packing import SCALES, pack, unpacked
+from stepvar.checkpoints.int8 import SCALES, pack, unpacked
 from stepvar.checkpoints.reading import peek, read_state
 from stepvar.errors import CheckpointError
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stepvar.budget import CostModel, DeviceRates, Profile
-from stepvar.budget import calibration as module
-from stepvar.budget.profile import Subject, thinning
+from stepvar.cost import calibration as module
+from stepvar.cost.costs import CostModel
+from stepvar.cost.device import DeviceRates
+from stepvar.cost.profile import Profile, Subject, thinning
 from stepvar.methods import Method
 from tests.cli.conftest import Run
 

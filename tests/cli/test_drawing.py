@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stepvar.compare import psnr
-from stepvar.drawing import (
+from stepvar.errors import UsageError
+from stepvar.evaluation.comparison import psnr
+from stepvar.media.sheets import (
     GAP,
     MARGIN,
     PAPER,
@@ -22,7 +23,6 @@ from stepvar.drawing import (
     read_metadata,
     save_png,
 )
-from stepvar.errors import UsageError
 
 ORANGE = (240, 160, 40)
 

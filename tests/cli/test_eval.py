@@ -91,11 +91,11 @@ def test_an_interrupted_run_goes_on(
     (tmp_path / "run").rename(tmp_path / "whole")
     draw, calls = Evaluation._contender, []
 
-    def failing(self: Any, contender: Any, pairs: Any) -> None:
+    def failing(self: Any, candidate: Any, pairs: Any) -> None:
         calls.append(len(pairs))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        draw(self, contender, pairs)
+        draw(self, candidate, pairs)
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluation, "_contender", failing)

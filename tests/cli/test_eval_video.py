@@ -10,8 +10,8 @@ import torch
 
 from stepvar.checkpoints import save_model
 from stepvar.evaluation import clips
+from stepvar.evaluation.scenes.clips.judge import HEADS, ClipJudge
 from stepvar.models.infinity_star import InfinityStar
-from stepvar.scenes.clips.judge import HEADS, ClipJudge
 from stepvar.text import WordEncoder
 from tests.cli.conftest import Run
 from training.video.presets import PRESETS

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from stepvar import Pipeline, StepVAR
-from stepvar.compare import Spread, compare
-from stepvar.drawing import read_metadata
 from stepvar.errors import UsageError
+from stepvar.evaluation.comparison import Spread, compare
+from stepvar.media.sheets import read_metadata
 
 PROMPT = "a large red circle on grass"
 
@@ -64,9 +64,9 @@ def test_keeping_all_tokens_is_dense_and_keeping_few_is_not(generate, tmp_path: 
 def test_several_prompts_and_images_are_numbered(generate, tmp_path: Path) -> None:
     generate(PROMPT, "a blue star on snow", "--num-images", 2, "--seed", 5, "--out", "many.png")
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"many-{i}.png" for i in range(1, 5)]
-    facts = [read_metadata(tmp_path / f"many-{i}.png") for i in range(1, 5)]
-    assert [fact["seed"] for fact in facts] == ["5", "6", "7", "8"]
-    assert [fact["prompt"] for fact in facts] == [PROMPT] * 2 + ["a blue star on snow"] * 2
+    info = [read_metadata(tmp_path / f"many-{i}.png") for i in range(1, 5)]
+    assert [fact["seed"] for fact in info] == ["5", "6", "7", "8"]
+    assert [fact["prompt"] for fact in info] == [PROMPT] * 2 + ["a blue star on snow"] * 2
     generate("a blue star on snow", "--seed", 7, "--out", "alone.png")
     alone, batched = pixels(tmp_path / "alone.png"), pixels(tmp_path / "many-3.png")
     assert np.abs(alone.astype(int) - batched.astype(int)).max() <= 1
@@ -75,21 +75,21 @@ def test_several_prompts_and_images_are_numbered(generate, tmp_path: Path) -> No
 def test_metadata_says_how_to_draw_it_again(run, generate, tmp_path: Path) -> None:
     options = ("--seed", 2, "--keep", 0.25, "--last", 1, "--set", "scope=block", "--temperature", "0.9")
     generate(PROMPT, *options, "--negative-prompt", "a café at night")
-    facts = read_metadata(tmp_path / "scene.png")
-    assert {key: facts[key] for key in ("prompt", "seed", "model", "method", "temperature")} == {
+    info = read_metadata(tmp_path / "scene.png")
+    assert {key: info[key] for key in ("prompt", "seed", "model", "method", "temperature")} == {
         "prompt": PROMPT,
         "seed": "2",
         "model": "tiny",
         "method": "stepvar",
         "temperature": "0.9",
     }
-    settings = json.loads(facts["method_settings"])
+    settings = json.loads(info["method_settings"])
     assert (settings["keep"], settings["last"], settings["scope"]) == (0.25, 1, "block")
-    assert facts["negative_prompt"] == "a café at night"
-    assert "guidance_scale" not in facts
+    assert info["negative_prompt"] == "a café at night"
+    assert "guidance_scale" not in info
     shown = run("info", "scene.png")
     assert shown.status == 0
-    assert all(re.search(rf"^{key} +{re.escape(value)}$", shown.out, re.M) for key, value in facts.items())
+    assert all(re.search(rf"^{key} +{re.escape(value)}$", shown.out, re.M) for key, value in info.items())
 
 
 def test_report_has_the_right_totals(generate, tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_options_reach_the_pipeline(generate, shared_model: Path, tmp_path: Path
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["method"], report["dtype"], report["schedule"]) == ("random", "bfloat16", "0.06M 0.666")
     assert pixels(tmp_path / "scene.png").shape == (28, 42, 3)
-    facts = read_metadata(tmp_path / "scene.png")
-    assert json.loads(facts["guidance_scale"]) == [1, 1, 1, 2, 2, 3, 3]
-    assert json.loads(facts["method_settings"])["seed"] == 3
+    info = read_metadata(tmp_path / "scene.png")
+    assert json.loads(info["guidance_scale"]) == [1, 1, 1, 2, 2, 3, 3]
+    assert json.loads(info["method_settings"])["seed"] == 3
 
 
 def test_quiet_prints_nothing(generate, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from PIL import Image
 import stepvar
 from stepvar import __version__
 from stepvar.cli.options import parse_device, parse_value
+from stepvar.conformance.results import GROUPS, GoldenResult
 from stepvar.errors import UsageError
 from stepvar.methods import METHODS
 from stepvar.models.infinity import CONFIGS
-from stepvar.verify.results import GROUPS, GoldenResult
 
 
 def test_version(run) -> None:
@@ -70,7 +70,7 @@ def test_verify_tells_the_outcome(run, monkeypatch, tmp_path: Path, statuses: st
             for i, letter in enumerate(statuses)
         ]
 
-    monkeypatch.setattr("stepvar.verify.verify", verify)
+    monkeypatch.setattr("stepvar.conformance.verify", verify)
     result = run("verify", "some/folder", "--dtype", "bfloat16")
     assert (result.status, result.err) == (status, "")
     assert asked == [([Path("some/folder")], torch.device("cpu"), torch.bfloat16)]

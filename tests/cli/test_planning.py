@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from stepvar.forecast import forecast
+from stepvar.core.report import Recorder
+from stepvar.core.sampling import SeededNoise
+from stepvar.cost.forecast import forecast
 from stepvar.generation import generate
 from stepvar.methods import Method, StepVAR, make_method
 from stepvar.models.infinity_star import VideoCondition
 from stepvar.models.registry import FAMILIES
-from stepvar.report import Recorder
-from stepvar.sampling import SeededNoise
 from tests.helpers import CLIPS, make_plan, make_star, make_text
 
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from stepvar.checkpoints import save_model
+from stepvar.media.video import Video
 from stepvar.text import WordEncoder
-from stepvar.video import Video
 from tests.helpers import TINY_STAR, make_star
 from tests.pipeline.test_video_pipeline import DEFAULTS, PROMPTS, TEXT
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stepvar.core.sampling import SeededNoise
 from stepvar.errors import UsageError
 from stepvar.evaluation.costs import Clock, counted_flops, match_cost, turns
 from stepvar.evaluation.noise import SHIFT, CachedNoise, RedrawnNoise
 from stepvar.methods import Dense, FastVAR, Method, Random, StepVAR
 from stepvar.models.infinity import Infinity
-from stepvar.sampling import SeededNoise
 from tests.helpers import WIDE, draw, make_plan, make_text
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepvar.evaluation.scenes import CATEGORIES, Questions, judge_batch, load_judge
-from stepvar.scenes.grammar import Scene, held_out_scenes
-from stepvar.scenes.judge import SLOTS, WORDS, judge_scenes
-from stepvar.scenes.render import render
+from stepvar.evaluation.scene_scores import CATEGORIES, Questions, judge_batch, load_judge
+from stepvar.evaluation.scenes.grammar import Scene, held_out_scenes
+from stepvar.evaluation.scenes.judge import SLOTS, WORDS, judge_scenes
+from stepvar.evaluation.scenes.render import render
 
 
 def random_logits(scenes: list[Scene], seed: int) -> dict[str, torch.Tensor]:

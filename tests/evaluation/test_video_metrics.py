@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from stepvar.evaluation.metrics import psnr, ssim
+from stepvar.evaluation.scenes.clips import render_clips
+from stepvar.evaluation.scenes.clips.grammar import MOTIONS, sample_clip
 from stepvar.evaluation.video import directions, flicker, frame_psnr, frame_ssim, motion
-from stepvar.scenes.clips import render_clips
-from stepvar.scenes.clips.grammar import MOTIONS, sample_clip
 
 
 def moving(right: float, down: float, frames: int = 9, side: int = 48, radius: float = 7) -> Tensor:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.models.infinity import TextCondition
 from stepvar.models.infinity_star.model import VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.var import ClassCondition
 from stepvar.text import ContextFeatures
-from stepvar.tokens import Grid, ScaleSchedule
 from tests.helpers import (
     CLIPS,
     SQUARE,

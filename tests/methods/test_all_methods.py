@@ -7,10 +7,10 @@ from dataclasses import fields
 import pytest
 import torch
 
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.methods import METHODS, Dense, SkipLast, make_method
 from stepvar.models.infinity import Infinity
-from stepvar.tokens import ScaleSchedule
 from tests.helpers import (
     SQUARE,
     WIDE,

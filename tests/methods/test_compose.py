@@ -71,7 +71,7 @@ def test_impossible_combinations(parts: tuple, said: str) -> None:
 def test_a_part_that_cannot_serve_the_plan_says_so_before_any_work(tiny_model: Infinity) -> None:
     method = Compose(StepVAR(branches="separate"), DropGuidance())
     with pytest.raises(UsageError, match="branches='separate'"):
-        draw(tiny_model, make_plan(SQUARE, guidance_at=(-2,)), method)
+        draw(tiny_model, make_plan(SQUARE, cfg_layers=(-2,)), method)
 
 
 def test_names_stand_for_compositions() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from stepvar.errors import UsageError
 from stepvar.methods import Compose, DropGuidance, HighPass, SkipLast
-from stepvar.methods.guidance import Branch
+from stepvar.methods.drop_guidance import Branch
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
 from stepvar.text import TextFeatures

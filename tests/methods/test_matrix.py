@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.report import Recorder, Report
+from stepvar.core.sampling import SeededNoise
+from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods import METHODS, Compose, Method, make_method
-from stepvar.methods.base import ModelFacts, RunBlocks, Site
+from stepvar.methods.base import ModelInfo, RunBlocks, SublayerRef
 from stepvar.models.registry import FAMILIES
-from stepvar.plan import Plan, Step
-from stepvar.report import Recorder, Report
-from stepvar.sampling import SeededNoise
-from stepvar.tokens import TokenMap
 from tests.helpers import equal_everywhere, make_plan
 from tests.methods.families import LENGTHS, ROWS, FamilyRow
 
@@ -52,8 +52,8 @@ class Seen(Method):
     def edit(self, plan: Plan) -> Plan:
         return self.method.edit(plan)
 
-    def check(self, plan: Plan, facts: ModelFacts) -> None:
-        self.method.check(plan, facts)
+    def check(self, plan: Plan, info: ModelInfo) -> None:
+        self.method.check(plan, info)
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.method.tokens_at(step, layer, depth)
@@ -63,13 +63,13 @@ class Seen(Method):
         assert dense.is_dense and dense.features.shape == tokens.features.shape
         return dense
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
         def counted(thinned: TokenMap) -> Tensor:
-            if site.sublayer == "self":
-                self.tokens[(step.index, site.layer)] = thinned.features.shape[1]
+            if ref.name == "self":
+                self.tokens[(step.index, ref.layer)] = thinned.features.shape[1]
             return run(thinned)
 
-        return self.method.run_sublayer(counted, tokens, site, step)
+        return self.method.run_sublayer(counted, tokens, ref, step)
 
 
 class Recording:
@@ -129,7 +129,7 @@ def run(row: FamilyRow, plan: Plan, method: Method, places: Sequence[int]) -> Ge
 @pytest.mark.parametrize("case", CASES)
 def test_matrix(case: str, row: FamilyRow, guidance: str) -> None:
     method, (scale, places) = CASES[case](), GUIDANCE[guidance]
-    plan = make_plan(row.schedule, scale, guidance_at=places, top_p=0.9)
+    plan = make_plan(row.schedule, scale, cfg_layers=places, top_p=0.9)
     batch = run(row, plan, method, range(len(LENGTHS)))
     check_counts(row, method.edit(plan), method, batch)
     assert all(logits.shape[0] == len(LENGTHS) and torch.isfinite(logits).all() for logits in batch.logits)
@@ -188,7 +188,9 @@ def test_one_branch_alone_draws_what_guidance_would_mix(row: FamilyRow) -> None:
     """Guidance of all but 0 and 1 runs both branches and mixes next to nothing of the other one into the logits."""
     passes = range(len(row.schedule))
     for branch, almost in (("conditional", 1 + 1e-7), ("unconditional", 1e-7)):
-        mixed = make_plan(row.schedule, [almost if row.schedule.rank(index) == 1 else 3.0 for index in passes])
+        mixed = make_plan(
+            row.schedule, [almost if row.schedule.scales_from_end(index) == 1 else 3.0 for index in passes]
+        )
         both = run(row, mixed, Method(), [0, 1])
         alone = run(row, make_plan(row.schedule), make_method("drop-guidance", branch=branch), [0, 1])
         assert {step.branches for step in both.steps} == {2} and alone.steps[-1].branches == 1

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Step
+from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.methods import METHODS, Method, make_method
-from stepvar.methods.base import Site
-from stepvar.methods.restorers import RESTORERS
-from stepvar.plan import Step
-from stepvar.tokens import ScaleSchedule, TokenMap
+from stepvar.methods.base import SublayerRef
+from stepvar.methods.restoration import RESTORATIONS
 from tests.helpers import CLIPS, WIDE, make_plan
 from tests.methods.test_matrix import SMALLER
 
@@ -21,7 +21,7 @@ DEPTH = 4
 
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"method": name, **SMALLER.get(name, {})} for name in METHODS},
-    **{f"stepvar-{restore}": {"method": "stepvar", "restore": restore, "scope": "block"} for restore in RESTORERS},
+    **{f"stepvar-{restore}": {"method": "stepvar", "restore": restore, "scope": "block"} for restore in RESTORATIONS},
     "sublayer": {"method": "stepvar", "restore": "cached", "scope": "sublayer", "propagate": "update"},
 }
 
@@ -38,7 +38,7 @@ class Blocks:
         for layer in range(first, DEPTH if last is None else last):
             for name in ("self", "ffn"):
                 run: Callable[[TokenMap], Tensor] = lambda tokens: torch.zeros_like(tokens.features)  # noqa: E731
-                update = self.method.run_sublayer(run, tokens, Site(layer, name, DEPTH), self.step)
+                update = self.method.run_sublayer(run, tokens, SublayerRef(layer, name, DEPTH), self.step)
                 tokens = tokens.with_features(tokens.features + update)
         return tokens
 

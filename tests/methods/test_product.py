@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from stepvar.cli.options import parse_method
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.methods import (
     METHODS,
     Compose,
     FastVAR,
     L2Norm,
-    LatentChange,
+    LatentDelta,
     MeanDistance,
     Method,
     SkipLast,
@@ -24,10 +25,9 @@ from stepvar.methods import (
 )
 from stepvar.methods.propagation import Propagated
 from stepvar.methods.pruning import Pruning, Scope
-from stepvar.methods.restorers import RESTORERS, Anchors, Blend
+from stepvar.methods.restoration import RESTORATIONS, Anchors, Blend
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
-from stepvar.tokens import ScaleSchedule
 from tests.helpers import SQUARE, WIDE, draw, draw_classes, equal_everywhere, make_plan, make_text
 
 SELECTIONS = [name for name, method in METHODS.items() if issubclass(method, Pruning)]
@@ -60,7 +60,7 @@ def test_fastvar_with_skipped_scales_is_too(tiny_model: Infinity) -> None:
 
 @pytest.mark.parametrize("scope", get_args(Scope))
 @pytest.mark.parametrize("what", get_args(Propagated))
-@pytest.mark.parametrize("restore", RESTORERS)
+@pytest.mark.parametrize("restore", RESTORATIONS)
 def test_every_restoring_at_every_depth(tiny_model: Infinity, restore: str, what: str, scope: str) -> None:
     method = make_method("stepvar", keep=(0.75, 0.5), restore=restore, propagate=what, scope=scope)
     plan, text = make_plan(WIDE), make_text((5, 3))
@@ -77,7 +77,7 @@ def test_every_restoring_at_every_depth(tiny_model: Infinity, restore: str, what
     assert equal_everywhere(draw(tiny_model, plan, everything).logits, draw(tiny_model, plan).logits)
 
 
-@pytest.mark.parametrize("restore", RESTORERS)
+@pytest.mark.parametrize("restore", RESTORATIONS)
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_every_selection_with_every_restoring(tiny_var: VAR, name: str, restore: str) -> None:
     if (name, restore) == ("coverage", "anchors"):
@@ -92,7 +92,7 @@ def test_every_selection_with_every_restoring(tiny_var: VAR, name: str, restore:
 
 def test_restorings_differ(tiny_model: Infinity) -> None:
     plan = make_plan(SQUARE)
-    drawn = {name: draw(tiny_model, plan, make_method("stepvar", restore=name)).logits[-1] for name in RESTORERS}
+    drawn = {name: draw(tiny_model, plan, make_method("stepvar", restore=name)).logits[-1] for name in RESTORATIONS}
     blends = draw(tiny_model, plan, StepVAR(restore=Blend(2))).logits[-1]
     finer = draw(tiny_model, plan, StepVAR(restore=Anchors(2))).logits[-1]
     different = [*drawn.values(), blends, finer]
@@ -125,7 +125,7 @@ def test_the_last_scale_that_is_not_pruned_is_cached(tiny_model: Infinity) -> No
     assert past.grid == SQUARE[3] and past.values.shape == (2, 36, 64)
 
 
-@pytest.mark.parametrize("method", [LatentChange(last=4), SparseVAR(keep=(0.1,) * 4)], ids=str)
+@pytest.mark.parametrize("method", [LatentDelta(last=4), SparseVAR(keep=(0.1,) * 4)], ids=str)
 def test_the_first_scale_has_nothing_before_it(tiny_model: Infinity, method: Pruning) -> None:
     with pytest.raises(UsageError, match=r"selects by the scale before.*prune at most the last 3 scales"):
         draw(tiny_model, make_plan(ScaleSchedule(SQUARE.grids[1:])), method)

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods import restorers
+from stepvar.methods import restoration
+from stepvar.methods.cached_features import CachedFeatures
 from stepvar.methods.propagation import nearest_kept, spread
-from stepvar.methods.remembered import Remembered
-from stepvar.methods.restorers import RESTORERS, Anchors, Blend, Cached, Nearest, Restorer, cell_positions
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
+from stepvar.methods.restoration import RESTORATIONS, Anchors, Blend, Cached, Nearest, Restoration, cell_positions
 from tests.helpers import make_plan
 
 SIDES = st.sampled_from([1, 2, 3, 5, 7, 8, 11, 13])
@@ -113,7 +113,7 @@ def test_the_nearest_few_are_what_brute_force_finds(case: tuple[Grid, list[list[
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = torch.tensor([[0, 7, 11], [3, 4, 19]])
     whole = Blend(2).sources(kept, Grid(1, 4, 5))
-    monkeypatch.setattr(restorers, "CHUNK", 20)
+    monkeypatch.setattr(restoration, "CHUNK", 20)
     parts = Blend(2).sources(kept, Grid(1, 4, 5))
     assert torch.equal(whole.source, parts.source)
 
@@ -143,26 +143,26 @@ def test_anchors_stand_in_for_all_that_is_not_kept() -> None:
     assert anchors.sources(kept, Grid(1, 1, 4)).source.tolist() == [[0, 1, 1, 2], [0, 0, 1, 2]]
 
 
-@pytest.mark.parametrize("restorer", RESTORERS.values(), ids=RESTORERS)
-def test_restoring_from_every_token_changes_nothing(restorer: Restorer) -> None:
+@pytest.mark.parametrize("restoration", RESTORATIONS.values(), ids=RESTORATIONS)
+def test_restoring_from_every_token_changes_nothing(restoration: Restoration) -> None:
     step = next(make_plan(ScaleSchedule.of([(3, 5)]), 1.0).steps(2))
     everything, values = torch.arange(15).expand(2, -1), torch.randn(2, 15, 4)
-    past = Remembered(torch.randn(2, 15, 4), step.grid)
-    restored = restorer.restore(values, restorer.sources(everything, step.grid), step, past)
+    past = CachedFeatures(torch.randn(2, 15, 4), step.grid)
+    restored = restoration.restore(values, restoration.sources(everything, step.grid), step, past)
     assert torch.equal(restored, values)
 
 
 def test_cached_values_fill_what_is_not_kept() -> None:
     first, second = make_plan(ScaleSchedule.of([(1, 2), (1, 4)]), 1.0).steps(1)
-    past = Remembered.of(TokenMap.dense(torch.tensor([[[1.0], [2.0]]]), first.grid), first)
+    past = CachedFeatures.of(TokenMap.dense(torch.tensor([[[1.0], [2.0]]]), first.grid), first)
     kept = torch.tensor([[0, 2]])
-    restored = RESTORERS["cached"].restore(
+    restored = RESTORATIONS["cached"].restore(
         torch.tensor([[[7.0], [8.0]]]), Cached().sources(kept, second.grid), second, past
     )
     assert restored.flatten().tolist() == [7.0, 1.0, 8.0, 2.0]
 
 
 @pytest.mark.parametrize(("build", "said"), [(lambda: Blend(0), "neighbours=0"), (lambda: Anchors(0), "stride=0")])
-def test_wrong_settings_of_restorers(build: Callable[[], Restorer], said: str) -> None:
+def test_wrong_settings_of_restorers(build: Callable[[], Restoration], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         build()

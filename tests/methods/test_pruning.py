@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Step
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
 from stepvar.methods import PCA, HighPass, Random, StepVAR
-from stepvar.methods.base import Site
+from stepvar.methods.base import SublayerRef
 from stepvar.methods.propagation import nearest_kept
 from stepvar.methods.pruning import Pruning
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
-from stepvar.plan import Step
-from stepvar.tokens import TokenMap
 from tests.helpers import (
     LENGTHS,
     SQUARE,
@@ -56,8 +56,8 @@ class WatchedHighPass(HighPass):
 
     seen: dict[tuple[int, int, str], int] = field(default_factory=dict)
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        self.seen[(step.index, site.layer, site.sublayer)] = tokens.features.shape[1]
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
+        self.seen[(step.index, ref.layer, ref.name)] = tokens.features.shape[1]
         return run(tokens)
 
 
@@ -227,9 +227,9 @@ def test_separate_needs_guidance_outside_the_stack(tiny_model: Infinity) -> None
     assert len(draw(tiny_model, make_plan(SQUARE), method).bits) == 5
     for places in ((-2,), (0, -1)):
         with pytest.raises(UsageError, match=r"branches='separate'.*use 'shared'"):
-            draw(tiny_model, make_plan(SQUARE, guidance_at=places), method)
+            draw(tiny_model, make_plan(SQUARE, cfg_layers=places), method)
     # Without guidance nothing is mixed, and there is nothing to forbid.
-    assert len(draw(tiny_model, make_plan(SQUARE, 1.0, guidance_at=(-2,)), method).bits) == 5
+    assert len(draw(tiny_model, make_plan(SQUARE, 1.0, cfg_layers=(-2,)), method).bits) == 5
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stepvar.core.plan import Step
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
 from stepvar.methods import StepVAR, make_method
 from stepvar.methods.propagation import nearest_kept
 from stepvar.models.infinity_star import InfinityStar
-from stepvar.plan import Step
-from stepvar.tokens import TokenMap
 from tests.helpers import CLIPS, SQUARE, draw_video, equal_everywhere, make_plan, make_star, make_text
 
 
@@ -26,7 +26,7 @@ def last_step() -> Step:
 
 
 def test_every_frame_keeps_as_many(star: InfinityStar) -> None:
-    method = StepVAR(keep=0.3, last=1, selection="frame", recalled="pruned")
+    method = StepVAR(keep=0.3, last=1, selection="frame", context_clips="pruned")
     drawn = draw_video(star, make_plan(CLIPS), method, make_text((5, 3)))
     (kept,) = drawn.steps[-1].selections
     assert method.count_at(drawn.steps[-1]) == 3 * round(0.3 * 24) == kept.shape[1]
@@ -62,14 +62,14 @@ def test_distances_in_time_follow_the_weight() -> None:
 def test_what_the_next_clip_sees_is_left_dense(star: InfinityStar) -> None:
     plan = make_plan(CLIPS)
     final = [max(step.index for step in plan.steps(1) if step.clip == clip) for clip in range(3)]
-    for recalled in ("dense", "pruned"):
-        drawn = draw_video(star, plan, StepVAR(keep=0.5, last=1, recalled=recalled))
+    for context_clips in ("dense", "pruned"):
+        drawn = draw_video(star, plan, StepVAR(keep=0.5, last=1, context_clips=context_clips))
         pruned = {step.index for step in drawn.steps if step.selections}
-        assert pruned == (set(final) if recalled == "pruned" else {final[2]})
-        assert [drawn.steps[index].recalled for index in final] == [True, True, False]
-    assert not any(step.recalled for step in make_plan(SQUARE).steps(1))
-    with pytest.raises(UsageError, match="recalled='all': must be one of dense, pruned"):
-        StepVAR(recalled="all")  # type: ignore[arg-type]
+        assert pruned == (set(final) if context_clips == "pruned" else {final[2]})
+        assert [drawn.steps[index].is_context for index in final] == [True, True, False]
+    assert not any(step.is_context for step in make_plan(SQUARE).steps(1))
+    with pytest.raises(UsageError, match="context_clips='all': must be one of dense, pruned"):
+        StepVAR(context_clips="all")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["stepvar", "coverage", "random", "high-pass", "taper"])

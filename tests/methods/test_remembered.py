@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepvar.methods.remembered import Remembered, resample
-from stepvar.plan import Plan, Step
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
+from stepvar.core.plan import Plan, Step
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
+from stepvar.methods.cached_features import CachedFeatures, resample
 
 GRIDS = ScaleSchedule.of([(1, 2), (1, 3)])
 
@@ -33,13 +33,13 @@ def test_time_is_an_axis_like_the_others() -> None:
 )
 def test_each_branch_finds_its_own_rows(guidance: tuple[float, float], expected: list[float]) -> None:
     first, second = steps(guidance, samples=2)
-    past = Remembered.of(TokenMap.dense(torch.arange(4.0).view(4, 1, 1).expand(4, 2, 1), first.grid), first)
+    past = CachedFeatures.of(TokenMap.dense(torch.arange(4.0).view(4, 1, 1).expand(4, 2, 1), first.grid), first)
     assert past.at(second, second.rows, "area")[:, 0, 0].tolist() == expected
     assert past.at(second, 1, "area")[:, 0, 0].tolist() == expected[:1]
 
 
 def test_a_branch_that_did_not_run_takes_the_other() -> None:
-    past = Remembered(torch.arange(2.0).view(2, 1, 1), Grid(1, 1, 1))
+    past = CachedFeatures(torch.arange(2.0).view(2, 1, 1), Grid(1, 1, 1))
     guided, alone = steps((3.0, 3.0), 2)[1], steps((3.0, 0.0), 2)[1]
     assert past.at(guided, 4, "area")[:, 0, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert past.at(alone, 2, "area")[:, 0, 0].tolist() == [0.0, 1.0]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stepvar.core.tokens import Grid, TokenMap
 from stepvar.methods import PCA, HighPass, StepVAR
 from stepvar.methods.scores import (
     NORMALISATIONS,
@@ -15,7 +16,6 @@ from stepvar.methods.scores import (
     texture_energy,
     top_tokens,
 )
-from stepvar.tokens import Grid, TokenMap
 from tests.helpers import SQUARE, make_plan
 
 GRIDS = st.builds(Grid, st.integers(1, 3), st.integers(1, 7), st.integers(1, 7))

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stepvar.core.plan import Step
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods import Coverage, L2Norm, LatentChange, MeanDistance, SparseVAR, StepVAR, TaperedPruning
+from stepvar.methods import Coverage, L2Norm, LatentDelta, MeanDistance, SparseVAR, StepVAR, TaperedPruning
 from stepvar.methods.coverage import cell_sides, lattice
 from stepvar.methods.propagation import nearest_kept
 from stepvar.methods.pruning import Pruning
-from stepvar.methods.restorers import cell_positions
+from stepvar.methods.restoration import cell_positions
 from stepvar.methods.taper import factor
 from stepvar.models.infinity import Infinity
-from stepvar.plan import Step
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
 from tests.helpers import SQUARE, WIDE, Watch, draw, make_plan
 
 CPU = torch.device("cpu")
@@ -60,8 +60,8 @@ def test_latent_change_is_that_since_the_scale_before() -> None:
     schedule = ScaleSchedule.of([(1, 2), (1, 4)])
     # Resampled to four cells the earlier map is 0, 1, 3, 4: cell 2 changes by 4, cell 1 by 2, the others by none.
     maps = [torch.tensor([[0.0], [4.0]]), torch.tensor([[0.0], [3.0], [7.0], [4.0]])]
-    assert kept_at_last(LatentChange(keep=(0.25,)), maps, schedule) == [2]
-    assert kept_at_last(LatentChange(keep=(0.5,)), maps, schedule) == [1, 2]
+    assert kept_at_last(LatentDelta(keep=(0.25,)), maps, schedule) == [2]
+    assert kept_at_last(LatentDelta(keep=(0.5,)), maps, schedule) == [1, 2]
 
 
 def test_latent_change_sees_what_enters_the_blocks(tiny_model: Infinity) -> None:
@@ -69,8 +69,8 @@ def test_latent_change_sees_what_enters_the_blocks(tiny_model: Infinity) -> None
     plan = make_plan(WIDE)
     watch = Watch()
     draw(tiny_model, plan, watch)
-    inside = draw(tiny_model, plan, LatentChange(last=1, blocks_before=2)).steps[-1].selections
-    outside = draw(tiny_model, plan, LatentChange(last=1)).steps[-1].selections
+    inside = draw(tiny_model, plan, LatentDelta(last=1, blocks_before=2)).steps[-1].selections
+    outside = draw(tiny_model, plan, LatentDelta(last=1)).steps[-1].selections
     assert torch.equal(inside[0], outside[0])
     assert len(watch.seen) == len(WIDE) * 12
 

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from stepvar.core.plan import Plan
+from stepvar.core.sampling import SeededNoise
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.methods import Dense, DropGuidance, FastVAR, HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.models.hart import HART, guidance_ramp, progress
 from stepvar.models.hart.model import HARTState
 from stepvar.models.hart.rope import map_rotary, rotate_halves
-from stepvar.plan import Plan
-from stepvar.sampling import SeededNoise
 from stepvar.text import ContextFeatures
-from stepvar.tokens import Grid, ScaleSchedule
 from tests.helpers import (
     SQUARE,
     TINY_HART,
@@ -180,13 +180,13 @@ def test_unconditional_alone_is_the_branch_that_guidance_mixes_in(tiny: HART) ->
 
 
 def test_guidance_inside_the_stack(tiny: HART) -> None:
-    inside = draw_context(tiny, ramped(top_k=1, guidance_at=(-2,)))
+    inside = draw_context(tiny, ramped(top_k=1, cfg_layers=(-2,)))
     # Behind block 1 both branches are the same, and stay so.
     hidden = inside.record["s04.hidden"]
     assert hidden.shape[0] == 2 and not torch.allclose(hidden[0], hidden[1])  # they attend to keys of their own
     assert torch.isfinite(inside.state.latent).all()
     watch = Watch()
-    draw_context(tiny, ramped(top_k=1, guidance_at=(-2,)), watch)
+    draw_context(tiny, ramped(top_k=1, cfg_layers=(-2,)), watch)
     seen = watch.seen[(3, 2, "self")].features
     assert torch.equal(seen[0], seen[1])
 

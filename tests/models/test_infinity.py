@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from stepvar.core.sampling import SeededNoise
 from stepvar.generation import generate
 from stepvar.methods import Dense, HighPass, Method, Random
 from stepvar.models.infinity import Infinity, TextCondition
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
-from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
 from tests.helpers import LENGTHS, SQUARE, TINY, WIDE, Watch, draw, equal_everywhere, make_model, make_plan, make_text
 
@@ -64,7 +64,7 @@ def behind(model: Infinity, watch: Watch, scale: int, layer: int) -> Tensor:
 
 def test_guidance_inside_the_stack_mixes_behind_its_block(tiny_model: Infinity) -> None:
     watch = Watch()
-    drawn = draw(tiny_model, make_plan(SQUARE, 3.0, guidance_at=(-2,)), watch)
+    drawn = draw(tiny_model, make_plan(SQUARE, 3.0, cfg_layers=(-2,)), watch)
     for scale in range(5):
         conditional, unconditional = behind(tiny_model, watch, scale, layer=2)  # depth - 2
         after = watch.seen[(scale, 3, "self")].features
@@ -76,7 +76,7 @@ def test_guidance_inside_the_stack_mixes_behind_its_block(tiny_model: Infinity) 
 
 def test_places_of_guidance_differ_and_combine(tiny_model: Infinity) -> None:
     results = [
-        draw(tiny_model, make_plan(SQUARE, 3.0, guidance_at=at)).logits[0] for at in ((0,), (-1,), (-3,), (0, -3), ())
+        draw(tiny_model, make_plan(SQUARE, 3.0, cfg_layers=at)).logits[0] for at in ((0,), (-1,), (-3,), (0, -3), ())
     ]
     assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
     plain = draw(tiny_model, make_plan(SQUARE, 1.0)).logits[0]
@@ -212,7 +212,7 @@ def counted(model: Infinity, plan_settings: dict[str, Any], method: Method, samp
         {"schedule": SQUARE, "guidance": 3.0},
         {"schedule": WIDE, "guidance": 1.0},
         {"schedule": WIDE, "guidance": (1.0, 3.0, 3.0, 1.0, 2.0, 1.0)},
-        {"schedule": SQUARE, "guidance": 2.0, "guidance_at": (-2,)},
+        {"schedule": SQUARE, "guidance": 2.0, "cfg_layers": (-2,)},
     ],
     ids=["square", "unguided", "guided-early", "guided-inside"],
 )

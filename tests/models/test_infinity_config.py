@@ -9,11 +9,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import CheckpointError, ExperimentalWarning, UsageError
 from stepvar.models.infinity import CONFIGS, RATIOS, RESOLUTIONS, Infinity, InfinityConfig, schedule_for
 from stepvar.models.infinity.rope import RotaryTables, frame_coordinates, rotary_table
 from stepvar.models.layers import rotate
-from stepvar.tokens import Grid, ScaleSchedule
 from tests.helpers import TINY, WIDE, draw, make_model, make_plan
 
 # Schedules

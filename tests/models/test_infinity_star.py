@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from stepvar.core.guidance import ProjectedGuidance
+from stepvar.core.sampling import SeededNoise
 from stepvar.errors import UsageError
 from stepvar.generation import generate
-from stepvar.guidance import ProjectedGuidance
 from stepvar.methods import Dense, HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes
 from stepvar.models.infinity_star.model import InfinityStar, VideoCondition, remembered_tokens
 from stepvar.models.infinity_star.rope import text_coordinates, token_coordinates
 from stepvar.models.layers import grouped_attention
-from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
 from tests.helpers import (
     CLIPS,
@@ -93,7 +93,7 @@ def test_only_text_and_the_last_pass_of_a_clip_are_kept(star: InfinityStar) -> N
         star, make_plan(replace(CLIPS, grids=CLIPS.grids[:5], clips=(0,) * 5, scales=(0, 0, 1, 1, 2)), 1.0)
     )
     assert image.state.cache.keys[0].shape[2] == 5  # nothing reads a picture's keys
-    pruned = draw_video(star, make_plan(CLIPS), StepVAR(keep=0.25, last=1, recalled="pruned"))
+    pruned = draw_video(star, make_plan(CLIPS), StepVAR(keep=0.25, last=1, context_clips="pruned"))
     assert pruned.state.cache.lengths == [5 + 18] * 3
     skipped = SkipLast(1).edit(make_plan(CLIPS))
     assert remembered_tokens(skipped, 1, Dense(), 3) == [18] * 3

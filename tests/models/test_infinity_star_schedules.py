@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from stepvar.core.tokens import Grid
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.infinity_star.config import CONFIGS, InfinityStarConfig
 from stepvar.models.infinity_star.model import clip_slices
 from stepvar.models.infinity_star.schedules import RATIOS, code_passes, latents_of, schedule_for
-from stepvar.tokens import Grid
 from tests.helpers import TINY_STAR
 
 
@@ -40,7 +40,7 @@ def test_repetitions_and_ranks() -> None:
     video = [index for index in range(len(schedule)) if schedule.clip(index) == 1]
     times = [sum(schedule.scale(index) == scale for index in video) for scale in range(15)]
     assert times == [3] * 12 + [2, 1, 1]
-    assert [schedule.rank(index) for index in video[-5:]] == [4, 3, 3, 2, 1]
+    assert [schedule.scales_from_end(index) for index in video[-5:]] == [4, 3, 3, 2, 1]
     bits = [count for _, count in code_passes(CONFIGS["720p"], schedule)[1]]
     assert bits == [16] * 36 + [64] * 4
 

@@ -13,7 +13,7 @@ from torch import nn
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR, StepVAR
 from stepvar.models.infinity.tokenizer import Norm
-from stepvar.models.picture import PictureModel
+from stepvar.models.model import VARModel
 from stepvar.models.precision import Precision, apply_precision
 from stepvar.models.var import VARConfig
 from tests.helpers import (
@@ -35,7 +35,7 @@ LOW = [torch.bfloat16, torch.float16]
 MAKERS: list[Any] = [pytest.param(make_model, id="infinity"), pytest.param(make_var, id="var")]
 
 
-def formats(model: PictureModel) -> dict[str, torch.dtype]:
+def formats(model: VARModel) -> dict[str, torch.dtype]:
     return {name: tensor.dtype for name, tensor in model.state_dict().items()}
 
 

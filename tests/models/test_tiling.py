@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stepvar.core.tokens import Grid
 from stepvar.errors import UsageError
 from stepvar.evaluation.metrics import psnr
 from stepvar.models.autoencoder import GroupNorm
@@ -26,7 +27,6 @@ from stepvar.models.tiling import (
     tiled,
 )
 from stepvar.models.var.tokenizer import VQTokenizer
-from stepvar.tokens import Grid
 from tests.helpers import SQUARE, draw, make_model, make_plan, make_var
 
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from stepvar.core.plan import progress
+from stepvar.core.sampling import SeededNoise
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.generation import generate
 from stepvar.methods import Dense, HighPass, Method, Random, SkipLast, StepVAR
@@ -19,9 +22,6 @@ from stepvar.models.infinity import Infinity
 from stepvar.models.var import CONFIGS, VAR, ClassCondition, VARConfig, ramped_guidance
 from stepvar.models.var.tokenizer import phi_index
 from stepvar.models.var.transformer import BlockContext
-from stepvar.plan import progress
-from stepvar.sampling import SeededNoise
-from stepvar.tokens import TokenMap
 from tests.helpers import (
     SQUARE,
     TINY_VAR,

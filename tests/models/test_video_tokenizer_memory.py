@@ -7,7 +7,7 @@ import torch
 
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer, VideoTokenizerConfig
 from stepvar.models.infinity_star.tokenizer_memory import decode_bytes, encode_bytes
-from tests.test_memory import live_peak
+from tests.cost.test_memory import live_peak
 
 MIDDLE = VideoTokenizerConfig(channels=(16, 32, 64, 64))
 SHALLOW = VideoTokenizerConfig(channels=(16, 32, 32), halves_time=(True, True))

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
+from stepvar.core.plan import Plan
+from stepvar.core.report import Recorder, Report
+from stepvar.core.sampling import SeededNoise
 from stepvar.generation import generate
 from stepvar.methods import METHODS, FastVAR, HighPass, Method, make_method
 from stepvar.models.blocks import planned_works
 from stepvar.models.infinity import TextCondition
 from stepvar.models.var import ClassCondition
 from stepvar.models.work import ScaleWork, feed_forward_work, self_attention_work
-from stepvar.plan import Plan
-from stepvar.report import Recorder, Report
-from stepvar.sampling import SeededNoise
 from tests.helpers import SQUARE, TINY, WIDE, make_model, make_plan, make_text, make_var
 from tests.methods.families import LENGTHS as LENGTHS_OF_ROWS
 from tests.methods.families import ROWS, FamilyRow
@@ -56,7 +56,7 @@ def test_var_runs_what_was_counted(method: Method, guidance: Any, smooth: bool) 
 
 
 def test_guidance_in_the_stack_is_counted() -> None:
-    model, plan = make_model(), make_plan(WIDE, 3.0, guidance_at=(-2,))
+    model, plan = make_model(), make_plan(WIDE, 3.0, cfg_layers=(-2,))
     method = make_method("stepvar")
     report = reported(model, TextCondition(make_text((4,))), plan, method, 1)
     assert [w.flops for w in counted(model, plan, method, 1, text=4)] == [scale.flops for scale in report.scales]

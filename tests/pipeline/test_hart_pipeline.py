@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from stepvar import Pipeline, StepVAR
+from stepvar.core.plan import Step
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR
 from stepvar.models.hart import guidance_ramp, progress
-from stepvar.plan import Step
 from stepvar.text import ContextFeatures
 from tests.checkpoint_writer import write_hart
 from tests.helpers import SQUARE, TINY_HART, draw_context, make_context, make_hart, make_plan

@@ -169,7 +169,7 @@ def test_a_generator_is_a_stream(text_pipe: Pipeline) -> None:
         ({"prompt": "a", "guidance_scale": [1.0, 2.0]}, "2 values for 7 scales"),
         ({"prompt": "a", "temperature": 0.0}, "temperature=0.0"),
         ({"prompt": "a", "top_p": 1.5}, "top_p=1.5"),
-        ({"prompt": "a", "guidance_at": (-4,)}, "guidance_at=-4"),
+        ({"prompt": "a", "cfg_layers": (-4,)}, "cfg_layers=-4"),
         ({"prompt": "a", "aspect_ratio": "3:x"}, "aspect_ratio='3:x'"),
         ({"prompt": "a", "resolution": "3M"}, "resolution '3M'"),
         ({"prompt": "a", "num_images_per_prompt": 0}, "num_images_per_prompt=0"),

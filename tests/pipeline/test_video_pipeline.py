@@ -13,12 +13,12 @@ from PIL import Image
 
 from stepvar import Pipeline, SkipLast, StepVAR
 from stepvar.checkpoints import save_model
+from stepvar.core.plan import Step
 from stepvar.errors import UsageError
+from stepvar.media.video import Video
 from stepvar.models.infinity import Infinity
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes
-from stepvar.plan import Step
 from stepvar.text import WordEncoder
-from stepvar.video import Video
 from tests.helpers import TINY_STAR, make_star
 
 TEXT: dict[str, Any] = {
@@ -47,7 +47,7 @@ def picture(width: int = 90, height: int = 64) -> Image.Image:
 
 
 def test_a_video_has_frames_a_rate_and_a_file(pipe: Pipeline, tmp_path: Path) -> None:
-    out = pipe(PROMPTS[0], seconds=3, seed=1, method=StepVAR(recalled="pruned"))
+    out = pipe(PROMPTS[0], seconds=3, seed=1, method=StepVAR(context_clips="pruned"))
     (video,) = out.videos
     assert video.frames.shape == (7, 32, 48, 3) and video.fps == TINY_STAR.fps
     assert not len(out.images) and out.captions == [PROMPTS[0]]

@@ -2,11 +2,11 @@
 
 import torch
 
+from stepvar.core.plan import Plan
+from stepvar.core.sampling import SeededNoise
 from stepvar.generation import generate
 from stepvar.methods import Dense
 from stepvar.models.infinity import Infinity, TextCondition
-from stepvar.plan import Plan
-from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
 from training.presets import PRESETS
 from training.pyramid import inputs

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.sampling import SeededNoise
+from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods import Dense
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
 from stepvar.models.infinity_star.transformer import run_block
-from stepvar.plan import Plan, Step
-from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
-from stepvar.tokens import TokenMap
 from training.video.presets import PRESETS
 from training.video.pyramid import pyramids
 from training.video.transformer import Sequence, TextToVideo, bit_loss, run_sparse_block

@@ -150,7 +150,7 @@ class Stage:
         state = {name: part.state_dict() for name, part in parts.items()}
         save_checkpoint(self.path, state | {"progress": self.progress.state()})
 
-    def facts(self, options: Options) -> dict[str, object]:
+    def info(self, options: Options) -> dict[str, object]:
         """What a card says of the training."""
         progress, processes = self.progress, f"{self.group.size} x " if self.group.size > 1 else ""
         return {

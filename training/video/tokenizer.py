@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module, read_weights, save_weights
+from stepvar.evaluation.scenes.clips.grammar import held_out_clips
+from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
-from stepvar.scenes.clips.grammar import held_out_clips
-from stepvar.scenes.clips.render import render_clips
 from training.loop import command_line, write_card
 from training.video.convolution import choose_convolution
 from training.video.data import ClipSource
@@ -156,7 +156,7 @@ def export(stage: Stage, options: Options) -> None:
     assert isinstance(averaged, Autoencoder)
     save_weights(path, averaged.tokenizer.state_dict(), torch.float16)
     psnr = evaluate(load_tokenizer(preset, path, device), preset, device)
-    card = {"psnr_held_out_db": psnr} | stage.facts(options) | {"command": command_line("video.tokenizer")}
+    card = {"psnr_held_out_db": psnr} | stage.info(options) | {"command": command_line("video.tokenizer")}
     write_card(options.out / "tokenizer.json", card)
     print(f"tokenizer: {psnr:.2f} dB on held-out clips", flush=True)
 

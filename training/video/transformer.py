@@ -24,7 +24,7 @@ from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import Block, InfinityStarTransformer, run_block
 from stepvar.models.layers import Attend, Rotary
 from stepvar.text import WordEncoder
-from stepvar.transfer import send
+from stepvar.utils.device import to_device_async
 from training.loop import command_line, write_card
 from training.video.convolution import choose_convolution
 from training.video.data import ClipSource
@@ -48,14 +48,14 @@ class Sequence:
     Attributes:
         room: places of the text.
         part: (N,) what each token belongs to: 0 is the text, then come the passes.
-        recalled: (P,) per part the one that it sees beside itself and the text; -1: none.
+        context_clips: (P,) per part the one that it sees beside itself and the text; -1: none.
         rotary: positions of all tokens.
         blocks: who sees whom, for the attention that skips what is masked; None where that does not run.
     """
 
     room: int
     part: Tensor
-    recalled: Tensor
+    context_clips: Tensor
     rotary: Rotary
     blocks: BlockMask | None = None
 
@@ -63,12 +63,12 @@ class Sequence:
     def of(cls, preset: VideoPreset, device: torch.device) -> Sequence:
         schedule, config, room = preset.schedule, preset.model, preset.words
         frame, clips = schedule.frame or schedule.grids[-1], clip_slices(schedule)
-        sizes, recalled = [room], [-1]
+        sizes, context_clips = [room], [-1]
         coordinates = [text_coordinates(room, device)]
         last: dict[int, int] = {}
         for index, grid in enumerate(schedule):
             clip = schedule.clip(index)
-            recalled.append(last.get(clip - 1, -1))
+            context_clips.append(last.get(clip - 1, -1))
             last[clip] = len(sizes)
             sizes.append(grid.size)
             positions = torch.arange(grid.size, device=device).unsqueeze(0)
@@ -78,7 +78,7 @@ class Sequence:
         table = RotaryTable(config.head_dim, config.text_maxlen + len(schedule) + max(frame.h, frame.w), device)
         part = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(device)
         rotary = table.at(torch.cat(coordinates, dim=1))
-        sequence = cls(room, part, torch.tensor(recalled, device=device), rotary)
+        sequence = cls(room, part, torch.tensor(context_clips, device=device), rotary)
         if device.type != "cuda":
             return sequence
         blocks = create_block_mask(
@@ -89,7 +89,7 @@ class Sequence:
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether the token ``query`` sees the token ``key`` (places in the sequence), unfilled text aside."""
         mine, other = self.part[query], self.part[key]
-        return (other == 0) | (other == mine) | (other == self.recalled[mine])
+        return (other == 0) | (other == mine) | (other == self.context_clips[mine])
 
     def attention(self, lengths: Tensor) -> Attend:
         """Attention in which each part sees itself, the text of ``lengths`` (B,) words, and what it recalls."""
@@ -206,13 +206,13 @@ class LatentPool:
         with torch.autocast(videos.device.type, torch.bfloat16, enabled=videos.device.type == "cuda"):
             latents = torch.cat([encode(tokenizer, part) for part in videos.split(64)])
         device = latents.device
-        slots = send((self.cursor + torch.arange(count)) % len(self.words), device)
+        slots = to_device_async((self.cursor + torch.arange(count)) % len(self.words), device)
         rows = [text.tokens(line) for line in source.captions(clips)]
         words = torch.zeros(count, self.words.shape[1], dtype=torch.int64)
         for place, row in enumerate(rows):
             words[place, : len(row)] = torch.tensor(row)
-        self.latents[slots], self.words[slots] = latents.to(torch.float16), send(words, device)
-        self.lengths[slots] = send(torch.tensor([len(row) for row in rows]), device)
+        self.latents[slots], self.words[slots] = latents.to(torch.float16), to_device_async(words, device)
+        self.lengths[slots] = to_device_async(torch.tensor([len(row) for row in rows]), device)
         self.cursor = (self.cursor + count) % len(self.words)
         self.filled = min(len(self.words), self.filled + count)
 
@@ -298,7 +298,7 @@ class Trainer:
         save_weights(folder / "tokenizer.safetensors", self.tokenizer.state_dict(), torch.float16, packed=True)
         save_weights(folder / "text_encoder.safetensors", mean.text.state_dict(), torch.float16)
         write_config(folder, FAMILY, "scenes-video", self.preset.model.to_dict(), DEFAULTS, self.preset.text)
-        card = self.stage.facts(self.options) | {"command": command_line("video.transformer")}
+        card = self.stage.info(self.options) | {"command": command_line("video.transformer")}
         write_card(folder / "training.json", card)
 
     def run(self) -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints: names on the hub, local folders and files of every published layout, and their conversion."""
 
+from stepvar.checkpoints.assign import fill_module
 from stepvar.checkpoints.convert import convert_model
-from stepvar.checkpoints.filling import fill_module
 from stepvar.checkpoints.folders import read_config, save_model, save_weights
 from stepvar.checkpoints.loading import LoadedModel, load_model
 from stepvar.checkpoints.reading import read_state, read_weights

@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepvar.checkpoints.filling import adapt
+from stepvar.checkpoints.assign import adapt
 from stepvar.checkpoints.folders import write_config
 from stepvar.checkpoints.loading import empty_model, empty_text_encoder
 from stepvar.checkpoints.reading import INDEX_SUFFIX, peek, read_state
 from stepvar.checkpoints.sources import Source, find_source
 from stepvar.errors import OutputError, UsageError
-from stepvar.files import atomic_folder
 from stepvar.models.family import Part
+from stepvar.utils.files import atomic_folder
 
 SHARD_BYTES = 4_000_000_000
 """Most bytes of weights in one file; a part that has more is split."""

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stepvar.checkpoints.packing import pack
+from stepvar.checkpoints.int8 import pack
 from stepvar.checkpoints.reading import INDEX_SUFFIX
 from stepvar.errors import CheckpointError
-from stepvar.files import atomic_path, write_text
 from stepvar.models.registry import FAMILIES, family_of_model
+from stepvar.utils.files import atomic_path, write_text
 
 CONFIG = "config.json"
 
@@ -82,7 +82,7 @@ def save_model(
         text_encoder: an encoder of the model's own; None where it has none, or a public one.
         text_config: the arguments that made the encoder.
         defaults: sampling settings to use where the caller gives none.
-        packed: store matrices in eight bits, see :mod:`stepvar.checkpoints.packing`.
+        packed: store matrices in eight bits, see :mod:`stepvar.checkpoints.int8`.
 
     Raises:
         UsageError: if the model is of no family.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stepvar.checkpoints.filling import adapt, fill_module
+from stepvar.checkpoints.assign import adapt, fill_module
 from stepvar.checkpoints.reading import read_state
 from stepvar.checkpoints.sources import Source, find_outline, find_source
 from stepvar.errors import CheckpointError, UsageError
@@ -72,7 +72,7 @@ def load_model(
     return LoadedModel(source.name, source.family.name, _frozen(model), _frozen(text_encoder), dict(source.defaults))
 
 
-def outline_model(name: str | Path, variant: str | None = None) -> LoadedModel:
+def meta_model(name: str | Path, variant: str | None = None) -> LoadedModel:
     """A model without its weights, on the meta device: enough to plan generations, and nothing is fetched.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stepvar.checkpoints.packing import unpacked
+from stepvar.checkpoints.int8 import unpacked
 from stepvar.errors import CheckpointError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -140,7 +140,7 @@ class Shards(Weights):
         return peek(self._shard_of(name), name)
 
 
-class Overlaid(Weights):
+class MergedWeights(Weights):
     """Weights of one file, and those that it lacks from another.
 
     Args:
@@ -201,7 +201,7 @@ def _read_folder(folder: Path, ema: bool) -> Mapping[str, Tensor]:
         return read_state(whole[0]) if whole else Shards(find_index(folder))
     if not whole and not any(folder.glob(f"*{INDEX_SUFFIX}")):
         return read_state(averaged)
-    return Overlaid(read_state(averaged), _read_folder(folder, ema=False))
+    return MergedWeights(read_state(averaged), _read_folder(folder, ema=False))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

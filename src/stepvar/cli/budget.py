@@ -11,7 +11,7 @@ from stepvar.cli.options import parse_method
 from stepvar.errors import UsageError
 
 if TYPE_CHECKING:
-    from stepvar.budget import Budget
+    from stepvar.cost.planner import Budget
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
@@ -75,7 +75,7 @@ def fit_budget(
     pipe: Pipeline, speedup: float, scope: str, method: Method, samples: int, settings: dict[str, Any], quiet: bool
 ) -> Budget:
     """The settings that meet a speed-up; the device and the model are measured on the first use."""
-    from stepvar.budget import plan_speedup
+    from stepvar.cost.calibration import plan_speedup
 
     plan = pipe.plan(**{name: settings[name] for name in PLANNED if name in settings})
     budget = plan_speedup(speedup, pipe, method, plan, samples, scope, progress=not quiet)  # type: ignore[arg-type]

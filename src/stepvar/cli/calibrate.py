@@ -19,7 +19,7 @@ from stepvar.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from stepvar.budget import Calibration
+    from stepvar.cost.calibration import Calibration
 
 
 def calibrate(
@@ -38,8 +38,8 @@ def calibrate(
 
     from rich.console import Console
 
-    from stepvar.budget import calibrate as measure
-    from stepvar.budget.store import cache_folder
+    from stepvar.cost.calibration import calibrate as measure
+    from stepvar.cost.store import cache_folder
 
     plan = pipe.plan(aspect_ratio=aspect_ratio, resolution=resolution)
     done = measure(pipe, plan, num_images, again=True, progress=not quiet)

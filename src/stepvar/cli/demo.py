@@ -18,7 +18,7 @@ from stepvar.cli.options import (
     load_pipeline,
     output_path,
 )
-from stepvar.files import check_writable, write_text
+from stepvar.utils.files import check_writable, write_text
 
 CAPTION = "a large red striped circle left of a small blue star on grass"
 
@@ -42,14 +42,14 @@ def demo(
 
     from stepvar.cli.comparison import draw_comparison, print_comparison, sheet
     from stepvar.cli.generate import describe
-    from stepvar.drawing import save_png
+    from stepvar.media.sheets import save_png
     from stepvar.methods import StepVAR
 
     chosen = StepVAR() if speedup is None else fit_budget(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
     comparison = draw_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
     save_png(sheet(comparison, [CAPTION]), out, describe(pipe, CAPTION, seed, comparison.method, {}))
-    facts = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
-    write_text(numbers, json.dumps(facts, indent=2) + "\n")
+    info = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
+    write_text(numbers, json.dumps(info, indent=2) + "\n")
     if not quiet:
         print_comparison(comparison)
         print(f"{out}: the pictures; {numbers}: the numbers")

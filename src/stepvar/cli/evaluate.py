@@ -24,12 +24,12 @@ from stepvar.cli.options import (
     parse_numbers,
 )
 from stepvar.errors import UsageError
-from stepvar.progress import bar
+from stepvar.utils.progress import bar
 
 if TYPE_CHECKING:
     import torch
 
-    from stepvar.evaluation.drawing import Contender
+    from stepvar.evaluation.drawing import Candidate
     from stepvar.evaluation.evaluate import Measures
     from stepvar.evaluation.folder import RunFolder
     from stepvar.evaluation.learned import Features
@@ -86,7 +86,7 @@ def evaluate(
     chosen = parse_methods(methods or ["stepvar"])
     numbers = parse_seeds(seeds)
 
-    from stepvar.evaluation.contenders import with_nulls
+    from stepvar.evaluation.candidates import with_nulls
     from stepvar.evaluation.evaluate import Evaluation
     from stepvar.evaluation.folder import RunFolder
     from stepvar.evaluation.prompts import load_prompts
@@ -106,7 +106,7 @@ def evaluate(
     measures, notes = load_measures(pipe, suite, [name.strip() for name in scores.split(",")] if scores else [])
     own_judge = measures.judge is not None or measures.clip_judge is not None
     features = None if own_judge and not real else load_features(pipe.device, bool(real), notes)
-    contenders = supported(pipe, with_nulls(chosen), [label for label, _ in chosen], settings, notes)
+    candidates = supported(pipe, with_nulls(chosen), [label for label, _ in chosen], settings, notes)
     described = {
         "stepvar": __version__,
         "model": pipe.name,
@@ -116,19 +116,19 @@ def evaluate(
         "seeds": numbers,
         "settings": settings,
         "timed_batch": timed,
-        "methods": [{"label": c.label, "settings": repr(c.method), "redrawn": c.redrawn} for c in contenders],
+        "methods": [{"label": c.label, "settings": repr(c.method), "redrawn": c.redrawn} for c in candidates],
         "notes": notes,
     }
     folder = RunFolder.open(out, described)
-    evaluation = Evaluation(pipe, suite, numbers, contenders, folder, measures, settings, batch)
+    evaluation = Evaluation(pipe, suite, numbers, candidates, folder, measures, settings, batch)
     try:
         with bar("pictures", evaluation.pictures_left, not quiet, time_left=True) as advance:
             evaluation.draw(advance)
         with bar("timing", evaluation.timings_left(rounds), not quiet, time_left=True) as advance:
             evaluation.time(rounds, timed, advance)
         if features is not None:
-            with bar("features", len(contenders), not quiet, time_left=True) as advance:
-                compare_sets(folder, contenders, features, pipe.device, real, advance)
+            with bar("features", len(candidates), not quiet, time_left=True) as advance:
+                compare_sets(folder, candidates, features, pipe.device, real, advance)
     except KeyboardInterrupt:
         if not quiet:
             print(f"{out}: {len(folder.rows)} pictures are done; the same command goes on")
@@ -149,7 +149,7 @@ def report(
     from stepvar.evaluation.page import page
     from stepvar.evaluation.results import summarise, write_results
     from stepvar.evaluation.tables import markdown
-    from stepvar.files import check_writable, write_text
+    from stepvar.utils.files import check_writable, write_text
 
     folder = RunFolder.read(run)
     target = out or run / "report.html"
@@ -196,7 +196,7 @@ def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tu
     from stepvar.evaluation.clips import load_clip_judge
     from stepvar.evaluation.evaluate import Measures
     from stepvar.evaluation.learned import Unavailable, load_lpips, load_scores
-    from stepvar.evaluation.scenes import load_judge
+    from stepvar.evaluation.scene_scores import load_judge
 
     lpips = load_lpips(pipe.device)
     notes = {"lpips": str(lpips)} if isinstance(lpips, Unavailable) else {}
@@ -235,26 +235,26 @@ def digest(suite: PromptSet) -> str:
 
 def supported(
     pipe: Pipeline,
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     asked: Sequence[str],
     settings: dict[str, Any],
     notes: dict[str, str],
-) -> list[Contender]:
-    """The contenders that can serve the model; null methods that cannot are left out with a note.
+) -> list[Candidate]:
+    """The candidates that can serve the model; null methods that cannot are left out with a note.
 
     Raises:
         UsageError: if a method that was asked for cannot, before anything is drawn.
     """
     plan, found = pipe.plan(**settings), []
-    for contender in contenders:
+    for candidate in candidates:
         try:
-            contender.method.prepare(plan, pipe.model.facts)
+            candidate.method.prepare(plan, pipe.model.info)
         except UsageError as error:
-            if contender.label in asked:
+            if candidate.label in asked:
                 raise
-            notes[contender.label] = f"left out: {error}"
+            notes[candidate.label] = f"left out: {error}"
         else:
-            found.append(contender)
+            found.append(candidate)
     return found
 
 

@@ -30,16 +30,16 @@ from stepvar.cli.options import (
     parse_numbers,
 )
 from stepvar.errors import UsageError
-from stepvar.files import check_writable, write_text
+from stepvar.utils.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from stepvar.budget import Budget
+    from stepvar.core.plan import Step
+    from stepvar.cost.planner import Budget
     from stepvar.methods import Method
     from stepvar.output import Output
     from stepvar.pipeline import Pipeline
-    from stepvar.plan import Step
 
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
@@ -60,7 +60,7 @@ class Files:
         Whether ``out`` is of a picture or of a video shows when the model is known, see :meth:`check_kind`.
         """
         if out.suffix.lower() in VIDEO_SUFFIXES:
-            from stepvar.videofiles import check_quality, check_video_path
+            from stepvar.media.video_files import check_quality, check_video_path
 
             check_video_path(out)
             check_quality(quality)
@@ -235,7 +235,7 @@ def _draw(
     quality: int,
     budget: Budget | None,
 ) -> None:
-    from stepvar.drawing import save_png
+    from stepvar.media.sheets import save_png
 
     stages: list[tuple[Step, list[Image.Image]]] = []
 
@@ -256,8 +256,8 @@ def _draw(
         else:
             save_png(one, path, description)
     if files.report is not None:
-        facts = output.report.to_dict() | ({} if budget is None else {"budget": budget.to_dict()})
-        write_text(files.report, json.dumps(facts, indent=2) + "\n")
+        info = output.report.to_dict() | ({} if budget is None else {"budget": budget.to_dict()})
+        write_text(files.report, json.dumps(info, indent=2) + "\n")
     if files.preview is not None:
         save_png(_preview_sheet(stages), files.preview)
     if not quiet:
@@ -276,7 +276,7 @@ def _compare(
     quality: int,
 ) -> None:
     from stepvar.cli.comparison import draw_comparison, moving_sheet, print_comparison, sheet
-    from stepvar.drawing import save_png
+    from stepvar.media.sheets import save_png
 
     comparison = draw_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
     metadata = describe(pipe, "; ".join(prompts), seed, comparison.method, settings)
@@ -320,7 +320,7 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 def _preview_sheet(stages: list[tuple[Step, list[Image.Image]]]) -> Image.Image:
     """One row per picture, one column per scale."""
-    from stepvar.drawing import contact_sheet
+    from stepvar.media.sheets import contact_sheet
 
     count = len(stages[0][1])
     tiles = [(f"after {step.grid}", images[row]) for row in range(count) for step, images in stages]

@@ -89,7 +89,7 @@ def verify(
     """
     place, precision = parse_device(device), parse_dtype(dtype)
 
-    from stepvar.verify import all_passed, results_table, verify
+    from stepvar.conformance import all_passed, results_table, verify
 
     results = verify(paths or [], place, precision)
     print_table(results_table(results), whole=True)
@@ -99,7 +99,7 @@ def verify(
 
 def info(file: Annotated[Path, typer.Argument(help="A PNG file that stepvar wrote.")]) -> None:
     """Show how a picture was made."""
-    from stepvar.drawing import read_metadata
+    from stepvar.media.sheets import read_metadata
 
     metadata = read_metadata(file)
     if "version" not in metadata:

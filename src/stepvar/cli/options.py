@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 
 from stepvar.errors import UsageError
-from stepvar.files import check_writable
+from stepvar.utils.files import check_writable
 
 if TYPE_CHECKING:
     import torch

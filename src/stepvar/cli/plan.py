@@ -13,8 +13,8 @@ from stepvar.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from stepvar.forecast import ScaleForecast
-    from stepvar.memory import MemoryEstimate
+    from stepvar.cost.forecast import ScaleForecast
+    from stepvar.cost.memory import MemoryEstimate
 
 MethodName = Annotated[str, typer.Option("--method", help="See 'stepvar methods'.")]
 Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
@@ -57,16 +57,16 @@ def plan(
         method = "stepvar"
     chosen = parse_method(method, {"keep": keep, "last": last}, set_ or [])
 
-    from stepvar.checkpoints.loading import outline_model
-    from stepvar.forecast import forecast
-    from stepvar.memory import estimate_memory
+    from stepvar.checkpoints.loading import meta_model
+    from stepvar.cost.forecast import forecast
+    from stepvar.cost.memory import estimate_memory
     from stepvar.pipeline import Pipeline
 
-    pipe = Pipeline(outline_model(model, variant), None)
+    pipe = Pipeline(meta_model(model, variant), None)
     planned = pipe.plan(
         aspect_ratio=aspect_ratio, resolution=resolution, seconds=seconds, guidance_scale=guidance_scale
     )
-    chosen.prepare(planned, pipe.model.facts)
+    chosen.prepare(planned, pipe.model.info)
     scales = forecast(pipe.model, planned, chosen, num_images, text)
     estimate = estimate_memory(pipe.model.config, planned, chosen, num_images, precision, tile, text)
     title = f"{pipe.name} {planned.schedule.name}, {chosen}, {num_images} at once, {dtype}"
@@ -82,7 +82,7 @@ def _available(memory: float | None) -> tuple[int | None, str]:
     """Bytes of the device that is meant, and its name."""
     import torch
 
-    from stepvar.memory import memory_of
+    from stepvar.cost.memory import memory_of
 
     if memory is not None:
         if not memory > 0:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from stepvar.core.plan import Plan
 from stepvar.errors import UsageError
 from stepvar.methods import Method
 from stepvar.models.base import CountedModel
 from stepvar.models.blocks import planned_works
-from stepvar.plan import Plan
 
 SEARCH_STEPS = 40
 
@@ -111,7 +111,7 @@ class Clock:
 
 
 def turns(count: int, number: int) -> Sequence[int]:
-    """The order of ``count`` contenders in round ``number``: forwards and backwards in turn, each time begun elsewhere.
+    """The order of ``count`` candidates in round ``number``: forwards and backwards in turn, each time begun elsewhere.
 
     A machine whose speed drifts then slows none of them more than the others.
     """

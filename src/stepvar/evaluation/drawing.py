@@ -1,4 +1,4 @@
-"""Drawing the same pictures with many methods: what all contenders share is made once."""
+"""Drawing the same pictures with many methods: what all candidates share is made once."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Plan
+from stepvar.core.sampling import Noise
 from stepvar.evaluation.costs import Clock
 from stepvar.evaluation.noise import CachedNoise, RedrawnNoise
 from stepvar.generation import generate
 from stepvar.methods import Dense, Method
-from stepvar.models.conditioning import Subject
+from stepvar.models.inputs import Subject
 from stepvar.pipeline import Pipeline
-from stepvar.plan import Plan
-from stepvar.sampling import Noise
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One row of a comparison.
 
     Attributes:
@@ -34,12 +34,12 @@ class Contender:
     redrawn: int = 0
 
 
-DENSE = Contender("dense", Dense())
+DENSE = Candidate("dense", Dense())
 
 
-def noise_floor(last: int) -> Contender:
+def noise_floor(last: int) -> Candidate:
     """Dense generation with the draws of the last scales made anew and nothing pruned."""
-    return Contender(f"floor-{last}", Dense(), redrawn=last)
+    return Candidate(f"floor-{last}", Dense(), redrawn=last)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of one contender.
+    """Pictures of one candidate.
 
     Attributes:
         pictures: (B, 3, H, W) in [0, 1], on the device.
@@ -79,7 +79,7 @@ class Drawn:
 
 
 class Batch:
-    """Prompts and seeds that every contender draws; text and draws are computed once.
+    """Prompts and seeds that every candidate draws; text and draws are computed once.
 
     Args:
         pipe: the model.
@@ -96,14 +96,14 @@ class Batch:
         redrawn = RedrawnNoise.of(seeds, 0)
         self.early, self.late = CachedNoise(redrawn.early), CachedNoise(redrawn.late)
 
-    def draw(self, contender: Contender) -> Drawn:
-        """The pictures of one contender; nothing waits for the device."""
+    def draw(self, candidate: Candidate) -> Drawn:
+        """The pictures of one candidate; nothing waits for the device."""
         noise: Noise = self.early
-        if contender.redrawn:
-            noise = RedrawnNoise(self.early, self.late, len(self.plan.schedule) - contender.redrawn)
+        if candidate.redrawn:
+            noise = RedrawnNoise(self.early, self.late, len(self.plan.schedule) - candidate.redrawn)
         clock = Clock(self.pipe.device)
         clock.mark()
-        state = generate(self.pipe.model, self.condition, self.samples, self.plan, contender.method, noise)
+        state = generate(self.pipe.model, self.condition, self.samples, self.plan, candidate.method, noise)
         clock.mark()
         with torch.inference_mode():
             pictures = ((self.pipe.model.decode(state).float() + 1) / 2).clamp(0, 1)
@@ -112,11 +112,11 @@ class Batch:
 
 
 def draw(
-    pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], contender: Contender, sampling: Sampling
+    pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], candidate: Candidate, sampling: Sampling
 ) -> Tensor:
-    """Pictures (len(prompts), 3, H, W) in [0, 1] of one contender, batch by batch."""
+    """Pictures (len(prompts), 3, H, W) in [0, 1] of one candidate, batch by batch."""
     plan, pictures = sampling.plan(pipe), []
     for start in range(0, len(prompts), sampling.batch):
         part = slice(start, start + sampling.batch)
-        pictures.append(Batch(pipe, prompts[part], seeds[part], plan).draw(contender).pictures)
+        pictures.append(Batch(pipe, prompts[part], seeds[part], plan).draw(candidate).pictures)
     return torch.cat(pictures)

@@ -12,23 +12,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stepvar.drawing import kept_overlay, save_png
 from stepvar.evaluation.clips import judge_videos
 from stepvar.evaluation.costs import turns
-from stepvar.evaluation.drawing import DENSE, Contender
+from stepvar.evaluation.drawing import DENSE, Candidate
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.frames import Frames, fidelity, read_frames, sheet_of_four, to_tensor, write_frames
 from stepvar.evaluation.learned import Distance, Score
 from stepvar.evaluation.noise import RedrawnNoise
 from stepvar.evaluation.prompts import DPG_PICTURES, PromptSet
-from stepvar.evaluation.scenes import CATEGORIES, Judged, Questions, judge_batch
-from stepvar.files import write_text
+from stepvar.evaluation.scene_scores import CATEGORIES, Judged, Questions, judge_batch
+from stepvar.evaluation.scenes.clips.judge import ClipJudge
+from stepvar.evaluation.scenes.clips.render import render_clips
+from stepvar.evaluation.scenes.judge import Judge
+from stepvar.evaluation.scenes.render import render
+from stepvar.media.sheets import kept_overlay, save_png
 from stepvar.output import Output
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.clips.judge import ClipJudge
-from stepvar.scenes.clips.render import render_clips
-from stepvar.scenes.judge import Judge
-from stepvar.scenes.render import render
+from stepvar.utils.files import write_text
 
 RENDERS = "renders"
 """In the manifest: real renders of the same scenes, which the judge sees, too."""
@@ -64,7 +64,7 @@ class Evaluation:
     Attributes:
         pipe: the model.
         prompts, seeds: every prompt is drawn with every seed.
-        contenders: the first is dense, the reference of all others.
+        candidates: the first is dense, the reference of all others.
         folder: where results go.
         measures: beside fidelity.
         settings: further arguments of the pipeline, the same for all.
@@ -74,7 +74,7 @@ class Evaluation:
     pipe: Pipeline
     prompts: PromptSet
     seeds: Sequence[int]
-    contenders: Sequence[Contender]
+    candidates: Sequence[Candidate]
     folder: RunFolder
     measures: Measures = Measures()
     settings: dict[str, Any] = field(default_factory=dict)
@@ -83,16 +83,16 @@ class Evaluation:
     @property
     def pictures_left(self) -> int:
         """Pictures that are not in the manifest yet."""
-        keys = ((c.label, p.name, s) for c in self.contenders for p in self.prompts.prompts for s in self.seeds)
+        keys = ((c.label, p.name, s) for c in self.candidates for p in self.prompts.prompts for s in self.seeds)
         return sum(key not in self.folder.rows for key in keys)
 
     def draw(self, tick: Callable[[], None]) -> None:
         """Draws and measures what is missing; ``tick`` is called once for each picture."""
         for pairs in self._batches():
-            for contender in self.contenders:
-                todo = [pair for pair in pairs if self._key(contender.label, pair) not in self.folder.rows]
+            for candidate in self.candidates:
+                todo = [pair for pair in pairs if self._key(candidate.label, pair) not in self.folder.rows]
                 if todo:
-                    self._contender(contender, todo)
+                    self._contender(candidate, todo)
                     for _ in todo:
                         tick()
             self._renders(pairs)
@@ -110,30 +110,30 @@ class Evaluation:
     def _seed(self, pair: Pair) -> int:
         return SEED_STRIDE * self.seeds[pair[1]] + pair[0]
 
-    def _output(self, contender: Contender, pairs: Sequence[Pair]) -> Output:
+    def _output(self, candidate: Candidate, pairs: Sequence[Pair]) -> Output:
         """What the pipeline draws; the noise floor takes other draws at the last scales."""
         subject: dict[str, Any] = {self.pipe.conditioner.argument: [self.prompts.prompts[p].text for p, _ in pairs]}
         seeds = [self._seed(pair) for pair in pairs]
         subject["seed"] = seeds
-        if contender.redrawn:
+        if candidate.redrawn:
             schedule = self.pipe.plan(**self.settings).schedule
             del subject["seed"]
-            subject["noise"] = RedrawnNoise.of(seeds, max(0, len(schedule) - contender.redrawn))
-        return self.pipe(**subject, method=contender.method, output_type="np", progress=False, **self.settings)
+            subject["noise"] = RedrawnNoise.of(seeds, max(0, len(schedule) - candidate.redrawn))
+        return self.pipe(**subject, method=candidate.method, output_type="np", progress=False, **self.settings)
 
-    def _contender(self, contender: Contender, pairs: list[Pair]) -> None:
-        output = self._output(contender, pairs)
+    def _contender(self, candidate: Candidate, pairs: list[Pair]) -> None:
+        output = self._output(candidate, pairs)
         clips = clips_of(output)
-        root = self.folder.place("pictures" if self.prompts.layout == "dpg" else "images", contender.label)
+        root = self.folder.place("pictures" if self.prompts.layout == "dpg" else "images", candidate.label)
         files = [root / self.prompts.picture(*pair) for pair in pairs]
         for frames, file in zip(clips, files, strict=True):
             write_frames(frames, file)
-        self._maps(contender, pairs, output, clips)
+        self._maps(candidate, pairs, output, clips)
         pixels = to_tensor(clips, self.pipe.device)
-        rows = [self._described(contender.label, pair) for pair in pairs]
+        rows = [self._described(candidate.label, pair) for pair in pairs]
         for row, file in zip(rows, files, strict=True):
             row["image"] = file.relative_to(self.folder.path).as_posix()
-        if contender.label != DENSE.label:
+        if candidate.label != DENSE.label:
             reference = to_tensor([self._dense(pair) for pair in pairs], self.pipe.device)
             for row, found in zip(rows, fidelity(pixels, reference, self.measures.lpips), strict=True):
                 row |= found
@@ -189,26 +189,26 @@ class Evaluation:
         for row in rows:
             self.folder.add(row)
 
-    def _maps(self, contender: Contender, pairs: Sequence[Pair], output: Output, clips: Sequence[Frames]) -> None:
+    def _maps(self, candidate: Candidate, pairs: Sequence[Pair], output: Output, clips: Sequence[Frames]) -> None:
         """What was kept at the last pruned scale, over the picture, of the first prompts."""
         if not output.kept:
             return
         _, kept = output.kept[-1]
         for index, (prompt, place) in enumerate(pairs):
             if prompt < MAPS and place == 0:
-                path = self.folder.place("kept", contender.label) / f"{self.prompts.prompts[prompt].name}.png"
+                path = self.folder.place("kept", candidate.label) / f"{self.prompts.prompts[prompt].name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_png(kept_overlay(Image.fromarray(clips[index][0]), np.asarray(kept[index])), path)
 
     def _lay_out(self) -> None:
         """What the judges of the published suites want beside the pictures."""
-        for contender in self.contenders:
-            root = self.folder.place("images", contender.label)
+        for candidate in self.candidates:
+            root = self.folder.place("images", candidate.label)
             for index, prompt in enumerate(self.prompts.prompts):
                 if self.prompts.layout == "geneval":
                     write_text(root / prompt.name / "metadata.jsonl", prompt.metadata + "\n")
                 elif self.prompts.layout == "dpg":
-                    pictures = self.folder.place("pictures", contender.label)
+                    pictures = self.folder.place("pictures", candidate.label)
                     places = range(min(len(self.seeds), DPG_PICTURES))
                     files = [pictures / self.prompts.picture(index, place) for place in places]
                     root.mkdir(parents=True, exist_ok=True)
@@ -216,13 +216,13 @@ class Evaluation:
                     save_png(sheet, root / f"{prompt.name}.png")
 
     @property
-    def timed(self) -> list[Contender]:
+    def timed(self) -> list[Candidate]:
         """All but the noise floor, which costs what dense costs."""
-        return [contender for contender in self.contenders if not contender.redrawn]
+        return [candidate for candidate in self.candidates if not candidate.redrawn]
 
     def _rounds_left(self, rounds: int) -> list[int]:
         done = {(row["method"], row["round"]) for row in self.folder.timing}
-        return [n for n in range(rounds) if any((contender.label, n) not in done for contender in self.timed)]
+        return [n for n in range(rounds) if any((candidate.label, n) not in done for candidate in self.timed)]
 
     def timings_left(self, rounds: int) -> int:
         """Runs that :meth:`time` will make."""
@@ -230,15 +230,15 @@ class Evaluation:
         return (left + 1) * len(self.timed) if left else 0
 
     def time(self, rounds: int, samples: int, tick: Callable[[], None]) -> None:
-        """Times all contenders in turn, behind one round that does not count; a round that was cut off is repeated."""
+        """Times all candidates in turn, behind one round that does not count; a round that was cut off is repeated."""
         pairs = [(index % len(self.prompts), 0) for index in range(samples)]
         todo = self._rounds_left(rounds)
         for number in [-1, *todo] if todo else []:
             rows = []
             for index in turns(len(self.timed), max(number, 0)):
-                contender = self.timed[index]
-                report = self._output(contender, pairs).report
-                rows.append({"method": contender.label, "round": number, **_cost(report)})
+                candidate = self.timed[index]
+                report = self._output(candidate, pairs).report
+                rows.append({"method": candidate.label, "round": number, **_cost(report)})
                 tick()
             for row in rows if number >= 0 else []:
                 self.folder.add_timing(row)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stepvar.errors import OutputError, UsageError
-from stepvar.files import write_text
+from stepvar.utils.files import write_text
 
 Key = tuple[str, str, int]
 """Label of the method, name of the prompt, seed."""

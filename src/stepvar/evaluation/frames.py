@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepvar.drawing import save_png
 from stepvar.evaluation.learned import Distance
 from stepvar.evaluation.metrics import SSIM_WINDOW, high_frequency_share, psnr, ssim
 from stepvar.evaluation.video import directions, flicker
+from stepvar.media.sheets import save_png
 
 Frames = NDArray[np.uint8]
 """(t, H, W, 3); a picture is t = 1."""

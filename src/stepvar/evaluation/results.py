@@ -17,11 +17,11 @@ from stepvar.evaluation.distribution import Moments, frechet_distance, kernel_di
 from stepvar.evaluation.drawing import DENSE
 from stepvar.evaluation.evaluate import RENDERS
 from stepvar.evaluation.folder import RunFolder
-from stepvar.evaluation.scenes import CATEGORIES
+from stepvar.evaluation.scene_scores import CATEGORIES
+from stepvar.evaluation.scenes.clips.judge import ATTRIBUTES
 from stepvar.evaluation.sets import read_sets
 from stepvar.evaluation.statistics import bootstrap, paired, percentiles
-from stepvar.files import write_text
-from stepvar.scenes.clips.judge import ATTRIBUTES
+from stepvar.utils.files import write_text
 
 FIDELITY = {
     "psnr": "PSNR, dB",

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from stepvar.errors import UsageError
 from stepvar.evaluation.distribution import Moments, frechet_distance, kernel_distance
-from stepvar.evaluation.drawing import DENSE, Contender
+from stepvar.evaluation.drawing import DENSE, Candidate
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.frames import read_frames, to_tensor
 from stepvar.evaluation.learned import Features
-from stepvar.files import write_text
+from stepvar.utils.files import write_text
 
 FILE = "sets.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -39,13 +39,13 @@ def reference_files(folder: Path) -> list[Path]:
 
 def compare_sets(
     folder: RunFolder,
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     features: Features,
     device: torch.device,
     reference: Sequence[Path] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes the distances of every contender's pictures to dense's, and to real ones if there are any.
+    """Writes the distances of every candidate's pictures to dense's, and to real ones if there are any.
 
     Args:
         reference: files of real pictures.
@@ -53,9 +53,9 @@ def compare_sets(
     """
     real = _features([partial(_frame, path) for path in reference], features, device) if reference else None
     own: dict[str, Tensor] = {}
-    for contender in contenders:
-        rows = [row for (method, _, _), row in sorted(folder.rows.items()) if method == contender.label]
-        own[contender.label] = _features([partial(_middle, folder, row) for row in rows], features, device)
+    for candidate in candidates:
+        rows = [row for (method, _, _), row in sorted(folder.rows.items()) if method == candidate.label]
+        own[candidate.label] = _features([partial(_middle, folder, row) for row in rows], features, device)
         tick()
     found: dict[str, dict[str, float]] = {}
     for label, values in own.items():

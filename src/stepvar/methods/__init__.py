@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from stepvar.methods.base import Method, ModelFacts
+from stepvar.methods.base import Method, ModelInfo
 from stepvar.methods.baselines import PCA, Dense, HighPass, Random, SkipLast
 from stepvar.methods.blend import BlendedPruning
 from stepvar.methods.compose import Compose
 from stepvar.methods.coverage import Coverage
+from stepvar.methods.drop_guidance import DropGuidance
 from stepvar.methods.fastvar import FastVAR
-from stepvar.methods.guidance import DropGuidance
-from stepvar.methods.latent_change import LatentChange
+from stepvar.methods.latent_delta import LatentDelta
 from stepvar.methods.norms import L2Norm, MeanDistance
 from stepvar.methods.registry import METHODS, make_method
 from stepvar.methods.sparsevar import SparseVAR
@@ -27,10 +27,10 @@ __all__ = [
     "FastVAR",
     "HighPass",
     "L2Norm",
-    "LatentChange",
+    "LatentDelta",
     "MeanDistance",
     "Method",
-    "ModelFacts",
+    "ModelInfo",
     "Random",
     "SkipLast",
     "SparseVAR",

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
-from stepvar.plan import Plan, Step
-from stepvar.tokens import TokenMap
 
 
 class RunBlocks(Protocol):
@@ -22,16 +22,16 @@ class RunBlocks(Protocol):
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap: ...
 
 
-class Site(NamedTuple):
+class SublayerRef(NamedTuple):
     """A residual sub-layer: its block's index, ``"self"``, ``"cross"`` or ``"ffn"``, and the number of blocks."""
 
     layer: int
-    sublayer: str
+    name: str
     depth: int = 0
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """What a method may ask of a model before a generation, to say whether it can serve it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Method:
     def for_speedup(cls: type[OwnMethod], speedup: float, model: Any, **settings: Any) -> OwnMethod:
         """The method that makes a whole image, from prompt to pixels, this many times as fast as a dense one.
 
-        See :func:`stepvar.budget.plan_speedup` for more: other schedules, several images, compositions, and what the
+        See :func:`stepvar.cost.plan_speedup` for more: other schedules, several images, compositions, and what the
         speed-up is expected to be.
 
         Args:
@@ -84,7 +84,7 @@ class Method:
         Raises:
             UsageError: for a setting that the budget decides, or a speed-up that cannot be had; it names the largest.
         """
-        from stepvar.budget import plan_speedup
+        from stepvar.cost.calibration import plan_speedup
 
         for name in cls.budgeted:
             if name in settings:
@@ -97,7 +97,7 @@ class Method:
         """How the method spares work, the gentlest stage first: what a budget searches, in this order."""
         return ()
 
-    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
+    def extra_passes(self, step: Step, info: ModelInfo) -> float:
         """How often the method itself reads or writes a dense map at a scale, for the estimate of its own cost."""
         return 0.0
 
@@ -105,21 +105,21 @@ class Method:
         """Changes which scales run, their guidance or their temperature."""
         return plan
 
-    def check(self, plan: Plan, facts: ModelFacts) -> None:
+    def check(self, plan: Plan, info: ModelInfo) -> None:
         """Says whether the method can serve a plan (as edited) on a model; called before any work.
 
         Raises:
             UsageError: if it cannot.
         """
 
-    def prepare(self, plan: Plan, facts: ModelFacts) -> Plan:
+    def prepare(self, plan: Plan, info: ModelInfo) -> Plan:
         """The plan as the method edits it, checked.
 
         Raises:
             UsageError: if the method cannot serve it.
         """
         plan = self.edit(plan)
-        self.check(plan, facts)
+        self.check(plan, info)
         return plan
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
@@ -133,7 +133,7 @@ class Method:
         """Takes a dense map in front of the first block, returns a dense map behind the last one."""
         return run(tokens)
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
         """Returns the update (R, N, C) that the sub-layer adds to ``tokens``."""
         return run(tokens)
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Stage
 from stepvar.methods.pruning import Pruning
 from stepvar.methods.scores import structure_magnitude, texture_energy
-from stepvar.plan import Plan, Step
-from stepvar.tokens import TokenMap
 
 
 @dataclass(frozen=True)

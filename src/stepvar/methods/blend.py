@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stepvar.methods.restorers import Restorer, RestorerName
+from stepvar.methods.restoration import Restoration, RestorationName
 from stepvar.methods.structure_texture import StructureTexture
 
 
@@ -19,4 +19,4 @@ class BlendedPruning(StructureTexture):
 
     name: ClassVar[str] = "blend"
 
-    restore: RestorerName | Restorer = "blend"
+    restore: RestorationName | Restoration = "blend"

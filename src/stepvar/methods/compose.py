@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site, Stage
-from stepvar.plan import Plan, Step
-from stepvar.tokens import TokenMap
+from stepvar.methods.base import Method, ModelInfo, RunBlocks, Stage, SublayerRef
 
 
 @dataclass(frozen=True, init=False)
@@ -67,17 +67,17 @@ class Compose(Method):
 
         return [beside(stage) for stage in varied.stages(plan)]
 
-    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
-        return self.acting.extra_passes(step, facts)
+    def extra_passes(self, step: Step, info: ModelInfo) -> float:
+        return self.acting.extra_passes(step, info)
 
     def edit(self, plan: Plan) -> Plan:
         for part in self.parts:
             plan = part.edit(plan)
         return plan
 
-    def check(self, plan: Plan, facts: ModelFacts) -> None:
+    def check(self, plan: Plan, info: ModelInfo) -> None:
         for part in self.parts:
-            part.check(plan, facts)
+            part.check(plan, info)
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.acting.tokens_at(step, layer, depth)
@@ -85,8 +85,8 @@ class Compose(Method):
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
         return self.acting.run_stack(run, tokens, step)
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        return self.acting.run_sublayer(run, tokens, site, step)
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
+        return self.acting.run_sublayer(run, tokens, ref, step)
 
     def settings(self) -> dict[str, Any]:
         return {part.name: part.settings() for part in self.parts}

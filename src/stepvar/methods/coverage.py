@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Step
+from stepvar.core.tokens import Grid
 from stepvar.errors import UsageError
-from stepvar.methods.restorers import Anchors
+from stepvar.methods.restoration import Anchors
 from stepvar.methods.scores import ranks, top_tokens
 from stepvar.methods.structure_texture import StructureTexture
-from stepvar.plan import Step
-from stepvar.tokens import Grid
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Coverage(StructureTexture):
         super().__post_init__()
         if not 0 < self.cover <= 1:
             raise UsageError(f"cover={self.cover}: must be above 0 and at most 1 (use stepvar for none)")
-        if isinstance(self.restorer, Anchors):
+        if isinstance(self.restoration, Anchors):
             raise UsageError("restore='anchors': anchors cover the map already; use it with stepvar")
 
     def choose(self, scores: Tensor, count: int, step: Step) -> Tensor:

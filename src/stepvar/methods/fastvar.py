@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.tokens import TokenMap, scatter_tokens
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts, Site, Stage
-from stepvar.methods.remembered import Remembered
+from stepvar.methods.base import Method, ModelInfo, Stage, SublayerRef
+from stepvar.methods.cached_features import CachedFeatures
 from stepvar.methods.scores import distance_to_mean, top_tokens
-from stepvar.plan import Plan, Step
-from stepvar.tokens import TokenMap, scatter_tokens
 
 MOST_PRUNED = 0.75
 """A budget skips another scale before it prunes more than this."""
@@ -76,21 +76,21 @@ class FastVAR(Method):
 
         return [stage(skip) for skip in range(max(0, min(plan.schedule.scale_counts) - 3))]
 
-    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
+    def extra_passes(self, step: Step, info: ModelInfo) -> float:
         if self.count_at(step) == step.grid.size:
             return 0.0
-        inside = max(0, facts.depth - self.blocks_before - self.blocks_after)
-        return 12.0 * inside * len(facts.sublayers)  # distances 4, thinning 2, the cached update 4, scattering 2
+        inside = max(0, info.depth - self.blocks_before - self.blocks_after)
+        return 12.0 * inside * len(info.sublayers)  # distances 4, thinning 2, the cached update 4, scattering 2
 
     def count_at(self, step: Step) -> int:
         """Tokens kept at a scale."""
-        place = self.skip + len(self.prune) - step.rank
+        place = self.skip + len(self.prune) - step.scales_from_end
         pruned = 0 <= place < len(self.prune)
         return step.grid.size - int(step.grid.size * self.prune[place]) if pruned else step.grid.size
 
     def is_cached(self, step: Step) -> bool:
         """Whether the updates of this scale fill those of the pruned ones: the last scale in front of them."""
-        return step.rank == self.skip + len(self.prune) + 1
+        return step.scales_from_end == self.skip + len(self.prune) + 1
 
     def _inside(self, layer: int, depth: int) -> bool:
         return self.blocks_before <= layer < depth - self.blocks_after
@@ -98,13 +98,13 @@ class FastVAR(Method):
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.count_at(step) if self._inside(layer, depth) else step.grid.size
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        cached: dict[Site, Remembered] = step.memo.setdefault("fastvar", {})
-        if not self._inside(site.layer, site.depth):
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
+        cached: dict[SublayerRef, CachedFeatures] = step.memo.setdefault("fastvar", {})
+        if not self._inside(ref.layer, ref.depth):
             return run(tokens)
         if self.is_cached(step):
             update = run(tokens)
-            cached[site] = Remembered.of(tokens.with_features(update), step)
+            cached[ref] = CachedFeatures.of(tokens.with_features(update), step)
             return update
         count = self.count_at(step)
         if count == step.grid.size:
@@ -112,4 +112,4 @@ class FastVAR(Method):
         kept = top_tokens(distance_to_mean(tokens.features), count)
         step.selections.append(kept)
         update = run(tokens.take(kept))
-        return scatter_tokens(cached[site].at(step, len(update), "area"), kept, update)
+        return scatter_tokens(cached[ref].at(step, len(update), "area"), kept, update)

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from stepvar.core.plan import Step
+from stepvar.core.tokens import TokenMap
 from stepvar.methods.pruning import Pruning
 from stepvar.methods.scores import distance_to_mean, squared_norm
-from stepvar.plan import Step
-from stepvar.tokens import TokenMap
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stepvar.tokens import Grid, Selection, gather_tokens, scatter_tokens
+from stepvar.core.tokens import Grid, Selection, gather_tokens, scatter_tokens
 
 Propagated = Literal["state", "update"]
 

@@ -10,19 +10,19 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.tokens import Grid, Selection, TokenMap, gather_tokens
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site, Stage
+from stepvar.methods.base import Method, ModelInfo, RunBlocks, Stage, SublayerRef
+from stepvar.methods.cached_features import CachedFeatures
 from stepvar.methods.propagation import Propagated
-from stepvar.methods.remembered import Remembered
-from stepvar.methods.restorers import RESTORERS, Restorer, RestorerName, index_tensor
+from stepvar.methods.restoration import RESTORATIONS, Restoration, RestorationName, index_tensor
 from stepvar.methods.scores import top_tokens
-from stepvar.plan import Plan, Step
-from stepvar.tokens import Grid, Selection, TokenMap, gather_tokens
 
 Scope = Literal["stack", "block", "sublayer"]
 Branches = Literal["shared", "separate"]
 Selected = Literal["clip", "frame"]
-Recalled = Literal["dense", "pruned"]
+ContextClips = Literal["dense", "pruned"]
 
 MOST_TEMPORAL_WEIGHT = 1000
 
@@ -55,11 +55,11 @@ class Pruning(Method):
             ``"update"``, the difference that the blocks made.
         restore: where that comes from: the ``"nearest"`` kept token, a ``"blend"`` of the nearest few, the nearest
             of uniform ``"anchors"`` that are always kept, or the last pass that was not pruned, resized (``"cached"``);
-            or a :class:`~stepvar.methods.restorers.Restorer` with settings of its own.
+            or a :class:`~stepvar.methods.restoration.Restoration` with settings of its own.
         selection: videos only: rank the tokens of all frames of a pass together (``"clip"``), or keep the best of each
             frame, equally many in all (``"frame"``).
         temporal_weight: videos only: how many cells a step from frame to frame counts like, where distances decide.
-        recalled: videos only: a clip that the next one attends to is left ``"dense"``, or ``"pruned"`` like the last.
+        context_clips: videos only: a clip that the next one attends to is left ``"dense"``, or ``"pruned"`` like any.
             The image in front of a clip is one, at little cost; what it changes, the whole clip repeats.
         branches: one selection for both guidance branches, scored on the conditional one (``"shared"``), or one
             for each (``"separate"``, not possible when guidance mixes the branches inside the stack).
@@ -74,10 +74,10 @@ class Pruning(Method):
     blocks_after: int = 0
     scope: Scope = "stack"
     propagate: Propagated = "state"
-    restore: RestorerName | Restorer = "nearest"
+    restore: RestorationName | Restoration = "nearest"
     selection: Selected = "clip"
     temporal_weight: float = 1.0
-    recalled: Recalled = "dense"
+    context_clips: ContextClips = "dense"
     branches: Branches = "shared"
 
     def __post_init__(self) -> None:
@@ -95,9 +95,9 @@ class Pruning(Method):
         if not 0 <= self.temporal_weight <= MOST_TEMPORAL_WEIGHT:
             raise UsageError(f"temporal_weight={self.temporal_weight}: must be from 0 to {MOST_TEMPORAL_WEIGHT}")
         choices: dict[str, Any] = {"scope": Scope, "propagate": Propagated, "selection": Selected}
-        choices |= {"recalled": Recalled, "branches": Branches}
-        if not isinstance(self.restore, Restorer):
-            choices["restore"] = RestorerName
+        choices |= {"context_clips": ContextClips, "branches": Branches}
+        if not isinstance(self.restore, Restoration):
+            choices["restore"] = RestorationName
         for name, kind in choices.items():
             allowed = get_args(kind)
             if getattr(self, name) not in allowed:
@@ -117,26 +117,26 @@ class Pruning(Method):
         gentle = [stage(last, 1.0, FLOOR) for last in range(fewest, most + 1)]
         return [*gentle, stage(most, FLOOR, LOWEST)]
 
-    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
+    def extra_passes(self, step: Step, info: ModelInfo) -> float:
         if not self._is_pruned(step):
             return 0.0
-        blocks = max(0, facts.depth - self.blocks_before - self.blocks_after)
-        selections = {"stack": 1, "block": blocks, "sublayer": blocks * len(facts.sublayers)}[self.scope]
+        blocks = max(0, info.depth - self.blocks_before - self.blocks_after)
+        selections = {"stack": 1, "block": blocks, "sublayer": blocks * len(info.sublayers)}[self.scope]
         return 30.0 * selections  # at most: both scores with eight power iterations 26, thinning and rebuilding 4
 
     def ratio_at(self, step: Step) -> float:
         """The share of tokens kept at a scale."""
         if isinstance(self.keep, (int, float)):
             last = self.last if self.last is not None else step.plan.late_scales()
-            return self.keep if step.rank <= last else 1.0
-        return self.keep[-step.rank] if step.rank <= len(self.keep) else 1.0
+            return self.keep if step.scales_from_end <= last else 1.0
+        return self.keep[-step.scales_from_end] if step.scales_from_end <= len(self.keep) else 1.0
 
     def count_at(self, step: Step) -> int:
         """The number of tokens kept at a scale."""
-        if step.recalled and self.recalled == "dense":
+        if step.is_context and self.context_clips == "dense":
             return step.grid.size
         grid, frames = self._selected_from(step)
-        fewest = max(1, len(self.restorer.anchors(grid)))
+        fewest = max(1, len(self.restoration.anchors(grid)))
         return frames * max(fewest, round(self.ratio_at(step) * grid.size))
 
     def _selected_from(self, step: Step) -> tuple[Grid, int]:
@@ -145,19 +145,21 @@ class Pruning(Method):
         return (Grid(1, grid.h, grid.w), grid.t) if self.selection == "frame" else (grid, 1)
 
     @property
-    def restorer(self) -> Restorer:
+    def restoration(self) -> Restoration:
         """The strategy that :attr:`restore` names."""
-        return self.restore if isinstance(self.restore, Restorer) else RESTORERS[self.restore]
+        return self.restore if isinstance(self.restore, Restoration) else RESTORATIONS[self.restore]
 
-    def check(self, plan: Plan, facts: ModelFacts) -> None:
-        stacked = self.scope != "sublayer" and plan.guided and any(place != 0 for place in plan.guidance_at)
+    def check(self, plan: Plan, info: ModelInfo) -> None:
+        stacked = self.scope != "sublayer" and plan.guided and any(place != 0 for place in plan.cfg_layers)
         if self.branches == "separate" and stacked:
             raise UsageError(
                 "branches='separate': guidance inside the stack mixes the branches token by token; use 'shared'"
             )
         self._check_reach(plan)
         steps = [step for step in plan.steps(1) if step.computed]
-        if self.restorer.reads_past and any(self._is_pruned(step) and self._source_of(step) is None for step in steps):
+        if self.restoration.reads_past and any(
+            self._is_pruned(step) and self._source_of(step) is None for step in steps
+        ):
             raise UsageError(
                 "restore='cached': needs a scale that is not pruned in front of those that are; prune fewer"
             )
@@ -189,7 +191,7 @@ class Pruning(Method):
 
     def _is_source(self, step: Step) -> bool:
         """Whether a later pass is restored from this one."""
-        if not self.restorer.reads_past:
+        if not self.restoration.reads_past:
             return False
         if "sources" not in step.memo:
             pruned = (other for other in step.plan.steps(1) if other.computed and self._is_pruned(other))
@@ -213,7 +215,7 @@ class Pruning(Method):
         if not self._is_pruned(step):
             after = run(tokens, first, last)
             kept = after if self.propagate == "state" else after.with_features(after.features - tokens.features)
-            self._past(step)[first] = Remembered.of(kept, step)
+            self._past(step)[first] = CachedFeatures.of(kept, step)
             return after
         selection = self.select(tokens, self.count_at(step), step)
         features = run(tokens.take(selection.kept), first, last).features
@@ -222,35 +224,35 @@ class Pruning(Method):
         update = features - gather_tokens(tokens.features, selection.kept)
         return tokens.with_features(tokens.features + self._restored(update, selection, step, first))
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        if self.scope != "sublayer" or not self._inside(site.layer, site.depth):
+    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
+        if self.scope != "sublayer" or not self._inside(ref.layer, ref.depth):
             return run(tokens)
         own, state = tokens.features, self.propagate == "state"
         if not self._is_pruned(step):
             update = run(tokens)
             if self._is_source(step):
-                self._past(step)[site] = Remembered.of(tokens.with_features(own + update if state else update), step)
+                self._past(step)[ref] = CachedFeatures.of(tokens.with_features(own + update if state else update), step)
             return update
         selection = self.select(tokens, self.count_at(step), step)
         update = run(tokens.take(selection.kept))
         if not state:
-            return self._restored(update, selection, step, site)
-        return self._restored(gather_tokens(own, selection.kept) + update, selection, step, site) - own
+            return self._restored(update, selection, step, ref)
+        return self._restored(gather_tokens(own, selection.kept) + update, selection, step, ref) - own
 
-    def _past(self, step: Step) -> dict[Any, Remembered]:
+    def _past(self, step: Step) -> dict[Any, CachedFeatures]:
         """What the last pass that was not pruned left, by first block of the span or by sub-layer."""
-        past: dict[Any, Remembered] = step.memo.setdefault("past", {})
+        past: dict[Any, CachedFeatures] = step.memo.setdefault("past", {})
         return past
 
     def _restored(self, values: Tensor, selection: Selection, step: Step, place: Any) -> Tensor:
-        return self.restorer.restore(values, selection, step, self._past(step).get(place))
+        return self.restoration.restore(values, selection, step, self._past(step).get(place))
 
     def select(self, tokens: TokenMap, count: int, step: Step) -> Selection:
         """Keeps the ``count`` best tokens of a dense map, row by row or once per sample."""
         shared = self.branches == "shared"
         scored = tokens.with_features(tokens.features[: step.samples]) if shared else tokens
         kept = self._chosen(self.score(scored, step), count, step)
-        selection = self.restorer.sources(kept, step.grid, self.temporal_weight)
+        selection = self.restoration.sources(kept, step.grid, self.temporal_weight)
         step.selections.append(kept)
         return selection.repeat(step.branches) if shared else selection
 
@@ -264,8 +266,8 @@ class Pruning(Method):
         return (kept.unflatten(0, (-1, frames)) + starts[:, None]).flatten(1)
 
     def choose(self, scores: Tensor, count: int, step: Step) -> Tensor:
-        """Indices (R, count), ascending, of the tokens to keep by their scores (R, N): the restorer's anchors first."""
-        anchors = self.restorer.anchors(step.grid)
+        """Indices (R, count), ascending, of the tokens to keep by their scores (R, N): anchors first."""
+        anchors = self.restoration.anchors(step.grid)
         if not anchors:
             return top_tokens(scores, count)
         return top_tokens(scores, count, index_tensor(anchors, scores.device).expand(len(scores), -1))

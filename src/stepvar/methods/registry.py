@@ -12,9 +12,9 @@ from stepvar.methods.baselines import PCA, Dense, HighPass, Random, SkipLast
 from stepvar.methods.blend import BlendedPruning
 from stepvar.methods.compose import Compose
 from stepvar.methods.coverage import Coverage
+from stepvar.methods.drop_guidance import DropGuidance
 from stepvar.methods.fastvar import FastVAR
-from stepvar.methods.guidance import DropGuidance
-from stepvar.methods.latent_change import LatentChange
+from stepvar.methods.latent_delta import LatentDelta
 from stepvar.methods.norms import L2Norm, MeanDistance
 from stepvar.methods.sparsevar import SparseVAR
 from stepvar.methods.stepvar import StepVAR
@@ -29,7 +29,7 @@ _ROWS: tuple[type[Method], ...] = (
     PCA,
     L2Norm,
     MeanDistance,
-    LatentChange,
+    LatentDelta,
     Random,
     SkipLast,
     DropGuidance,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.tokens import Grid
+from stepvar.core.tokens import Grid
 
 Normalisation = Literal["none", "mean", "max", "zscore"]
 NORMALISATIONS: tuple[Normalisation, ...] = ("none", "mean", "max", "zscore")

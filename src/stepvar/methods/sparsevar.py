@@ -8,15 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.tokens import TokenMap, gather_tokens
 from stepvar.errors import UsageError
-from stepvar.methods.base import ModelFacts, RunBlocks
-from stepvar.methods.latent_change import refuse_first_scale
+from stepvar.methods.base import ModelInfo, RunBlocks
+from stepvar.methods.cached_features import CachedFeatures
+from stepvar.methods.latent_delta import refuse_first_scale
 from stepvar.methods.propagation import nearest_kept
 from stepvar.methods.pruning import Pruning
-from stepvar.methods.remembered import Remembered
-from stepvar.methods.restorers import Restorer, RestorerName
-from stepvar.plan import Plan, Step
-from stepvar.tokens import TokenMap, gather_tokens
+from stepvar.methods.restoration import Restoration, RestorationName
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SparseVAR(Pruning):
 
     name: ClassVar[str] = "sparsevar"
 
-    restore: RestorerName | Restorer = "anchors"
+    restore: RestorationName | Restoration = "anchors"
     block: int | None = None
 
     def __post_init__(self) -> None:
@@ -49,10 +49,10 @@ class SparseVAR(Pruning):
         if self.block is not None and self.block < 0:
             raise UsageError(f"block={self.block}: must be 0 or more, or None for the middle one")
 
-    def check(self, plan: Plan, facts: ModelFacts) -> None:
-        super().check(plan, facts)
-        if self.block is not None and self.block >= facts.depth:
-            raise UsageError(f"block={self.block}: the model has {facts.depth} blocks; give less")
+    def check(self, plan: Plan, info: ModelInfo) -> None:
+        super().check(plan, info)
+        if self.block is not None and self.block >= info.depth:
+            raise UsageError(f"block={self.block}: the model has {info.depth} blocks; give less")
         refuse_first_scale(self, plan)
 
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
@@ -60,16 +60,16 @@ class SparseVAR(Pruning):
             error = (after.features.float() - before.features.float()).square().mean(dim=-1, keepdim=True)
             if not after.is_dense:
                 error = gather_tokens(error, nearest_kept(after.positions, after.grid, self.temporal_weight))
-            noted.append(Remembered.of(after.with_features(error), step))
+            noted.append(CachedFeatures.of(after.with_features(error), step))
 
-        noted: list[Remembered] = []
+        noted: list[CachedFeatures] = []
         block = run.depth // 2 if self.block is None else self.block
         tokens = super().run_stack(WatchedBlocks(run, block, note), tokens, step)
         step.memo["block_error"] = noted[-1]
         return tokens
 
     def score(self, tokens: TokenMap, step: Step) -> Tensor:
-        error: Remembered = step.memo["block_error"]
+        error: CachedFeatures = step.memo["block_error"]
         return error.at(step, len(tokens.features), "trilinear").squeeze(-1)
 
 

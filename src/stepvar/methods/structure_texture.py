@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from stepvar.core.plan import Step
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
 from stepvar.methods.pruning import Pruning
 from stepvar.methods.scores import (
@@ -15,8 +17,6 @@ from stepvar.methods.scores import (
     structure_magnitude,
     texture_energy,
 )
-from stepvar.plan import Step
-from stepvar.tokens import TokenMap
 
 
 @dataclass(frozen=True)

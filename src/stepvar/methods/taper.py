@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from stepvar.core.plan import Step
 from stepvar.errors import UsageError
 from stepvar.methods.structure_texture import StructureTexture
-from stepvar.plan import Step
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class TaperedPruning(StructureTexture):
         keep = super().ratio_at(step)
         schedule = step.plan.schedule
         last = self.last if self.last is not None else step.plan.late_scales()
-        if keep == 1 or step.rank > last:
+        if keep == 1 or step.scales_from_end > last:
             return 1.0
         passes = [index for index in step.plan.passes if schedule.clip(index) == step.clip]
-        sizes = [schedule[index].size for index in passes if schedule.rank(index) <= last]
+        sizes = [schedule[index].size for index in passes if schedule.scales_from_end(index) <= last]
         return min(1.0, factor(sizes, keep, self.taper) * step.grid.size**-self.taper)
 
 

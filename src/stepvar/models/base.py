@@ -7,11 +7,11 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from stepvar.methods.base import Method, ModelFacts, RunBlocks
+from stepvar.core.plan import Plan, Step
+from stepvar.core.sampling import Noise
+from stepvar.core.tokens import TokenMap
+from stepvar.methods.base import Method, ModelInfo, RunBlocks
 from stepvar.models.work import ScaleWork
-from stepvar.plan import Plan, Step
-from stepvar.sampling import Noise
-from stepvar.tokens import TokenMap
 
 
 class RunState(Protocol):
@@ -31,7 +31,7 @@ class NextScaleModel(Protocol[Condition_contra, State]):
     """
 
     @property
-    def facts(self) -> ModelFacts:
+    def info(self) -> ModelInfo:
         """What methods may know of the model."""
         ...
 
@@ -77,7 +77,7 @@ class CountedModel(Protocol):
     """A model that says what its scales compute before they do: what plans of a budget are made of."""
 
     @property
-    def facts(self) -> ModelFacts: ...
+    def info(self) -> ModelInfo: ...
 
     def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int) -> ScaleWork:
         """What a scale computes, from shapes alone; its operations are those that ``state.flops`` counts.

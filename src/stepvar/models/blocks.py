@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.cache import KVCache
-from stepvar.methods.base import Method, Site
+from stepvar.core.cache import KVCache
+from stepvar.core.plan import Plan, Step
+from stepvar.core.sampling import classifier_free_guidance
+from stepvar.core.tokens import TokenMap
+from stepvar.methods.base import Method, SublayerRef
 from stepvar.models.base import CountedModel
 from stepvar.models.work import ScaleWork, Work
-from stepvar.plan import Plan, Step
-from stepvar.sampling import mix_branches
-from stepvar.tokens import TokenMap
 
 Sublayer = Callable[[TokenMap], Tensor]
 """The update (R, N, C) that a residual sub-layer computes for a map."""
 
-Around = Callable[[Sublayer, TokenMap, Site], Tensor]
+Around = Callable[[Sublayer, TokenMap, SublayerRef], Tensor]
 """What a method does around a residual sub-layer."""
 
 
@@ -39,7 +39,7 @@ State = TypeVar("State", bound=CachedState)
 def residual(tokens: TokenMap, layer: int, sublayers: Sequence[tuple[str, Sublayer]], around: Around) -> TokenMap:
     """Adds the update of each sub-layer of a block in turn."""
     for name, sublayer in sublayers:
-        update = around(sublayer, tokens, Site(layer, name))
+        update = around(sublayer, tokens, SublayerRef(layer, name))
         tokens = tokens.with_features(tokens.features + update)
     return tokens
 
@@ -49,7 +49,7 @@ class BlockRun(ABC, Generic[State]):
 
     def __init__(self, depth: int, state: State, step: Step, method: Method) -> None:
         self.depth, self.state, self.step, self.method = depth, state, step, method
-        self.mixes = mixing_layers(step, depth)
+        self.cfg_layers = cfg_insertion_layers(step, depth)
         self.rows = step.row_slice
 
     @abstractmethod
@@ -57,26 +57,26 @@ class BlockRun(ABC, Generic[State]):
         """Runs one block, whose sub-layers go through :meth:`around` and whose attention is :meth:`attend`."""
 
     @abstractmethod
-    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
+    def sublayer_work(self, ref: SublayerRef, rows: int, count: int) -> Work:
         """What a sub-layer that has just run on ``count`` tokens in each of ``rows`` rows did."""
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         for layer in range(first, self.depth if last is None else last):
             tokens = self.run_block(tokens, layer)
-            if layer in self.mixes:
-                mixed = mix_branches(tokens.features, self.step.guidance)
+            if layer in self.cfg_layers:
+                mixed = classifier_free_guidance(tokens.features, self.step.guidance)
                 tokens = tokens.with_features(mixed.repeat(2, 1, 1))
         return tokens
 
-    def around(self, run: Sublayer, tokens: TokenMap, site: Site) -> Tensor:
+    def around(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
         """A sub-layer as the method lets it run, counted."""
-        site = site._replace(depth=self.depth)
-        return self.method.run_sublayer(partial(self._counted, run, site), tokens, site, self.step)
+        ref = ref._replace(depth=self.depth)
+        return self.method.run_sublayer(partial(self._counted, run, ref), tokens, ref, self.step)
 
-    def _counted(self, run: Sublayer, site: Site, tokens: TokenMap) -> Tensor:
+    def _counted(self, run: Sublayer, ref: SublayerRef, tokens: TokenMap) -> Tensor:
         update = run(tokens)
         rows, count, _ = tokens.features.shape
-        self.state.flops += self.sublayer_work(site, rows, count).flops
+        self.state.flops += self.sublayer_work(ref, rows, count).flops
         return update
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -85,11 +85,11 @@ class BlockRun(ABC, Generic[State]):
         return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
 
 
-def mixing_layers(step: Step, depth: int) -> frozenset[int]:
+def cfg_insertion_layers(step: Step, depth: int) -> frozenset[int]:
     """Layers behind which guidance mixes the branches at this scale."""
-    if not step.mixes:
+    if not step.applies_cfg:
         return frozenset()
-    return frozenset(depth + place for place in step.plan.guidance_at if place < 0)
+    return frozenset(depth + place for place in step.plan.cfg_layers if place < 0)
 
 
 def guided_logits(logits: Callable[[int], Tensor], step: Step) -> Tensor:
@@ -99,19 +99,19 @@ def guided_logits(logits: Callable[[int], Tensor], step: Step) -> Tensor:
         logits: computes those of the first rows, as many as it is told.
     """
     values = logits(logit_rows(step)) / step.temperature
-    if mixes_logits(step):
+    if applies_cfg_on_logits(step):
         return step.plan.mix(values, step.guidance)
     return values[-step.samples :] if step.guidance == 0.0 else values
 
 
-def mixes_logits(step: Step) -> bool:
+def applies_cfg_on_logits(step: Step) -> bool:
     """Whether guidance mixes the branches on the logits of a scale."""
-    return step.mixes and 0 in step.plan.guidance_at
+    return step.applies_cfg and 0 in step.plan.cfg_layers
 
 
 def logit_rows(step: Step) -> int:
     """How many rows the head computes at a scale: the first ones, as far as they are needed."""
-    return step.rows if mixes_logits(step) or step.guidance == 0.0 else step.samples
+    return step.rows if applies_cfg_on_logits(step) or step.guidance == 0.0 else step.samples
 
 
 def planned_cache(
@@ -149,7 +149,7 @@ def planned_works(
     Args:
         text: tokens of the condition, for families that attend to it.
     """
-    depth, run, found = model.facts.depth, dict[int, list[int]](), list[tuple[Step, ScaleWork]]()
+    depth, run, found = model.info.depth, dict[int, list[int]](), list[tuple[Step, ScaleWork]]()
     for step in plan.steps(samples):
         if step.computed:
             run[step.index] = [method.tokens_at(step, layer, depth) for layer in range(depth)]

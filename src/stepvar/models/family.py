@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepvar.models.conditioning import Conditioner
+from stepvar.core.plan import progress
 from stepvar.models.footprint import Footprint
-from stepvar.plan import progress
+from stepvar.models.inputs import Conditioner
 from stepvar.text import Encoder, T5Encoder
 
 Rename = Callable[[Collection[str], Collection[str]], Mapping[str, str]]

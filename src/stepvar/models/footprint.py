@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from stepvar.core.plan import Plan, Step
 from stepvar.methods.base import Method
 from stepvar.models.autoencoder import values_at
 from stepvar.models.blocks import planned_tokens
 from stepvar.models.precision import Precision
 from stepvar.models.tiling import first_whole_level
-from stepvar.plan import Plan, Step
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ from stepvar.models.family import Family
 from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.hart import checkpoint as hart
 from stepvar.models.hart import progress as hart_progress
-from stepvar.models.hart.conditioner import ContextConditioner
 from stepvar.models.hart.footprint import ResidualFootprint
+from stepvar.models.hart.inputs import ContextConditioner
 from stepvar.models.infinity import Infinity, InfinityConfig
 from stepvar.models.infinity import checkpoint as infinity
-from stepvar.models.infinity.conditioner import TextConditioner
+from stepvar.models.infinity.inputs import TextConditioner
 from stepvar.models.infinity_star import InfinityStar, InfinityStarConfig
 from stepvar.models.infinity_star import checkpoint as infinity_star
-from stepvar.models.infinity_star.conditioner import VideoConditioner
 from stepvar.models.infinity_star.footprint import VideoFootprint
+from stepvar.models.infinity_star.inputs import VideoConditioner
 from stepvar.models.var import VAR, VARConfig
 from stepvar.models.var import checkpoint as var
-from stepvar.models.var.conditioner import ClassConditioner
+from stepvar.models.var.inputs import ClassConditioner
 from stepvar.text import Qwen2Encoder
 from stepvar.text.t5 import FLAN_T5_XL
 

@@ -1,6 +1,6 @@
 """How much there is to compute, counted from shapes.
 
-The report of a generation and the plan of a budget (:mod:`stepvar.budget`) both count with these functions, so that
+The report of a generation and the plan of a budget (:mod:`stepvar.cost`) both count with these functions, so that
 what is planned and what is reported are the same numbers.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stepvar.plan import Step
+from stepvar.core.plan import Step
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stepvar.text.cached import CachedEncoder
 from stepvar.text.context import ContextFeatures
 from stepvar.text.features import Encoder, TextEncoder, TextFeatures
-from stepvar.text.hosted import HostedEncoder
+from stepvar.text.offload import OffloadableEncoder
 from stepvar.text.qwen2 import Qwen2Encoder
 from stepvar.text.t5 import LongPromptWarning, T5Encoder
 from stepvar.text.words import UnknownWordWarning, WordEncoder
@@ -14,8 +14,8 @@ __all__ = [
     "CachedEncoder",
     "ContextFeatures",
     "Encoder",
-    "HostedEncoder",
     "LongPromptWarning",
+    "OffloadableEncoder",
     "Qwen2Encoder",
     "T5Encoder",
     "TextEncoder",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.text.context import ContextFeatures
-from stepvar.text.hosted import HostedEncoder, check_dtype
+from stepvar.text.offload import OffloadableEncoder, check_dtype
 from stepvar.text.pretrained import find_folder, import_transformers, load_encoder, quiet
 from stepvar.text.t5 import LongPromptWarning
 
@@ -22,7 +22,7 @@ INSTRUCTION = "instruction.txt"
 _SMALL = ("*.json", "merges.txt", INSTRUCTION)
 
 
-class Qwen2Encoder(HostedEncoder):
+class Qwen2Encoder(OffloadableEncoder):
     """The last hidden states of a Qwen2 model, padding included, in float32.
 
     Every prompt takes exactly ``slots`` tokens; on which side padding lies, and with which token, is the folder's

@@ -12,7 +12,7 @@ from torch import nn
 
 from stepvar.errors import UsageError
 from stepvar.text.features import TextFeatures
-from stepvar.text.hosted import HostedEncoder, check_dtype
+from stepvar.text.offload import OffloadableEncoder, check_dtype
 from stepvar.text.pretrained import find_folder, load_encoder, load_tokenizer
 
 FLAN_T5_XL = "google/flan-t5-xl"
@@ -22,7 +22,7 @@ class LongPromptWarning(UserWarning):
     """A prompt has more tokens than the encoder reads."""
 
 
-class T5Encoder(HostedEncoder):
+class T5Encoder(OffloadableEncoder):
     """The encoder of a T5 model: prompts to its last hidden states, in float32.
 
     A prompt's features are those of its tokens and the end mark, nothing else: the padding of a batch is masked

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stepvar.models.layers import EPS
 from stepvar.models.precision import for_weight
 from stepvar.models.work import Work
-from stepvar.transfer import send
+from stepvar.utils.device import to_device_async
 
 TRAINED_STEPS = 1000
 GAIN = 0.6
@@ -203,11 +203,11 @@ class DiffusionHead(nn.Module):
         Args:
             condition: (B, N, C), or (2B, N, C) with the unconditional branch behind.
             guidance: of which the first branch is drawn away from the second, as in
-                :func:`~stepvar.sampling.mix_branches`; without effect on one branch.
+                :func:`~stepvar.core.sampling.classifier_free_guidance`; without effect on one branch.
             draw: draw 0 is the start, draw i the noise of step i.
         """
         schedule, embedded = self.schedule, self.net.embed(condition)
-        times = self.net.time_embed(send(torch.tensor(schedule.timesteps), condition.device))
+        times = self.net.time_embed(to_device_async(torch.tensor(schedule.timesteps), condition.device))
         x = draw(0)
         for turn, step in enumerate(reversed(range(len(schedule))), start=1):
             noise, share = self.net(x, embedded, times[step])

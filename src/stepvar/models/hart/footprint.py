@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from stepvar.core.plan import Step
 from stepvar.models.footprint import Footprint
-from stepvar.plan import Step
 
 
 class ResidualFootprint(Footprint):

@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.cache import KVCache
+from stepvar.core.cache import KVCache
+from stepvar.core.plan import Plan, Step
+from stepvar.core.plan import progress as even_progress
+from stepvar.core.sampling import Noise
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, Site
+from stepvar.methods.base import Method, SublayerRef
 from stepvar.models.blocks import BlockRun, guided_logits, planned_cache
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.rope import map_rotary, text_rotary
@@ -32,11 +36,7 @@ from stepvar.models.work import (
     self_attention_work,
     stack_work,
 )
-from stepvar.plan import Plan, Step
-from stepvar.plan import progress as even_progress
-from stepvar.sampling import Noise
 from stepvar.text import ContextFeatures
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
 
 
 def progress(scales: int) -> tuple[float, ...]:
@@ -81,7 +81,7 @@ class HARTRun(BlockRun[HARTState]):
         self.model = model
         self.rows = model.rows(step)
         if step.index == 0:
-            self.mixes = frozenset()  # of the text, guidance mixes the logits at most
+            self.cfg_layers = frozenset()  # of the text, guidance mixes the logits at most
         self._turned: tuple[Tensor, Rotary | None] | None = None
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
@@ -96,8 +96,8 @@ class HARTRun(BlockRun[HARTState]):
             self._turned = (positions, self.model.rotary(self.state, self.step, positions))
         return self._turned[1]
 
-    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
-        return self.model.sublayer_work(site.sublayer, rows, count, self.state.cache.lengths[site.layer])
+    def sublayer_work(self, ref: SublayerRef, rows: int, count: int) -> Work:
+        return self.model.sublayer_work(ref.name, rows, count, self.state.cache.lengths[ref.layer])
 
 
 class HART(CodebookModel):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.tokens import TokenMap
 from stepvar.models.blocks import Around, residual
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.diffusion import DiffusionHead, SinusoidEmbedding
@@ -28,7 +29,6 @@ from stepvar.models.layers import (
     split_heads,
 )
 from stepvar.models.precision import Policy, for_weight
-from stepvar.tokens import TokenMap
 
 POLICY: Policy = (
     (r"blocks\.\d+\.(attn|ffn|ada_lin)\.(?!scale_mul)", "blocks"),

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.cache import KVCache
+from stepvar.core.cache import KVCache
+from stepvar.core.plan import Plan, Step
+from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, Site
+from stepvar.methods.base import Method, SublayerRef
 from stepvar.models.blocks import (
     BlockRun,
     guided_logits,
@@ -25,7 +27,7 @@ from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity.tokenizer import BitTokenizer, latent_grid, resize
 from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
 from stepvar.models.layers import Rotary
-from stepvar.models.picture import PictureModel
+from stepvar.models.model import VARModel
 from stepvar.models.precision import for_weight, parts_policy
 from stepvar.models.work import (
     ScaleWork,
@@ -38,9 +40,7 @@ from stepvar.models.work import (
     self_attention_work,
     stack_work,
 )
-from stepvar.plan import Plan, Step
 from stepvar.text import TextFeatures
-from stepvar.tokens import ScaleSchedule, TokenMap
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class InfinityRun(BlockRun[InfinityState]):
         )
         return self.model.block_list[layer](tokens, layer, context)
 
-    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
-        seen, text = self.state.cache.lengths[site.layer], self.condition.text.shape[1]
-        return self.model.sublayer_work(site.sublayer, rows, count, seen, text)
+    def sublayer_work(self, ref: SublayerRef, rows: int, count: int) -> Work:
+        seen, text = self.state.cache.lengths[ref.layer], self.condition.text.shape[1]
+        return self.model.sublayer_work(ref.name, rows, count, seen, text)
 
     def _rotary_at(self, positions: Tensor) -> Rotary:
         # Consecutive blocks see the same positions: gather their angles once.
@@ -104,7 +104,7 @@ class InfinityRun(BlockRun[InfinityState]):
         return self._rotary[1]
 
 
-class Infinity(PictureModel):
+class Infinity(VARModel):
     """A text-to-image model of the Infinity family (see ``docs/models/infinity.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)

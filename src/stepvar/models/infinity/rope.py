@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from stepvar.tokens import Grid, ScaleSchedule
+from stepvar.core.tokens import Grid, ScaleSchedule
 
 BASE = 10000.0
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.tokens import TokenMap
 from stepvar.models import layers
 from stepvar.models.blocks import Around, residual
 from stepvar.models.infinity.config import InfinityConfig
@@ -25,7 +26,6 @@ from stepvar.models.layers import (
     split_heads,
 )
 from stepvar.models.precision import Policy, for_weight
-from stepvar.tokens import TokenMap
 
 POLICY: Policy = (
     (r"block_chunks\.\d+\.module\.\d+\.(sa|ca|ffn)\.(?!scale_mul)", "blocks"),

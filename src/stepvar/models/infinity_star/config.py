@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stepvar.core.tokens import Grid
 from stepvar.errors import CheckpointError
 from stepvar.models.configs import build_config
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
-from stepvar.tokens import Grid
 
 Sides = tuple[tuple[int, int], ...]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from stepvar.core.plan import Step
 from stepvar.models.footprint import Footprint
 from stepvar.models.infinity_star.model import clip_slices, remembered_tokens
 from stepvar.models.infinity_star.tokenizer_memory import decode_bytes
-from stepvar.plan import Step
 
 
 class VideoFootprint(Footprint):

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.cache import KVCache
+from stepvar.core.cache import KVCache
+from stepvar.core.plan import Plan, Step
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, Site
+from stepvar.methods.base import Method, SublayerRef
 from stepvar.models.blocks import BlockRun, guided_logits
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, shrink
 from stepvar.models.infinity_star.config import InfinityStarConfig
@@ -22,12 +24,10 @@ from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import POLICY, BlockContext, InfinityStarTransformer
 from stepvar.models.infinity_star.work import embed_work, predict_work, sublayer_work
 from stepvar.models.layers import Rotary, grouped_attention
-from stepvar.models.picture import PictureModel
+from stepvar.models.model import VARModel
 from stepvar.models.precision import parts_policy
 from stepvar.models.work import ScaleWork, Work, sampling_work, stack_work
-from stepvar.plan import Plan, Step
 from stepvar.text import TextFeatures
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class StarRun(BlockRun[StarState]):
         context = BlockContext(self._rotary_at, self.attend, self.around)
         return self.model.block_list[layer](tokens, layer, context)
 
-    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
-        return sublayer_work(self.model.config, site.sublayer, rows, count, self.seen)
+    def sublayer_work(self, ref: SublayerRef, rows: int, count: int) -> Work:
+        return sublayer_work(self.model.config, ref.name, rows, count, self.seen)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the text, the end of the clip before and this pass, which nothing remembers but its reader."""
@@ -141,7 +141,7 @@ class StarRun(BlockRun[StarState]):
         return self._rotary[1]
 
 
-class InfinityStar(PictureModel):
+class InfinityStar(VARModel):
     """A text-to-video model of the InfinityStar family (see ``docs/models/infinitystar.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
@@ -175,7 +175,7 @@ class InfinityStar(PictureModel):
         """Allocates what is remembered, and runs text and segments through the blocks."""
         if plan.smooth:
             raise UsageError("smooth: InfinityStar's codes are bits, which have no codebook to blend; leave it off")
-        if plan.schedule.recall != "clip":
+        if plan.schedule.kv_scope != "clip":
             raise UsageError(f"schedule {plan.schedule.name!r}: needs the clips of a schedule of this model")
         config, batch = self.config, len(condition.prompts)
         text, lengths = self.text(condition, plan.guided)

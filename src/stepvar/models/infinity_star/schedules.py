@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.models.infinity_star.codes import CodePass
 from stepvar.models.infinity_star.config import InfinityStarConfig, Sides
-from stepvar.tokens import Grid, ScaleSchedule
 
 RESOLUTIONS: dict[str, int] = {"0.06M": 11, "0.25M": 13, "0.40M": 14, "0.90M": 15}
 """Number of scales by resolution name: each schedule is a prefix of the largest of its aspect ratio."""
@@ -54,7 +54,7 @@ def clip_schedule(
     ]
     grids, numbers, scales = zip(*passes, strict=True)
     frame = Grid(1, grids[-1].h, grids[-1].w)
-    return ScaleSchedule(grids, name, frame, ratio, asked, numbers, scales, recall="clip")
+    return ScaleSchedule(grids, name, frame, ratio, asked, numbers, scales, kv_scope="clip")
 
 
 def schedule_for(

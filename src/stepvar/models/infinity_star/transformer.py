@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stepvar.core.tokens import Grid, TokenMap
 from stepvar.models.blocks import Around, residual
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.layers import Attend, Chunk, GatedFeedForward, RMSNorm, Rotary, merge_heads, rotate, split_heads
 from stepvar.models.precision import Policy, for_weight
-from stepvar.tokens import Grid, TokenMap
 
 POLICY: Policy = (
     (r".*\.(attn|mlp)\.\w+_proj\.", "blocks"),
@@ -79,7 +79,7 @@ def run_block(block: Block, features: Tensor, layer: int, rotary: Rotary, attend
 
     A function of its own, so that training compiles it once for all blocks.
     """
-    context = BlockContext(lambda _: rotary, attend, lambda run, tokens, site: run(tokens))
+    context = BlockContext(lambda _: rotary, attend, lambda run, tokens, ref: run(tokens))
     return block(TokenMap.dense(features, Grid(1, 1, features.shape[1])), layer, context).features
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from stepvar.core.plan import Step
 from stepvar.models.blocks import logit_rows
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.work import Work, product_work
-from stepvar.plan import Step
 
 
 def sublayer_work(config: InfinityStarConfig, sublayer: str, rows: int, count: int, seen: int) -> Work:

@@ -6,14 +6,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from stepvar.core.plan import Step
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.models.blocks import logit_rows
-from stepvar.models.picture import PictureModel
+from stepvar.models.model import VARModel
 from stepvar.models.var.config import SquareConfig
 from stepvar.models.var.tokenizer import VQTokenizer, as_tokens, shrink
 from stepvar.models.work import Work, head_work, product_work
-from stepvar.plan import Step
-from stepvar.tokens import ScaleSchedule
 
 
 class SummingState(Protocol):
@@ -23,7 +23,7 @@ class SummingState(Protocol):
     flops: int
 
 
-class CodebookModel(PictureModel):
+class CodebookModel(VARModel):
     """Base of the models that predict indices of a codebook, without attention to a text."""
 
     sublayers = ("self", "ffn")

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.cache import KVCache
+from stepvar.core.cache import KVCache
+from stepvar.core.plan import Plan, Step, progress
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, Site
+from stepvar.methods.base import Method, SublayerRef
 from stepvar.models.blocks import (
     BlockRun,
     guided_logits,
@@ -30,8 +32,6 @@ from stepvar.models.work import (
     self_attention_work,
     stack_work,
 )
-from stepvar.plan import Plan, Step, progress
-from stepvar.tokens import TokenMap
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class VARRun(BlockRun[VARState]):
         modulation = self.state.condition.modulation[layer][self.step.row_slice]
         return self.model.transformer.blocks[layer](tokens, layer, BlockContext(modulation, self.attend, self.around))
 
-    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
-        return self.model.sublayer_work(site.sublayer, rows, count, self.state.cache.lengths[site.layer])
+    def sublayer_work(self, ref: SublayerRef, rows: int, count: int) -> Work:
+        return self.model.sublayer_work(ref.name, rows, count, self.state.cache.lengths[ref.layer])
 
 
 class VAR(CodebookModel):

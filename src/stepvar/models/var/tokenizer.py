@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.plan import progress
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.models.autoencoder import Decoder, Encoder, GroupNorm, Layout
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.tiling import decode_tiled
 from stepvar.models.var.config import VQConfig
-from stepvar.plan import progress
-from stepvar.tokens import Grid, ScaleSchedule
 
 POLICY: Policy = ((r"quantize\.", "exact"), (r"", "tokenizer"))
 """Number formats of the weights: the codebook and its convolutions in float32, like the sum of codes."""

@@ -8,12 +8,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from stepvar.core.tokens import TokenMap
 from stepvar.models import layers
 from stepvar.models.blocks import Around, residual
 from stepvar.models.layers import AdaptiveLinear, Attend, FeedForward, HeadNorm, SelfAttention
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.var.config import VARConfig
-from stepvar.tokens import TokenMap
 
 POLICY: Policy = (
     (r"blocks\.\d+\.(attn|ffn|ada_lin)\.(?!scale_mul)", "blocks"),

@@ -1,0 +1,202 @@
+"""Comparing what was computed with what a golden recorded, and showing the outcome."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from stepvar.conformance.goldens import Golden
+
+Status = Literal["pass", "fail", "skipped", "not supported"]
+
+GROUPS: dict[str, str] = {
+    "text": r"cond_BD|ca_kv|prefix_tokens",
+    "tokens": r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens|s\d+\.tokens_in",
+    "blocks": r"blockout_s\d+_l\d+",
+    "hidden": (
+        r"hidden_\d+|h|f|enc_moments|raw_features|step\d+\.hidden|block0_\w+_out"
+        r"|s\d+\.hidden|diff\.z"
+    ),
+    "logits": r"logits_\d+|step\d+\.logits|s\d+\.logits",
+    "latents": r"summed_codes|z|f_hat(_last)?|s\d+\.f_hat|enc_f|enc_idx_or_rest\d+|acc_(fhat|next)\d+",
+    "image": r"img_f32(_crop)?|rec|decoded|recon_from_raw|vae_dec_out_T\d+|image|dec_out",
+    "residual": r"f_hat_final|diff\.(out|step\d+\.\w+)|net_out|net_cfg_out",
+    "units": (
+        r"rope_\w+|lat_\w+|pixel_unshuffle_out|restored|area_\d+_to_\d+|interp_\w+|resid_\w+|codes_sem|apg_out_\w+"
+        r"|rope[12]d_\w+|sched\d+_\w+|diff\.cfg|s\d+\.gumbel_\w+"
+    ),
+}
+"""Groups of tensors with one tolerance each, by the tensors' names."""
+
+DISCRETE: dict[str, tuple[str, int]] = {
+    "bits": (r"bits_\d+|bit_\w+|step\d+\.bits|gt_bits\d+", 0),
+    "indices": (r"idx_\d+|s\d+\.idx|enc_idx_\w+", 0),
+    "pixels": (r"img_u8_bgr|frames_u8_bgr(_last4)?", 1),
+    "kept": (r"kept_\w+", 0),
+}
+"""Groups of whole numbers, by the tensors' names, and how far two may be apart and count as equal."""
+
+Limits = Mapping[str, float]
+
+LIMITS: dict[torch.dtype, Limits] = {
+    torch.float32: {
+        "text": 5e-4,
+        "tokens": 1e-5,
+        "blocks": 5e-4,
+        "hidden": 5e-4,
+        "logits": 2e-4,
+        "latents": 1e-5,
+        "image": 1e-3,
+        "residual": 2e-4,
+        "units": 1e-5,
+    },
+    torch.bfloat16: {
+        "text": 5e-4,
+        "tokens": 1e-5,
+        "blocks": 0.25,
+        "hidden": 0.25,
+        "logits": 0.5,
+        "latents": 1e-5,
+        "image": 0.4,
+        "residual": 2e-4,
+        "units": 1e-5,
+    },
+    torch.float16: {
+        "text": 5e-4,
+        "tokens": 1e-5,
+        "blocks": 0.03,
+        "hidden": 0.03,
+        "logits": 0.06,
+        "latents": 1e-5,
+        "image": 0.05,
+        "residual": 2e-4,
+        "units": 1e-5,
+    },
+}
+"""Largest absolute errors of each group.
+
+In float32 only the order of additions is free. A diffusion head multiplies the differences that this makes by its
+guidance and by the noise of its first steps, soft codes by still more (see :data:`SOFT`). In lower precision the bounds
+are about three times the worst error seen on a CPU: they tell a wrong result from a rounded one, and no more. What is
+computed in float32 there, too, keeps its bound.
+"""
+
+
+SOFT: Limits = {"tokens": 2e-3, "hidden": 2e-3, "logits": 2e-3, "latents": 2e-3, "residual": 2e-3}
+"""Bounds in float32 where soft codes are added: at late scales they multiply a difference of logits a hundredfold."""
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """What came of one golden.
+
+    Attributes:
+        name, path: which golden.
+        kind: what it holds, such as ``"infinity"``.
+        status: ``"pass"`` or ``"fail"``; ``"not supported"`` for a kind that cannot be run yet and was named by
+            the user, which fails the run, and ``"skipped"`` for one found in a folder, which does not.
+        errors: worst absolute error of each group of tensors that the golden stores (see ``GROUPS``).
+        differing: number of whole numbers that differ (see ``DISCRETE``).
+        notes: why it failed, or what was not compared.
+    """
+
+    name: str
+    path: Path
+    kind: str
+    status: Status
+    errors: dict[str, float] = field(default_factory=dict)
+    differing: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong: it agrees, or was skipped."""
+        return self.status in ("pass", "skipped")
+
+
+def all_passed(results: Sequence[GoldenResult]) -> bool:
+    """Whether nothing is wrong and something was compared: a run of skipped goldens proves nothing."""
+    return all(result.passed for result in results) and any(result.status == "pass" for result in results)
+
+
+def compare(golden: Golden, kind: str, computed: Mapping[str, Tensor], limits: Limits) -> GoldenResult:
+    """Judges the tensors computed, each by the limit of its group, against those that the golden stores."""
+    errors: dict[str, float] = {}
+    differing: dict[str, int] = {}
+    notes: list[str] = []
+    for name in sorted(computed.keys() & golden.tensors.keys()):
+        group, tolerance = _group(name, golden.tensors[name])
+        ours, theirs = _branches_in_common(group, computed[name].cpu(), golden.tensors[name])
+        if ours.shape != theirs.shape:
+            notes.append(f"{name}: shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}")
+        elif tolerance is not None:
+            apart = (ours.int() - theirs.int()).abs() > tolerance
+            differing[group] = differing.get(group, 0) + int(apart.sum())
+        else:
+            worst = float((ours.float() - theirs.float()).abs().max())
+            errors[group] = worst if math.isnan(worst) else max(errors.get(group, 0.0), worst)
+    # Not "error > limit": a NaN must fail.
+    over = [group for group, error in errors.items() if not error <= limits[group]]
+    notes += [f"{group}: error {errors[group]:.1e} above {limits[group]:.0e}" for group in over]
+    notes += [f"{group}: {count} differ" for group, count in differing.items() if count]
+    if not errors and not differing:
+        notes.append("nothing could be compared")
+    status: Status = "fail" if notes else "pass"
+    return GoldenResult(golden.name, golden.path, kind, status, errors, differing, tuple(notes))
+
+
+def _group(name: str, values: Tensor) -> tuple[str, int | None]:
+    """The group of a tensor, and its tolerance if it holds whole numbers that are counted."""
+    if not values.is_floating_point():
+        for group, (names, tolerance) in DISCRETE.items():
+            if re.fullmatch(names, name):
+                return group, tolerance
+    for group, names in GROUPS.items():
+        if re.fullmatch(names, name):
+            return group, None
+    raise KeyError(f"tensor {name!r} belongs to no group")
+
+
+def _branches_in_common(group: str, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the unconditional rows that only one side has.
+
+    The originals run that branch at every scale and store it or not; we drop it where nothing later needs it.
+    """
+    if group not in ("blocks", "hidden", "residual"):
+        return ours, theirs
+    rows = min(len(ours), len(theirs))
+    if max(len(ours), len(theirs)) == 2 * rows:
+        return ours[:rows], theirs[:rows]
+    return ours, theirs
+
+
+def results_table(results: Sequence[GoldenResult]) -> Table:
+    """One row per golden: worst absolute errors, numbers of differing whole numbers, outcome."""
+    groups = [group for group in GROUPS if any(group in result.errors for result in results)]
+    counts = [group for group in DISCRETE if any(group in result.differing for result in results)]
+    table = Table(title="Goldens: worst absolute error, differing bits, indices and pixels")
+    table.add_column("golden")
+    table.add_column("kind")
+    for group in (*groups, *counts):
+        table.add_column(group, justify="right")
+    table.add_column("result")
+    for result in results:
+        table.add_row(
+            result.name,
+            result.kind,
+            *(f"{result.errors[group]:.1e}" if group in result.errors else "" for group in groups),
+            *(str(result.differing[group]) if group in result.differing else "" for group in counts),
+            result.status,
+        )
+    notes = [f"{result.name}: {note}" for result in results if result.status != "skipped" for note in result.notes]
+    table.caption = "\n".join(notes) or None
+    table.caption_justify = "left"
+    return table

@@ -1,0 +1,104 @@
+"""Videos told clip by clip: each clip of the interactive model goes on from what it remembers of the ones before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from stepvar.core.tokens import Grid, ScaleSchedule
+from stepvar.media.video import Video
+from stepvar.models.infinity_star.codes import shrink
+from stepvar.models.infinity_star.encode import encode, video_end, video_size
+from stepvar.models.infinity_star.model import InfinityStar, Segment, VideoCondition
+
+SEMANTIC_SCALE = 7
+"""The scale to whose rows and columns the remembered clip is averaged down."""
+
+SEMANTIC_PLACE, DETAIL_PLACE = 800, 801
+"""Coordinates of what is remembered on the axis of the passes."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """A video that is being told: what its next clip has to know of it.
+
+    Attributes:
+        former: (B, d, t + 1, H, W), features of the last clip with the frame in front of it.
+        first: (B, d, 1, H, W), those of the first frame of all.
+    """
+
+    former: Tensor
+    first: Tensor
+
+    @property
+    def aspect_ratio(self) -> float:
+        return self.former.shape[4] / self.former.shape[3]
+
+    def condition(self, condition: VideoCondition, schedule: ScaleSchedule) -> VideoCondition:
+        """A condition of the next clip: it sees what is remembered, and is decoded behind the last clip."""
+        batch = len(condition.prompts)
+        former, first = (part.expand(batch, -1, -1, -1, -1) for part in (self.former, self.first))
+        segments = remembered_segments(former, first, schedule)
+        return replace(condition, segments=segments, before=former[:, :, 1:])
+
+    def next(self, latent: Tensor) -> Story:
+        """The story with one more clip (B, d, t, H, W)."""
+        former = self.former.expand(len(latent), -1, -1, -1, -1)
+        return Story(continued(former, latent), self.first.expand(len(latent), -1, -1, -1, -1))
+
+
+@torch.inference_mode()
+def begin_story(model: InfinityStar, video: Video, schedule: ScaleSchedule, generator: Generator) -> Story:
+    """A story that a video begins.
+
+    Args:
+        video: at least as long as one clip with the frame in front of it.
+        schedule: that of the clips to come, for the size of the frames.
+        generator: features are a draw from what the encoder says of the frames.
+
+    Raises:
+        UsageError: if the video is too short.
+    """
+    config = model.config
+    last = video_end(video, config.tokenizer.frames(1 + config.clip_frames), config.fps)
+    size = video_size(model, schedule)
+    first = encode(model, replace(video, frames=video.frames[:1]), size, generator)
+    return Story(encode(model, last, size, generator), first)
+
+
+def clip_alone(schedule: ScaleSchedule) -> ScaleSchedule:
+    """The second clip of a schedule as one of its own: pictures lie behind a story, not in front of its clips."""
+    own = [index for index in range(len(schedule)) if schedule.clip(index) == 1]
+    return replace(
+        schedule,
+        grids=tuple(schedule[index] for index in own),
+        clips=(0,) * len(own),
+        scales=tuple(schedule.scale(index) for index in own),
+    )
+
+
+def remembered_segments(former: Tensor, first: Tensor, schedule: ScaleSchedule) -> tuple[Segment, Segment]:
+    """What a clip sees of the video before it: all of the last clip, coarsely, and three frames in full.
+
+    Args:
+        former: (B, d, t + 1, H, W), the last clip with the frame in front of it.
+        first: (B, d, 1, H, W), the first frame of the whole video.
+        schedule: that of the new clip.
+    """
+    clip = former[:, :, 1:]
+    length = clip.shape[2]
+    scale = min(SEMANTIC_SCALE, schedule.scale_counts[0] - 1)  # small models have fewer scales
+    coarse = next(grid for index, grid in enumerate(schedule) if schedule.scale(index) == scale)
+    semantic = shrink(clip, Grid(length, coarse.h, coarse.w))
+    detail = torch.cat([first, clip[:, :, -2:]], dim=2)
+    return (
+        Segment(semantic, tuple(range(1, length + 1)), SEMANTIC_PLACE),
+        Segment(detail, (0, length - 1, length), DETAIL_PLACE),
+    )
+
+
+def continued(former: Tensor, new: Tensor) -> Tensor:
+    """The last clip with the frame in front of it, from that of the last time (B, d, t + 1, H, W) and the new one."""
+    return torch.cat([former[:, :, 1:], new], dim=2)[:, :, -former.shape[2] :]

@@ -1,0 +1,115 @@
+"""What the models of all families share beside their layers: number formats, and decoding by tiles."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from stepvar.core.plan import Step
+from stepvar.core.sampling import Noise
+from stepvar.core.tokens import TokenMap
+from stepvar.errors import UsageError
+from stepvar.methods.base import ModelInfo
+from stepvar.models.precision import Policy, Precision, apply_precision
+from stepvar.models.tiling import SMALLEST_TILE
+
+Self = TypeVar("Self", bound="VARModel")
+
+
+class Tokenizer(Protocol):
+    """The half of a tokenizer that draws."""
+
+    def decode(self, latent: Tensor, tile: int | None = None) -> Tensor: ...
+
+
+class Latent(Protocol):
+    """A state with a latent picture (B, d, H, W)."""
+
+    latent: Tensor
+
+
+class VARModel(nn.Module):
+    """Base of the models.
+
+    Attributes:
+        sublayers: of each block, in order; see :class:`~stepvar.methods.base.ModelInfo`.
+        policy: which weights belong to which part of :class:`~stepvar.models.precision.Precision`.
+        precision: the number format of each part; see :meth:`set_precision`.
+        tile: side of the tiles of decoding in latent cells; None: the picture is decoded in one piece.
+    """
+
+    policy: ClassVar[Policy] = ()
+    sublayers: ClassVar[tuple[str, ...]] = ("self", "cross", "ffn")
+    config: Any
+    tokenizer: Tokenizer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precision = Precision()
+        self.tile: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of the blocks' products, after which a precision is named."""
+        return self.precision.blocks
+
+    @property
+    def info(self) -> ModelInfo:
+        """What methods may know of the model."""
+        return ModelInfo(self.config.depth, self.sublayers)
+
+    def set_precision(self: Self, precision: Precision | torch.dtype) -> Self:
+        """Brings every weight to the number format of its part, in place; a dtype stands for ``Precision.of(dtype)``.
+
+        Going back to a wider format does not bring the lost digits back: load the weights again.
+
+        Raises:
+            UsageError: for a format that models cannot run in.
+        """
+        self.precision = precision if isinstance(precision, Precision) else Precision.of(precision)
+        apply_precision(self, self.precision, self.policy)
+        return self
+
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """Moves the model like any module; a dtype goes to :meth:`set_precision` and not to every weight."""
+        dtypes = [value for value in (*args, kwargs.pop("dtype", None)) if isinstance(value, torch.dtype)]
+        places = [value for value in args if not isinstance(value, torch.dtype)]
+        if dtypes:
+            self.set_precision(dtypes[-1])
+        return super().to(*places, **kwargs) if places or kwargs else self
+
+    def float(self: Self) -> Self:
+        return self.set_precision(torch.float32)
+
+    def bfloat16(self: Self) -> Self:
+        return self.set_precision(torch.bfloat16)
+
+    def half(self: Self) -> Self:
+        return self.set_precision(torch.float16)
+
+    def enable_tiled_decode(self, tile: int | None = 32) -> None:
+        """Decodes pictures tile by tile from now on, in bounded memory; None: in one piece again.
+
+        Args:
+            tile: side of a tile in latent cells.
+
+        Raises:
+            UsageError: if it is too small for tiles to overlap.
+        """
+        if tile is not None and tile < SMALLEST_TILE:
+            raise UsageError(f"tile={tile}: must be at least {SMALLEST_TILE} latent cells, or None for one piece")
+        self.tile = tile
+
+    def refine(self, state: Any, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
+        """Nothing: in most families the symbols say all."""
+
+    @torch.inference_mode()
+    def decode(self, state: Latent) -> Tensor:
+        """The picture so far: (B, 3, H, W) in [-1, 1], in float32."""
+        return self.tokenizer.decode(state.latent, self.tile)
