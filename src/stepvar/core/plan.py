@@ -1,52 +1,36 @@
-"""What a generation is going to do, decided before it starts."""
+"""What a generation is going to do, resolved before it starts: settings become a plan with one row per pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any
 
-from torch import Tensor
-
-from stepvar.core.sampling import classifier_free_guidance
+from stepvar.core.guidance import UNCONDITIONAL, Combine, branches_for, classifier_free_guidance
 from stepvar.core.tokens import Grid, ScaleSchedule
 
-Mix = Callable[[Tensor, float], Tensor]
-"""From values (2B, ...) of both branches, conditional first, and the guidance scale to the guided ones (B, ...)."""
-
-
-CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
-BOTH = frozenset((CONDITIONAL, UNCONDITIONAL))
-ALONE = {1.0: frozenset((CONDITIONAL,)), 0.0: frozenset((UNCONDITIONAL,))}
-"""The guidance scales that draw from one branch alone."""
-
-
-def progress(scales: int) -> tuple[float, ...]:
-    """How far along each scale of a schedule is: from 0 for the first to 1 for the last."""
-    return tuple(index / max(scales - 1, 1) for index in range(scales))
+TokensAt = Callable[["Step", int, int], int]
+"""How many tokens run through a block at a pass: (step, layer, depth) -> count."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Settings:
     """The settings of one generation, pass by pass; a method may edit them.
 
     Attributes:
         schedule: the grids, all of them, also those that are not run.
-        guidance: one classifier-free guidance scale per pass; 1 turns guidance off there: the conditional branch alone
-            is drawn from. 0 draws from the unconditional one alone.
+        guidance: one classifier-free guidance scale per pass (see :mod:`stepvar.core.guidance`).
         temperature: one temperature per pass, by which logits are divided.
-        cfg_layers: where the branches are mixed: 0 on the logits, -m in front of the last m - 1 blocks
+        cfg_layers: where the guidance branches are combined: 0 on the logits, -m in front of the last m - 1 blocks
             (after block ``depth - m``, counted from 0). Several places may be given.
-        mix: how the logits of the two branches are mixed.
-        top_k: classes kept before sampling, one number or one per grid; 0 keeps all, 1 takes the most likely.
+        combine: how the logits of the two branches are combined.
+        top_k: classes kept before sampling, one number or one per pass; 0 keeps all, 1 takes the most likely.
         top_p: probability mass kept before sampling; 0 keeps all.
-        passes: the passes that are run, ascending; empty: all. The picture is drawn from the sum of their codes.
-        given: symbols (B, N, ...) of passes that are not drawn, because a picture or a video says what they are.
-        smooth: for models with a codebook: add soft codes, blends of the codebook, in place of the drawn ones.
-            One number per pass says how far along it is (see :func:`progress`), and codes sharpen with it; empty
-            adds the drawn codes.
+        passes: the passes that are run, ascending; empty: all. The image is decoded from the sum of their codes.
+        forced: the passes whose codes are given (of an image or a video to go on from) and therefore not sampled.
+        smooth: for models with a codebook: add soft codes, blends of the codebook, in place of the sampled ones.
+            One number per pass, the relative scale by which they sharpen; empty adds the sampled codes.
     """
 
     schedule: ScaleSchedule
@@ -57,8 +41,8 @@ class Plan:
     top_p: float = 0.0
     passes: tuple[int, ...] = ()
     smooth: tuple[float, ...] = ()
-    mix: Mix = classifier_free_guidance
-    given: Mapping[int, Tensor] = field(default_factory=dict, compare=False)
+    combine: Combine = classifier_free_guidance
+    forced: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         count = len(self.schedule)
@@ -69,26 +53,26 @@ class Plan:
         for name in ("guidance", "temperature"):
             if len(getattr(self, name)) != count:
                 raise ValueError(f"{name}: needs one value for each of the {count} scales")
-        if not isinstance(self.top_k, int) and len(self.top_k) != len(self.schedule):
-            raise ValueError(f"top_k: needs one value, or one for each of the {len(self.schedule)} scales")
+        if not isinstance(self.top_k, int) and len(self.top_k) != count:
+            raise ValueError(f"top_k: needs one value, or one for each of the {count} scales")
         if self.smooth and len(self.smooth) != count:
             raise ValueError(f"smooth: needs no value, or one for each of the {count} scales")
 
     @property
+    def sampled(self) -> tuple[int, ...]:
+        """The passes that are run and whose codes are not given; all that are run, if all are given."""
+        return tuple(index for index in self.passes if index not in self.forced) or self.passes
+
+    @property
     def scales(self) -> int:
-        """How many scales are run in the clip that runs fewest, of those that are drawn."""
-        ranks = {(self.schedule.clip(index), self.schedule.scale(index)) for index in self.drawn}
-        return min(sum(clip == own for clip, _ in ranks) for own in {clip for clip, _ in ranks})
+        """How many scales are run in the clip that runs fewest, of those that are sampled."""
+        run = {(self.schedule.clip(index), self.schedule.scale(index)) for index in self.sampled}
+        return min(sum(clip == own for clip, _ in run) for own in {clip for clip, _ in run})
 
     @property
     def skipped(self) -> int:
         """How many scales at the end of every clip are not run."""
-        return min(self.schedule.scales_from_end(index) for index in self.drawn) - 1
-
-    @property
-    def drawn(self) -> tuple[int, ...]:
-        """The passes that are run and whose symbols are not given; all that are run, if all are given."""
-        return tuple(index for index in self.passes if index not in self.given) or self.passes
+        return min(self.schedule.scales_from_end(index) for index in self.sampled) - 1
 
     def late_scales(self, share: float = 0.5) -> int:
         """How many scales, counted from the end of a clip, hold more than a share of what is run of the last clip.
@@ -107,33 +91,31 @@ class Plan:
             scales=tuple(self.schedule.scale(index) for index in self.passes),
         )
 
-    def without_last(self, count: int) -> Plan:
-        """The plan without the last ``count`` scales of the schedule, in every clip; what is given stays, it is free.
+    def without_last(self, count: int) -> Settings:
+        """The settings without the last ``count`` scales of every clip; forced passes stay, they cost nothing.
 
         Raises:
             ValueError: if a clip has no more than that.
         """
         if count >= min(self.schedule.scale_counts):
             raise ValueError(f"count={count}: a clip of the schedule has {min(self.schedule.scale_counts)} scales")
-        stays = (index for index in self.passes if self.schedule.scales_from_end(index) > count or index in self.given)
+        late = self.schedule.scales_from_end
+        stays = (index for index in self.passes if late(index) > count or index in self.forced)
         return replace(self, passes=tuple(stays))
 
-    @property
-    def guided(self) -> bool:
-        """Whether any scale that is run needs the unconditional branch."""
-        return any(UNCONDITIONAL in needed for needed in self._needed.values())
+    @cached_property
+    def clips(self) -> list[tuple[int, ...]]:
+        """The passes that are run, clip by clip."""
+        return [tuple(own) for _, own in groupby(self.passes, key=self.schedule.clip)]
 
-    def branches(self, index: int) -> int:
-        """Guidance branches to run at a pass.
-
-        A pass needs the branches that it draws from, and those that a later one which attends to its keys and values
-        needs.
-        """
-        return len(self._needed.get(index, ALONE[1.0]))
-
-    def is_unconditional(self, index: int) -> bool:
-        """Whether a pass runs the unconditional branch alone."""
-        return self._needed.get(index) == ALONE[0.0]
+    @cached_property
+    def computed(self) -> tuple[int, ...]:
+        """The passes that go through the blocks: all that are sampled, and of the forced ones those that are read."""
+        found: set[int] = set()
+        for index in reversed(self.passes):
+            if index not in self.forced or found.intersection(self.readers[index]):
+                found.add(index)
+        return tuple(sorted(found))
 
     @cached_property
     def readers(self) -> dict[int, tuple[int, ...]]:
@@ -141,75 +123,70 @@ class Plan:
         if self.schedule.kv_scope == "all":
             return {index: self.passes[place + 1 :] for place, index in enumerate(self.passes)}
         readers: dict[int, tuple[int, ...]] = dict.fromkeys(self.passes, ())
-        for clip, following in pairwise(self.clips_run):
+        for clip, following in pairwise(self.clips):
             readers[clip[-1]] = following
         return readers
 
     @cached_property
-    def computed(self) -> tuple[int, ...]:
-        """The passes that go through the blocks: all that are drawn, and of the given ones those that are read."""
-        found: set[int] = set()
-        for index in reversed(self.passes):
-            if index not in self.given or found.intersection(self.readers[index]):
-                found.add(index)
-        return tuple(sorted(found))
-
-    @cached_property
-    def _needed(self) -> dict[int, frozenset[str]]:
+    def branches(self) -> dict[int, frozenset[str]]:
+        """The guidance branches of each computed pass: its own, and those of later passes that attend to it."""
         found: dict[int, frozenset[str]] = {}
         for index in reversed(self.computed):
-            own = frozenset() if index in self.given else ALONE.get(self.guidance[index], BOTH)
+            own = frozenset() if index in self.forced else branches_for(self.guidance[index])
             found[index] = own.union(*(found.get(later, ()) for later in self.readers[index]))
         return found
 
-    @cached_property
-    def clips_run(self) -> list[tuple[int, ...]]:
-        """The passes that are run, clip by clip."""
-        return [tuple(own) for _, own in groupby(self.passes, key=self.schedule.clip)]
-
-    def steps(self, samples: int) -> Iterator[Step]:
-        """The passes to run, for a batch of ``samples`` images."""
-        memo: dict[str, Any] = {}
-        for index in self.passes:
-            yield Step(
-                index=index,
-                grid=self.schedule[index],
-                scales_from_end=self.schedule.scales_from_end(index),
-                samples=samples,
-                branches=self.branches(index),
-                guidance=self.guidance[index],
-                temperature=self.temperature[index],
-                plan=self,
-                memo=memo,
-            )
+    @property
+    def guided(self) -> bool:
+        """Whether any pass needs the unconditional branch."""
+        return any(UNCONDITIONAL in needed for needed in self.branches.values())
 
 
 @dataclass(frozen=True)
 class Step:
-    """One pass of a running generation.
+    """One pass of a generation: a row of its plan.
 
     Attributes:
         index: place in the schedule, from 0.
         grid: the scale's grid.
+        clip: the clip that the pass belongs to, from 0.
+        scale: the scale within its clip, from 0; repetitions of a scale share it.
         scales_from_end: 1 for the finest scale of its clip, 2 for the one before; repetitions share it.
         samples: number of images B; the rows of a token map are ``branches * samples``.
         branches: 1, or 2 when both guidance branches run.
-        guidance, temperature: this pass's values.
-        plan: the whole generation.
-        selections: indices (R, K) of the tokens that methods kept at this pass, in order; read by the report.
-        memo: scratch space of methods that remember something across the passes of one generation.
+        first_row: which row of a state that holds both branches, conditional ones first, is the first that runs.
+        guidance, temperature, top_k: this pass's values.
+        relative_scale: from 0 at the first scale to 1 at the last, where soft codes are added; None: sampled codes.
+        forced: whether its codes are given.
+        computed: whether it goes through the blocks; a forced pass does so only if a later one attends to it.
+        attends_to: the earlier passes whose keys and values it sees beside its own.
+        is_read: whether a later pass attends to its keys and values.
+        is_context: whether it belongs to a clip that the next one goes on from.
+        is_last: whether no later pass is run.
+        settings: those of the whole generation.
+        tokens: how many tokens run through each block.
     """
 
     index: int
     grid: Grid
+    clip: int
+    scale: int
     scales_from_end: int
     samples: int
     branches: int
+    first_row: int
     guidance: float
     temperature: float
-    plan: Plan
-    selections: list[Tensor] = field(default_factory=list)
-    memo: dict[str, Any] = field(default_factory=dict)
+    top_k: int
+    relative_scale: float | None
+    forced: bool
+    computed: bool
+    attends_to: tuple[int, ...]
+    is_read: bool
+    is_context: bool
+    is_last: bool
+    settings: Settings
+    tokens: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -217,52 +194,141 @@ class Step:
 
     @property
     def row_slice(self) -> slice:
-        """Which rows of a state that holds both branches (conditional rows first) run at this pass."""
-        first = self.samples if self.plan.is_unconditional(self.index) else 0
-        return slice(first, first + self.rows)
+        """Which rows of a state that holds both branches run at this pass."""
+        return slice(self.first_row, self.first_row + self.rows)
 
     @property
     def applies_cfg(self) -> bool:
-        """Whether this pass draws from a mixture of the branches."""
-        return self.branches == 2 and self.guidance not in ALONE
+        """Whether this pass combines two guidance branches."""
+        return self.branches == 2 and len(branches_for(self.guidance)) == 2
 
     @property
-    def clip(self) -> int:
-        """The clip that this pass belongs to, from 0."""
-        return self.plan.schedule.clip(self.index)
+    def cfg_layers(self) -> tuple[int, ...]:
+        return self.settings.cfg_layers
 
     @property
-    def scale(self) -> int:
-        """The scale within its clip, from 0; repetitions share it."""
-        return self.plan.schedule.scale(self.index)
+    def combine(self) -> Combine:
+        return self.settings.combine
 
     @property
-    def is_context(self) -> bool:
-        """Whether this pass belongs to a clip that the next one goes on from."""
-        return self.plan.schedule.kv_scope == "clip" and self.index not in self.plan.clips_run[-1]
+    def spans(self) -> list[tuple[int, int, int]]:
+        """Neighbouring blocks through which equally many tokens run: (first, last exclusive, tokens)."""
+        found: list[tuple[int, int, int]] = []
+        for layer, count in enumerate(self.tokens):
+            if found and found[-1][2] == count:
+                found[-1] = (found[-1][0], layer + 1, count)
+            else:
+                found.append((layer, layer + 1, count))
+        return found
 
     @property
-    def given(self) -> Tensor | None:
-        """The symbols of this pass, where they are not drawn."""
-        return self.plan.given.get(self.index)
+    def fewest_tokens(self) -> int:
+        """The fewest tokens that run through a block; 0 if the pass is not computed."""
+        return min(self.tokens, default=self.grid.size) if self.computed else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A generation resolved: everything that its passes need, known before anything is computed.
+
+    Attributes:
+        settings: what it was resolved from, as edited by the method.
+        samples: number of images.
+        depth: number of blocks of the model.
+        steps: the passes that are run, in order.
+    """
+
+    settings: Settings
+    samples: int
+    depth: int
+    steps: tuple[Step, ...]
 
     @property
-    def computed(self) -> bool:
-        """Whether this pass goes through the blocks: a given one does so only if a later one attends to it."""
-        return self.index in self.plan.computed
+    def schedule(self) -> ScaleSchedule:
+        return self.settings.schedule
 
     @property
-    def is_read(self) -> bool:
-        """Whether a later pass attends to the keys and values of this one."""
-        return not set(self.plan.computed).isdisjoint(self.plan.readers[self.index])
+    def guided(self) -> bool:
+        """Whether any pass runs the unconditional branch."""
+        return self.settings.guided
 
     @property
-    def top_k(self) -> int:
-        """Classes kept before sampling at this scale."""
-        top_k = self.plan.top_k
-        return top_k if isinstance(top_k, int) else top_k[self.index]
+    def rows(self) -> int:
+        """Rows of a state that holds all guidance branches."""
+        return self.samples * (1 + self.guided)
+
+    @cached_property
+    def computed(self) -> tuple[Step, ...]:
+        """The passes that go through the blocks."""
+        return tuple(step for step in self.steps if step.computed)
+
+    @cached_property
+    def _by_index(self) -> dict[int, Step]:
+        return {step.index: step for step in self.steps}
+
+    def step(self, index: int) -> Step:
+        """The pass at a place of the schedule.
+
+        Raises:
+            KeyError: if it is not run.
+        """
+        return self._by_index[index]
+
+    def attended(self, step: Step) -> tuple[int, ...]:
+        """For each block, how many tokens a pass attends to: its own and those of the passes that it reads."""
+        read = [step.tokens, *(self.step(index).tokens for index in step.attends_to)]
+        return tuple(map(sum, zip(*read, strict=True)))
 
     @property
-    def is_last(self) -> bool:
-        """Whether no later pass is run."""
-        return self.index == self.plan.passes[-1]
+    def cache_tokens(self) -> tuple[int, ...]:
+        """For each block, how many tokens of keys and values have to be kept at most."""
+        if self.schedule.kv_scope == "all":
+            kept = [step.tokens for step in self.computed]
+            return tuple(map(sum, zip(*kept, strict=True)))
+        kept = [step.tokens for step in self.computed if step.is_read]
+        return tuple(map(max, zip(*kept, strict=True))) if kept else (0,) * self.depth
+
+
+def resolve(settings: Settings, samples: int, depth: int, tokens_at: TokensAt | None = None) -> Plan:
+    """The plan of a generation.
+
+    Args:
+        samples: number of images.
+        depth: number of blocks of the model.
+        tokens_at: how many tokens a method lets run through each block; None: all of them.
+    """
+    steps = (_row(settings, index, samples) for index in settings.passes)
+    if tokens_at is None:
+        counted = (replace(step, tokens=(step.grid.size,) * depth) for step in steps)
+    else:
+        counts = tokens_at
+        counted = (replace(step, tokens=tuple(counts(step, layer, depth) for layer in range(depth))) for step in steps)
+    return Plan(settings, samples, depth, tuple(counted))
+
+
+def _row(settings: Settings, index: int, samples: int) -> Step:
+    """One pass, as far as it follows from the settings alone."""
+    schedule, computed, readers = settings.schedule, settings.computed, settings.readers
+    branches = settings.branches.get(index, branches_for(1.0))
+    top_k = settings.top_k
+    return Step(
+        index=index,
+        grid=schedule[index],
+        clip=schedule.clip(index),
+        scale=schedule.scale(index),
+        scales_from_end=schedule.scales_from_end(index),
+        samples=samples,
+        branches=len(branches),
+        first_row=samples if branches == branches_for(0.0) else 0,
+        guidance=settings.guidance[index],
+        temperature=settings.temperature[index],
+        top_k=top_k if isinstance(top_k, int) else top_k[index],
+        relative_scale=settings.smooth[index] if settings.smooth else None,
+        forced=index in settings.forced,
+        computed=index in computed,
+        attends_to=tuple(earlier for earlier in computed if earlier < index and index in readers[earlier]),
+        is_read=not set(computed).isdisjoint(readers[index]),
+        is_context=schedule.kv_scope == "clip" and index not in settings.clips[-1],
+        is_last=index == settings.passes[-1],
+        settings=settings,
+    )
