@@ -26,19 +26,19 @@ from stepvar.checkpoints import save_model
 from stepvar.cli import main
 from stepvar.errors import StepvarError
 from stepvar.generation import generate
-from stepvar.guidance import GUIDANCES
+from stepvar.core.guidance import GUIDANCE_TYPES
 from stepvar.methods import METHODS, Compose, make_method
-from stepvar.methods.restorers import RESTORERS
+from stepvar.methods.restoration import RESTORATIONS
 from stepvar.models.infinity import TextCondition
 from stepvar.models.infinity_star.model import VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.registry import FAMILIES
 from stepvar.models.var import ClassCondition
-from stepvar.plan import Plan, Step
-from stepvar.report import Recorder
-from stepvar.sampling import SeededNoise, StreamNoise
+from stepvar.core.plan import Settings, Step
+from stepvar.core.report import Recorder
+from stepvar.core.noise import SeededNoise, StreamNoise
 from stepvar.text import WordEncoder
-from stepvar.tokens import Grid, ScaleSchedule
+from stepvar.core.tokens import Grid, ScaleSchedule
 from tests.helpers import (
     CLIPS,
     SQUARE,
@@ -121,7 +121,7 @@ def method_of(name: str, settings: Mapping[str, Any]) -> Any:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     for key, value in values.items():
         if key.endswith("restore") and isinstance(value, tuple):
-            values[key] = replace(RESTORERS[value[0]], **value[1])
+            values[key] = replace(RESTORATIONS[value[0]], **value[1])
     return make_method(name, **values)
 
 
@@ -140,9 +140,9 @@ class Listening:
         self.logits.append(self.model.predict(*arguments))
         return self.logits[-1]
 
-    def accumulate(self, state: Any, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        self.codes.append(symbols)
-        self.model.accumulate(state, symbols, step, weights)
+    def accumulate(self, state: Any, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.codes.append(indices)
+        self.model.accumulate(state, indices, step, weights)
 
 
 @torch.inference_mode()
@@ -174,35 +174,27 @@ def run(
     subject, acting = tiny(family, dtype), method_of(method, settings or {})
     schedule = subject.schedules[shape]
     count, registered = len(schedule), FAMILIES[family.replace("-", "_")]
-    plan = Plan(
+    plan_settings = Settings(
         schedule,
         tuple(map(float, _each(guidance, count))),
         tuple(map(float, _each(temperature, count))),
-        guidance_at=tuple(guidance_at),
-        mix=GUIDANCES[mix],
+        cfg_layers=tuple(guidance_at),
+        combine=GUIDANCE_TYPES[{"plain": "cfg", "projected": "apg"}[mix]],
         top_k=top_k if isinstance(top_k, int) else tuple(_each(top_k, count)),
         top_p=top_p,
-        smooth=registered.progress(count) if smooth else (),
+        smooth=registered.relative_scales(count) if smooth else (),
     )
     noise: Any = StreamNoise(torch.Generator().manual_seed(seeds[0])) if stream else SeededNoise(tuple(seeds))
-    recorder, steps, model = Recorder(), list[Step](), Listening(subject.model)
-    state: Any = generate(
-        model,
-        subject.condition(places, negative),
-        len(places),
-        plan,
-        acting,
-        noise,
-        recorder,
-        lambda step, _: steps.append(step),
-    )
+    plan = acting.plan(plan_settings, subject.model.info, len(places))
+    recorder, model = Recorder(), Listening(subject.model)
+    state: Any = generate(model, subject.condition(places, negative), plan, acting, noise, recorder=recorder)
     pixels = subject.model.decode(state)
     report = recorder.report(family, str(acting), len(places), torch.float32)
     return {
         **_counts(report),
         "codes": [hash_of(codes) for codes in model.codes],
         "logits": hash_of(*model.logits),
-        "selections": hash_of(*(kept for step in steps for kept in step.selections)),
+        "selections": hash_of(*(kept for step in plan.steps for kept in recorder.selections.get(step.index, ()))),
         **_picture(pixels.float()),
     }
 
@@ -217,7 +209,6 @@ def _counts(report: Any) -> Result:
         "tokens": [scale.tokens for scale in report.scales],
         "kept": [scale.kept for scale in report.scales],
         "branches": [scale.branches for scale in report.scales],
-        "flops": [scale.flops for scale in report.scales],
     }
 
 
@@ -263,10 +254,10 @@ def pipeline(name: str) -> Pipeline:
         return Pipeline.from_pretrained(name)
     config = TINY_STAR
     if name == "tiny-teller":
-        config = replace(config, tells_stories=True, image_repetitions=(2, 1, 1), latents=(4,))
+        config = replace(config, continues_videos=True, image_repetitions=(2, 1, 1), latents=(4,))
     torch.manual_seed(0)
     encoder = WordEncoder(**WORDS)
-    defaults = {"guidance": "projected", "temperature": {"clips": [1.0, 0.4]}, "aspect_ratio": "3:2"}
+    defaults = {"guidance_type": "apg", "temperature": {"clips": [1.0, 0.4]}, "aspect_ratio": "3:2"}
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), name, make_star(config), encoder, WORDS, defaults, torch.float32)
         return Pipeline.from_pretrained(folder)
@@ -295,10 +286,10 @@ def draw(
     frames = _frames()
     given: dict[str, Any] = {"image": frames[0]} if image else {}
     given |= {"video": frames} if video else {}
-    given |= {"story": pipe.begin_story(frames, seed=1)} if story else {}
+    given |= {"continuation": pipe.start_continuation(frames, seed=1)} if story else {}
     acting = None if method is None else method_of(method, settings or {})
     pipe.enable_tiled_decode(tile)
-    out = pipe(prompt, method=acting, progress=False, output_type="pt", **given, **arguments)
+    out = pipe(prompt, method=acting, progress=False, output_type="pt", **given, **_renamed(arguments))
     pipe.enable_tiled_decode(None)
     return {
         **_counts(out.report),
@@ -308,6 +299,12 @@ def draw(
         "selections": hash_of(*(kept for _, kept in out.kept)),
         **_picture(out.images if len(out.images) else out.videos),
     }
+
+
+def _renamed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by the names that they have now."""
+    names = {"guidance_at": "cfg_layers", "guidance": "guidance_type", "story": "continuation"}
+    return {names.get(name, name): value for name, value in arguments.items()}
 
 
 def _frames() -> Any:
@@ -321,7 +318,7 @@ def _frames() -> Any:
 
 def error_of_call(name: str, arguments: Mapping[str, Any]) -> str:
     """What a pipeline says to arguments that it cannot use; a method may be a name and its settings."""
-    values = dict(arguments)
+    values = _renamed(arguments)
     if isinstance(values.get("method"), list):
         values["method"] = method_of(*values["method"])
     return _message(lambda: pipeline(name)(progress=False, **values))
