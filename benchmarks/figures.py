@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.core.tokens import TokenMap
 from stepvar.evaluation.comparison import compare
 from stepvar.evaluation.scenes.grammar import caption, held_out_scenes

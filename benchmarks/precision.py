@@ -23,7 +23,7 @@ from stepvar.conformance import default_goldens, infinity, var
 from stepvar.conformance.goldens import Golden, find_goldens, read_tensors
 from stepvar.conformance.recording import Record, RecordBlocks
 from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import Noise, SeededNoise
+from stepvar.core.noise import Noise, SeededNoise
 from stepvar.core.tokens import TokenMap
 from stepvar.evaluation.metrics import psnr
 from stepvar.generation import generate

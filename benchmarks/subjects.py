@@ -12,7 +12,7 @@ import torch
 
 from stepvar.core.plan import Plan
 from stepvar.core.report import Recorder, Report
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.cost.calibration import subject_of
 from stepvar.cost.device import processor_name
 from stepvar.generation import generate

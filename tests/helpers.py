@@ -16,7 +16,7 @@ from stepvar.conformance.recording import RecordingModel, State
 from stepvar.conformance.var import RecordingVAR
 from stepvar.conformance.weights import fill_by_rule, hart_weight, star_weight
 from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.generation import generate
 from stepvar.methods import Dense, Method

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.study.candidates import ABLATED, BUDGETS, Entry
 from stepvar.core.plan import Plan
 from stepvar.core.report import Recorder
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.generation import generate
 from stepvar.media.sheets import contact_sheet, enlarge, kept_overlay
 from stepvar.models.inputs import Subject

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stepvar.core.report import Recorder
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.cost.forecast import forecast
 from stepvar.generation import generate
 from stepvar.methods import Method, StepVAR, make_method

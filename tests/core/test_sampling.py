@@ -7,15 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stepvar.core import sampling
-from stepvar.core.sampling import (
-    SeededNoise,
-    StreamNoise,
-    classifier_free_guidance,
-    gumbel_sample,
-    sample,
-    soft_weights,
-    truncate,
-)
+from stepvar.core.guidance import classifier_free_guidance
+from stepvar.core.noise import SeededNoise, StreamNoise
+from stepvar.core.sampling import gumbel_sample, sample, soft_weights, truncate
 from stepvar.utils.hashing import mix_
 
 CPU = torch.device("cpu")

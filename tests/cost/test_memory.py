@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.core.tokens import Grid
 from stepvar.cost.memory import estimate_memory, memory_of
 from stepvar.errors import UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.errors import UsageError
 from stepvar.evaluation.costs import Clock, counted_flops, match_cost, turns
 from stepvar.evaluation.noise import SHIFT, CachedNoise, RedrawnNoise

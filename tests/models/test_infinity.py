@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.generation import generate
 from stepvar.methods import Dense, HighPass, Method, Random
 from stepvar.models.infinity import Infinity, TextCondition

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stepvar.core.guidance import ProjectedGuidance
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.methods import Dense, HighPass, Method, Random, SkipLast, StepVAR

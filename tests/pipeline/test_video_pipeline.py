@@ -176,7 +176,7 @@ def test_the_prompt_is_dressed_as_in_training(pipe: Pipeline, monkeypatch: pytes
 
 
 def test_a_story_goes_on_clip_by_clip(tmp_path: Path) -> None:
-    config = replace(TINY_STAR, tells_stories=True, image_repetitions=(2, 1, 1), latents=(4,))
+    config = replace(TINY_STAR, continues_videos=True, image_repetitions=(2, 1, 1), latents=(4,))
     save_model(tmp_path, "teller", make_star(config), WordEncoder(**TEXT), TEXT, DEFAULTS, torch.float32)
     teller = Pipeline.from_pretrained(tmp_path)
     shown = [picture(48, 32)] * 5 + [picture(48, 32).transpose(Image.Transpose.FLIP_LEFT_RIGHT)] * 5

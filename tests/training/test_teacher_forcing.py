@@ -3,7 +3,7 @@
 import torch
 
 from stepvar.core.plan import Plan
-from stepvar.core.sampling import SeededNoise
+from stepvar.core.noise import SeededNoise
 from stepvar.generation import generate
 from stepvar.methods import Dense
 from stepvar.models.infinity import Infinity, TextCondition

@@ -16,8 +16,8 @@ from stepvar.conformance.recording import Record, RecordingModel
 from stepvar.conformance.setup import Setup
 from stepvar.conformance.var import unit_range
 from stepvar.conformance.weights import EXCLUDED, hart_weight
+from stepvar.core.noise import Noise, StreamNoise
 from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import Noise, StreamNoise
 from stepvar.core.tokens import TokenMap
 from stepvar.errors import CheckpointError
 from stepvar.generation import generate

@@ -14,8 +14,8 @@ from stepvar.conformance.fastvar import read_method
 from stepvar.conformance.goldens import Golden, fill_golden
 from stepvar.conformance.recording import Record, RecordBlocks, RecordingModel
 from stepvar.conformance.setup import Setup
+from stepvar.core.noise import StreamNoise
 from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import StreamNoise
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import CheckpointError
 from stepvar.generation import generate

@@ -12,9 +12,9 @@ from stepvar.conformance.goldens import Golden
 from stepvar.conformance.infinity_star_tokenizer import coding, decoding, encoding, fill_part, tokenizer_config
 from stepvar.conformance.recording import Record, RecordingModel
 from stepvar.conformance.setup import Setup
-from stepvar.core.guidance import ProjectedGuidance
+from stepvar.core.guidance import ProjectedGuidance, classifier_free_guidance
+from stepvar.core.noise import StreamNoise
 from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import StreamNoise, classifier_free_guidance
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.generation import generate
 from stepvar.methods import Dense

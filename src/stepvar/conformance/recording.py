@@ -8,8 +8,8 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import Noise
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, ModelInfo, RunBlocks, SublayerRef
 from stepvar.models.base import Condition_contra, NextScaleModel, RunState

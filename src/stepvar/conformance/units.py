@@ -15,7 +15,8 @@ from torch import Tensor
 from stepvar.conformance.goldens import Golden
 from stepvar.conformance.recording import Record
 from stepvar.conformance.setup import Setup
-from stepvar.core.sampling import StreamNoise, sample, truncate
+from stepvar.core.noise import StreamNoise
+from stepvar.core.sampling import sample, truncate
 from stepvar.core.tokens import Grid
 from stepvar.models.infinity import schedule_for
 from stepvar.models.infinity.rope import rotary_table

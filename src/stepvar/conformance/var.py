@@ -10,8 +10,8 @@ from torch import Tensor
 from stepvar.conformance.goldens import Golden, fill_golden
 from stepvar.conformance.recording import Record, RecordBlocks, RecordingModel
 from stepvar.conformance.setup import Setup
+from stepvar.core.noise import StreamNoise
 from stepvar.core.plan import Plan, Step, progress
-from stepvar.core.sampling import StreamNoise
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.generation import generate
 from stepvar.models.precision import Precision, apply_precision

@@ -14,6 +14,10 @@ TokensAt = Callable[["Step", int, int], int]
 """How many tokens run through a block at a pass: (step, layer, depth) -> count."""
 
 
+PAIRS = 8192
+"""Attended tokens whose attention takes about as long as the products of one token (6 x width, widths around 1400)."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of one generation, pass by pass; a method may edit them.
@@ -287,6 +291,16 @@ class Plan:
             return tuple(map(sum, zip(*kept, strict=True)))
         kept = [step.tokens for step in self.computed if step.is_read]
         return tuple(map(max, zip(*kept, strict=True))) if kept else (0,) * self.depth
+
+    @property
+    def pass_weights(self) -> dict[int, float]:
+        """What each pass takes beside the others, roughly: products by tokens, attention by pairs of tokens."""
+
+        def weight(step: Step) -> float:
+            pairs = zip(step.tokens, self.attended(step), strict=True)
+            return float(step.rows * sum(count * (PAIRS + seen) for count, seen in pairs))
+
+        return {step.index: weight(step) if step.computed else 0.0 for step in self.steps}
 
 
 def resolve(settings: Settings, samples: int, depth: int, tokens_at: TokensAt | None = None) -> Plan:

@@ -1,4 +1,4 @@
-"""What a generation cost: measured and counted here, and nowhere else."""
+"""What a generation cost: measured here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,6 @@ from stepvar.core.plan import Step
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from stepvar.models.base import RunState
-
 
 @dataclass(frozen=True)
 class ScaleReport:
@@ -31,11 +30,10 @@ class ScaleReport:
         index: place in the schedule, from 0.
         grid: (t, h, w).
         tokens: tokens of the grid.
-        kept: fewest tokens that any block saw (mean over the samples and selections); 0 for a pass whose symbols were
+        kept: fewest tokens that any block saw; 0 for a pass whose codes were
             given and that no later one reads.
         branches: guidance branches that ran.
         seconds: wall time, or device time on CUDA.
-        flops: floating-point operations of the matrix products that ran.
         clip: which clip of a video, from 0.
         scale: place among the scales of its clip, from 0; repetitions share it.
     """
@@ -46,7 +44,6 @@ class ScaleReport:
     kept: int
     branches: int
     seconds: float
-    flops: int
     clip: int = 0
     scale: int = 0
 
@@ -57,7 +54,7 @@ class Report:
 
     Attributes:
         model, method: names.
-        samples: images drawn.
+        samples: images generated.
         device, dtype: where and in what precision.
         scales: one entry per scale that ran.
         stages: seconds of what is not a scale (text, preparation, decoding).
@@ -66,6 +63,7 @@ class Report:
         seeds: of the images; None when the caller gave a generator.
         schedule: name of the scale schedule.
         settings: the method's.
+        count: counts the floating-point operations of each pass, by its index, when they are asked for.
     """
 
     model: str
@@ -79,6 +77,7 @@ class Report:
     seeds: tuple[int, ...] | None = None
     schedule: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    count: Callable[[], Mapping[int, int]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def scale_seconds(self) -> float:
@@ -90,9 +89,16 @@ class Report:
         """Time from prompt to pixels."""
         return self.scale_seconds + sum(self.stages.values())
 
+    @cached_property
+    def scale_flops(self) -> tuple[int, ...]:
+        """Floating-point operations of each of :attr:`scales`, as PyTorch's counter counts them."""
+        counted = {} if self.count is None else self.count()
+        return tuple(counted.get(scale.index, 0) for scale in self.scales)
+
     @property
     def flops(self) -> int:
-        return sum(scale.flops for scale in self.scales)
+        """Floating-point operations of all scales."""
+        return sum(self.scale_flops)
 
     @property
     def tokens(self) -> int:
@@ -107,7 +113,10 @@ class Report:
         totals |= {"tokens": self.tokens, "kept": self.kept}
         machine = {"platform": platform.platform(), "python": platform.python_version()}
         machine |= {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
-        return asdict(self) | {"totals": totals, "machine": machine}
+        own = {name: value for name, value in vars(self).items() if name not in ("scales", "count", "scale_flops")}
+        counted = zip(self.scales, self.scale_flops, strict=True)
+        scales = [asdict(scale) | {"flops": flops} for scale, flops in counted]
+        return own | {"scales": scales, "totals": totals, "machine": machine}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
@@ -119,7 +128,7 @@ class Report:
         table = Table(title=f"{self.model}, {self.method}, {self.samples} image(s), {self.device} {self.dtype}")
         for column in ("scale", "grid", "tokens", "kept", "branches", "ms", "GFLOP"):
             table.add_column(column, justify="right")
-        for scale in self.scales:
+        for scale, flops in zip(self.scales, self.scale_flops, strict=True):
             t, h, w = scale.grid
             table.add_row(
                 str(scale.index),
@@ -128,7 +137,7 @@ class Report:
                 str(scale.kept),
                 str(scale.branches),
                 f"{1e3 * scale.seconds:.1f}",
-                f"{scale.flops / 1e9:.2f}",
+                f"{flops / 1e9:.2f}",
             )
         table.add_section()
         scales_ms, gflop = f"{1e3 * self.scale_seconds:.1f}", f"{self.flops / 1e9:.2f}"
@@ -153,11 +162,15 @@ class Recorder:
     """Collects the measurements of one generation.
 
     On CUDA it records events and reads them only at the end, so that nothing in the loop waits for the device.
+
+    Attributes:
+        selections: for each pass the indices (R, K) of the tokens that the method kept, in order.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    scales: list[tuple[Step, int, Callable[[], float]]] = field(default_factory=list)
+    scales: list[tuple[Step, Callable[[], float]]] = field(default_factory=list)
     stages: dict[str, Callable[[], float]] = field(default_factory=dict)
+    selections: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -171,17 +184,17 @@ class Recorder:
         self.stages[name] = stop()
 
     @contextmanager
-    def scale(self, step: Step, state: RunState) -> Iterator[None]:
-        """Times one scale and counts its operations."""
-        stop, before = start_clock(self.device), state.flops
+    def scale(self, step: Step) -> Iterator[None]:
+        """Times one pass."""
+        stop = start_clock(self.device)
         yield
-        self.scales.append((step, state.flops - before, stop()))
+        self.scales.append((step, stop()))
 
     def report(self, model: str, method: str, samples: int, dtype: torch.dtype, **more: Any) -> Report:
         """Waits for the device and reads all clocks."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        scales = tuple(_scale_report(step, read(), flops) for step, flops, read in self.scales)
+        scales = tuple(_scale_report(step, read()) for step, read in self.scales)
         return Report(
             model=model,
             method=method,
@@ -197,13 +210,14 @@ class Recorder:
     def kept_maps(self) -> list[tuple[Step, Tensor]]:
         """Per pruned scale a map (rows, t, h, w) of how often a token was kept, in [0, 1], on the CPU."""
         maps = []
-        for step, _, _ in self.scales:
-            if step.selections:
-                counts = torch.zeros(len(step.selections[0]), step.grid.size)
-                for selection in step.selections:
+        for step, _ in self.scales:
+            selections = self.selections.get(step.index, ())
+            if selections:
+                counts = torch.zeros(len(selections[0]), step.grid.size)
+                for selection in selections:
                     kept = selection.cpu()
                     counts.scatter_add_(1, kept, torch.ones(kept.shape))
-                maps.append((step, (counts / len(step.selections)).view(-1, *step.grid.shape)))
+                maps.append((step, (counts / len(selections)).view(-1, *step.grid.shape)))
         return maps
 
 
@@ -237,16 +251,14 @@ def start_clock(device: torch.device) -> Callable[[], Callable[[], float]]:
     return stop
 
 
-def _scale_report(step: Step, seconds: float, flops: int) -> ScaleReport:
-    kept = min((kept.shape[1] for kept in step.selections), default=step.grid.size)
+def _scale_report(step: Step, seconds: float) -> ScaleReport:
     return ScaleReport(
         index=step.index,
         grid=step.grid.shape,
         tokens=step.grid.size,
-        kept=kept if step.computed else 0,
+        kept=step.fewest_tokens,
         branches=step.branches if step.computed else 0,
         seconds=seconds,
-        flops=flops,
         clip=step.clip,
         scale=step.scale,
     )

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder, start_clock
-from stepvar.core.sampling import SeededNoise
 from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods.base import Method, RunBlocks

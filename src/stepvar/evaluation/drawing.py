@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan
-from stepvar.core.sampling import Noise
 from stepvar.evaluation.costs import Clock
 from stepvar.evaluation.noise import CachedNoise, RedrawnNoise
 from stepvar.generation import generate

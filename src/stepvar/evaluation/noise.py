@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stepvar.core.sampling import Noise, SeededNoise
+from stepvar.core.noise import Noise, SeededNoise
 
 SHIFT = 1_000_003
 """Between a seed and the one that stands in for it where scales are drawn anew."""

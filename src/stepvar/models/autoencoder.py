@@ -6,7 +6,8 @@ The families name the same layers differently; each brings its own :class:`Parts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -23,30 +24,43 @@ class Parts(Protocol):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation, its statistics in float32, that can also be told the statistics.
-
-    Attributes:
-        noting: whether the statistics of the next inputs are to be noted.
-        noted: mean and variance (B, groups) in place of the input's own; None: the input's own.
-    """
+    """Group normalisation, its statistics in float32, that can also be given the statistics of another input."""
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__(groups, channels, eps=1e-6)
-        self.noting = False
-        self.noted: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.noting:
+        shared = SHARED_STATISTICS.get()
+        if shared is None:
+            return super().forward(x)
+        if shared.recording:
             variance, mean = torch.var_mean(x.float().unflatten(1, (self.num_groups, -1)).flatten(2), 2, correction=0)
-            self.noted = (mean, variance)
-        return super().forward(x) if self.noted is None else self._as_noted(x, *self.noted)
+            shared.moments[self] = (mean, variance)
+        return self._with_moments(x, *shared.moments[self])
 
-    def _as_noted(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    def _with_moments(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         size = self.num_channels // self.num_groups
         gain = (variance + self.eps).rsqrt().repeat_interleave(size, dim=1) * self.weight.float()
         shift = self.bias.float() - mean.repeat_interleave(size, dim=1) * gain
         wide = x.to(torch.float32, copy=True)
         return wide.mul_(gain[..., None, None]).add_(shift[..., None, None]).to(x.dtype)
+
+
+@dataclass
+class SharedStatistics:
+    """Statistics of the group normalisations of one decoding.
+
+    Attributes:
+        recording: whether the statistics of the next inputs are recorded.
+        moments: by module, mean and variance (B, groups).
+    """
+
+    recording: bool = True
+    moments: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+SHARED_STATISTICS: ContextVar[SharedStatistics | None] = ContextVar("SHARED_STATISTICS", default=None)
+"""What all normalisations of the running thread take their statistics from; None: each from its own input."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""What to draw: from the arguments of a call to the condition of a model, checked before anything is computed."""
+"""What to generate: from the arguments of a call to the condition of a model, checked before anything is computed."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Generator, Tensor
 
@@ -12,13 +13,13 @@ from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.text import ContextFeatures
 
-VIDEO_ONLY = ("seconds", "image", "video", "prompt_suffix", "story")
-"""What only models that draw videos take of a subject."""
+VIDEO_ONLY = ("seconds", "image", "video", "prompt_suffix", "continuation")
+"""The inputs that only models which generate videos take."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a caller wants drawn; a family takes some of these and refuses the others.
+class GenerationInputs:
+    """What a caller wants generated; a family takes some of these and refuses the others.
 
     Attributes:
         prompt, negative_prompt: texts, one or a list.
@@ -26,10 +27,10 @@ class Subject:
             with mask and places where a model reads padding, too.
         class_labels: names or numbers of classes, one or a list.
         seconds: length of the video; 0 stands for a still image.
-        image: a picture that the video begins with, or one per prompt.
-        video: a video that is to go on, or one per prompt.
+        image: an image that the video begins with, or one per prompt.
+        video: a video to go on from, or one per prompt.
         prompt_suffix: goes behind every prompt.
-        story: what the next clip of a longer video goes on from.
+        continuation: what the next clip of a longer video goes on from.
     """
 
     prompt: str | Sequence[str] | None = None
@@ -41,7 +42,7 @@ class Subject:
     image: Any = None
     video: Any = None
     prompt_suffix: str | None = None
-    story: Any = None
+    continuation: Any = None
 
     def refuse(self, names: Sequence[str], instead: str) -> None:
         """Raises a UsageError if one of the named arguments was given."""
@@ -50,97 +51,89 @@ class Subject:
                 raise UsageError(f"{name}: this model does not take it; give {instead}")
 
 
-class Request(Protocol):
-    """A subject that a model can draw."""
+@dataclass(frozen=True)
+class EncodedInputs:
+    """Inputs as a model takes them.
+
+    Attributes:
+        condition: in the family's own form.
+        forced: indices or bits (B, N, ...) of the passes whose codes are given, by pass.
+    """
+
+    condition: Any
+    forced: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+class PreparedInputs(ABC):
+    """Checked inputs of a generation; nothing has been encoded yet. The defaults are those of an image model.
+
+    Attributes:
+        seconds: length of the video; None for models that generate images.
+        aspect_ratio: width over height of the image or video to go on from, if there is one.
+    """
+
+    seconds: float | None = None
+    aspect_ratio: float | None = None
 
     @property
+    @abstractmethod
     def captions(self) -> list[str]:
         """What each image shows, in words: one text per image."""
-        ...
-
-    def condition(self) -> Any:
-        """The condition in the family's own form; this is where texts are encoded."""
-        ...
-
-
-@runtime_checkable
-class MovingRequest(Request, Protocol):
-    """A subject that a model can draw as a video.
-
-    Attributes:
-        seconds: length of the video.
-        aspect_ratio: width over height of the picture or video that it goes on from, if there is one.
-    """
-
-    @property
-    def seconds(self) -> float: ...
-
-    @property
-    def aspect_ratio(self) -> float | None: ...
 
     def schedule(self, schedule: ScaleSchedule) -> ScaleSchedule:
-        """The passes of a model's own schedule that this subject needs."""
-        ...
+        """The passes of a model's own schedule that these inputs need."""
+        return schedule
 
-    def remembering(self, condition: Any, schedule: ScaleSchedule) -> Any:
-        """A condition together with what is remembered of earlier clips."""
-        ...
+    def forced_passes(self, schedule: ScaleSchedule) -> frozenset[int]:
+        """The passes whose codes :meth:`encode` will give."""
+        return frozenset()
 
-    def next_story(self, latent: Tensor) -> Any:
-        """What the next clip goes on from, after the latent video that was drawn; None if there is no story."""
-        ...
-
-    def given(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> Mapping[int, Tensor]:
-        """The symbols of the passes that need not be drawn, by pass; this is where pictures and videos are encoded.
+    @abstractmethod
+    def encode(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> EncodedInputs:
+        """The inputs as the model takes them; this is where texts, images and videos are encoded.
 
         Args:
-            generators: one per video, for what encoding draws.
+            generators: one per image or video, for what encoding samples.
         """
-        ...
+
+    def next_continuation(self, latent: Tensor) -> Any:
+        """What the next clip goes on from, after the accumulated latent of this one; None: nothing goes on."""
+        return None
 
 
-class Conditioner(Protocol):
-    """How a family turns subjects into conditions.
+class InputProcessor(ABC):
+    """How a family turns inputs into conditions.
 
     Attributes:
-        argument: the field of a subject that says what to draw: ``"prompt"`` or ``"class_labels"``.
+        argument: the input that says what to generate: ``"prompt"`` or ``"class_labels"``.
     """
 
-    argument: str
+    argument: ClassVar[str] = "prompt"
 
-    def request(self, subject: Subject, times: int) -> Request:
-        """Checks a subject, of which each prompt or class is drawn ``times`` times.
+    @abstractmethod
+    def prepare(self, inputs: GenerationInputs, times: int) -> PreparedInputs:
+        """Checks inputs, of which each prompt or class is generated ``times`` times.
 
         Raises:
-            UsageError: for what this family cannot draw.
+            UsageError: for what this family cannot generate.
         """
-        ...
 
-    def example(self) -> Subject:
-        """Something to draw for which no text is encoded, to measure with: a class, or features that mean nothing."""
-        ...
+    @abstractmethod
+    def example(self) -> GenerationInputs:
+        """Inputs for which no text is encoded, to measure with: a class, or features that mean nothing."""
 
-    def guidance(self, scale: float, scales: int) -> tuple[float, ...]:
-        """The guidance of each scale that one number stands for."""
-        ...
-
-
-@runtime_checkable
-class Storyteller(Protocol):
-    """A conditioner of a model that draws videos clip by clip."""
-
-    def begin_story(self, video: Any, schedule: Callable[[float], ScaleSchedule], generator: Generator) -> Any:
-        """What the first clip of a story goes on from.
+    def start_continuation(self, video: Any, schedule: Callable[[float], ScaleSchedule], generator: Generator) -> Any:
+        """What the first of several clips goes on from.
 
         Args:
-            video: what is remembered.
+            video: a video to go on from.
             schedule: from the width over height of the video to that of the clips.
-            generator: for what encoding draws.
+            generator: for what encoding samples.
 
         Raises:
-            UsageError: if the model tells no stories, or the video is too short.
+            UsageError: if the model does not go on from videos, or the video is too short.
         """
-        ...
+        raise UsageError("continuation: this model generates images; take a model that generates videos")
 
 
 def texts(name: str, given: str | Sequence[str], empty: bool = False) -> list[str]:
@@ -160,5 +153,5 @@ def texts(name: str, given: str | Sequence[str], empty: bool = False) -> list[st
         if not isinstance(text, str):
             raise UsageError(f"{name}: {text!r} is not a string")
         if not empty and not text.strip():
-            raise UsageError(f"{name}={text!r}: is empty; say what to draw")
+            raise UsageError(f"{name}={text!r}: is empty; say what to generate")
     return list(several)

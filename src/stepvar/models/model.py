@@ -7,25 +7,23 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from stepvar.core.noise import Noise
 from stepvar.core.plan import Step
-from stepvar.core.sampling import Noise
+from stepvar.core.stack import ModelInfo
 from stepvar.core.tokens import TokenMap
-from stepvar.errors import UsageError
-from stepvar.methods.base import ModelInfo
 from stepvar.models.precision import Policy, Precision, apply_precision
-from stepvar.models.tiling import SMALLEST_TILE
 
 Self = TypeVar("Self", bound="VARModel")
 
 
 class Tokenizer(Protocol):
-    """The half of a tokenizer that draws."""
+    """The decoder of a tokenizer."""
 
     def decode(self, latent: Tensor, tile: int | None = None) -> Tensor: ...
 
 
 class Latent(Protocol):
-    """A state with a latent picture (B, d, H, W)."""
+    """A state with an accumulated latent (B, d, H, W)."""
 
     latent: Tensor
 
@@ -34,10 +32,9 @@ class VARModel(nn.Module):
     """Base of the models.
 
     Attributes:
-        sublayers: of each block, in order; see :class:`~stepvar.methods.base.ModelInfo`.
+        sublayers: of each block, in order; see :class:`~stepvar.core.stack.ModelInfo`.
         policy: which weights belong to which part of :class:`~stepvar.models.precision.Precision`.
         precision: the number format of each part; see :meth:`set_precision`.
-        tile: side of the tiles of decoding in latent cells; None: the picture is decoded in one piece.
     """
 
     policy: ClassVar[Policy] = ()
@@ -48,7 +45,6 @@ class VARModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.precision = Precision()
-        self.tile: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -93,23 +89,14 @@ class VARModel(nn.Module):
     def half(self: Self) -> Self:
         return self.set_precision(torch.float16)
 
-    def enable_tiled_decode(self, tile: int | None = 32) -> None:
-        """Decodes pictures tile by tile from now on, in bounded memory; None: in one piece again.
-
-        Args:
-            tile: side of a tile in latent cells.
-
-        Raises:
-            UsageError: if it is too small for tiles to overlap.
-        """
-        if tile is not None and tile < SMALLEST_TILE:
-            raise UsageError(f"tile={tile}: must be at least {SMALLEST_TILE} latent cells, or None for one piece")
-        self.tile = tile
-
-    def refine(self, state: Any, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
-        """Nothing: in most families the symbols say all."""
+    def refine(self, state: Any, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+        """Nothing: in most families the indices say all."""
 
     @torch.inference_mode()
-    def decode(self, state: Latent) -> Tensor:
-        """The picture so far: (B, 3, H, W) in [-1, 1], in float32."""
-        return self.tokenizer.decode(state.latent, self.tile)
+    def decode(self, state: Latent, tile: int | None = None) -> Tensor:
+        """The image so far: (B, 3, H, W) in [-1, 1], in float32.
+
+        Args:
+            tile: side of the tiles in latent cells, for bounded memory; None: in one piece.
+        """
+        return self.tokenizer.decode(state.latent, tile)

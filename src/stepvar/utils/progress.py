@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
-
-    from stepvar.core.plan import Step
 
 
 @contextmanager
@@ -34,26 +32,25 @@ def bar(title: str, total: int | None, shown: bool, time_left: bool = False) -> 
 
 @contextmanager
 def scale_bar(
-    shown: bool,
-    scales: int,
-    also: Callable[[Step, Any], None] | None,
-    work: Callable[[], Mapping[int, float]] = dict,
-) -> Iterator[Callable[[Step, Any], None]]:
-    """A bar over the scales of a generation as its callback, which calls ``also``, too.
+    shown: bool, weights: Mapping[int, float], also: Callable[[Any, Any], None] | None
+) -> Iterator[Callable[[Any, Any], None]]:
+    """A bar over the passes of a generation as its callback, which calls ``also``, too.
 
     Args:
-        work: asked if the bar is shown: what each pass takes beside the others, by its index, for the time that is
-            left; a pass that is not there takes nothing.
+        weights: what each pass takes beside the others, by its index, for the time that is left.
     """
-    weights = work() if is_shown(shown) else {}
-    with _weighted_bar(scales, weights) if weights else bar("scales", scales, shown) as advance:
+    with _weighted_bar(weights) if is_shown(shown) else nullcontext(_ignore) as advance:
 
-        def on_scale_end(step: Step, state: Any) -> None:
-            advance(*([weights.get(step.index, 0.0)] if weights else []))
+        def on_scale_end(step: Any, state: Any) -> None:
+            advance(weights.get(step.index, 0.0))
             if also is not None:
                 also(step, state)
 
         yield on_scale_end
+
+
+def _ignore(weight: float) -> None:
+    """Moves no bar."""
 
 
 def is_shown(asked: bool) -> bool:
@@ -62,11 +59,11 @@ def is_shown(asked: bool) -> bool:
 
 
 @contextmanager
-def _weighted_bar(scales: int, weights: Mapping[int, float]) -> Iterator[Callable[[float], None]]:
+def _weighted_bar(weights: Mapping[int, float]) -> Iterator[Callable[[float], None]]:
     from rich.progress import TextColumn, TimeRemainingColumn
 
     progress = _progress(TextColumn("{task.fields[done]}/{task.fields[count]}"), TimeRemainingColumn())
-    task = progress.add_task("scales", total=sum(weights.values()), done=0, count=scales)
+    task = progress.add_task("scales", total=sum(weights.values()), done=0, count=len(weights))
     done = 0
 
     def advance(weight: float) -> None:

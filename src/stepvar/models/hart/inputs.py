@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.models.hart.config import HARTConfig
-from stepvar.models.hart.model import guidance_ramp
-from stepvar.models.inputs import Subject, texts
+from stepvar.models.inputs import VIDEO_ONLY, EncodedInputs, GenerationInputs, InputProcessor, PreparedInputs, texts
 from stepvar.text import ContextFeatures, Encoder
 
 
 @dataclass(frozen=True)
-class ContextRequest:
-    """Prompts, or their features, each drawn ``times`` times in a row.
+class ContextInputs(PreparedInputs):
+    """Prompts, or their features, each generated ``times`` times in a row.
 
     Attributes:
         encoder: turns prompts into features; None if features are given.
@@ -34,14 +35,18 @@ class ContextRequest:
         captions = known if isinstance(known, list) else ["(text features)"] * len(known)
         return [caption for caption in captions for _ in range(self.times)]
 
+    def encode(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> EncodedInputs:
+        return EncodedInputs(self.condition())
+
     def condition(self) -> ContextFeatures:
+        """The features of the prompts, one row per image."""
         if isinstance(self.prompts, ContextFeatures):
             return self.prompts.repeat(self.times)
-        assert self.encoder is not None  # checked when the request was made
+        assert self.encoder is not None  # checked when the inputs were prepared
         return self.encoder.encode(self.prompts).repeat(self.times)
 
 
-class ContextConditioner:
+class ContextInputProcessor(InputProcessor):
     """Takes prompts, or features of exactly as many tokens as the model reads.
 
     Args:
@@ -49,30 +54,26 @@ class ContextConditioner:
         config: of the model.
     """
 
-    argument = "prompt"
-
     def __init__(self, encoder: Encoder[ContextFeatures] | None, config: HARTConfig) -> None:
         self.encoder = encoder
         self.config = config
 
-    def request(self, subject: Subject, times: int) -> ContextRequest:
-        subject.refuse(["class_labels"], "a prompt")
-        subject.refuse(["negative_prompt", "negative_prompt_embeds"], "guidance_scale: it leads away from no text")
-        if subject.prompt is not None and subject.prompt_embeds is not None:
+    def prepare(self, inputs: GenerationInputs, times: int) -> ContextInputs:
+        inputs.refuse(VIDEO_ONLY, "it to a model that generates videos")
+        inputs.refuse(["class_labels"], "a prompt")
+        inputs.refuse(["negative_prompt", "negative_prompt_embeds"], "guidance_scale: it leads away from no text")
+        if inputs.prompt is not None and inputs.prompt_embeds is not None:
             raise UsageError("prompt and prompt_embeds: give one of them")
-        if subject.prompt_embeds is not None:
-            return ContextRequest(self.encoder, self._features(subject.prompt_embeds), times)
-        if subject.prompt is None:
-            raise UsageError("prompt: say what to draw, in words or as prompt_embeds")
+        if inputs.prompt_embeds is not None:
+            return ContextInputs(self.encoder, self._features(inputs.prompt_embeds), times)
+        if inputs.prompt is None:
+            raise UsageError("prompt: say what to generate, in words or as prompt_embeds")
         if self.encoder is None:
             raise UsageError("prompt: the pipeline was made without a text encoder; give prompt_embeds")
-        return ContextRequest(self.encoder, texts("prompt", subject.prompt), times)
+        return ContextInputs(self.encoder, texts("prompt", inputs.prompt), times)
 
-    def example(self) -> Subject:
-        return Subject(prompt_embeds=torch.zeros(1, self.config.context_tokens, self.config.context_channels))
-
-    def guidance(self, scale: float, scales: int) -> tuple[float, ...]:
-        return guidance_ramp(scale, scales)
+    def example(self) -> GenerationInputs:
+        return GenerationInputs(prompt_embeds=torch.zeros(1, self.config.context_tokens, self.config.context_channels))
 
     def _features(self, given: object) -> ContextFeatures:
         """Features with mask and places as they are; bare ones (T, C) or (B, T, C) are words all through."""

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
-from stepvar.models.blocks import Around, residual
+from stepvar.models.blocks import residual
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.diffusion import DiffusionHead, SinusoidEmbedding
 from stepvar.models.hart.rope import rotate_halves
@@ -46,13 +47,13 @@ class BlockContext:
     Attributes:
         modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts; None: no modulation.
         rotary: positions (R, N) -> cosines and sines; None with learned positions.
-        attend, around: see the types.
+        attend, hook: see the types.
     """
 
     modulation: Tensor | None
     rotary: Callable[[Tensor], Rotary | None]
     attend: Attend
-    around: Around
+    hook: SublayerHook
 
 
 def make_norm(config: HARTConfig, affine: bool = False) -> nn.Module:
@@ -131,7 +132,7 @@ class Block(nn.Module):
         def feed_forward(tokens: TokenMap) -> Tensor:
             return _gated(self.ffn(self._normed(tokens.features, scale2, shift2)), gate2, tokens)
 
-        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
 
     def _normed(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         x = self.ln_wo_grad(x)

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.models.infinity.model import TextCondition
-from stepvar.models.inputs import Subject, texts
+from stepvar.models.inputs import VIDEO_ONLY, EncodedInputs, GenerationInputs, InputProcessor, PreparedInputs, texts
 from stepvar.text import ContextFeatures, TextEncoder, TextFeatures
 
 Texts = list[str] | TextFeatures
 
 
 @dataclass(frozen=True)
-class TextRequest:
-    """Prompts, or their features, each drawn ``times`` times in a row.
+class TextInputs(PreparedInputs):
+    """Prompts, or their features, each generated ``times`` times in a row.
 
     Attributes:
         encoder: turns prompts into features; None if only features are given.
@@ -38,18 +39,22 @@ class TextRequest:
         captions = list(self.prompts) if known else ["(text features)"] * len(self.prompts)  # type: ignore[arg-type]
         return [caption for caption in captions for _ in range(self.times)]
 
+    def encode(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> EncodedInputs:
+        return EncodedInputs(self.condition())
+
     def condition(self) -> TextCondition:
+        """The features of prompts and negative prompts, one row per image."""
         negative = None if self.negatives is None else self._features(self.negatives).repeat(self.times)
         return TextCondition(self._features(self.prompts).repeat(self.times), negative)
 
     def _features(self, given: Texts) -> TextFeatures:
         if isinstance(given, TextFeatures):
             return given
-        assert self.encoder is not None  # checked when the request was made
+        assert self.encoder is not None  # checked when the inputs were prepared
         return self.encoder.encode(given)
 
 
-class TextConditioner:
+class TextInputProcessor(InputProcessor):
     """Takes prompts, negative prompts, and features of both.
 
     Args:
@@ -57,31 +62,31 @@ class TextConditioner:
         channels: of the features that the model reads.
     """
 
-    argument = "prompt"
-
     def __init__(self, encoder: TextEncoder | None, channels: int) -> None:
         self.encoder = encoder
         self.channels = channels
 
-    def request(self, subject: Subject, times: int) -> TextRequest:
-        subject.refuse(["class_labels"], "a prompt")
-        prompts = self._one_of("prompt", subject.prompt, subject.prompt_embeds)
+    def prepare(self, inputs: GenerationInputs, times: int) -> PreparedInputs:
+        inputs.refuse(VIDEO_ONLY, "it to a model that generates videos")
+        return self.prepare_text(inputs, times)
+
+    def prepare_text(self, inputs: GenerationInputs, times: int) -> TextInputs:
+        """The texts of the inputs, checked."""
+        inputs.refuse(["class_labels"], "a prompt")
+        prompts = self._one_of("prompt", inputs.prompt, inputs.prompt_embeds)
         if prompts is None:
-            raise UsageError("prompt: say what to draw, in words or as prompt_embeds")
-        negatives = self._one_of("negative_prompt", subject.negative_prompt, subject.negative_prompt_embeds)
+            raise UsageError("prompt: say what to generate, in words or as prompt_embeds")
+        negatives = self._one_of("negative_prompt", inputs.negative_prompt, inputs.negative_prompt_embeds)
         if negatives is not None and len(negatives) != len(prompts):
             if len(negatives) != 1:
                 raise UsageError(
                     f"negative_prompt: {len(negatives)} given for {len(prompts)} prompts; give one, or one each"
                 )
             negatives = negatives * len(prompts) if isinstance(negatives, list) else negatives.repeat(len(prompts))
-        return TextRequest(self.encoder, prompts, negatives, times)
+        return TextInputs(self.encoder, prompts, negatives, times)
 
-    def example(self) -> Subject:
-        return Subject(prompt_embeds=torch.zeros(1, 16, self.channels))
-
-    def guidance(self, scale: float, scales: int) -> tuple[float, ...]:
-        return (scale,) * scales
+    def example(self) -> GenerationInputs:
+        return GenerationInputs(prompt_embeds=torch.zeros(1, 16, self.channels))
 
     def _one_of(
         self, name: str, words: str | Sequence[str] | None, features: Tensor | Sequence[Tensor] | ContextFeatures | None

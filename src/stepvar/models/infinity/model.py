@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,16 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.core.cache import KVCache
+from stepvar.core.guidance import guided_logits
 from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, SublayerRef
-from stepvar.models.blocks import (
-    BlockRun,
-    guided_logits,
-    logit_rows,
-    planned_cache,
-)
+from stepvar.models.blocks import BlockRun, planned_cache
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import RotaryTables
 from stepvar.models.infinity.schedules import schedule_for
@@ -29,17 +24,6 @@ from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioni
 from stepvar.models.layers import Rotary
 from stepvar.models.model import VARModel
 from stepvar.models.precision import for_weight, parts_policy
-from stepvar.models.work import (
-    ScaleWork,
-    Work,
-    cross_attention_work,
-    feed_forward_work,
-    head_work,
-    product_work,
-    sampling_work,
-    self_attention_work,
-    stack_work,
-)
 from stepvar.text import TextFeatures
 
 
@@ -60,21 +44,19 @@ class InfinityState:
         rotary: position tables of all scales.
         cache: keys and values so far.
         latent: (B, d, H, W) float32, the sum of codes at full size.
-        flops: floating-point operations so far.
     """
 
     condition: Conditioning
     rotary: RotaryTables
     cache: KVCache
     latent: Tensor
-    flops: int = 0
 
 
 class InfinityRun(BlockRun[InfinityState]):
     """The blocks of one scale; keeps what all of them share."""
 
-    def __init__(self, model: Infinity, state: InfinityState, step: Step, method: Method) -> None:
-        super().__init__(model.config.depth, state, step, method)
+    def __init__(self, model: Infinity, state: InfinityState, step: Step, hook: SublayerHook) -> None:
+        super().__init__(model.config.depth, state, step, hook)
         self.model = model
         self.condition = state.condition.rows(step.row_slice)
         self._rotary: tuple[Tensor, Rotary] | None = None
@@ -89,13 +71,9 @@ class InfinityRun(BlockRun[InfinityState]):
             text=self.condition.memory[layer],
             rotary=self._rotary_at,
             attend=self.attend,
-            around=self.around,
+            hook=self.hook,
         )
         return self.model.block_list[layer](tokens, layer, context)
-
-    def sublayer_work(self, ref: SublayerRef, rows: int, count: int) -> Work:
-        seen, text = self.state.cache.lengths[ref.layer], self.condition.text.shape[1]
-        return self.model.sublayer_work(ref.name, rows, count, seen, text)
 
     def _rotary_at(self, positions: Tensor) -> Rotary:
         # Consecutive blocks see the same positions: gather their angles once.
@@ -121,21 +99,12 @@ class Infinity(VARModel):
     def schedule(self, height_over_width: float, resolution: str | None = None) -> ScaleSchedule:
         return schedule_for(resolution or self.config.resolution, height_over_width)
 
-    def start(self, condition: TextCondition, plan: Plan, method: Method) -> InfinityState:
-        if plan.smooth:
+    def start(self, condition: TextCondition, plan: Plan) -> InfinityState:
+        if plan.settings.smooth:
             raise UsageError("smooth: Infinity's codes are bits, which have no codebook to blend; leave it off")
         batch = len(condition.prompts)
         config = self.config
-        cache = planned_cache(
-            plan,
-            batch,
-            method,
-            depth=config.depth,
-            heads=config.heads,
-            head_dim=config.head_dim,
-            dtype=self.precision.blocks,
-            device=self.device,
-        )
+        cache = planned_cache(plan, config.heads, config.head_dim, self.precision.blocks, self.device)
         return InfinityState(
             condition=self.condition(condition, plan.guided),
             rotary=RotaryTables(plan.schedule, config.head_dim, self.device),
@@ -162,7 +131,6 @@ class Infinity(VARModel):
         else:
             tokens = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
             features = self.transformer.word_embed(tokens).repeat(step.branches, 1, 1)
-            state.flops += self.embed_work(step).flops
         return TokenMap.dense(features, step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
@@ -173,45 +141,22 @@ class Infinity(VARModel):
             here = F.pixel_unshuffle(here, 2)
         return here.flatten(2).transpose(1, 2)
 
-    def blocks(self, state: InfinityState, step: Step, method: Method) -> InfinityRun:
-        return InfinityRun(self, state, step, method)
+    def blocks(self, state: InfinityState, step: Step, hook: SublayerHook) -> InfinityRun:
+        return InfinityRun(self, state, step, hook)
 
     def predict(self, state: InfinityState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, token_bits, 2)."""
 
         def logits(rows: int) -> Tensor:
-            state.flops += self.predict_work(step).flops
             return self.transformer.logits(tokens.features[:rows], state.condition.pooled[step.row_slice][:rows])
 
         return guided_logits(logits, step)
 
-    def sublayer_work(self, sublayer: str, rows: int, count: int, seen: int, text: int) -> Work:
-        """A residual sub-layer of a block, for ``text`` text tokens."""
-        width = self.config.width
-        if sublayer == "self":
-            return self_attention_work(rows, count, width, seen, rotary=True)
-        if sublayer == "ffn":
-            return feed_forward_work(rows, count, width, self.config.ffn_width)
-        return cross_attention_work(rows, count, width, text)
-
-    def embed_work(self, step: Step) -> Work:
-        if step.index == 0:
-            return Work()
-        return product_work(step.samples * step.grid.size, self.config.token_bits, self.config.width)
-
-    def predict_work(self, step: Step) -> Work:
-        return head_work(logit_rows(step), step.grid.size, self.config.width, self.config.outputs)
-
-    def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int) -> ScaleWork:
-        stack = stack_work(self.sublayer_work, ("self", "cross", "ffn"), step, tokens, seen, text)
-        drawn = sampling_work(step.samples, step.grid.size, self.config.outputs)
-        return ScaleWork(stack, (self.embed_work(step), self.predict_work(step), drawn))
-
-    def accumulate(self, state: InfinityState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        codes = self.tokenizer.codes(self.latent_bits(symbols, step))
+    def accumulate(self, state: InfinityState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        codes = self.tokenizer.codes(self.latent_bits(indices, step))
         state.latent += resize(codes, (state.latent.shape[-2], state.latent.shape[-1]))
 
-    def latent_bits(self, symbols: Tensor, step: Step) -> Tensor:
+    def latent_bits(self, indices: Tensor, step: Step) -> Tensor:
         """Bits by token (B, N, token_bits) -> by latent cell (B, d, h, w)."""
-        bits = symbols.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))
+        bits = indices.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))
         return F.pixel_shuffle(bits, 2) if self.config.patchify else bits

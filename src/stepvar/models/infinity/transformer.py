@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
 from stepvar.models import layers
-from stepvar.models.blocks import Around, residual
+from stepvar.models.blocks import residual
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.layers import (
     EPS,
@@ -52,14 +53,14 @@ class BlockContext:
         modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts.
         text: the block's text keys and values.
         rotary: positions (R, N) -> cosines and sines.
-        attend, around: see the types.
+        attend, hook: see the types.
     """
 
     modulation: Tensor
     text: TextMemory
     rotary: Callable[[Tensor], tuple[Tensor, Tensor]]
     attend: Attend
-    around: Around
+    hook: SublayerHook
 
 
 class KeyValue(nn.Module):
@@ -143,7 +144,7 @@ class Block(nn.Module):
             return gate2 * self.ffn(layers.layer_norm(tokens.features, scale2, shift2))
 
         sublayers = (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward))
-        return residual(tokens, layer, sublayers, context.around)
+        return residual(tokens, layer, sublayers, context.hook)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Videos told clip by clip: each clip of the interactive model goes on from what it remembers of the ones before."""
+"""Videos made clip by clip: each clip of the interactive model goes on from cached features of the ones before."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stepvar.models.infinity_star.encode import encode, video_end, video_size
 from stepvar.models.infinity_star.model import InfinityStar, Segment, VideoCondition
 
 SEMANTIC_SCALE = 7
-"""The scale to whose rows and columns the remembered clip is averaged down."""
+"""The scale to whose rows and columns the last clip is averaged down."""
 
-SEMANTIC_PLACE, DETAIL_PLACE = 800, 801
-"""Coordinates of what is remembered on the axis of the passes."""
+SEMANTIC_POSITION, DETAIL_POSITION = 800, 801
+"""Coordinates of the context segments on the axis of the passes."""
 
 
 @dataclass(frozen=True)
-class Story:
-    """A video that is being told: what its next clip has to know of it.
+class Continuation:
+    """What the next clip of a video has to know of the clips before.
 
     Attributes:
         former: (B, d, t + 1, H, W), features of the last clip with the frame in front of it.
@@ -37,21 +37,23 @@ class Story:
         return self.former.shape[4] / self.former.shape[3]
 
     def condition(self, condition: VideoCondition, schedule: ScaleSchedule) -> VideoCondition:
-        """A condition of the next clip: it sees what is remembered, and is decoded behind the last clip."""
+        """A condition of the next clip: it attends to cached features, and is decoded behind the last clip."""
         batch = len(condition.prompts)
         former, first = (part.expand(batch, -1, -1, -1, -1) for part in (self.former, self.first))
-        segments = remembered_segments(former, first, schedule)
+        segments = context_segments(former, first, schedule)
         return replace(condition, segments=segments, before=former[:, :, 1:])
 
-    def next(self, latent: Tensor) -> Story:
-        """The story with one more clip (B, d, t, H, W)."""
+    def next(self, latent: Tensor) -> Continuation:
+        """What the clip after the next goes on from, given the next one (B, d, t, H, W)."""
         former = self.former.expand(len(latent), -1, -1, -1, -1)
-        return Story(continued(former, latent), self.first.expand(len(latent), -1, -1, -1, -1))
+        return Continuation(continued(former, latent), self.first.expand(len(latent), -1, -1, -1, -1))
 
 
 @torch.inference_mode()
-def begin_story(model: InfinityStar, video: Video, schedule: ScaleSchedule, generator: Generator) -> Story:
-    """A story that a video begins.
+def start_continuation(
+    model: InfinityStar, video: Video, schedule: ScaleSchedule, generator: Generator
+) -> Continuation:
+    """What the first clip goes on from, of a video.
 
     Args:
         video: at least as long as one clip with the frame in front of it.
@@ -65,11 +67,11 @@ def begin_story(model: InfinityStar, video: Video, schedule: ScaleSchedule, gene
     last = video_end(video, config.tokenizer.frames(1 + config.clip_frames), config.fps)
     size = video_size(model, schedule)
     first = encode(model, replace(video, frames=video.frames[:1]), size, generator)
-    return Story(encode(model, last, size, generator), first)
+    return Continuation(encode(model, last, size, generator), first)
 
 
 def clip_alone(schedule: ScaleSchedule) -> ScaleSchedule:
-    """The second clip of a schedule as one of its own: pictures lie behind a story, not in front of its clips."""
+    """The second clip of a schedule as one of its own: a still image lies in front of the first clip only."""
     own = [index for index in range(len(schedule)) if schedule.clip(index) == 1]
     return replace(
         schedule,
@@ -79,7 +81,7 @@ def clip_alone(schedule: ScaleSchedule) -> ScaleSchedule:
     )
 
 
-def remembered_segments(former: Tensor, first: Tensor, schedule: ScaleSchedule) -> tuple[Segment, Segment]:
+def context_segments(former: Tensor, first: Tensor, schedule: ScaleSchedule) -> tuple[Segment, Segment]:
     """What a clip sees of the video before it: all of the last clip, coarsely, and three frames in full.
 
     Args:
@@ -94,8 +96,8 @@ def remembered_segments(former: Tensor, first: Tensor, schedule: ScaleSchedule) 
     semantic = shrink(clip, Grid(length, coarse.h, coarse.w))
     detail = torch.cat([first, clip[:, :, -2:]], dim=2)
     return (
-        Segment(semantic, tuple(range(1, length + 1)), SEMANTIC_PLACE),
-        Segment(detail, (0, length - 1, length), DETAIL_PLACE),
+        Segment(semantic, tuple(range(1, length + 1)), SEMANTIC_POSITION),
+        Segment(detail, (0, length - 1, length), DETAIL_POSITION),
     )
 
 

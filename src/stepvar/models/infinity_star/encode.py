@@ -1,4 +1,4 @@
-"""What a picture or a video says of the passes of a generation: their bits, encoded instead of drawn."""
+"""Forced codes: the bits of the passes that an image or a video gives, encoded instead of sampled."""
 
 from __future__ import annotations
 
@@ -17,35 +17,41 @@ from stepvar.errors import UsageError
 from stepvar.media.video import Video
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar
-from stepvar.models.infinity_star.schedules import code_passes
+from stepvar.models.infinity_star.schedules import clip_slices, code_passes
 
 
 @torch.inference_mode()
-def given_symbols(
+def forced_bits(
     model: InfinityStar, videos: Sequence[Video], schedule: ScaleSchedule, generators: Sequence[Generator]
 ) -> Mapping[int, Tensor]:
     """The bits (B, N, bits) of all passes of the clips that the videos cover, by pass.
 
     Args:
         videos: one per sample, all equally long.
-        generators: one per sample, on the CPU: features are a draw from what the encoder says of the frames.
+        generators: one per sample, on the CPU: features are sampled from the distribution of the encoder.
     """
     size = video_size(model, schedule)
     features = torch.cat(
         [encode(model, video, size, generator) for video, generator in zip(videos, generators, strict=True)]
     )
-    clips, covered = [], 0
-    for passes in code_passes(model.config, schedule):
-        covered += passes[0][0].t
-        if covered > features.shape[2]:
-            break
-        clips.append(passes)
-    bits, _ = quantise(features, clips)
+    bits, _ = quantise(features, code_passes(model.config, schedule)[: covered_clips(schedule, features.shape[2])])
     return {index: bit.flatten(2).transpose(1, 2).long() for index, bit in enumerate(bits)}
 
 
+def covered_clips(schedule: ScaleSchedule, latents: int) -> int:
+    """How many clips of a schedule, from the first, a number of latent frames covers."""
+    clips = clip_slices(schedule)
+    return sum(clip.stop <= latents for clip in clips)
+
+
+def forced_passes(schedule: ScaleSchedule, latents: int) -> frozenset[int]:
+    """The passes of the clips that a number of latent frames covers."""
+    covered = covered_clips(schedule, latents)
+    return frozenset(index for index in range(len(schedule)) if schedule.clip(index) < covered)
+
+
 def video_size(model: InfinityStar, schedule: ScaleSchedule) -> tuple[int, int]:
-    """Width and height in pixels of what a schedule draws."""
+    """Width and height in pixels of the frames of a schedule."""
     return (schedule[-1].w * model.config.stride, schedule[-1].h * model.config.stride)
 
 
@@ -67,16 +73,16 @@ def fitted(video: Video, size: tuple[int, int]) -> Video:
     return Video.of_images(images, video.fps)
 
 
-def as_pictures(given: Any) -> list[Video]:
-    """Pictures as videos of one frame: a PIL image, the path of one, an array (H, W, 3) uint8, or a list of these.
+def as_images(given: Any) -> list[Video]:
+    """Images as videos of one frame: a PIL image, the path of one, an array (H, W, 3) uint8, or a list of these.
 
     Raises:
         UsageError: for anything else.
     """
-    return [Video(_picture(one)[None]) for one in (given if isinstance(given, (list, tuple)) else [given])]
+    return [Video(_image(one)[None]) for one in (given if isinstance(given, (list, tuple)) else [given])]
 
 
-def _picture(given: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _image(given: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if isinstance(given, (str, Path)):
         try:
             with Image.open(given) as image:

@@ -1,8 +1,8 @@
-"""Prompts, pictures and videos as conditions of an InfinityStar model."""
+"""Prompts, images and videos as inputs of an InfinityStar model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Generator, Tensor
@@ -10,105 +10,122 @@ from torch import Generator, Tensor
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.media.video import Video
-from stepvar.models.infinity.inputs import TextConditioner, TextRequest, Texts
-from stepvar.models.infinity_star.continuation import Story, begin_story, clip_alone
-from stepvar.models.infinity_star.encode import as_pictures, as_videos, given_symbols, video_end
+from stepvar.models.infinity.inputs import TextInputProcessor, TextInputs, Texts
+from stepvar.models.infinity_star.continuation import Continuation, clip_alone, start_continuation
+from stepvar.models.infinity_star.encode import as_images, as_videos, forced_bits, forced_passes, video_end
 from stepvar.models.infinity_star.model import InfinityStar, VideoCondition
 from stepvar.models.infinity_star.schedules import latents_of, seconds_of
-from stepvar.models.inputs import Subject, texts
+from stepvar.models.inputs import EncodedInputs, GenerationInputs, PreparedInputs, texts
 from stepvar.text import TextEncoder
+
+FROM_VIDEO = "give what pipe.start_continuation(video) returns"
+NO_CONTINUATION = "continuation: this model generates videos of their own; take the variant that goes on from others"
 
 
 @dataclass(frozen=True)
-class VideoRequest:
-    """Prompts, each drawn several times, and what their videos begin with.
+class VideoInputs(PreparedInputs):
+    """Prompts, each generated several times, and what their videos go on from.
 
     Attributes:
         text: the prompts as the model reads them.
-        captions: the prompts as they were given, one per video.
-        seconds: length of the videos.
-        begins: one video per video drawn, of a single frame where a picture was given; empty: nothing is given.
-        story: what the videos go on from, for models that tell stories.
+        texts: the prompts as they were given, one per video.
+        length: seconds of the videos.
+        begins: one video per generated video, of a single frame where an image was given; empty: nothing is given.
+        former: what the videos go on from, for models that go on clip by clip.
     """
 
     model: InfinityStar
-    text: TextRequest
-    captions: list[str]
-    seconds: float
+    text: TextInputs
+    texts: list[str]
+    length: float
     begins: Sequence[Video] = ()
-    story: Story | None = None
+    former: Continuation | None = None
 
     @property
-    def aspect_ratio(self) -> float | None:
-        if self.story is not None:
-            return self.story.aspect_ratio
+    def captions(self) -> list[str]:
+        return self.texts
+
+    @property
+    def seconds(self) -> float:  # type: ignore[override]
+        return self.length
+
+    @property
+    def aspect_ratio(self) -> float | None:  # type: ignore[override]
+        if self.former is not None:
+            return self.former.aspect_ratio
         if not self.begins:
             return None
         width, height = self.begins[0].size
         return width / height
 
-    def condition(self) -> VideoCondition:
-        text = self.text.condition()
-        return VideoCondition(text.prompts, text.negative)
-
     def schedule(self, schedule: ScaleSchedule) -> ScaleSchedule:
-        return schedule if self.story is None else clip_alone(schedule)
+        return schedule if self.former is None else clip_alone(schedule)
 
-    def remembering(self, condition: VideoCondition, schedule: ScaleSchedule) -> VideoCondition:
-        return condition if self.story is None else self.story.condition(condition, schedule)
+    def forced_passes(self, schedule: ScaleSchedule) -> frozenset[int]:
+        if not self.begins:
+            return frozenset()
+        return forced_passes(schedule, self.model.config.tokenizer.latent_frames(len(self.begins[0])))
 
-    def next_story(self, latent: Tensor) -> Story | None:
-        return None if self.story is None else self.story.next(latent)
+    def encode(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> EncodedInputs:
+        text = self.text.condition()
+        condition = VideoCondition(text.prompts, text.negative)
+        if self.former is not None:
+            condition = self.former.condition(condition, schedule)
+        return EncodedInputs(
+            condition, forced_bits(self.model, self.begins, schedule, generators) if self.begins else {}
+        )
 
-    def given(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> Mapping[int, Tensor]:
-        return given_symbols(self.model, self.begins, schedule, generators) if self.begins else {}
+    def next_continuation(self, latent: Tensor) -> Continuation | None:
+        return None if self.former is None else self.former.next(latent)
 
 
-class VideoConditioner(TextConditioner):
-    """Takes prompts as :class:`TextConditioner` does, and a picture or a video to begin with."""
+class VideoInputProcessor(TextInputProcessor):
+    """Takes prompts as :class:`TextInputProcessor` does, and an image or a video to go on from."""
 
     def __init__(self, encoder: TextEncoder | None, model: InfinityStar) -> None:
         super().__init__(encoder, model.config.text_channels)
         self.model = model
 
-    def request(self, subject: Subject, times: int) -> VideoRequest:  # type: ignore[override]
-        begins, latents = self._begins(subject)
+    def prepare(self, inputs: GenerationInputs, times: int) -> VideoInputs:
+        begins, latents = self._begins(inputs)
         seconds = seconds_of(self.model.config, latents)
-        plain = super().request(subject, times)
+        plain = self.prepare_text(inputs, times)
         captions = plain.captions
-        dressed = replace(plain, prompts=self._dressed(plain.prompts, seconds, subject.prompt_suffix))
+        dressed = replace(plain, prompts=self._dressed(plain.prompts, seconds, inputs.prompt_suffix))
         if len(begins) not in (0, 1, len(plain.prompts)):
-            name = "image" if subject.image is not None else "video"
+            name = "image" if inputs.image is not None else "video"
             raise UsageError(f"{name}: {len(begins)} given for {len(plain.prompts)} prompts; give one, or one each")
         if len(begins) == 1:
             begins = begins * len(plain.prompts)
         begins = [one for one in begins for _ in range(times)]
-        return VideoRequest(self.model, dressed, captions, seconds, begins, self._story(subject, len(captions)))
+        return VideoInputs(self.model, dressed, captions, seconds, begins, self._continuation(inputs, len(captions)))
 
-    def _story(self, subject: Subject, samples: int) -> Story | None:
-        story, tells = subject.story, self.model.config.tells_stories
-        if story is None:
-            if tells:
-                raise UsageError("story: this model goes on from a video; give what pipe.begin_story(video) returns")
+    def _continuation(self, inputs: GenerationInputs, samples: int) -> Continuation | None:
+        given, continues = inputs.continuation, self.model.config.continues_videos
+        if given is None:
+            if continues:
+                raise UsageError(f"continuation: this model goes on from a video; {FROM_VIDEO}")
             return None
-        if not tells:
-            raise UsageError("story: this model draws videos of their own; take the variant that goes on from others")
-        if not isinstance(story, Story):
-            raise UsageError(f"story: a {type(story).__name__}; give what pipe.begin_story(video) returns")
-        if subject.image is not None or subject.video is not None:
-            raise UsageError("story: it says how the video begins; leave image and video out")
-        if len(story.former) not in (1, samples):
-            raise UsageError(f"story: is of {len(story.former)} videos, and {samples} are to be drawn")
-        return story
+        if not continues:
+            raise UsageError(NO_CONTINUATION)
+        if not isinstance(given, Continuation):
+            raise UsageError(f"continuation: a {type(given).__name__}; {FROM_VIDEO}")
+        if inputs.image is not None or inputs.video is not None:
+            raise UsageError("continuation: it says how the video begins; leave image and video out")
+        if len(given.former) not in (1, samples):
+            raise UsageError(f"continuation: is of {len(given.former)} videos, and {samples} are to be generated")
+        return given
 
-    def begin_story(self, video: object, schedule: Callable[[float], ScaleSchedule], generator: Generator) -> Story:
-        if not self.model.config.tells_stories:
-            raise UsageError("story: this model draws videos of their own; take the variant that goes on from others")
+    def start_continuation(
+        self, video: object, schedule: Callable[[float], ScaleSchedule], generator: Generator
+    ) -> Continuation:
+        if not self.model.config.continues_videos:
+            raise UsageError(NO_CONTINUATION)
         first, *more = as_videos(video, self.model.config.fps)
         if more:
-            raise UsageError("video: several were given; a story begins with one")
+            raise UsageError("video: several were given; a continuation starts from one")
         width, height = first.size
-        return begin_story(self.model, first, schedule(width / height), generator)
+        return start_continuation(self.model, first, schedule(width / height), generator)
 
     def _dressed(self, prompts: Texts, seconds: float, suffix: str | None) -> Texts:
         """Prompts with what the model was trained to read around them; features stay as they are."""
@@ -120,26 +137,26 @@ class VideoConditioner(TextConditioner):
         prefix = self.model.config.prompt_prefix.format(seconds=f"{seconds:g}") if seconds else ""
         return [f"{prefix}{prompt}{behind}" for prompt in prompts]
 
-    def _begins(self, subject: Subject) -> tuple[list[Video], int]:
+    def _begins(self, inputs: GenerationInputs) -> tuple[list[Video], int]:
         """What the videos begin with, and how many latent frames they have."""
         config = self.model.config
-        latents = config.usual_latents if subject.seconds is None else latents_of(config, subject.seconds)
-        if subject.image is not None and subject.video is not None:
+        latents = config.usual_latents if inputs.seconds is None else latents_of(config, inputs.seconds)
+        if inputs.image is not None and inputs.video is not None:
             raise UsageError("image and video: give one of them")
-        if subject.image is not None:
+        if inputs.image is not None:
             if latents == 1:
                 raise UsageError("image and seconds=0: a still image would be that image; ask for some seconds")
-            return as_pictures(subject.image), latents
-        if subject.video is None:
+            return as_images(inputs.image), latents
+        if inputs.video is None:
             return [], latents
         longest = max(config.latents, default=1)
         first = 1 + config.clip_frames
-        if subject.seconds is None:
+        if inputs.seconds is None:
             latents = longest
         if latents <= first:
             raise UsageError(
-                f"video: this model draws {seconds_of(config, latents):g} seconds, and goes on behind the first "
-                f"{seconds_of(config, first):g}; ask for more seconds, or take a variant that draws more"
+                f"video: this model generates {seconds_of(config, latents):g} seconds, and goes on behind the first "
+                f"{seconds_of(config, first):g}; ask for more seconds, or take a variant that generates more"
             )
         frames = config.tokenizer.frames(first)
-        return [video_end(one, frames, config.fps) for one in as_videos(subject.video, config.fps)], latents
+        return [video_end(one, frames, config.fps) for one in as_videos(inputs.video, config.fps)], latents

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, TokenMap
-from stepvar.models.blocks import Around, residual
+from stepvar.models.blocks import residual
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.layers import Attend, Chunk, GatedFeedForward, RMSNorm, Rotary, merge_heads, rotate, split_heads
 from stepvar.models.precision import Policy, for_weight
@@ -28,7 +29,7 @@ class BlockContext:
 
     rotary: Callable[[Tensor], Rotary]
     attend: Attend
-    around: Around
+    hook: SublayerHook
 
 
 class Attention(nn.Module):
@@ -71,7 +72,7 @@ class Block(nn.Module):
         def feed_forward(tokens: TokenMap) -> Tensor:
             return self.mlp(self.post_attention_layernorm(tokens.features)).to(tokens.features.dtype)
 
-        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
 
 
 def run_block(block: Block, features: Tensor, layer: int, rotary: Rotary, attend: Attend) -> Tensor:
@@ -79,7 +80,7 @@ def run_block(block: Block, features: Tensor, layer: int, rotary: Rotary, attend
 
     A function of its own, so that training compiles it once for all blocks.
     """
-    context = BlockContext(lambda _: rotary, attend, lambda run, tokens, ref: run(tokens))
+    context = BlockContext(lambda _: rotary, attend, run_dense)
     return block(TokenMap.dense(features, Grid(1, 1, features.shape[1])), layer, context).features
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Generator
+
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
-from stepvar.models.inputs import Subject
+from stepvar.models.inputs import VIDEO_ONLY, EncodedInputs, GenerationInputs, InputProcessor, PreparedInputs
 from stepvar.models.var.classes import class_index, class_names
-from stepvar.models.var.model import ClassCondition, ramped_guidance
+from stepvar.models.var.model import ClassCondition
 
 
 @dataclass(frozen=True)
-class ClassRequest:
+class ClassInputs(PreparedInputs):
     """One class per image; a negative number is an image of anything."""
 
     labels: tuple[int, ...]
@@ -22,11 +26,11 @@ class ClassRequest:
         names = class_names() if self.named else ()
         return [names[label][0] if 0 <= label < len(names) else f"class {label}" for label in self.labels]
 
-    def condition(self) -> ClassCondition:
-        return ClassCondition(self.labels)
+    def encode(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> EncodedInputs:
+        return EncodedInputs(ClassCondition(self.labels))
 
 
-class ClassConditioner:
+class ClassInputProcessor(InputProcessor):
     """Takes classes by number, or by name where the model has the 1000 classes of ImageNet.
 
     Args:
@@ -38,24 +42,22 @@ class ClassConditioner:
     def __init__(self, classes: int) -> None:
         self.classes = classes
 
-    def request(self, subject: Subject, times: int) -> ClassRequest:
-        subject.refuse(
+    def prepare(self, inputs: GenerationInputs, times: int) -> ClassInputs:
+        inputs.refuse(VIDEO_ONLY, "it to a model that generates videos")
+        inputs.refuse(
             ["prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds"], "class_labels, names or numbers"
         )
-        given = subject.class_labels
+        given = inputs.class_labels
         if given is None:
-            raise UsageError("class_labels: say what to draw, such as 'golden retriever' or 207")
+            raise UsageError("class_labels: say what to generate, such as 'golden retriever' or 207")
         several = [given] if isinstance(given, (str, int)) else list(given)
         if not several:
             raise UsageError("class_labels: none given")
         labels = [self._label(one) for one in several]
-        return ClassRequest(tuple(label for label in labels for _ in range(times)), self._named)
+        return ClassInputs(tuple(label for label in labels for _ in range(times)), self._named)
 
-    def example(self) -> Subject:
-        return Subject(class_labels=0)
-
-    def guidance(self, scale: float, scales: int) -> tuple[float, ...]:
-        return ramped_guidance(scale, scales)
+    def example(self) -> GenerationInputs:
+        return GenerationInputs(class_labels=0)
 
     @property
     def _named(self) -> bool:

@@ -8,9 +8,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
 from stepvar.models import layers
-from stepvar.models.blocks import Around, residual
+from stepvar.models.blocks import residual
 from stepvar.models.layers import AdaptiveLinear, Attend, FeedForward, HeadNorm, SelfAttention
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.var.config import VARConfig
@@ -33,12 +34,12 @@ class BlockContext:
 
     Attributes:
         modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts.
-        attend, around: see the types.
+        attend, hook: see the types.
     """
 
     modulation: Tensor
     attend: Attend
-    around: Around
+    hook: SublayerHook
 
 
 class Block(nn.Module):
@@ -69,7 +70,7 @@ class Block(nn.Module):
         def feed_forward(tokens: TokenMap) -> Tensor:
             return gate2 * self.ffn(layers.layer_norm(tokens.features, scale2, shift2))
 
-        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
 
 
 @dataclass(frozen=True)
