@@ -39,7 +39,7 @@ class CachedFeatures:
         A branch that did not run at the earlier pass takes the values of the other one.
 
         Args:
-            how: ``"area"`` averages the cells that overlap (enlarged, one or two per axis: FastVAR's restoring);
+            how: ``"area"`` averages the cells that overlap (enlarged, one or two per axis: FastVAR's restoration);
                 ``"trilinear"`` interpolates between the centres of cells.
         """
         start = step.row_slice.start - self.first

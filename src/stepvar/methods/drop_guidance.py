@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
-from stepvar.core.plan import Plan
+from stepvar.core.plan import Plan, Settings
+from stepvar.core.stack import ModelInfo
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelInfo, Stage
+from stepvar.methods.base import Method, Stage
+from stepvar.methods.registry import register
 
 Branch = Literal["conditional", "unconditional"]
 
 
+@register
 @dataclass(frozen=True)
 class DropGuidance(Method):
     """Runs one guidance branch alone at the last scales: half of their work, every token of them.
@@ -24,11 +27,11 @@ class DropGuidance(Method):
     Attributes:
         last: how many scales, counted from the end of every clip; scales that are not run count too. Where a later
             clip with guidance attends to them, both branches run all the same.
-        branch: which one goes on, drawn from as it is.
+        branch: which one goes on; codes are sampled from it as it is.
     """
 
     name: ClassVar[str] = "drop-guidance"
-    budgeted: ClassVar[tuple[str, ...]] = ("last",)
+    speedup_settings: ClassVar[tuple[str, ...]] = ("last",)
 
     last: int = 1
     branch: Branch = "conditional"
@@ -39,25 +42,29 @@ class DropGuidance(Method):
         if self.branch not in get_args(Branch):
             raise UsageError(f"branch={self.branch!r}: must be one of {', '.join(get_args(Branch))}")
 
-    def stages(self, plan: Plan) -> Sequence[Stage]:
+    def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
         """One scale that is run to all but the first; nothing lies between."""
-        first, most = 1 + plan.skipped, min(plan.schedule.scale_counts) - 1
+        first, most = 1 + settings.skipped, min(settings.schedule.scale_counts) - 1
         return [lambda share: replace(self, last=first + round(share * max(0, most - first)))]
 
-    def edit(self, plan: Plan) -> Plan:
-        scales = min(plan.schedule.scale_counts)
+    def edit(self, settings: Settings) -> Settings:
+        schedule = settings.schedule
+        scales = min(schedule.scale_counts)
         if self.last >= scales:
             raise UsageError(f"last={self.last}: the schedule has {scales} scales; drop guidance at fewer")
-        if not plan.guided:
-            return plan
+        if not settings.guided:
+            return settings
         alone = 1.0 if self.branch == "conditional" else 0.0
-        ranks = map(plan.schedule.scales_from_end, range(len(plan.schedule)))
-        guidance = (alone if rank <= self.last else scale for rank, scale in zip(ranks, plan.guidance, strict=True))
-        return replace(plan, guidance=tuple(guidance))
+        guidance = (
+            alone if schedule.scales_from_end(index) <= self.last else scale
+            for index, scale in enumerate(settings.guidance)
+        )
+        return replace(settings, guidance=tuple(guidance))
 
     def check(self, plan: Plan, info: ModelInfo) -> None:
-        if self.last <= plan.skipped:
+        skipped = plan.settings.skipped
+        if self.last <= skipped:
             raise UsageError(
-                f"last={self.last}: the last {plan.skipped} scales are not run, so no guidance is left to drop; "
-                f"give at least {plan.skipped + 1}"
+                f"last={self.last}: the last {skipped} scales are not run, so no guidance is left to drop; "
+                f"give at least {skipped + 1}"
             )

@@ -9,18 +9,30 @@ from typing import ClassVar
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import ModelInfo, RunBlocks
 from stepvar.core.tokens import TokenMap, gather_tokens
 from stepvar.errors import UsageError
-from stepvar.methods.base import ModelInfo, RunBlocks
 from stepvar.methods.cached_features import CachedFeatures
 from stepvar.methods.latent_delta import refuse_first_scale
-from stepvar.methods.propagation import nearest_kept
-from stepvar.methods.pruning import Pruning
-from stepvar.methods.restoration import Restoration, RestorationName
+from stepvar.methods.pruning import Pruning, PruningState
+from stepvar.methods.registry import register
+from stepvar.methods.restoration import Restoration, RestorationName, nearest_kept
 
 
+@dataclass
+class SparseVARState(PruningState):
+    """What SparseVAR keeps during a generation.
+
+    Attributes:
+        block_error: how much the measuring block changed each token at the pass before, (R, N, 1).
+    """
+
+    block_error: CachedFeatures | None = None
+
+
+@register
 @dataclass(frozen=True)
-class SparseVAR(Pruning):
+class SparseVAR(Pruning[SparseVARState]):
     """Excludes the tokens that one block changed least at the scale before; uniform anchors stay and fill them in.
 
     No code was released. Known from the abstract and the method figure in the authors' repository: tokens of low
@@ -32,7 +44,7 @@ class SparseVAR(Pruning):
     - how many tokens stay follows from ``keep``, so that shapes are static, where the paper excludes dynamically;
     - an anchor is the middle of each 4x4 cells; an excluded token takes the state of its nearest anchor behind the
       last block (``restore`` and ``propagate`` say otherwise);
-    - where scale k - 1 was thinned itself, an excluded token there counts as changed like its nearest kept one;
+    - where scale k - 1 was pruned itself, an excluded token there counts as changed like its nearest kept one;
     - errors are interpolated linearly, and those of the conditional branch decide for both.
 
     Attributes:
@@ -55,7 +67,10 @@ class SparseVAR(Pruning):
             raise UsageError(f"block={self.block}: the model has {info.depth} blocks; give less")
         refuse_first_scale(self, plan)
 
-    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
+    def start(self, plan: Plan) -> SparseVARState:
+        return SparseVARState(sources=self.sources(plan))
+
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: SparseVARState) -> TokenMap:
         def note(before: TokenMap, after: TokenMap) -> None:
             error = (after.features.float() - before.features.float()).square().mean(dim=-1, keepdim=True)
             if not after.is_dense:
@@ -64,13 +79,13 @@ class SparseVAR(Pruning):
 
         noted: list[CachedFeatures] = []
         block = run.depth // 2 if self.block is None else self.block
-        tokens = super().run_stack(WatchedBlocks(run, block, note), tokens, step)
-        step.memo["block_error"] = noted[-1]
+        tokens = super().run_stack(WatchedBlocks(run, block, note), tokens, step, state)
+        state.block_error = noted[-1]
         return tokens
 
-    def score(self, tokens: TokenMap, step: Step) -> Tensor:
-        error: CachedFeatures = step.memo["block_error"]
-        return error.at(step, len(tokens.features), "trilinear").squeeze(-1)
+    def score(self, tokens: TokenMap, step: Step, state: SparseVARState) -> Tensor:
+        assert state.block_error is not None  # the first scale of a clip is refused
+        return state.block_error.at(step, len(tokens.features), "trilinear").squeeze(-1)
 
 
 @dataclass(frozen=True)
