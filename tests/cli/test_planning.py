@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stepvar.core.report import Recorder
 from stepvar.core.noise import SeededNoise
+from stepvar.core.report import Recorder
 from stepvar.cost.forecast import forecast
 from stepvar.generation import generate
 from stepvar.methods import Method, StepVAR, make_method

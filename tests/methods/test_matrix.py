@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder, Report
-from stepvar.core.noise import SeededNoise
 from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods import METHODS, Compose, Method, make_method

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepvar.core.plan import Plan
 from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Plan
 from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.generation import generate

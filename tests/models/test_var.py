@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepvar.core.plan import progress
 from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import progress
 from stepvar.core.tokens import TokenMap
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.generation import generate

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan
 from stepvar.core.report import Recorder, Report
-from stepvar.core.noise import SeededNoise
 from stepvar.generation import generate
 from stepvar.methods import METHODS, FastVAR, HighPass, Method, make_method
 from stepvar.models.blocks import planned_works
