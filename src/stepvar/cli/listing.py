@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def methods() -> None:
     """List the acceleration methods and their settings."""
-    from stepvar.methods import METHODS
+    from stepvar.methods import all_methods
 
     table = _table("method", "what it does", "settings and defaults", lines=True)
-    for name, method in METHODS.items():
+    for name, method in all_methods().items():
         table.add_row(name, _summary(method), _settings(method))
     print_table(table)
 

@@ -81,18 +81,16 @@ def _load(entry: EntryPoint) -> None:
             raise UsageError(f"its class has the name {method.name!r}; give both the same")
         register(method)
     except Exception as error:  # whatever another package does, the methods here go on
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        warnings.warn(f"method {entry.name!r} of entry point {entry.value!r} is left out: {problem}", stacklevel=2)
+        said = f"method {entry.name!r} of the entry point {entry.value} is left out: {_one_line(error)}"
+        warnings.warn(said, stacklevel=2)
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of a registered name, or of a path ``package.module:Class``.
+    """The class that is registered by a name, here or by another package.
 
     Raises:
         UsageError: if there is none, naming those that exist.
     """
-    if ":" in name:
-        return _import(name)
     if name not in METHODS:
         for entry in entry_points(group=ENTRY_POINTS, name=name):
             _load(entry)
@@ -102,16 +100,22 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def _import(path: str) -> type[Method]:
+def import_method(path: str) -> type[Method]:
+    """The class of a path ``package.module:Class``.
+
+    Raises:
+        UsageError: if it cannot be imported, or is no complete method.
+    """
     module_name, _, class_name = path.partition(":")
     try:
-        module = import_module(module_name)
+        method = getattr(import_module(module_name), class_name)
     except Exception as error:  # a module may fail in any way
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"method {path!r}: cannot import {module_name}: {problem}") from error
-    if not hasattr(module, class_name):
-        raise UsageError(f"method {path!r}: {module_name} has no class {class_name}")
-    return check_class(getattr(module, class_name))
+        raise UsageError(f"method {path!r}: cannot be imported: {_one_line(error)}") from error
+    return check_class(method)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,12 @@ def parse_names(names: str) -> list[NamedMethod]:
 
 
 def _parse_name(name: str) -> NamedMethod:
-    method_name, *rest = name.split(":")
-    if rest and ("." in method_name or rest[0][:1].isupper()):
+    method_name, *rest = name.split(":", 2)
+    if is_class_path(name):
         method_name = f"{method_name}:{rest.pop(0)}"
-    method = find_method(method_name)
+        method = import_method(method_name)
+    else:
+        method = find_method(method_name)
     if not rest:
         return NamedMethod(method, {})
     preset = ":".join(rest)
@@ -148,6 +154,11 @@ def _parse_name(name: str) -> NamedMethod:
         has = f"it has {', '.join(method.presets)}" if method.presets else "it has none"
         raise UsageError(f"preset {preset!r}: not one of method {method_name!r}; {has}")
     return NamedMethod(method, method.presets[preset])
+
+
+def is_class_path(name: str) -> bool:
+    """Whether a name is the path of a class, ``package.module:Class``; presets are in lower case."""
+    return name.partition(":")[2][:1].isupper()
 
 
 def assign_settings(parts: Sequence[NamedMethod], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
