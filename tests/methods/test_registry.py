@@ -143,7 +143,7 @@ def define(body: str, decorate: bool = True) -> Any:
     """A class with this body, derived from Pruning."""
     scope: dict[str, Any] = {"Pruning": Pruning, "dataclass": dataclass, "ClassVar": ClassVar}
     lines = "@dataclass(frozen=True)\n" * decorate + f"class Own(Pruning):\n{body}"
-    exec(dedent(lines), scope | {"__name__": "own"}, scope)
+    exec(compile(dedent(lines), "own.py", "exec", dont_inherit=True), scope | {"__name__": "own"}, scope)
     return scope["Own"]
 
 
@@ -153,9 +153,10 @@ SCORE = "    def score(self, tokens, step, state): ...\n"
 @pytest.mark.parametrize(
     ("body", "decorate", "said"),
     [
-        (SCORE, True, "name=None; give it one of its own in lower case, such as name: ClassVar = 'my-method'"),
+        (SCORE, True, "name=None; give it one of its own in lower case, such as name: ClassVar[str] = 'my-method'"),
         (f"    name = 'My Method'\n{SCORE}", True, "name='My Method'; give it one of its own"),
         (f"    name = 'a+b'\n{SCORE}", True, "name='a+b'"),
+        (f"    name: str = 'own'\n{SCORE}", True, "name='own'; give it one of its own"),
         ("    name = 'own'\n", True, "method 'own': own:Own does not define score()"),
         (f"    name = 'stepvar'\n{SCORE}", True, "method 'stepvar': stepvar.methods.stepvar:StepVAR has this name"),
         (f"    name = 'own'\n    power: int = 2\n{SCORE}", False, "decorate it with @dataclass(frozen=True)"),

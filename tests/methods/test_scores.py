@@ -182,12 +182,15 @@ def test_stepvar_adds_its_two_scores() -> None:
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
-        (torch.zeros(1, 63), r"method 'random': score\(\) gave torch.float32 of shape \(1, 63\) at pass 4"),
-        (torch.zeros(1, 64, 1), r"of shape \(1, 64, 1\) at pass 4; give torch.float32 of shape \(1, 64\)"),
+        (torch.zeros(1, 63), r"method 'random': score\(\) gave torch.float32 of shape \(1, 63\) at pass 4 \(8x8\)"),
+        (torch.zeros(1, 64, 1), r"of shape \(1, 64, 1\) at pass 4 \(8x8\); give torch.float32 of shape \(1, 64\)"),
         (torch.zeros(64), r"of shape \(64,\)"),
         (torch.zeros(1, 64, dtype=torch.bfloat16), r"gave torch.bfloat16 of shape \(1, 64\)"),
-        (torch.full((1, 64), math.nan), r"method 'random': score\(\) gave NaN or infinity at pass 4, though all"),
-        (torch.full((1, 64), math.inf), r"gave NaN or infinity at pass 4"),
+        (
+            torch.full((1, 64), math.nan),
+            r"method 'random': score\(\) gave NaN or infinity at pass 4 \(8x8\), though all",
+        ),
+        (torch.full((1, 64), math.inf), r"gave NaN or infinity at pass 4 \(8x8\)"),
     ],
 )
 def test_scores_that_cannot_be_ranked_are_refused(scores: Tensor, said: str) -> None:
