@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import command_line
-from stepvar.conformance import default_goldens, infinity, var
+from stepvar.conformance import infinity, var
 from stepvar.conformance.goldens import Golden, find_goldens, read_tensors
 from stepvar.conformance.recording import Record, RecordBlocks
 from stepvar.core.plan import Plan, Step

@@ -1,21 +1,19 @@
-"""Looking into a generation without touching it: a model and a method that write down what passes through them."""
+"""Looking into a generation without touching it: a model that writes down what passes through it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from stepvar.core.noise import Noise
+from stepvar.conformance.golden import Golden, Record
 from stepvar.core.plan import Plan, Step
+from stepvar.core.sampling import Noise
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, ModelInfo, RunBlocks, SublayerRef
 from stepvar.models.base import Condition_contra, NextScaleModel, RunState
-
-Record = dict[str, Tensor]
-"""What was seen, by the names that goldens use."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,7 @@ class RecordBlocks(Method):
         return self.method.tokens_at(step, layer, depth)
 
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
-        tokens = self.method.run_stack(run, tokens, step)
-        self.record[f"hidden_{step.index}"] = tokens.features
-        return tokens
+        return self.method.run_stack(run, tokens, step)
 
     def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
         known = len(step.selections)
@@ -58,7 +54,7 @@ class RecordBlocks(Method):
 
 
 class LatentState(RunState, Protocol):
-    """A state with a latent picture."""
+    """A state with an accumulated latent."""
 
     latent: Tensor
 
@@ -73,10 +69,19 @@ class RecordableModel(NextScaleModel[Condition_contra, State], Protocol[Conditio
 
 
 class RecordingModel(Generic[Condition_contra, State]):
-    """A model that notes the tokens and logits of every scale; its subclasses note what only a family has."""
+    """A model that notes tokens, features and logits of every pass; its subclasses note what only a family has.
+
+    Attributes:
+        naming: how the family's goldens name what they store of a pass.
+    """
+
+    naming: ClassVar[str] = "{name}_{index}"
 
     def __init__(self, model: RecordableModel[Condition_contra, State], record: Record) -> None:
         self.model, self.record = model, record
+
+    def note(self, step: Step, name: str, values: Tensor) -> None:
+        self.record[self.naming.format(name=name, index=step.index)] = values
 
     @property
     def info(self) -> ModelInfo:
@@ -87,8 +92,8 @@ class RecordingModel(Generic[Condition_contra, State]):
 
     def embed(self, state: State, step: Step) -> TokenMap:
         if step.index:
-            # A copy: at full size these are the latent picture itself, to which the loop adds in place.
-            self.record[f"tokens_in_{step.index}"] = self.model.next_tokens(state.latent, step).clone()
+            # A copy: at full size these are the accumulated latent itself, to which the loop adds in place.
+            self.note(step, "tokens_in", self.model.next_tokens(state.latent, step).clone())
         return self.model.embed(state, step)
 
     def blocks(self, state: State, step: Step, method: Method) -> RunBlocks:
@@ -96,7 +101,8 @@ class RecordingModel(Generic[Condition_contra, State]):
 
     def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
         logits = self.model.predict(state, tokens, step)
-        self.record[f"logits_{step.index}"] = logits.flatten(2)
+        self.note(step, "hidden", tokens.features)
+        self.note(step, "logits", logits.flatten(2))
         return logits
 
     def accumulate(self, state: State, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
@@ -107,3 +113,39 @@ class RecordingModel(Generic[Condition_contra, State]):
 
     def decode(self, state: State) -> Tensor:
         return self.model.decode(state)
+
+
+def image_record(
+    golden: Golden,
+    latent: tuple[str, Tensor],
+    decode: Callable[[Tensor], Tensor],
+    name: str = "img_f32",
+) -> Record:
+    """The accumulated latent, and its image whole and cut to what the golden stores of it.
+
+    In low precision the golden's own latent is decoded, and no image made if the golden stores none.
+
+    Args:
+        latent: its name in the golden, and its values.
+        decode: makes an image of it, in the range of the golden's.
+        name: of the image.
+    """
+    if not golden.exact and latent[0] not in golden.tensors:
+        return dict([latent])
+    pixels = decode(golden.resume(*latent))
+    return {latent[0]: latent[1], name: pixels} | cropped(golden, pixels)
+
+
+def cropped(golden: Golden, pixels: Tensor) -> Record:
+    """The upper left corner of an image, as large as the golden stores it; empty if it stores none."""
+    if "img_f32_crop" not in golden.tensors:
+        return {}
+    stored = golden.tensors["img_f32_crop"]
+    if pixels.ndim > stored.ndim:  # an image is a video of one frame
+        pixels = pixels[:, :, 0]
+    return {"img_f32_crop": pixels[..., : stored.shape[-2], : stored.shape[-1]]}
+
+
+def unit_range(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] -> in [0, 1]."""
+    return (pixels + 1) / 2
