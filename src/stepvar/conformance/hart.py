@@ -11,12 +11,13 @@ from torch import Tensor
 from stepvar.conformance.golden import Golden, Kind, Record, build
 from stepvar.conformance.recording import RecordingModel, image_record, unit_range
 from stepvar.conformance.weights import HART_RULE
-from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import Noise, StreamNoise
+from stepvar.core.guidance import hold_last, linear_hold, relative_scales
+from stepvar.core.noise import Noise, StreamNoise
+from stepvar.core.plan import Settings, Step
 from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
-from stepvar.methods.base import Method
-from stepvar.models.hart import HART, HARTConfig, guidance_ramp, progress
+from stepvar.methods import Method
+from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.hart.checkpoint import TOP_K
 from stepvar.models.hart.diffusion import NoiseSchedule
 from stepvar.models.hart.model import HARTState
@@ -66,17 +67,17 @@ class RecordingHART(RecordingModel[ContextFeatures, HARTState]):
         self.note(step, "logits", self.model.transformer.logits(last, state.condition.pooled[: len(last)]))
         return guided
 
-    def accumulate(self, state: HARTState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        super().accumulate(state, symbols, step, weights)
-        self.record[f"idx_{step.index}"] = symbols
-        self.note(step, "idx", symbols.flatten())
+    def accumulate(self, state: HARTState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        super().accumulate(state, indices, step, weights)
+        self.record[f"idx_{step.index}"] = indices
+        self.note(step, "idx", indices.flatten())
         self.note(step, "f_hat", state.latent.clone())
 
-    def refine(self, state: HARTState, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
-        super().refine(state, tokens, symbols, step, noise)
+    def refine(self, state: HARTState, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+        super().refine(state, tokens, indices, step, noise)
         if not step.is_last:
             return
-        condition = self.model.residual_condition(tokens, symbols)
+        condition = self.model.residual_condition(tokens, indices)
         self.record["diff.z"] = condition.flatten(0, 1)
         self.record["diff.cfg"] = torch.tensor(step.guidance - 1)
         shape = (step.samples, step.grid.size, self.model.config.tokenizer.channels)
@@ -103,8 +104,9 @@ def run_generation(golden: Golden) -> Record:
     model = build_model(golden).to(golden.dtype)
     text = ContextFeatures.of(*(golden.tensor(f"context{end}") for end in ("", "_mask", "_position_ids")))
     record: Record = {}
-    recording, noise = RecordingHART(model, record), GoldenNoise(golden, record)
-    latent = generate(recording, text, len(text), read_plan(golden, model), Method(), noise).latent
+    method, noise = Method(), GoldenNoise(golden, record)
+    plan = method.plan(read_settings(golden, model), model.info, len(text))
+    latent = generate(RecordingHART(model, record), text, plan, method, noise).latent
     decode = model.tokenizer.decode
     return record | image_record(golden, ("f_hat_final", latent), lambda latent: unit_range(decode(latent)), "image")
 
@@ -120,18 +122,18 @@ def build_model(golden: Golden) -> HART:
     return build(golden, lambda: HART(config), lists, HART_RULE)
 
 
-def read_plan(golden: Golden, model: HART) -> Plan:
+def read_settings(golden: Golden, model: HART) -> Settings:
     """The settings of the generation; without a seed of a generator it takes the most likely indices."""
     schedule = model.schedule()
     soft = any(name.endswith("gumbel_exponential") for name in golden.tensors)
     count, about = len(schedule), golden.about
-    return Plan(
+    return Settings(
         schedule,
-        guidance=guidance_ramp(golden.setting("cfg"), count),
+        guidance=linear_hold(1 + golden.setting("cfg"), count),
         temperature=(1.0,) * count,
         top_k=TOP_K[:count] if "g_seed" in about else 1,
         top_p=about.get("top_p", 0.0),
-        smooth=progress(count) if soft else (),
+        smooth=hold_last(relative_scales(count)) if soft else (),
     )
 
 

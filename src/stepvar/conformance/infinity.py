@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stepvar.conformance.golden import Golden, Kind, Record, build
-from stepvar.conformance.recording import RecordBlocks, RecordingModel, image_record
-from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import StreamNoise
+from stepvar.conformance.recording import RecordingModel, image_record
+from stepvar.core.noise import StreamNoise
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.report import Recorder
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import CheckpointError
 from stepvar.generation import generate
@@ -30,14 +31,14 @@ class RecordingInfinity(RecordingModel[TextCondition, InfinityState]):
 
     model: Infinity
 
-    def start(self, condition: TextCondition, plan: Plan, method: Method) -> InfinityState:
-        state = super().start(condition, plan, method)
+    def start(self, condition: TextCondition, plan: Plan) -> InfinityState:
+        state = super().start(condition, plan)
         self.record["cond_BD"] = state.condition.pooled
         return state
 
-    def accumulate(self, state: InfinityState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        self.note(step, "bits", frames_last(self.model.latent_bits(symbols, step)))
-        super().accumulate(state, symbols, step, weights)
+    def accumulate(self, state: InfinityState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.note(step, "bits", frames_last(self.model.latent_bits(indices, step)))
+        super().accumulate(state, indices, step, weights)
 
 
 def frames_last(bits: Tensor) -> Tensor:
@@ -49,13 +50,18 @@ def frames_last(bits: Tensor) -> Tensor:
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
     model = build_model(golden).to(golden.dtype)
-    condition, plan = read_condition(golden), read_plan(golden, model)
-    record: Record = {}
-    method = RecordBlocks(record, read_method(golden, plan.schedule))
-    noise = StreamNoise(golden.generator())
-    state = generate(RecordingInfinity(model, record), condition, len(condition.prompts), plan, method, noise)
+    condition, settings = read_condition(golden), read_settings(golden, model)
+    method = read_method(golden, settings.schedule)
+    plan = method.plan(settings, model.info, len(condition.prompts))
+    record, recorder = Record(), Recorder()
+    recording, noise = RecordingInfinity(model, record), StreamNoise(golden.generator())
+    state = generate(recording, condition, plan, method, noise, recorder=recorder)
     record["ca_kv"] = _packed(state.condition.text, condition, plan)
-    record |= _unused_tokens(model, state, plan, len(method.edit(plan).passes))
+    for index, kept in recorder.selections.items():
+        record |= dict(zip(_selections(golden, index), kept, strict=True))
+    for skipped in Method().plan(settings, model.info, plan.samples).steps[len(plan.steps) :][:1]:
+        # The original prepares the next scale before it skips it.
+        record[f"tokens_in_{skipped.index}"] = model.next_tokens(state.latent, skipped)
     record |= image_record(golden, ("summed_codes", state.latent), model.tokenizer.decode)
     if "img_f32" in record:
         # The original cuts numbers off instead of rounding them, and puts blue first.
@@ -91,7 +97,7 @@ def _tokenizer_config(golden: Golden) -> TokenizerConfig:
     return TokenizerConfig(golden.setting("vae_d"), golden.setting("vae_ch"), multipliers)
 
 
-def read_plan(golden: Golden, model: Infinity) -> Plan:
+def read_settings(golden: Golden, model: Infinity) -> Settings:
     """The settings of the generation.
 
     Raises:
@@ -102,7 +108,7 @@ def read_plan(golden: Golden, model: Infinity) -> Plan:
     if stored is not None and ScaleSchedule.of(stored).grids != schedule.grids:
         raise CheckpointError(f"{golden.path}: its schedule {stored} is not the published one, {schedule.name}")
     places = golden.setting("cfg_insertion_layer")
-    return Plan(
+    return Settings(
         schedule,
         guidance=_per_scale(golden.setting("cfg_list"), len(schedule)),
         temperature=_per_scale(golden.setting("tau_list"), len(schedule)),
@@ -138,6 +144,12 @@ def read_method(golden: Golden, schedule: ScaleSchedule) -> Method:
     return FastVAR(prune=shares, skip=skip, blocks_before=first, blocks_after=golden.setting("depth") - last)
 
 
+def _selections(golden: Golden, index: int) -> list[str]:
+    """Names of what FastVAR keeps at a pass, in the order in which the sub-layers run."""
+    layers = range(*golden.config["fastvar"]["layers"])
+    return [f"kept_s{index}_l{layer}_{sublayer}" for layer in layers for sublayer in ("sa", "ca", "ffn")]
+
+
 def read_condition(golden: Golden) -> TextCondition:
     """The text features: packed in the golden, padded here."""
     prompts = _unpack(golden.tensor("text_feats"), golden.tensor("text_lens"))
@@ -166,12 +178,6 @@ def _packed(text: Tensor, condition: TextCondition, plan: Plan) -> Tensor:
     if plan.guided:
         lengths += (condition.negative or condition.prompts).lengths
     return torch.cat([row[:length] for row, length in zip(text, lengths, strict=True)])
-
-
-def _unused_tokens(model: Infinity, state: InfinityState, plan: Plan, ran: int) -> Record:
-    """What the first skipped scale would have read: the original prepares it before it skips."""
-    steps = list(plan.steps(len(state.latent)))
-    return {f"tokens_in_{ran}": model.next_tokens(state.latent, steps[ran])} if ran < len(steps) else {}
 
 
 @torch.inference_mode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,17 +12,17 @@ from torch import Tensor
 from stepvar.conformance.golden import Golden, Kind, Record, build
 from stepvar.conformance.recording import RecordingModel, cropped
 from stepvar.conformance.weights import STAR_RULE
-from stepvar.core.guidance import ProjectedGuidance
-from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import StreamNoise, classifier_free_guidance
+from stepvar.core.guidance import AdaptiveProjectedGuidance, classifier_free_guidance
+from stepvar.core.noise import StreamNoise
+from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import CheckpointError
 from stepvar.generation import generate
-from stepvar.methods import Dense
+from stepvar.methods import Method
 from stepvar.models.infinity_star.checkpoint import PARTS
 from stepvar.models.infinity_star.codes import CodePass, quantise
 from stepvar.models.infinity_star.config import InfinityStarConfig
-from stepvar.models.infinity_star.continuation import continued, remembered_segments
+from stepvar.models.infinity_star.continuation import context_segments, continued
 from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule, code_passes
 from stepvar.models.infinity_star.tokenizer import POLICY, VideoTokenizer, VideoTokenizerConfig
@@ -47,9 +46,9 @@ class RecordingStar(RecordingModel[VideoCondition, StarState]):
         super().__init__(model, record)
         self.forced = forced or {}
 
-    def start(self, condition: VideoCondition, plan: Plan, method: Any) -> StarState:
+    def start(self, condition: VideoCondition, plan: Plan) -> StarState:
         self.record["prefix_tokens"] = self.model.text(condition, plan.guided)[0]
-        return self.model.start(condition, plan, method)
+        return self.model.start(condition, plan)
 
     def embed(self, state: StarState, step: Step) -> TokenMap:
         tokens = self.model.embed(state, step)
@@ -61,10 +60,10 @@ class RecordingStar(RecordingModel[VideoCondition, StarState]):
         self.note(step, "logits", self.model.transformer.logits(tokens.features, step.scale).flatten(2))
         return self.model.predict(state, tokens, step)
 
-    def accumulate(self, state: StarState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        if step.given is None:
-            self.note(step, "bits", symbols.flatten())
-        self.model.accumulate(state, self.forced.get(step.index, symbols), step)
+    def accumulate(self, state: StarState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        if not step.forced:
+            self.note(step, "bits", indices.flatten())
+        self.model.accumulate(state, self.forced.get(step.index, indices), step)
 
 
 @torch.inference_mode()
@@ -72,14 +71,17 @@ def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
     model = build_model(golden).to(golden.dtype)
     record: Record = {}
-    schedule = read_schedule(golden)
-    plan = read_plan(golden, schedule)
-    condition = _condition(golden, record, model, schedule)
-    if "image" in golden.tensors:
-        bits = _encode(golden, model, schedule, record)
-        generate(RecordingStar(model, record, bits), condition, 1, plan, Dense(), _noise(golden))
-        plan = replace(plan, given=bits)
-    codes = generate(RecordingStar(model, record), condition, 1, plan, Dense(), _noise(golden)).latent
+    schedule, method = read_schedule(golden), Method()
+    settings, condition = read_settings(golden, schedule), _condition(golden, record, model, schedule)
+
+    def run(recording: RecordingStar, forced: dict[int, Tensor]) -> StarState:
+        plan = method.plan(replace(settings, forced=frozenset(forced)), model.info, 1)
+        return generate(recording, condition, plan, method, StreamNoise(golden.generator()), forced)
+
+    bits = _encode(golden, model, schedule, record) if "image" in golden.tensors else {}
+    if bits:
+        run(RecordingStar(model, record, bits), {})
+    codes = run(RecordingStar(model, record), bits).latent
     if "former_clip_features" in golden.tensors:
         codes = continued(golden.tensor("former_clip_features").to(codes), codes)
     record["summed_codes"] = codes
@@ -134,22 +136,20 @@ def read_schedule(golden: Golden) -> ScaleSchedule:
     return clip_schedule(read_clips(golden))
 
 
-def read_plan(golden: Golden, schedule: ScaleSchedule) -> Plan:
+def read_settings(golden: Golden, schedule: ScaleSchedule) -> Settings:
     """The settings of the generation; ``tau`` has one value per scale of a clip, without repetitions."""
     tau, offsets = golden.setting("tau"), [0, *accumulate(schedule.scale_counts)]
     places = range(len(schedule))
     projected = golden.about.get("guidance_kind") != "cfg" and golden.setting("use_apg")
-    return Plan(
+    return Settings(
         schedule,
         guidance=(float(golden.setting("guidance")),) * len(schedule),
         temperature=tuple(float(tau[offsets[schedule.clip(i)] + schedule.scale(i)]) for i in places),
         top_k=0 if "g_seed" in golden.about else 1,
-        mix=ProjectedGuidance(golden.setting("apg_norm_threshold")) if projected else classifier_free_guidance,
+        combine=AdaptiveProjectedGuidance(golden.setting("apg_norm_threshold"))
+        if projected
+        else classifier_free_guidance,
     )
-
-
-def _noise(golden: Golden) -> StreamNoise:
-    return StreamNoise(golden.generator())
 
 
 def _condition(golden: Golden, record: Record, model: InfinityStar, schedule: ScaleSchedule) -> VideoCondition:
@@ -158,7 +158,7 @@ def _condition(golden: Golden, record: Record, model: InfinityStar, schedule: Sc
     if "former_clip_features" not in golden.tensors:
         return VideoCondition(prompts)
     former, first = (golden.tensor(f"{name}_features") for name in ("former_clip", "first_frame"))
-    segments = remembered_segments(former, first, schedule)
+    segments = context_segments(former, first, schedule)
     for name, segment in zip(("semantic", "detail"), segments, strict=True):
         record[f"cond_{name}_tokens"] = model.segment_tokens(segment)
     return VideoCondition(prompts, segments=segments)

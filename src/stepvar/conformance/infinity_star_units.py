@@ -10,11 +10,13 @@ from torch import Tensor
 
 from stepvar.conformance.golden import Golden, Kind, Record
 from stepvar.conformance.infinity_star import build_model, build_tokenizer, read_schedule
-from stepvar.core.guidance import ProjectedGuidance
+from stepvar.core.guidance import AdaptiveProjectedGuidance
+from stepvar.core.stack import run_dense
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, resample_frames, shrink
-from stepvar.models.infinity_star.model import InfinityStar, clip_slices
+from stepvar.models.infinity_star.model import InfinityStar
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
+from stepvar.models.infinity_star.schedules import clip_slices
 from stepvar.models.infinity_star.transformer import BlockContext
 from stepvar.models.layers import Rotary, grouped_attention
 
@@ -39,7 +41,7 @@ def run_functions(golden: Golden) -> Record:
             # A threshold that begins with 0 is a fraction: t005 is 0.05, t10 is 10.
             threshold = float(f"0.{found[2][1:]}" if found[2].startswith("0") else found[2])
             values = torch.cat([golden.tensor("apg_cond"), golden.tensor("apg_uncond")])
-            record[name] = ProjectedGuidance(threshold)(values, float(found[1]))
+            record[name] = AdaptiveProjectedGuidance(threshold)(values, float(found[1]))
         elif found := re.fullmatch(r"vae_dec_in_T(\d+)", name):
             record[f"vae_dec_out_T{found[1]}"] = tokenizer.decode(golden.tensor(name))
     return record
@@ -77,7 +79,7 @@ def _blocks(golden: Golden, model: InfinityStar, table: RotaryTable, schedule: S
         return grouped_attention(q, keys, values)
 
     def block(features: Tensor, coordinates: Tensor) -> Tensor:
-        context = BlockContext(lambda _: table.at(coordinates), attend, lambda run, tokens, ref: run(tokens))
+        context = BlockContext(lambda _: table.at(coordinates), attend, run_dense)
         tokens = TokenMap.dense(features, Grid(1, 1, features.shape[1]))
         return model.block_list[0](tokens, 0, context).features
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.conformance.golden import Golden, Kind, Record
-from stepvar.core.sampling import StreamNoise, sample, truncate
+from stepvar.core.noise import StreamNoise
+from stepvar.core.sampling import sample, truncate
 from stepvar.core.tokens import Grid, scatter_tokens
 from stepvar.methods.cached_features import resample
 from stepvar.methods.scores import distance_to_mean, top_tokens

@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from stepvar.conformance.golden import Golden, Record
+from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
-from stepvar.core.sampling import Noise
+from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerHook, SublayerRef
 from stepvar.core.tokens import TokenMap
-from stepvar.methods.base import Method, ModelInfo, RunBlocks, SublayerRef
-from stepvar.models.base import Condition_contra, NextScaleModel, RunState
+from stepvar.models.base import Condition_contra, NextScaleModel
 
 
-@dataclass(frozen=True)
-class RecordBlocks(Method):
-    """A method that notes the features behind every block and behind the whole stack, and what another method keeps.
-
-    Where guidance mixes the branches behind a block, the block's features are those in front of the mixing.
-
-    Attributes:
-        record: where it is noted.
-        method: the method that acts; dense if none is given.
-    """
-
-    record: Record
-    method: Method = field(default_factory=Method)
-
-    def edit(self, plan: Plan) -> Plan:
-        return self.method.edit(plan)
-
-    def check(self, plan: Plan, info: ModelInfo) -> None:
-        self.method.check(plan, info)
-
-    def tokens_at(self, step: Step, layer: int, depth: int) -> int:
-        return self.method.tokens_at(step, layer, depth)
-
-    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
-        return self.method.run_stack(run, tokens, step)
-
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
-        known = len(step.selections)
-        update = self.method.run_sublayer(run, tokens, ref, step)
-        if len(step.selections) > known:
-            short = {"self": "sa", "cross": "ca", "ffn": "ffn"}[ref.name]
-            self.record[f"kept_s{step.index}_l{ref.layer}_{short}"] = step.selections[-1]
-        if ref.name == "ffn":
-            self.record[f"blockout_s{step.index}_l{ref.layer}"] = tokens.features + update
-        return update
-
-
-class LatentState(RunState, Protocol):
+class LatentState(Protocol):
     """A state with an accumulated latent."""
 
     latent: Tensor
@@ -71,6 +33,8 @@ class RecordableModel(NextScaleModel[Condition_contra, State], Protocol[Conditio
 class RecordingModel(Generic[Condition_contra, State]):
     """A model that notes tokens, features and logits of every pass; its subclasses note what only a family has.
 
+    The features of a block are those in front of guidance, where guidance is applied behind the block.
+
     Attributes:
         naming: how the family's goldens name what they store of a pass.
     """
@@ -87,8 +51,8 @@ class RecordingModel(Generic[Condition_contra, State]):
     def info(self) -> ModelInfo:
         return self.model.info
 
-    def start(self, condition: Condition_contra, plan: Plan, method: Method) -> State:
-        return self.model.start(condition, plan, method)
+    def start(self, condition: Condition_contra, plan: Plan) -> State:
+        return self.model.start(condition, plan)
 
     def embed(self, state: State, step: Step) -> TokenMap:
         if step.index:
@@ -96,8 +60,14 @@ class RecordingModel(Generic[Condition_contra, State]):
             self.note(step, "tokens_in", self.model.next_tokens(state.latent, step).clone())
         return self.model.embed(state, step)
 
-    def blocks(self, state: State, step: Step, method: Method) -> RunBlocks:
-        return self.model.blocks(state, step, method)
+    def blocks(self, state: State, step: Step, hook: SublayerHook) -> RunBlocks:
+        def noted(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
+            update = hook(sublayer, tokens, ref)
+            if ref.name == "ffn":  # the last of a block
+                self.record[f"blockout_s{step.index}_l{ref.layer}"] = tokens.features + update
+            return update
+
+        return self.model.blocks(state, step, noted)
 
     def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
         logits = self.model.predict(state, tokens, step)
@@ -105,14 +75,14 @@ class RecordingModel(Generic[Condition_contra, State]):
         self.note(step, "logits", logits.flatten(2))
         return logits
 
-    def accumulate(self, state: State, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        self.model.accumulate(state, symbols, step, weights)
+    def accumulate(self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.model.accumulate(state, indices, step, weights)
 
-    def refine(self, state: State, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
-        self.model.refine(state, tokens, symbols, step, noise)
+    def refine(self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+        self.model.refine(state, tokens, indices, step, noise)
 
-    def decode(self, state: State) -> Tensor:
-        return self.model.decode(state)
+    def decode(self, state: State, tile: int | None = None) -> Tensor:
+        return self.model.decode(state, tile)
 
 
 def image_record(

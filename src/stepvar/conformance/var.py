@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from stepvar.conformance.golden import Golden, Kind, Record, build
-from stepvar.conformance.recording import RecordBlocks, RecordingModel, image_record, unit_range
-from stepvar.core.plan import Plan, Step, progress
-from stepvar.core.sampling import StreamNoise
+from stepvar.conformance.recording import RecordingModel, image_record, unit_range
+from stepvar.core.guidance import linear, relative_scales
+from stepvar.core.noise import StreamNoise
+from stepvar.core.plan import Settings, Step
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.generation import generate
+from stepvar.methods import Method
 from stepvar.models.precision import Precision, apply_precision
-from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig, ramped_guidance
+from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
 from stepvar.models.var.model import VARState
 from stepvar.models.var.tokenizer import POLICY, VQTokenizer, as_tokens, shrink
 
@@ -20,9 +22,9 @@ from stepvar.models.var.tokenizer import POLICY, VQTokenizer, as_tokens, shrink
 class RecordingVAR(RecordingModel[ClassCondition, VARState]):
     """Also notes the indices."""
 
-    def accumulate(self, state: VARState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        self.note(step, "idx", symbols)
-        super().accumulate(state, symbols, step, weights)
+    def accumulate(self, state: VARState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.note(step, "idx", indices)
+        super().accumulate(state, indices, step, weights)
 
 
 @torch.inference_mode()
@@ -32,14 +34,9 @@ def run_generation(golden: Golden) -> Record:
     generator = golden.generator()
     condition = read_classes(golden, generator)
     record: Record = {}
-    state = generate(
-        RecordingVAR(model, record),
-        condition,
-        len(condition.labels),
-        read_plan(golden, model),
-        RecordBlocks(record),
-        StreamNoise(generator),
-    )
+    method = Method()
+    plan = method.plan(read_settings(golden, model), model.info, len(condition.labels))
+    state = generate(RecordingVAR(model, record), condition, plan, method, StreamNoise(generator))
     decode = model.tokenizer.decode
     return record | image_record(golden, ("f_hat", state.latent), lambda latent: unit_range(decode(latent)))
 
@@ -76,16 +73,16 @@ def read_classes(golden: Golden, generator: torch.Generator) -> ClassCondition:
     return ClassCondition(tuple(drawn.tolist()))
 
 
-def read_plan(golden: Golden, model: VAR) -> Plan:
+def read_settings(golden: Golden, model: VAR) -> Settings:
     """The settings of the generation."""
     schedule = model.schedule()
-    return Plan(
+    return Settings(
         schedule,
-        guidance=ramped_guidance(golden.setting("cfg"), len(schedule)),
+        guidance=linear(1 + golden.setting("cfg"), len(schedule)),
         temperature=(1.0,) * len(schedule),
         top_k=golden.setting("top_k"),
         top_p=golden.setting("top_p"),
-        smooth=progress(len(schedule)) if golden.config.get("more_smooth") else (),
+        smooth=relative_scales(len(schedule)) if golden.config.get("more_smooth") else (),
     )
 
 
