@@ -56,7 +56,7 @@ def test_bounds_follow_the_precision_and_soft_codes() -> None:
 
 
 def result(name: str, status: str, kind: str = "infinity", *notes: str) -> GoldenResult:
-    return GoldenResult(name, Path(f"{name}.json"), kind, status, notes=notes)  # type: ignore[arg-type]
+    return GoldenResult(name, kind, status, notes=notes)  # type: ignore[arg-type]
 
 
 def test_verdict_is_one_line_that_says_yes_or_no() -> None:
@@ -84,9 +84,9 @@ def test_skipped_goldens_have_a_line_for_each_kind() -> None:
 
 def test_table_shows_errors_counts_and_notes() -> None:
     results = [
-        GoldenResult("a", Path("a.json"), "infinity", "pass", {"logits": 1.2e-5}, {"bits": 0}),
-        GoldenResult("b", Path("b.json"), "bit tokenizer", "fail", {"image": 0.5}, {"bits": 17}, ("image: too far",)),
-        GoldenResult("c", Path("c.json"), "unknown", "skipped", notes=("no runner",)),
+        GoldenResult("a", "infinity", "pass", {"logits": 1.2e-5}, {"bits": 0}),
+        GoldenResult("b", "bit tokenizer", "fail", {"image": 0.5}, {"bits": 17}, ("image: too far",)),
+        GoldenResult("c", "unknown", "skipped", notes=("no runner",)),
     ]
     console = Console(width=140, no_color=True)
     with console.capture() as capture:

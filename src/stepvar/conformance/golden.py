@@ -60,6 +60,11 @@ class Golden:
         """Whether whole numbers have to agree: in low precision a bit whose logits are close may flip."""
         return self.dtype == torch.float32
 
+    @property
+    def soft(self) -> bool:
+        """Whether it adds soft codes: it stores what they were sampled with."""
+        return any(name.endswith("gumbel_exponential") for name in self.tensors)
+
     def setting(self, name: str) -> Any:
         """One setting of the run, from its configuration or from beside it.
 

@@ -125,7 +125,6 @@ def build_model(golden: Golden) -> HART:
 def read_settings(golden: Golden, model: HART) -> Settings:
     """The settings of the generation; without a seed of a generator it takes the most likely indices."""
     schedule = model.schedule()
-    soft = any(name.endswith("gumbel_exponential") for name in golden.tensors)
     count, about = len(schedule), golden.about
     return Settings(
         schedule,
@@ -133,7 +132,7 @@ def read_settings(golden: Golden, model: HART) -> Settings:
         temperature=(1.0,) * count,
         top_k=TOP_K[:count] if "g_seed" in about else 1,
         top_p=about.get("top_p", 0.0),
-        smooth=hold_last(relative_scales(count)) if soft else (),
+        smooth=hold_last(relative_scales(count)) if golden.soft else (),
     )
 
 

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -77,13 +76,12 @@ Limits = Mapping[str, float]
 
 
 def limits(golden: Golden) -> Limits:
-    """The largest absolute error of each group. A golden that adds soft codes stores what they were sampled with."""
-    soft = golden.exact and any(name.endswith("gumbel_exponential") for name in golden.tensors)
+    """The largest absolute error of each group."""
     column = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(golden.dtype, "float32")
-    return {
-        name: group.soft if soft and group.soft is not None else getattr(group, column)
-        for name, group in GROUPS.items()
-    }
+    found: dict[str, float] = {name: getattr(group, column) for name, group in GROUPS.items()}
+    if golden.exact and golden.soft:
+        found |= {name: group.soft for name, group in GROUPS.items() if group.soft is not None}
+    return found
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class GoldenResult:
     """What came of one golden.
 
     Attributes:
-        name, path: which golden.
+        name: of the golden.
         kind: what it holds, such as ``"infinity"``.
         status: ``"pass"`` or ``"fail"``; ``"not supported"`` for a kind that cannot be run and was named by the user,
             which fails the run, and ``"skipped"`` for one found in a folder, which does not.
@@ -101,7 +99,6 @@ class GoldenResult:
     """
 
     name: str
-    path: Path
     kind: str
     status: Status
     errors: dict[str, float] = field(default_factory=dict)
@@ -137,7 +134,7 @@ def compare(golden: Golden, kind: str, computed: Mapping[str, Tensor], limits: L
     if not errors and not differing:
         notes.append("nothing could be compared")
     status: Status = "fail" if notes else "pass"
-    return GoldenResult(golden.name, golden.path, kind, status, errors, differing, tuple(notes))
+    return GoldenResult(golden.name, kind, status, errors, differing, tuple(notes))
 
 
 def _group(name: str, values: Tensor) -> tuple[str, int | None]:

@@ -69,14 +69,14 @@ def _check(device: str | torch.device, dtype: torch.dtype) -> None:
 def _unsupported(golden: Golden) -> GoldenResult:
     status: Status = "not supported" if golden.named else "skipped"
     kind = str(golden.config.get("kind", "unknown"))
-    return GoldenResult(golden.name, golden.path, kind, status, notes=("this version cannot run them",))
+    return GoldenResult(golden.name, kind, status, notes=("this version cannot run them",))
 
 
 def _run(golden: Golden, kind: Kind) -> GoldenResult:
     try:
         computed = kind.run(golden)
     except StepvarError as error:
-        return GoldenResult(golden.name, golden.path, kind.name, "fail", notes=(str(error),))
+        return GoldenResult(golden.name, kind.name, "fail", notes=(str(error),))
     if golden.exact:
         result = compare(golden, kind.name, computed, limits(golden))
         missing = [name for name in golden.tensors if name not in computed and not re.fullmatch(kind.inputs, name)]
@@ -86,6 +86,6 @@ def _run(golden: Golden, kind: Kind) -> GoldenResult:
     early = {name: value for name, value in computed.items() if re.fullmatch(kind.early, name)}
     if not early.keys() & golden.tensors.keys():
         note = "stores nothing that can be compared in low precision"
-        return GoldenResult(golden.name, golden.path, kind.name, "skipped", notes=(note,))
+        return GoldenResult(golden.name, kind.name, "skipped", notes=(note,))
     result = compare(golden, kind.name, early, limits(golden))
     return replace(result, notes=(*result.notes, f"compared in low precision: {kind.reduced}"))
