@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 def methods() -> None:
     """List the acceleration methods and their settings."""
-    from stepvar.methods import METHODS
+    from stepvar.methods import all_methods
 
     table = _table("method", "what it does", "settings and defaults", lines=True)
-    for name, method in METHODS.items():
+    for name, method in all_methods().items():
         table.add_row(name, _summary(method), _settings(method))
+    table.caption = "a class of your own works too: --method package.module:Class"
     print_table(table)
 
 
 def _summary(method: type[Method]) -> str:
     """The first line of the docstring."""
-    return inspect.cleandoc(method.__doc__ or "").splitlines()[0].replace("``", "")
+    return inspect.cleandoc(method.__doc__ or "").partition("\n")[0].replace("``", "")
 
 
 def _settings(method: type[Method]) -> str:
