@@ -206,7 +206,7 @@ def draw(
     first: int = 0,
     forced: Mapping[int, Tensor] | None = None,
 ) -> Drawn[InfinityState]:
-    """Generates; image i has the seed ``first + i``. ``forced`` are bits (B, N, d) by pass, in place of sampled ones."""
+    """Generates; image i has the seed ``first + i``; ``forced`` are bits (B, N, d) by pass in place of sampled ones."""
     text = text or make_text((5,), first)
     recording = RecordingInfinity(model, {})
     return _draw(recording, TextCondition(text, negative), len(text), settings, method, first, forced)
@@ -228,7 +228,7 @@ def draw_video(
     first: int = 0,
     forced: Mapping[int, Tensor] | None = None,
 ) -> Drawn[StarState]:
-    """Generates; video i has the seed ``first + i``. ``forced`` are bits (B, N, d) by pass, in place of sampled ones."""
+    """Generates; video i has the seed ``first + i``; ``forced`` are bits (B, N, d) by pass in place of sampled ones."""
     text = text or make_text((5,), first)
     recording = RecordingStar(model, {})
     return _draw(recording, VideoCondition(text, negative), len(text), settings, method, first, forced)

@@ -12,7 +12,18 @@ from stepvar.methods import HighPass
 from stepvar.models.infinity import Infinity, TextCondition
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
 from stepvar.text import TextFeatures
-from tests.helpers import LENGTHS, SQUARE, TINY, WIDE, Watch, draw, equal_everywhere, make_model, make_settings, make_text
+from tests.helpers import (
+    LENGTHS,
+    SQUARE,
+    TINY,
+    WIDE,
+    Watch,
+    draw,
+    equal_everywhere,
+    make_model,
+    make_settings,
+    make_text,
+)
 
 # Guidance
 
@@ -110,7 +121,9 @@ def test_padding_is_never_read(tiny_model: Infinity, lengths: Sequence[int]) -> 
     junk = torch.full((len(lengths), 20, TINY.text_channels), 1e3)
     for row, length in enumerate(lengths):
         junk[row, :length] = text.features[row, :length]
-    first, second = (draw(tiny_model, make_settings(SQUARE), text=t) for t in (text, TextFeatures(junk, tuple(lengths))))
+    first, second = (
+        draw(tiny_model, make_settings(SQUARE), text=t) for t in (text, TextFeatures(junk, tuple(lengths)))
+    )
     torch.testing.assert_close(first.logits[0], second.logits[0], atol=1e-5, rtol=0)
     assert equal_everywhere(first.bits, second.bits)
 

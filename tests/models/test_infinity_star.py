@@ -120,7 +120,9 @@ def test_padding_is_never_read(star: InfinityStar) -> None:
     first, second = (draw_video(star, make_settings(CLIPS), text=t) for t in (text, TextFeatures(junk, (3, 7))))
     assert torch.equal(first.state.latent, second.state.latent)
     longer = draw_video(star, make_settings(CLIPS), text=make_text((5,)), negative=make_text((9,), 50))
-    assert not torch.equal(longer.state.latent, draw_video(star, make_settings(CLIPS), text=make_text((5,))).state.latent)
+    assert not torch.equal(
+        longer.state.latent, draw_video(star, make_settings(CLIPS), text=make_text((5,))).state.latent
+    )
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

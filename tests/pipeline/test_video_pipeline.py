@@ -150,7 +150,10 @@ def test_what_cannot_be_generated_is_refused(pipe: Pipeline, tiny_model: Infinit
         ({"image": [ramp()] * 3}, "image: 3 given for 1 prompts"),
         ({"image": 3}, "image: a int; give a PIL image"),
         ({"image": tmp_path / "no.png"}, "no.png"),
-        ({"video": np.zeros((9, 8, 8, 3), np.uint8), "seconds": 3}, "video: this model generates 3 seconds, and goes on"),
+        (
+            {"video": np.zeros((9, 8, 8, 3), np.uint8), "seconds": 3},
+            "video: this model generates 3 seconds, and goes on",
+        ),
         ({"video": np.zeros((3, 8, 8, 3), np.uint8)}, "video: has 3 frames at 2 per second, and 7 are needed"),
         ({"class_labels": 3}, "class_labels: this model does not take it"),
         ({"more_smooth": True, "seconds": 1}, "smooth"),
