@@ -211,7 +211,7 @@ def _single(path: Path, name: str | None, tokenizer: str | Path | None) -> Sourc
         raise CheckpointError(f"{path}: is no weight file; these end in {', '.join(_WEIGHTS)}")
     known = _named(path) if name is None else [(family, name) for family in families_of_variant(name)]
     if name is not None and not known:
-        raise UsageError(f"variant {name!r}: unknown; choose one of {', '.join(known for _, known, _ in _releases())}")
+        raise UsageError(f"variant {name!r}: unknown; choose one of {', '.join(own for _, own, _ in _releases())}")
     if known:
         return _local(*known[0], path, tokenizer)
     override = _override(path.parent)
