@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stepvar.text.cached import CachedEncoder
 from stepvar.text.context import ContextFeatures
-from stepvar.text.features import Encoder, TextEncoder, TextFeatures
+from stepvar.text.features import Encoder, TextEncoder, TextFeatures, pad_to_device, text_bucket
 from stepvar.text.offload import OffloadableEncoder
 from stepvar.text.qwen2 import Qwen2Encoder
 from stepvar.text.t5 import LongPromptWarning, T5Encoder
@@ -22,4 +22,6 @@ __all__ = [
     "TextFeatures",
     "UnknownWordWarning",
     "WordEncoder",
+    "pad_to_device",
+    "text_bucket",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stepvar.errors import UsageError
+from stepvar.utils.device import to_device_async
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,20 @@ class TextFeatures:
         if check_finite and not packed.features.isfinite().all():
             raise UsageError("embeddings: hold NaN or infinity; was the text encoder run in float16?")
         return packed
+
+
+BUCKETS = (32, 64, 128, 256, 512)
+
+
+def text_bucket(length: int, longest: int) -> int:
+    """The number of tokens that a text is padded to: one of a few, so that other texts fit in its place."""
+    return min(next((bucket for bucket in BUCKETS if bucket >= length), longest), longest)
+
+
+def pad_to_device(text: TextFeatures, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Features (B, length, C) on a device, padded with zeros."""
+    padded = F.pad(text.features, (0, 0, 0, length - text.features.shape[1]))
+    return to_device_async(padded, device).to(dtype) if padded.device != device else padded.to(dtype)
 
 
 class Features(Protocol):

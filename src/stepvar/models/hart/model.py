@@ -16,6 +16,7 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
+from stepvar.models.base import Staged
 from stepvar.models.blocks import BlockRun, planned_cache
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.rope import map_rotary, text_rotary
@@ -26,6 +27,16 @@ from stepvar.models.precision import parts_policy
 from stepvar.models.var.codebook import CodebookModel
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.text import ContextFeatures
+from stepvar.utils.device import to_device_async
+
+
+@dataclass(frozen=True)
+class StagedContext(Staged):
+    """Texts on the device: features (B, T, C), mask of the words (B, T), places (B, T)."""
+
+    features: Tensor
+    mask: Tensor
+    places: Tensor
 
 
 @dataclass
@@ -82,20 +93,21 @@ class HART(CodebookModel):
         self.transformer = HARTTransformer(config)
         self.tokenizer = HybridTokenizer(config.tokenizer)
 
-    def start(self, condition: ContextFeatures, plan: Plan) -> HARTState:
-        """Prepares a generation.
-
-        Raises:
-            UsageError: for text of another size than the model's, or a schedule that it cannot run.
-        """
-        config, samples = self.config, len(condition)
+    def stage(self, condition: ContextFeatures, plan: Plan, padded: bool = False) -> StagedContext:
         self.check(condition, plan.schedule)
-        text = condition.to(self.device, self.precision.residual)
+        features, mask, places = (
+            part if part.device == self.device else to_device_async(part, self.device)
+            for part in (condition.features, condition.mask, condition.places)
+        )
+        return StagedContext(features.to(self.precision.residual), mask, places)
+
+    def begin(self, staged: StagedContext, plan: Plan) -> HARTState:
+        config, samples = self.config, plan.samples
         cache = planned_cache(
             plan, config.heads, config.head_dim, self.precision.blocks, self.device, prefix=config.prefix
         )
         state = HARTState(
-            condition=self.transformer.condition(text.features, text.mask, text.places, plan.guided),
+            condition=self.transformer.condition(staged.features, staged.mask, staged.places, plan.guided),
             cache=cache,
             latent=torch.zeros(samples, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
         )

@@ -14,6 +14,7 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
+from stepvar.models.base import Staged
 from stepvar.models.blocks import BlockRun, planned_cache
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import RotaryTables
@@ -24,7 +25,8 @@ from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioni
 from stepvar.models.layers import Rotary
 from stepvar.models.model import VARModel
 from stepvar.models.precision import for_weight, parts_policy
-from stepvar.text import TextFeatures
+from stepvar.text import TextFeatures, pad_to_device, text_bucket
+from stepvar.utils.device import to_device_async
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,47 @@ class TextCondition:
 
     prompts: TextFeatures
     negative: TextFeatures | None = None
+
+
+@dataclass(frozen=True)
+class StagedText(Staged):
+    """Texts on the device.
+
+    Attributes:
+        prompts: (B, L, text_channels).
+        negative: (B, L, text_channels); None: the learned null text, if there is guidance.
+        mask: (R, 1, 1, L), which tokens of a row are there; None: all.
+    """
+
+    prompts: Tensor
+    negative: Tensor | None
+    mask: Tensor | None
+
+
+def stage_text(
+    condition: TextCondition, guided: bool, padded: bool, longest: int, device: torch.device, dtype: torch.dtype
+) -> StagedText:
+    """Prompts and negative prompts on a device, padded to the same length.
+
+    Args:
+        longest: tokens that the model reads at most.
+    """
+    prompts, negative = condition.prompts, condition.negative if guided else None
+    size = max(prompts.features.shape[1], 0 if negative is None else negative.features.shape[1])
+    if padded:
+        size = max(size, text_bucket(size, longest))
+    lengths = prompts.lengths
+    if guided:
+        lengths += prompts.lengths if negative is None else negative.lengths
+    mask = None
+    if padded or min(lengths) < size:
+        places = torch.arange(size) < torch.tensor(lengths)[:, None]
+        mask = to_device_async(places[:, None, None, :], device)
+    return StagedText(
+        pad_to_device(prompts, size, device, dtype),
+        None if negative is None else pad_to_device(negative, size, device, dtype),
+        mask,
+    )
 
 
 @dataclass
@@ -99,31 +142,29 @@ class Infinity(VARModel):
     def schedule(self, height_over_width: float, resolution: str | None = None) -> ScaleSchedule:
         return schedule_for(resolution or self.config.resolution, height_over_width)
 
-    def start(self, condition: TextCondition, plan: Plan) -> InfinityState:
+    def stage(self, condition: TextCondition, plan: Plan, padded: bool = False) -> StagedText:
         if plan.settings.smooth:
             raise UsageError("smooth: Infinity's codes are bits, which have no codebook to blend; leave it off")
-        batch = len(condition.prompts)
-        config = self.config
+        longest = self.config.text_maxlen
+        return stage_text(condition, plan.guided, padded, longest, self.device, self.precision.residual)
+
+    def begin(self, staged: StagedText, plan: Plan) -> InfinityState:
+        batch, config = len(staged.prompts), self.config
         cache = planned_cache(plan, config.heads, config.head_dim, self.precision.blocks, self.device)
         return InfinityState(
-            condition=self.condition(condition, plan.guided),
-            rotary=RotaryTables(plan.schedule, config.head_dim, self.device),
+            condition=self.condition(staged, plan.guided),
+            rotary=self.table(plan.schedule, lambda: RotaryTables(plan.schedule, config.head_dim, self.device)),
             cache=cache,
             latent=torch.zeros(batch, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
         )
 
-    def condition(self, condition: TextCondition, guided: bool) -> Conditioning:
+    def condition(self, staged: StagedText, guided: bool) -> Conditioning:
         """The conditional rows, and behind them the unconditional ones when guidance is used."""
-        prompts = condition.prompts.to(self.device, self.precision.residual)
-        if not guided:
-            return self.transformer.condition(prompts.features, prompts.lengths)
-        if condition.negative is None:
-            null = self.transformer.null_text(prompts.lengths, prompts.features.shape[1])
-            negative = TextFeatures(null, prompts.lengths)
-        else:
-            negative = condition.negative.to(self.device, self.precision.residual)
-        both = TextFeatures.join(prompts, negative)
-        return self.transformer.condition(both.features, both.lengths)
+        text = staged.prompts
+        if guided:
+            null = self.transformer.null_text(len(text), text.shape[1])
+            text = torch.cat([text, null if staged.negative is None else staged.negative])
+        return self.transformer.condition(text, staged.mask)
 
     def embed(self, state: InfinityState, step: Step) -> TokenMap:
         if step.index == 0:

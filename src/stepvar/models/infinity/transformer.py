@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -204,12 +204,8 @@ class InfinityTransformer(nn.Module):
         """All blocks in order."""
         return [module for module in self.block_chunks.modules() if isinstance(module, Block)]
 
-    def condition(self, text: Tensor, lengths: Sequence[int]) -> Conditioning:
-        """Text features (R, L, text_channels), padded behind ``lengths`` -> what the blocks need of them."""
-        mask = None
-        if min(lengths) < text.shape[1]:
-            place = torch.arange(text.shape[1], device=text.device)
-            mask = (place < torch.tensor(lengths, device=text.device)[:, None])[:, None, None, :]
+    def condition(self, text: Tensor, mask: Tensor | None) -> Conditioning:
+        """Text features (R, L, text_channels), of which ``mask`` (R, 1, 1, L) is there -> what the blocks need."""
         text = self.text_norm(text)
         pooled = self.text_proj_for_sos.ca(text, mask)
         text = self.text_proj_for_ca(text)
@@ -222,9 +218,9 @@ class InfinityTransformer(nn.Module):
             tuple(TextMemory(*block.ca.keys_values(text), mask) for block in blocks),
         )
 
-    def null_text(self, lengths: Sequence[int], padded: int) -> Tensor:
-        """The learned unconditional text: as many of its rows as each prompt has tokens, (B, padded, text_channels)."""
-        return self.cfg_uncond[:padded].expand(len(lengths), -1, -1)
+    def null_text(self, batch: int, length: int) -> Tensor:
+        """The learned unconditional text: as many of its rows as each prompt has tokens, (batch, length, ...)."""
+        return self.cfg_uncond[:length].expand(batch, -1, -1)
 
     def first_tokens(self, condition: Conditioning) -> Tensor:
         """(R, 1, C): what the 1x1 scale starts from."""
