@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,14 @@ from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.base import Staged
-from stepvar.models.blocks import BlockRun, planned_cache
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import RotaryTables
 from stepvar.models.infinity.schedules import schedule_for
 from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity.tokenizer import BitTokenizer, latent_grid, resize
 from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
-from stepvar.models.layers import Rotary
+from stepvar.models.layers import FusedAttention, Rotary
 from stepvar.models.model import VARModel
 from stepvar.models.precision import for_weight, parts_policy
 from stepvar.text import TextFeatures, pad_to_device, text_bucket
@@ -87,12 +87,14 @@ class InfinityState:
         rotary: position tables of all scales.
         cache: keys and values so far.
         latent: (B, d, H, W) float32, the sum of codes at full size.
+        constants: what fused blocks derive from weights alone.
     """
 
     condition: Conditioning
     rotary: RotaryTables
     cache: KVCache
     latent: Tensor
+    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 class InfinityRun(BlockRun[InfinityState]):
@@ -105,10 +107,9 @@ class InfinityRun(BlockRun[InfinityState]):
         self._rotary: tuple[Tensor, Rotary] | None = None
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        config, transformer = self.model.config, self.model.transformer
-        per_chunk = config.depth // config.block_chunks
-        if layer == 0 or (config.level_every_chunk and layer % per_chunk == 0):
-            tokens = tokens.with_features(tokens.features + transformer.lvl_embed.weight[self.step.index])
+        if self._adds_level(layer):
+            level = self.model.transformer.lvl_embed.weight[self.step.index]
+            tokens = tokens.with_features(tokens.features + level)
         context = BlockContext(
             modulation=self.condition.modulation[layer],
             text=self.condition.memory[layer],
@@ -117,6 +118,21 @@ class InfinityRun(BlockRun[InfinityState]):
             hook=self.hook,
         )
         return self.model.block_list[layer](tokens, layer, context)
+
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        transformer = self.model.transformer
+        if self._adds_level(layer):
+            stream.add(transformer.lvl_embed.weight[self.step.index].expand_as(stream.read()))
+        state = self.state
+        rotary = state.rotary.tables(self.step.index)
+        attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants)
+        modulation, text = self.condition.modulation[layer], self.condition.memory[layer]
+        self.model.block_list[layer].fused(stream, layer, modulation, text, attention)
+
+    def _adds_level(self, layer: int) -> bool:
+        """Whether the embedding of the scale is added in front of a block."""
+        config = self.model.config
+        return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
 
     def _rotary_at(self, positions: Tensor) -> Rotary:
         # Consecutive blocks see the same positions: gather their angles once.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
 from stepvar.models import layers
-from stepvar.models.blocks import residual
+from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.layers import (
     EPS,
@@ -20,6 +20,7 @@ from stepvar.models.layers import (
     Attend,
     Chunk,
     FeedForward,
+    FusedAttention,
     HeadNorm,
     RMSNorm,
     SelfAttention,
@@ -128,6 +129,21 @@ class Block(nn.Module):
         self.ca = CrossAttention(width, config.heads)
         self.ca_norm = nn.LayerNorm(width, eps=EPS)
         self.ffn = FeedForward(width, config.ffn_width)
+
+    def fused(
+        self, stream: ResidualStream, layer: int, modulation: Tensor, text: TextMemory, attention: FusedAttention
+    ) -> None:
+        """As :meth:`forward` without a hook, on a residual stream.
+
+        Args:
+            modulation: (R, 6, C), as in :class:`BlockContext`.
+        """
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
+        dtype = self.sa.mat_qkv.weight.dtype
+        stream.add(self.sa.fused(stream.layer_norm(scale1, shift1, dtype), layer, attention), gate1)
+        norm = self.ca_norm
+        stream.add(self.ca(stream.affine_layer_norm(norm.weight, norm.bias, norm.eps, dtype), text))
+        stream.add(self.ffn.fused(stream.layer_norm(scale2, shift2, dtype)), gate2)
 
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.base import Staged
-from stepvar.models.blocks import BlockRun, planned_cache
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
+from stepvar.models.layers import FusedAttention
 from stepvar.models.precision import for_weight, parts_policy
 from stepvar.models.var.codebook import CodebookModel
 from stepvar.models.var.config import VARConfig
@@ -51,6 +52,7 @@ class VARState:
     condition: Conditioning
     cache: KVCache
     latent: Tensor
+    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 class VARRun(BlockRun[VARState]):
@@ -63,6 +65,11 @@ class VARRun(BlockRun[VARState]):
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
         modulation = self.state.condition.modulation[layer][self.step.row_slice]
         return self.model.transformer.blocks[layer](tokens, layer, BlockContext(modulation, self.attend, self.hook))
+
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        attention = FusedAttention(self.state.cache, self.rows, (None, None), None, self.state.constants)
+        modulation = self.state.condition.modulation[layer][self.step.row_slice]
+        self.model.transformer.ordered_blocks[layer].fused(stream, layer, modulation, attention)
 
 
 class VAR(CodebookModel):
