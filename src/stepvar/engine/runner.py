@@ -68,6 +68,8 @@ class Engine:
     ) -> Any:
         """As :func:`stepvar.generation.generate`; the state is valid until the next generation."""
         recorder = recorder or Recorder(model.device)
+        if model.device.type == "cuda":  # padded alike, so that eager generations and replays are equal to the bit
+            condition = model.stage(condition, plan, padded=True)
         if self.name == "eager" or (self.name == "auto" and model.device.type != "cuda"):
             recorder.engine = "eager"
             return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)
@@ -85,7 +87,7 @@ class Engine:
     def _generate(
         self,
         model: Any,
-        condition: Any,
+        staged: Any,
         plan: Plan,
         method: Method,
         noise: Noise,
@@ -93,7 +95,6 @@ class Engine:
         recorder: Recorder,
         on_scale_end: Callable[[Step, Any], None] | None,
     ) -> Any:
-        staged = model.stage(condition, plan, padded=True)
         key = self._key(model, staged, plan, method, noise, forced)
         known = key in self._seen
         entry = self._seen.pop(key, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -17,12 +17,12 @@ from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.base import Staged
-from stepvar.models.blocks import BlockRun, planned_cache
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.rope import map_rotary, text_rotary
 from stepvar.models.hart.tokenizer import HybridTokenizer
 from stepvar.models.hart.transformer import POLICY, BlockContext, Conditioning, HARTTransformer
-from stepvar.models.layers import Rotary
+from stepvar.models.layers import FusedAttention, Rotary
 from stepvar.models.precision import parts_policy
 from stepvar.models.var.codebook import CodebookModel
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
@@ -48,12 +48,14 @@ class HARTState:
         cache: keys and values so far.
         latent: (B, d, H, W) float32, the sum of what the scales add.
         null_hidden: (1, 1 or T, C), the unconditional text tokens behind the blocks; None where one branch runs alone.
+        constants: what fused blocks derive from weights alone.
     """
 
     condition: Conditioning
     cache: KVCache
     latent: Tensor
     null_hidden: Tensor | None = None
+    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 class HARTRun(BlockRun[HARTState]):
@@ -72,6 +74,14 @@ class HARTRun(BlockRun[HARTState]):
         rows = None if modulation is None else modulation[self.rows]
         context = BlockContext(rows, self.rotary, self.attend, self.hook)
         return self.model.transformer.ordered_blocks[layer](tokens, layer, context)
+
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        modulation = self.state.condition.modulation[layer]
+        rows = None if modulation is None else modulation[self.rows]
+        rotary = self.rotary(positions)
+        cos, sin = (None, None) if rotary is None else (part.squeeze(1) for part in rotary)
+        attention = FusedAttention(self.state.cache, self.rows, (cos, sin), None, self.state.constants)
+        self.model.transformer.ordered_blocks[layer].fused(stream, layer, rows, attention)
 
     def rotary(self, positions: Tensor) -> Rotary | None:
         """Cosines and sines of the tokens at ``positions`` (R, N), computed once for maps that keep theirs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.base import Staged
-from stepvar.models.blocks import BlockRun, planned_cache
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
 from stepvar.models.infinity.model import StagedText, TextCondition, stage_text
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, shrink
 from stepvar.models.infinity_star.config import InfinityStarConfig
@@ -123,6 +124,26 @@ class StarRun(BlockRun[StarState]):
             cache.forget(layer, self.state.prefix)
             cache.append(layer, k, v, rows)
         return result
+
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        self.model.block_list[layer].fused(stream, layer, self._rotary_at(positions), self._join)
+
+    def _join(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """As :meth:`attend`, the new keys and values written behind the old ones."""
+        cache, rows = self.state.cache, self.step.row_slice
+        old = cache.read(layer, rows)
+        start, end = old[0].shape[2], old[0].shape[2] + x.shape[1]
+        keys, values = (part.new_empty(*part.shape[:2], end, part.shape[3]) for part in old)
+        keys[:, :, :start], values[:, :, :start] = old
+
+        def attend(q: Tensor) -> Tensor:
+            result = grouped_attention(q, keys, values, self._mask(end))
+            if self.is_read:
+                cache.forget(layer, self.state.prefix)
+                cache.append(layer, keys[:, :, start:], values[:, :, start:], rows)
+            return result
+
+        return keys[:, :, start:], values[:, :, start:], attend
 
     def _mask(self, seen: int) -> Tensor | None:
         if self.state.text_mask is None:
