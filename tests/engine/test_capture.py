@@ -1,4 +1,4 @@
-"""What a CUDA graph would refuse, found without a GPU: nothing in a pass may come from the host or wait for the device."""
+"""What a CUDA graph would refuse, found without a GPU: copies from the host, and waiting for the device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "cached": {"method": "stepvar", "restore": "cached"},
     "sublayer": {"method": "stepvar", "scope": "sublayer", "propagate": "update"},
 }
-"""The random baseline copies its scores from pinned memory, which a graph may: on the meta device it looks like others."""
+"""The random baseline copies its scores from pinned memory, as a graph may; on the meta device that looks like others."""
 
 
 ONE_EACH = list({row.family: row for row in ROWS}.values())
