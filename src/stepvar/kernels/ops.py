@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,32 @@ MOST_CHANNELS = 8192
 """Widest row that a kernel holds at a time."""
 
 EPS = 1e-6
+
+
+class Norm(NamedTuple):
+    """A normalisation of tokens (R, N, C).
+
+    Attributes:
+        kind: ``"layer"``: mean and variance; ``"rms"``: the root of the mean square, which needs a weight.
+        weight, bias: (C,), or None.
+        scale, shift: (R, 1, C), a modulation ``norm(x) * (1 + scale) + shift`` per row, or None.
+    """
+
+    kind: Literal["layer", "rms"]
+    eps: float = EPS
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The plain path."""
+        if self.kind == "rms":
+            assert self.weight is not None
+            x = rms_norm(x, self.weight, self.eps)
+        else:
+            x = F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return x if self.scale is None or self.shift is None else torch.addcmul(self.shift, x, 1 + self.scale)
 
 
 @contextmanager
@@ -62,8 +88,8 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 def compute_capability(device: torch.device) -> tuple[int, int]:
-    """The CUDA compute capability of a device; (0, 0) if it is no CUDA device."""
-    if device.type != "cuda":
+    """The CUDA compute capability of a device; (0, 0) if it is not an NVIDIA GPU."""
+    if device.type != "cuda" or torch.version.hip is not None:
         return (0, 0)
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
 
@@ -81,8 +107,8 @@ def is_enabled(*tensors: Tensor | None) -> bool:
 def use_triton(*tensors: Tensor | None) -> bool:
     """Whether a Triton kernel may take these tensors (None is passed over).
 
-    They must be allowed to (:func:`is_enabled`), not empty, of a supported type, and on one GPU of compute capability
-    8.0 or higher; or anywhere on the CPU if Triton interprets its kernels.
+    They must be allowed to (:func:`is_enabled`), not empty, of a supported type, and on one NVIDIA GPU of compute
+    capability 8.0 or higher; or on the CPU if Triton interprets its kernels.
     """
     present = [t for t in tensors if t is not None]
     device = present[0].device
@@ -109,6 +135,35 @@ def add_gated(x: Tensor, update: Tensor, gate: Tensor | None = None, *, inplace:
     return x + (update.to(x.dtype) if gate is None else gate * update)
 
 
+def add_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    norm: Norm,
+    out_dtype: torch.dtype,
+    *,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Adds an update to the residual stream, and normalises the sum.
+
+    Args:
+        x: (R, N, C), the residual stream.
+        update, gate: as in :func:`add_gated`; without an update ``x' = x``.
+        out_dtype: of what is normalised.
+        inplace: whether x' may be written into ``x``.
+
+    Returns:
+        x' and the normalised tokens, both (R, N, C).
+    """
+    if x.shape[-1] <= MOST_CHANNELS and use_triton(x, update, gate, *norm[2:]):
+        from stepvar.kernels import triton_ops
+
+        return triton_ops.add_norm(x, update, gate, norm, out_dtype, inplace)
+    if update is not None:
+        x = add_gated(x, update, gate)
+    return x, norm(x).to(out_dtype)
+
+
 def add_layer_norm(
     x: Tensor,
     update: Tensor | None,
@@ -119,27 +174,8 @@ def add_layer_norm(
     *,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Adds an update, then normalises without weights and modulates: ``norm(x') * (1 + scale) + shift``.
-
-    Args:
-        x: (R, N, C), the residual stream.
-        update, gate: as in :func:`add_gated`; without an update ``x' = x``.
-        scale, shift: (R, 1, C), both or neither.
-        out_dtype: of what is normalised.
-        inplace: whether x' may be written into ``x``.
-
-    Returns:
-        x' and the normalised tokens, both (R, N, C).
-    """
-    if x.shape[-1] <= MOST_CHANNELS and use_triton(x, update, gate, scale, shift):
-        from stepvar.kernels import triton_ops
-
-        norm = triton_ops.Norm("layer", EPS, scale=scale, shift=shift)
-        return triton_ops.add_norm(x, update, gate, norm, out_dtype, inplace)
-    if update is not None:
-        x = add_gated(x, update, gate)
-    normed = F.layer_norm(x, x.shape[-1:], eps=EPS)
-    return x, _modulated(normed, scale, shift).to(out_dtype)
+    """:func:`add_norm` without weights: ``layer_norm(x') * (1 + scale) + shift``."""
+    return add_norm(x, update, gate, Norm("layer", scale=scale, shift=shift), out_dtype, inplace=inplace)
 
 
 def add_affine_layer_norm(
@@ -153,15 +189,8 @@ def add_affine_layer_norm(
     *,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`add_layer_norm` with a weight and a bias (C,) in place of the modulation."""
-    if x.shape[-1] <= MOST_CHANNELS and use_triton(x, update, gate, weight, bias):
-        from stepvar.kernels import triton_ops
-
-        norm = triton_ops.Norm("layer", eps, weight, bias)
-        return triton_ops.add_norm(x, update, gate, norm, out_dtype, inplace)
-    if update is not None:
-        x = add_gated(x, update, gate)
-    return x, F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(out_dtype)
+    """:func:`add_norm` with a weight and a bias (C,) in place of the modulation."""
+    return add_norm(x, update, gate, Norm("layer", eps, weight, bias), out_dtype, inplace=inplace)
 
 
 def add_rms_norm(
@@ -176,25 +205,15 @@ def add_rms_norm(
     *,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`add_layer_norm` with the root of the mean square and a weight (C,); the modulation may be None."""
-    if x.shape[-1] <= MOST_CHANNELS and use_triton(x, update, gate, weight, scale, shift):
-        from stepvar.kernels import triton_ops
-
-        norm = triton_ops.Norm("rms", eps, weight, scale=scale, shift=shift)
-        return triton_ops.add_norm(x, update, gate, norm, out_dtype, inplace)
-    if update is not None:
-        x = add_gated(x, update, gate)
-    return x, _modulated(rms_norm(x, weight, eps), scale, shift).to(out_dtype)
+    """:func:`add_norm` with the root of the mean square and a weight (C,); the modulation may be None."""
+    norm = Norm("rms", eps, weight, scale=scale, shift=shift)
+    return add_norm(x, update, gate, norm, out_dtype, inplace=inplace)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Division by the root of the mean square, computed in float32, and a weight per channel."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
-
-
-def _modulated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    return x if scale is None or shift is None else torch.addcmul(shift, x, 1 + scale)
 
 
 def qkv_unit_rotary(
@@ -367,9 +386,9 @@ def texture_energy(features: Tensor, t: int, h: int, w: int) -> Tensor:
         (R, N) in float32.
     """
     if use_triton(features):
-        from stepvar.kernels import triton_ops
+        from stepvar.kernels import triton_maps
 
-        return triton_ops.texture_energy(features, h, w)
+        return triton_maps.texture_energy(features, h, w)
     rows, size, channels = features.shape
     frames = features.float().view(rows * t, h, w, channels).permute(0, 3, 1, 2)
     low = F.avg_pool2d(frames, 3, stride=1, padding=1, count_include_pad=False)
@@ -379,7 +398,7 @@ def texture_energy(features: Tensor, t: int, h: int, w: int) -> Tensor:
 def gather_rows(features: Tensor, index: Tensor) -> Tensor:
     """features (R, N, C) at index (R, M) -> (R, M, C): the kept tokens, or each token's nearest kept one."""
     if features.shape[-1] <= MOST_CHANNELS and use_triton(features, index):
-        from stepvar.kernels import triton_ops
+        from stepvar.kernels import triton_maps
 
-        return triton_ops.gather_rows(features, index)
+        return triton_maps.gather_rows(features, index)
     return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))

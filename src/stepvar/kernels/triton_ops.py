@@ -14,20 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stepvar.kernels.ops import Norm
+
 LAYER, RMS = tl.constexpr(1), tl.constexpr(2)
 UNIT = tl.constexpr(1)
 FP8_MAX = tl.constexpr(448.0)
-
-
-class Norm(NamedTuple):
-    """A normalisation: its kind, and what it is multiplied by and shifted by per channel, or per row and channel."""
-
-    kind: Literal["layer", "rms"]
-    eps: float
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    scale: Tensor | None = None
-    shift: Tensor | None = None
 
 
 class HeadsNorm(NamedTuple):
@@ -419,96 +410,54 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _three_wide(x, y, col, c, h, w, C, inside):
-    """The cells of row y at ``col``, and the sum of each with its neighbours to the left and right."""
-    inside = inside & (y >= 0) & (y < h)
-    place = x + (y * w + col)[:, None] * C + c[None, :]
-    centre = tl.load(place, mask=inside & (col < w)[:, None], other=0.0).to(tl.float32)
-    left = tl.load(place - C, mask=inside & ((col > 0) & (col <= w))[:, None], other=0.0).to(tl.float32)
-    right = tl.load(place + C, mask=inside & (col + 1 < w)[:, None], other=0.0).to(tl.float32)
-    return centre, left + centre + right
-
-
-@triton.jit(do_not_specialize=["h", "w", "cells", "strips"])
-def _texture(
-    x,
-    out,
-    h,
-    w,
-    cells,
-    strips,
-    C: tl.constexpr,
-    BC: tl.constexpr,
-    BW: tl.constexpr,
-    BH: tl.constexpr,
-):
-    """A block of columns and channels of a strip of rows, from top to bottom; each row of cells is read once."""
-    frame = (tl.program_id(1) // strips).to(tl.int64)
-    top = (tl.program_id(1) % strips) * BH
-    col = tl.program_id(0) * BW + tl.arange(0, BW)
-    c = tl.program_id(2) * BC + tl.arange(0, BC)
-    inside = (c < C)[None, :]
-    x += frame * h * w * C
-    out += tl.program_id(2).to(tl.int64) * cells + frame * h * w
-    columns = 3 - (col == 0).to(tl.int32) - (col == w - 1).to(tl.int32)
-    _, above = _three_wide(x, top - 1, col, c, h, w, C, inside)
-    centre, here = _three_wide(x, top, col, c, h, w, C, inside)
-    for i in range(BH):
-        y = top + i
-        next_centre, below = _three_wide(x, y + 1, col, c, h, w, C, inside)
-        rows = 3 - (y == 0).to(tl.int32) - (y == h - 1).to(tl.int32)
-        high = centre - (above + here + below) / (rows * columns).to(tl.float32)[:, None]
-        tl.store(out + y * w + col, tl.sum(high * high, 1), mask=(col < w) & (y < h))
-        above = here
-        here = below
-        centre = next_centre
-
-
-def texture_energy(features: Tensor, h: int, w: int) -> Tensor:
-    """:func:`stepvar.kernels.ops.texture_energy`: the energy of each block of channels, then their sum.
-
-    The sums are in a fixed order, so that equal maps give equal scores.
-    """
-    features = features.contiguous()
-    rows, size, width = features.shape
-    block, columns, height = min(64, triton.next_power_of_2(width)), 16, 16 if h > 4 else 4
-    blocks, strips = triton.cdiv(width, block), triton.cdiv(h, height)
-    frames = rows * size // (h * w)
-    parts = torch.empty(blocks, rows, size, dtype=torch.float32, device=features.device)
-    with on_device(features):
-        _texture[(triton.cdiv(w, columns), frames * strips, blocks)](
-            features, parts, h, w, rows * size, strips, C=width, BC=block, BW=columns, BH=height, num_warps=4
-        )
-    return parts.sum(dim=0)
-
-
-@triton.jit(do_not_specialize=["count", "index_token"])
-def _gather(x, index, out, count, x_row, x_token, index_row, index_token, C: tl.constexpr, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64)
-    row = place // count
-    source = tl.load(index + row * index_row + (place % count) * index_token)
+def _quantise(x, up, out, out_scale, x_stride, up_stride, C: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr):
+    """One row per program, in fp8 with a scale of its own; behind GELU, or SiLU times ``up``."""
+    row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
-    tl.store(out + place * C + c, tl.load(x + row * x_row + source * x_token + c, mask=c < C), mask=c < C)
+    inside = c < C
+    value = tl.load(x + row * x_stride + c, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
+        value = value / (1.0 + tl.exp(-2.0 * inner))
+    if up is not None:
+        value = value / (1.0 + tl.exp(-value))
+        value *= tl.load(up + row * up_stride + c, mask=inside, other=0.0).to(tl.float32)
+    step = tl.maximum(tl.max(tl.abs(value), 0), 1e-8) / FP8_MAX
+    tl.store(out_scale + row, step)
+    tl.store(out + row * C + c, (value / step).to(out.dtype.element_ty), mask=inside)
 
 
-def gather_rows(features: Tensor, index: Tensor) -> Tensor:
-    """:func:`stepvar.kernels.ops.gather_rows`."""
-    features = features if features.stride(2) == 1 else features.contiguous()
-    rows, count = index.shape
-    width = features.shape[-1]
-    out = torch.empty(rows, count, width, dtype=features.dtype, device=features.device)
-    with on_device(features):
-        _gather[(rows * count,)](
-            features,
-            index,
+def quantise(x: Tensor, up: Tensor | None, gelu: bool) -> tuple[Tensor, Tensor]:
+    """Rows (..., C) in fp8, and their scales (..., 1)."""
+    shape, width = x.shape, x.shape[-1]
+    x = x if x.dim() == 3 else x.reshape(1, -1, width)
+    x = token_rows(x)
+    up = None if up is None else token_rows(up)
+    out, scale = _quantised_like(shape, x.device)
+    with on_device(x):
+        _quantise[(x.shape[0] * x.shape[1],)](
+            x,
+            up,
             out,
-            count,
-            features.stride(0),
-            features.stride(1),
-            index.stride(0),
-            index.stride(1),
+            scale,
+            x.stride(1),
+            0 if up is None else up.stride(1),
             C=width,
             BLOCK=triton.next_power_of_2(width),
-            num_warps=4,
+            GELU=gelu,
+            num_warps=8 if width <= 8192 else 16,
         )
-    return out
+    return out, scale
+
+
+def add_norm_quantised(
+    x: Tensor, update: Tensor | None, gate: Tensor | None, norm: Norm, inplace: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`stepvar.kernels.fp8.add_norm_quantised`."""
+    out, scale = _quantised_like(x.shape, x.device)
+    return _run_add_norm(x, update, gate, norm, out, scale, inplace), out, scale
+
+
+def _quantised_like(shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    values = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
+    return values, torch.empty(*shape[:-1], 1, dtype=torch.float32, device=device)
