@@ -61,7 +61,7 @@ def test_info_of_files_without_settings(run, tmp_path: Path) -> None:
     assert plain.status == 1 and "not written by stepvar" in plain.error()
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg")
     assert "JPEG" in run("info", "photo.jpg").error()
-    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "text.png").write_text("no picture")
     assert "not a picture" in run("info", "text.png").error()
 
 
@@ -103,7 +103,10 @@ def test_devices() -> None:
 
 
 def test_public_names_are_found_when_asked_for() -> None:
-    assert {"Pipeline", "Output", "Video", "deterministic", "StepVAR", "Method"} <= set(dir(stepvar))
-    assert all(getattr(stepvar, name) is not None for name in dir(stepvar))
-    with pytest.raises(AttributeError, match="nope"):
-        stepvar.nope  # noqa: B018
+    names = set(dir(stepvar))
+    assert {"Method", "Output", "Pipeline", "Video", "deterministic"} <= names
+    assert {method.__name__ for method in METHODS.values()} <= names
+    assert all(getattr(stepvar, name) is not None for name in names)
+    for wrong in ("nope", "Nope"):
+        with pytest.raises(AttributeError, match=wrong):
+            getattr(stepvar, wrong)
