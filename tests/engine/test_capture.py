@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stepvar.core.noise import SeededNoise
 from stepvar.engine.noise import NoiseTape
 from stepvar.engine.static import map_tensors
 from stepvar.generation import run_pass
@@ -28,7 +27,7 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "cached": {"method": "stepvar", "restore": "cached"},
     "sublayer": {"method": "stepvar", "scope": "sublayer", "propagate": "update"},
 }
-"""The random baseline copies its scores from pinned memory, as a graph may; on the meta device that looks like others."""
+"""The random baseline copies from pinned memory, as a graph may; on the meta device that looks like other copies."""
 
 
 ONE_EACH = list({row.family: row for row in ROWS}.values())
@@ -39,6 +38,19 @@ ONE_EACH = list({row.family: row for row in ROWS}.values())
 def on_meta(row: FamilyRow) -> Any:
     """The family's small model without numbers."""
     return copy.deepcopy(row.model()).to("meta")
+
+
+class MetaNoise:
+    """Random numbers of which only the shape matters."""
+
+    def exponential(self, scale: int, shape: Any, device: Any) -> Tensor:
+        return torch.empty(tuple(shape), device="meta")
+
+    def soft(self, scale: int, drawn: Tensor) -> Tensor:
+        return torch.empty_like(drawn)
+
+    def normal(self, scale: int, turn: int, shape: Any, device: Any) -> Tensor:
+        return torch.empty(tuple(shape), device="meta")
 
 
 class RefuseCopies(TorchDispatchMode):
@@ -65,14 +77,17 @@ def test_a_pass_takes_nothing_from_the_host(row: FamilyRow, case: str) -> None:
     model = on_meta(row)
     plan = method.plan(make_settings(row.schedule, 3.0), model.info, 2)
     staged = map_tensors(model.stage(row.condition(range(2)), plan, padded=True), lambda tensor: tensor.to("meta"))
+    tape = NoiseTape(MetaNoise())  # type: ignore[arg-type]
     with torch.inference_mode():
         method_state = method.start(plan)
         for attempt in range(2):  # tables are made in the first generation, which is never captured
+            if attempt:
+                tape.allocate(torch.device("meta"))
             refuse = RefuseCopies() if attempt else torch.no_grad()
             with refuse:
                 state = model.begin(staged, plan)
                 for step in plan.steps:
-                    run_pass(model, state, method, method_state, step, NoiseTape(SeededNoise((0, 1))))
+                    run_pass(model, state, method, method_state, step, tape)
 
 
 def test_the_mode_refuses_what_it_should() -> None:

@@ -8,6 +8,7 @@ into the tensors of a :class:`~stepvar.engine.noise.NoiseTape`, caches and laten
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,7 @@ class CapturedGeneration:
 
     Args:
         staged: a condition on the device, as ``model.stage`` gives it.
+        tape: what an eager generation of the same kind asked of its noise source.
         forced: indices or bits of the passes whose codes are given.
 
     Raises:
@@ -36,11 +38,12 @@ class CapturedGeneration:
     """
 
     def __init__(
-        self, model: Any, staged: Any, plan: Plan, method: Method, noise: Noise, forced: Mapping[int, Tensor]
+        self, model: Any, staged: Any, plan: Plan, method: Method, tape: NoiseTape, forced: Mapping[int, Tensor]
     ) -> None:
         self.plan = plan
         self.staged, self.forced = static_copy(staged), static_copy(dict(forced))
-        self.tapes = [NoiseTape(noise) for _ in plan.steps]
+        self.tape = tape
+        tape.allocate(model.device)
         self.pool = torch.cuda.graph_pool_handle()
         before = torch.cuda.memory_allocated(model.device)
         stream = torch.cuda.Stream(model.device)
@@ -49,14 +52,11 @@ class CapturedGeneration:
             self.preparation, self.state = self._capture(lambda: model.begin(self.staged, plan))
             self.method_state = method.start(plan)
 
-            def run(step: Step, tape: NoiseTape) -> None:
+            def run(step: Step) -> None:
                 given = self.forced.get(step.index)
                 run_pass(model, self.state, method, self.method_state, step, tape, given)
 
-            self.passes = [
-                self._capture(lambda step=step, tape=tape: run(step, tape))[0]  # type: ignore[misc]
-                for step, tape in zip(plan.steps, self.tapes, strict=True)
-            ]
+            self.passes = [self._capture(partial(run, step))[0] for step in plan.steps]
         torch.cuda.current_stream(model.device).wait_stream(stream)
         self.nbytes = torch.cuda.memory_allocated(model.device) - before
 
@@ -84,9 +84,9 @@ class CapturedGeneration:
             copy_into(self.forced, dict(forced))
             self.preparation.replay()
         recorder.selections = self.method_state.selections
-        for step, tape, graph in zip(self.plan.steps, self.tapes, self.passes, strict=True):
+        for step, graph in zip(self.plan.steps, self.passes, strict=True):
             with recorder.scale(step):
-                tape.fill(noise)
+                self.tape.fill(step.index, noise)
                 graph.replay()
             if on_scale_end is not None:
                 on_scale_end(step, self.state)

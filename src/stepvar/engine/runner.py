@@ -14,6 +14,7 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
 from stepvar.engine.graphs import CapturedGeneration
+from stepvar.engine.noise import NoiseTape
 from stepvar.engine.static import signature
 from stepvar.errors import UsageError
 from stepvar.generation import generate
@@ -49,7 +50,7 @@ class Engine:
         self.name = name
         self.memory = memory
         self._lock = threading.Lock()
-        self._seen: OrderedDict[Hashable, CapturedGeneration | str | None] = OrderedDict()
+        self._seen: OrderedDict[Hashable, CapturedGeneration | NoiseTape | str] = OrderedDict()
 
     def clear(self) -> None:
         """Drops all captured generations and their memory."""
@@ -96,27 +97,30 @@ class Engine:
         on_scale_end: Callable[[Step, Any], None] | None,
     ) -> Any:
         key = self._key(model, staged, plan, method, noise, forced)
-        known = key in self._seen
         entry = self._seen.pop(key, None)
-        if known and entry is None:
-            entry = self._capture(model, staged, plan, method, noise, forced)
+        if isinstance(entry, NoiseTape):
+            entry = self._capture(model, staged, plan, method, entry, forced)
+        if entry is None:
+            recorder.engine = "eager: first generation of its kind"
+            noise = entry = NoiseTape(noise)
+        elif isinstance(entry, str):
+            recorder.engine = f"eager: {entry}"
         self._seen[key] = entry
         self._evict(model.device)
         if isinstance(entry, CapturedGeneration):
             recorder.engine = "graphs"
             return entry.replay(staged, noise, forced, recorder, on_scale_end)
-        recorder.engine = f"eager: {entry}" if entry else "eager: first generation of its kind"
         return generate(model, staged, plan, method, noise, forced, recorder, on_scale_end)
 
     def _capture(
-        self, model: Any, staged: Any, plan: Plan, method: Method, noise: Noise, forced: Mapping[int, Tensor]
+        self, model: Any, staged: Any, plan: Plan, method: Method, tape: NoiseTape, forced: Mapping[int, Tensor]
     ) -> CapturedGeneration | str:
         """The captured generation, or why there is none."""
         if not method.static:
             return f"{method} decides token counts at run time"
         self._make_room(model.device)
         try:
-            return CapturedGeneration(model, staged, plan, method, noise, forced)
+            return CapturedGeneration(model, staged, plan, method, tape, forced)
         except RuntimeError as error:  # whatever the driver refuses; the image is generated all the same
             torch.cuda.synchronize(model.device)
             return f"not captured ({' '.join(str(error).split())[:200]})"
