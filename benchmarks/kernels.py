@@ -204,24 +204,11 @@ def feed_forward_cases(given: Inputs) -> Iterator[Case]:
     weight = (given.random(config.ffn_width, config.width) / config.width**0.5).to(HALF)
     bias = given.random(config.ffn_width, dtype=HALF)
 
-    def product() -> Tensor:
-        return F.linear(x.double(), weight.double(), bias.double())
-
-    moved = size(x, weight) + x.nbytes * config.ffn_width // config.width
     yield Case(
         "linear_gelu, Infinity-2B",
         lambda: ops.linear_gelu(x, weight, bias),
-        lambda: F.gelu(product(), approximate="tanh"),
-        moved,
-        HALF,
-    )
-    rows, quantised = fp8.quantise_rows(x), fp8.quantise_rows(weight)
-    # The error of the product alone: what quantising costs is in the cases of its own.
-    yield Case(
-        "fp8_linear, Infinity-2B",
-        lambda: fp8.fp8_linear(rows, quantised, bias),
-        lambda: F.linear(rows.dequantise().double(), quantised.dequantise().double(), bias.double()),
-        moved,
+        lambda: F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh"),
+        size(x, weight) + size(x) * config.ffn_width // config.width,
         HALF,
     )
     for name, side, width in (("HART", 64, HART.ffn_width), ("InfinityStar", 128, STAR["480p"].ffn_width)):
@@ -255,7 +242,7 @@ def pruning_cases(given: Inputs) -> Iterator[Case]:
     x = given.random(2, given.tokens(64), INFINITY["2b"].width)
     kept = torch.arange(0, x.shape[1], 2, device=given.device).expand(2, -1)
     source = torch.arange(x.shape[1], device=given.device).expand(2, -1) // 2
-    values = ops.gather_rows(x, kept)
+    values = x[:, ::2].contiguous()
     yield Case("gather_rows, 2B keeps half", lambda: ops.gather_rows(x, kept), lambda: x[:, ::2], size(x), FULL)
     yield Case(
         "gather_rows, 2B restores",
@@ -324,6 +311,23 @@ def fp8_cases(given: Inputs) -> Iterator[Case]:
         size(hidden) + hidden.numel(),
         fp8.FP8,
     )
+    x = given.random(2, given.tokens(64), config.width, dtype=HALF)
+    weight = (given.random(config.ffn_width, config.width) / config.width**0.5).to(HALF)
+    bias = given.random(config.ffn_width, dtype=HALF)
+    with ops.kernels("plain"):
+        rows, quantised = fp8.quantise_rows(x), fp8.quantise_rows(weight)
+
+    def product() -> Tensor:
+        """In fp8, to compare with the same product in bfloat16."""
+        return F.linear(x, weight, bias) if ops.KERNELS.get() == "plain" else fp8.fp8_linear(rows, quantised, bias)
+
+    yield Case(
+        "fp8_linear, Infinity-2B (plain: bfloat16)",
+        product,
+        lambda: F.linear(x.double(), weight.double(), bias.double()),
+        x.numel() + weight.numel() + size(hidden),
+        fp8.FP8,
+    )
 
 
 GROUPS = (norm_cases, attention_cases, feed_forward_cases, pruning_cases, decoder_cases, fp8_cases)
@@ -371,12 +375,6 @@ def measure(case: Case, device: torch.device, copy: float) -> str:
         f"| {case.name} | {plain:.3f} | {fused:.3f} | {plain / fused:.1f}x | {rate:.0f} ({rate / copy:.0%}) "
         f"| {plain_error:.1e} | {error:.1e}{verdict} |"
     )
-
-
-def cases(device: torch.device, small: bool) -> Iterator[Case]:
-    """All cases, each built when its turn comes."""
-    for group in GROUPS:
-        yield from group(Inputs(device, small))
 
 
 @torch.inference_mode()

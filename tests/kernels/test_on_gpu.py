@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.kernels import BOUNDS, GROUPS, Inputs, relative_error
+from benchmarks.kernels import BOUNDS, GROUPS, Inputs, flattened, relative_error
 from stepvar.kernels import ops
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -16,6 +16,20 @@ def test_errors_are_those_of_rounding(group) -> None:
     with torch.inference_mode():
         for case in group(Inputs(device, small=False)):
             assert relative_error(case.run(), case.reference()) <= BOUNDS[case.rounds_to], case.name
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_graph_replays_them_to_the_bit(group) -> None:
+    with torch.inference_mode():
+        for case in group(Inputs(torch.device("cuda"), small=True)):
+            expected = [tensor.clone() for tensor in flattened(case.run())]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outcome = case.run()
+            graph.replay()
+            torch.cuda.synchronize()
+            for got, wanted in zip(flattened(outcome), expected, strict=True):
+                assert torch.equal(got, wanted), case.name
 
 
 def test_the_product_with_gelu_is_fused() -> None:

@@ -66,7 +66,7 @@ def texture_energy(features: Tensor, h: int, w: int) -> Tensor:
     """
     features = features.contiguous()
     rows, size, width = features.shape
-    block, columns, height = min(64, triton.next_power_of_2(width)), 16, 16 if h > 4 else 4
+    block, columns, height = min(64, triton.next_power_of_2(width)), 16, 8 if h > 4 else 4
     blocks, strips = triton.cdiv(width, block), triton.cdiv(h, height)
     frames = rows * size // (h * w)
     parts = torch.empty(blocks, rows, size, dtype=torch.float32, device=features.device)
@@ -151,7 +151,7 @@ def _moments(
         present = (r < rows).to(tl.float32)
         count += present
         apart = (value - mean) * present
-        mean += apart / tl.maximum(count, 1.0)
+        mean += apart * (1.0 / tl.maximum(count, 1.0))
         squares += apart * (value - mean)
     centre = tl.sum(mean * count, 0, keep_dims=True) / tl.sum(count, 0, keep_dims=True)
     deviations = tl.sum(squares + count * (mean - centre) * (mean - centre), 0, keep_dims=True)
@@ -201,8 +201,8 @@ def group_moments(
     images, width, height, columns = x.shape
     rows, block = height * columns, triton.next_power_of_2(width)
     tile = max(1, TILE // block)
-    # Enough programs for every multiprocessor, and as few partial sums as that allows.
-    steps = triton.next_power_of_2(max(1, min(16, images * rows // (tile * 1056))))
+    # Four programs for each of a large GPU's multiprocessors, and as few partial sums as that allows.
+    steps = triton.next_power_of_2(max(1, min(32, images * rows // (tile * 528))))
     programs = triton.cdiv(rows, tile * steps)
     parts = torch.empty(images, 2, width, programs, dtype=torch.float32, device=x.device)
     mean, variance = torch.empty(2, images, groups, dtype=torch.float32, device=x.device)
@@ -220,8 +220,8 @@ def group_moments(
             tile * steps,
             SIZE=width // groups,
             GROUPS=groups,
-            BLOCK=1024,
-            num_warps=4,
+            BLOCK=4096,
+            num_warps=8,
         )
     return x if out is None else out, mean, variance
 
