@@ -70,7 +70,7 @@ class Pipeline:
             text_encoder: "auto" loads what the model was trained with (Flan-T5-XL for the released Infinity models);
                 the name or folder of another model of its kind, an encoder, or None to work with features only.
             device, dtype: where and in what precision; see :meth:`to`.
-            engine: "eager", "graphs" (CUDA graphs), or "auto": graphs on CUDA; see :class:`~stepvar.engine.Engine`.
+            engine: "eager", "graphs" (CUDA graphs; experimental), or "auto"; see :class:`~stepvar.engine.Engine`.
 
         Raises:
             UsageError: if there is no such model or variant.

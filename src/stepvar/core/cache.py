@@ -33,6 +33,7 @@ class KVCache:
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.lengths = [0] * len(shapes)
+        self.dtype = dtype
 
     @property
     def nbytes(self) -> int:

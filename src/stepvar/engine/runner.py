@@ -30,14 +30,14 @@ MOST = 8
 
 
 class Engine:
-    """Runs generations; on CUDA it replays graphs of those that come again.
+    """Runs generations; with ``"graphs"`` it replays CUDA graphs of those that come again.
 
     The first generation of its kind (plan, method, sizes) runs eagerly and warms up every kernel, the second is
     captured, later ones are replayed, with whatever prompts and seeds. What cannot be captured runs eagerly; the
     report's ``engine`` says what ran and why.
 
     Args:
-        name: ``"eager"``; ``"graphs"``; or ``"auto"``: graphs on CUDA, eager elsewhere.
+        name: ``"eager"``; ``"graphs"``; or ``"auto"``, which is eager until replays have been verified on more GPUs.
         memory: bytes that captured generations may hold together; None: a share of the device's memory.
 
     Raises:
@@ -71,7 +71,7 @@ class Engine:
         recorder = recorder or Recorder(model.device)
         if model.device.type == "cuda":  # padded alike, so that eager generations and replays are equal to the bit
             condition = model.stage(condition, plan, padded=True)
-        if self.name == "eager" or (self.name == "auto" and model.device.type != "cuda"):
+        if self.name != "graphs":
             recorder.engine = "eager"
             return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)
         if model.device.type != "cuda":

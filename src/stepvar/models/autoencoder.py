@@ -307,7 +307,7 @@ class Decoder(nn.Module):
         return level
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and SHARED_STATISTICS.get() is None:
+        if x.is_cuda and x.dtype != torch.float32 and SHARED_STATISTICS.get() is None:
             last = x.contiguous(memory_format=torch.channels_last)
             if decoder.use_fused_maps(last):
                 return self.fused(last)
