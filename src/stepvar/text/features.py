@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stepvar.errors import UsageError
+from stepvar.utils.device import to_device_async
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,25 @@ class TextFeatures:
         packed = TextFeatures.pack(rows)
         _check_finite("embeddings", packed.features)
         return packed
+
+
+BUCKETS = (32, 64, 128, 256, 512)
+
+
+def text_bucket(length: int, longest: int) -> int:
+    """The number of tokens that a text is padded to: one of a few, so that other texts fit in its place."""
+    return min(next((bucket for bucket in BUCKETS if bucket >= length), longest), longest)
+
+
+def length_mask(lengths: Sequence[int], size: int) -> Tensor:
+    """Which of ``size`` tokens are there, for texts of these lengths: (B, 1, 1, size), on the CPU."""
+    return (torch.arange(size) < torch.tensor(list(lengths))[:, None])[:, None, None, :]
+
+
+def pad_to_device(text: TextFeatures, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Features (B, length, C) on a device, padded with zeros."""
+    padded = F.pad(text.features, (0, 0, 0, length - text.features.shape[1]))
+    return to_device_async(padded, device).to(dtype) if padded.device != device else padded.to(dtype)
 
 
 @dataclass(frozen=True)
