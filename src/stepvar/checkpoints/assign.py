@@ -17,12 +17,6 @@ def adapt(weights: Weights, module: nn.Module, part: Part, source: str) -> Weigh
     """The weights of a published file as a module knows them, checked against it.
 
     They have the module's names, in the file's order, without what is ignorable, and tables cut to the module's rows.
-
-    Args:
-        source: named in errors.
-
-    Raises:
-        CheckpointError: listing missing, unexpected and misshapen tensors.
     """
     own = module.state_dict()
     stored_to_own = {stored: name for name, stored in part.rename(weights.keys(), own.keys()).items()}

@@ -84,11 +84,7 @@ def meta_model(name: str | Path, variant: str | None = None) -> LoadedModel:
 
 
 def meta_modules(source: Source) -> tuple[Any, dict[str, Any]]:
-    """The model on the meta device (shapes without memory), and the module of each part.
-
-    Raises:
-        CheckpointError: if its configuration describes none.
-    """
+    """The model on the meta device (shapes without memory), and the module of each part."""
     with describing(source.about), torch.device("meta"):
         model = source.family.build(source.config)
         modules = {part: getattr(model, part) for part in source.family.parts}
@@ -98,10 +94,6 @@ def meta_modules(source: Source) -> tuple[Any, dict[str, Any]]:
 
 
 def open_part(source: Source, part: str, module: nn.Module) -> Weights:
-    """The weights of one part under its module's names, checked against it.
-
-    Raises:
-        CheckpointError: see :func:`load_model`.
-    """
+    """The weights of one part under its module's names, checked against it."""
     path = source.parts[part]
     return adapt(read_state(path), module, source.family.parts.get(part, Part()), str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,9 +98,7 @@ def find_outline(name: str | Path, variant: str | None = None) -> Source:
     family = family_of_repo(str(name))
     if family is None or Path(name).exists():
         return find_source(name, variant)
-    chosen = variant or family.default
-    released = _variant(family, chosen)
-    return Source(f"{family.name}-{chosen}", family, released.config, released.defaults, {}, Path(str(name)))
+    return _released(family, variant or family.default, {})
 
 
 @contextmanager
@@ -143,10 +140,10 @@ def _described(
 
 
 def _released(family: Family, name: str, parts: Mapping[str, Path]) -> Source:
-    """A release as published; its own files say what it is where the family's releases do."""
-    variant, path = _variant(family, name), parts["transformer"]
+    """A release as published; its own files say what it is where the family's releases do, and files are there."""
+    variant, path = _variant(family, name), parts.get("transformer", Path(family.repos[0]))
     config = variant.config
-    if family.released_config is not None:
+    if family.released_config is not None and parts:
         with describing(path):
             config = family.released_config(parts)
     return Source(f"{family.name}-{name}", family, config, variant.defaults, parts, path)
@@ -245,8 +242,7 @@ def _existing(tokenizer: str | Path) -> Path:
 def _override(folder: Path) -> dict[str, Any] | None:
     """The ``config.json`` beside official files, if it is of this project: other programs have theirs."""
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_config(folder)
+    except CheckpointError:
         return None
-    ours = isinstance(content, dict) and content.get("family") in FAMILIES and "model" in content
-    return content if ours else None
+    return content if "model" in content else None
