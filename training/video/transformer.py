@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from stepvar.checkpoints import fill_module, read_state, save_weights
-from stepvar.checkpoints.folders import write_config
+from stepvar.checkpoints.saving import write_config
 from stepvar.models.infinity_star.model import as_cells
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
 from stepvar.models.infinity_star.schedules import clip_slices

@@ -10,9 +10,7 @@ from typing import Any
 from stepvar.errors import CheckpointError, UsageError
 
 
-def fetch(
-    repos: Sequence[str], names: Sequence[str], revision: str | None = None, local_files_only: bool = False
-) -> Path:
+def fetch(repos: Sequence[str], names: Sequence[str], revision: str | None, local_files_only: bool) -> Path:
     """One file or folder of a repository, downloaded unless it is in the cache already.
 
     The cache, its place (``HF_HOME``), resumed downloads and working without a network (``HF_HUB_OFFLINE=1``) are
@@ -21,12 +19,6 @@ def fetch(
     Args:
         repos: the repository, and other spellings of its name, under which the cache may have it.
         names: the file, or the folder if it has no ending, and other spellings of its name.
-        revision: branch, tag or commit; None: the main branch.
-        local_files_only: whether to look into the cache only.
-
-    Raises:
-        UsageError: if huggingface_hub is not installed, or there is no such revision.
-        CheckpointError: if the file is neither in the cache nor can be downloaded.
     """
     try:
         import huggingface_hub as hub
@@ -55,7 +47,6 @@ def fetch(
 
 
 def _download(hub: Any, repo: str, name: str, revision: str | None, local_files_only: bool) -> Path:
-    """The path of a file or folder."""
     if Path(name).suffix:
         return Path(hub.hf_hub_download(repo, name, revision=revision, local_files_only=local_files_only))
     root = hub.snapshot_download(

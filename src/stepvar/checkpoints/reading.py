@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,7 @@ from stepvar.errors import CheckpointError
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 INDEX_SUFFIX = ".index.json"
 
-AVERAGED = "ema_model.bin"
-"""Averaged weights in a folder, which stand in for those beside them."""
-
-WHOLE = ("model.safetensors", "pytorch_model.bin")
-"""What the one file of a folder is called."""
-
 _NESTING = ("trainer", "gpt_ema_fsdp", "gpt_fsdp", "vae")
-_ZIP = b"PK\x03\x04"
 _PORTIONS = 40
 """A file is mapped into memory again after each of this many equal parts of its weights."""
 
@@ -129,19 +122,16 @@ def _unpacked(stored: Weights) -> Weights:
 def _folder(folder: Path) -> Weights:
     """One file, or shards with their index; of averaged weights in a file of their own all that they hold."""
     indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"), key=lambda path: "safetensors" not in path.name)
-    base = [path for path in (*(folder / name for name in WHOLE), *indices) if path.is_file()][:1]
-    averaged = [path for path in (folder / AVERAGED,) if path.is_file()]
-    found = [read_state(path) for path in (*averaged, *base)]
+    names = (folder / "model.safetensors", folder / "pytorch_model.bin", *indices)
+    averaged, base = folder / "ema_model.bin", [path for path in names if path.is_file()][:1]
+    found = [read_state(path) for path in ([averaged, *base] if averaged.is_file() else base)]
     if not found:
         raise CheckpointError(f"{folder}: has no index of shards (*{INDEX_SUFFIX}); fetch the folder again")
-    return found[0] if len(found) == 1 else _merged(found)
-
-
-def _merged(several: Sequence[Weights]) -> Weights:
-    """Weights of several files; what is in more than one is taken from the first."""
-    holders = {name: weights for weights in reversed(several) for name in weights}
-    in_order = {name: holders[name] for weights in several for name in weights}
-    return Weights({name: holder.meta[name] for name, holder in in_order.items()}, lambda name: holders[name][name])
+    holders: dict[str, Weights] = {}
+    for weights in found:
+        for name in weights:
+            holders.setdefault(name, weights)
+    return Weights({name: held.meta[name] for name, held in holders.items()}, lambda name: holders[name][name])
 
 
 def _shards(index: Path) -> Weights:
@@ -189,7 +179,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
 def _is_zip(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(len(_ZIP)) == _ZIP
+            return file.read(4) == b"PK\x03\x04"
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from stepvar.checkpoints.folders import CONFIG, is_model_folder, part_path, read_config
 from stepvar.checkpoints.hub import fetch
 from stepvar.checkpoints.reading import INDEX_SUFFIX, TORCH_SUFFIXES
 from stepvar.errors import CheckpointError, UsageError
@@ -18,6 +18,9 @@ from stepvar.models.registry import FAMILIES, families_of_variant, family_of_rep
 
 EMBEDDED: tuple[str, ...] = ("scenes", "scenes-video")
 """Models that ship inside the package."""
+
+CONFIG = "config.json"
+"""What a model is, in a folder of the project's own format: beside it lies a safetensors file, or shards, per part."""
 
 _WEIGHTS = (".safetensors", INDEX_SUFFIX, *TORCH_SUFFIXES)
 
@@ -28,7 +31,6 @@ class Source:
 
     Attributes:
         name: for reports.
-        family: see the type.
         config: of the family's configuration class.
         defaults: sampling settings.
         parts: the file, index or folder of shards of each part of the model, and of its own text encoder if it has one.
@@ -63,6 +65,30 @@ def find_model(name: str | Path) -> Path:
     )
 
 
+def _part_path(folder: Path, part: str) -> Path:
+    """The file of a part, or the index of its shards."""
+    index = folder / f"{part}.safetensors{INDEX_SUFFIX}"
+    return index if index.is_file() else folder / f"{part}.safetensors"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a model folder.
+
+    Raises:
+        CheckpointError: if it is missing or not valid.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; a model folder needs it") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); fetch the folder again") from None
+    if not isinstance(config, dict) or config.get("family") not in FAMILIES:
+        raise CheckpointError(f"{path}: family must be one of {', '.join(map(repr, FAMILIES))}")
+    return config
+
+
 def find_source(
     name: str | Path,
     variant: str | None = None,
@@ -77,7 +103,7 @@ def find_source(
     if revision is not None:
         raise UsageError(f"revision {revision!r}: applies to releases on the hub, not to {str(name)!r}; leave it out")
     path = find_model(name)
-    if path.is_dir() and not is_model_folder(path):
+    if path.is_dir() and not _part_path(path, "transformer").is_file():  # not in the project's own format
         if (found := _released_in(path, variant)) is not None:
             return _local(*found, tokenizer)
         if _named(path) or any(path.glob(f"*{INDEX_SUFFIX}")):
@@ -116,9 +142,9 @@ def _own(folder: Path, tokenizer: str | Path | None) -> Source:
     """A folder in the project's own format."""
     content = read_config(folder)
     family = FAMILIES[content["family"]]
-    parts = {part: part_path(folder, part) for part in family.parts}
+    parts = {part: _part_path(folder, part) for part in family.parts}
     if content.get("text_encoder") is not None:
-        parts["text_encoder"] = part_path(folder, "text_encoder")
+        parts["text_encoder"] = _part_path(folder, "text_encoder")
     if tokenizer is not None:
         parts["tokenizer"] = Path(tokenizer)
     return _described(content, folder, parts, folder.name, {})
@@ -127,11 +153,7 @@ def _own(folder: Path, tokenizer: str | Path | None) -> Source:
 def _described(
     content: Mapping[str, Any], folder: Path, parts: Mapping[str, Path], name: str, defaults: Mapping[str, Any]
 ) -> Source:
-    """A model that the ``config.json`` of a folder describes.
-
-    Args:
-        name, defaults: where it does not say.
-    """
+    """A model that the ``config.json`` of a folder describes; name and defaults are for where it does not say."""
     family, path = FAMILIES[content["family"]], folder / CONFIG
     with describing(path):
         config = family.config(content["model"])

@@ -1,4 +1,4 @@
-"""Rewriting a checkpoint as a model folder of the project's own: safetensors files with a configuration."""
+"""Writing model folders of the project's own: ``config.json``, and a safetensors file, or shards, per part."""
 
 from __future__ import annotations
 
@@ -7,21 +7,77 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from stepvar.checkpoints.folders import write_config
+from stepvar.checkpoints.int8 import pack
 from stepvar.checkpoints.loading import meta_modules, open_part
 from stepvar.checkpoints.reading import INDEX_SUFFIX, Weights
-from stepvar.checkpoints.sources import find_source
+from stepvar.checkpoints.sources import CONFIG, find_source
 from stepvar.errors import OutputError, UsageError
-from stepvar.utils.files import atomic_folder
+from stepvar.models.registry import family_of_model
+from stepvar.utils.files import atomic_folder, atomic_path, write_text
 
-SHARD_BYTES = 4_000_000_000
-"""Most bytes of weights in one file; a part that has more is split."""
+
+def write_config(
+    folder: Path,
+    family: str,
+    name: str,
+    model: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    text_encoder: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the ``config.json`` of a model folder, whole or not at all."""
+    config: dict[str, Any] = {"family": family, "name": name, "model": dict(model)}
+    if text_encoder is not None:
+        config["text_encoder"] = dict(text_encoder)
+    config["defaults"] = dict(defaults)
+    write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+
+
+def save_model(
+    folder: Path,
+    name: str,
+    model: Any,
+    text_encoder: nn.Module | None,
+    text_config: Mapping[str, Any] | None,
+    defaults: Mapping[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Writes a folder that :func:`~stepvar.checkpoints.load_model` reads; each file whole or not at all.
+
+    Args:
+        model: of any family.
+        text_encoder: an encoder of the model's own; None where it has none, or a public one.
+        text_config: the arguments that made the encoder.
+        defaults: sampling settings to use where the caller gives none.
+
+    Raises:
+        UsageError: if the model is of no family.
+        OutputError: if the folder cannot be written.
+    """
+    family = family_of_model(model)
+    parts: dict[str, nn.Module] = {part: getattr(model, part) for part in family.parts}
+    if text_encoder is not None:
+        parts["text_encoder"] = text_encoder
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, module in parts.items():
+        save_weights(folder / f"{part}.safetensors", module.state_dict(), dtype)
+    write_config(folder, family.name, name, model.config.to_dict(), defaults, text_config)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, packed: bool = False) -> None:
+    """Writes tensors in ``dtype`` (or packed to eight bits) to a safetensors file, whole or not at all."""
+    if packed:
+        stored = pack(weights, dtype)
+    else:
+        stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary)
 
 
 def convert_model(
@@ -32,7 +88,7 @@ def convert_model(
     dtype: torch.dtype | None = None,
     tokenizer: str | Path | None = None,
     progress: Callable[[int], object] = lambda count: None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = 4_000_000_000,
 ) -> Path:
     """Writes a folder that :func:`~stepvar.checkpoints.load_model` reads, whole or not at all.
 
@@ -43,7 +99,7 @@ def convert_model(
         out: the folder; it must not exist.
         dtype: type of the weights; None: as each is stored.
         progress: called with the number of all tensors for each one written.
-        shard_bytes: most bytes of weights in one file.
+        shard_bytes: most bytes of weights in one file; a part that has more is split.
 
     Returns:
         The folder.
