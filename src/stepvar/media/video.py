@@ -46,11 +46,7 @@ class Video:
 
     @classmethod
     def of_images(cls, images: Iterable[Image.Image], fps: float = FPS) -> Video:
-        """From images of one size.
-
-        Raises:
-            UsageError: if there are none, or of different sizes.
-        """
+        """From images of one size; a UsageError if there are none, or of different sizes."""
         frames = [np.asarray(image.convert("RGB")) for image in images]
         if len({frame.shape for frame in frames}) != 1:
             sizes = sorted({f"{frame.shape[1]}x{frame.shape[0]}" for frame in frames})

@@ -24,14 +24,11 @@ ENCODERS = ("libx264", "libopenh264", "mpeg4")
 """Those of MP4, the first that PyAV was built with is taken: H.264 twice, then its predecessor."""
 
 PIXELS = ("yuv420p", "yuv444p")
-SUFFIXES = (".mp4", ".gif")
 FPS = 16.0
 """Frames per second where nothing says otherwise: the rate of the InfinityStar models."""
 
 GIF_MAX_FPS = 50.0
 """GIF counts in hundredths of a second, and players slow down what is shorter than two."""
-
-_BT709 = 1
 
 
 def check_video_path(path: Path) -> None:
@@ -44,7 +41,7 @@ def check_video_path(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix == ".mp4":
         _encoder()
-    elif suffix and suffix not in SUFFIXES:
+    elif suffix not in (".gif", ""):
         raise UsageError(f"{path}: videos end in .mp4 or .gif; a name without an ending is a folder of PNG files")
     if not suffix and path.exists():
         raise OutputError(f"{path}: exists; choose another folder or remove it first")
@@ -88,14 +85,10 @@ def _av() -> Any:
 
 def _encoder() -> str:
     """The best encoder of MP4 that there is."""
-    av = _av()
-    for name in ENCODERS:
-        try:
-            av.Codec(name, "w")
-        except ValueError:  # PyAV's error for an unknown codec is one
-            continue
-        return name
-    raise UsageError("MP4: this PyAV was built without an encoder for it; save as .gif or to a folder")
+    built = [name for name in ENCODERS if name in _av().codecs_available]
+    if not built:
+        raise UsageError("MP4: this PyAV was built without an encoder for it; save as .gif or to a folder")
+    return built[0]
 
 
 def _write_mp4(
@@ -120,7 +113,7 @@ def _write_mp4(
             stream.pix_fmt = pixels
             # Files that do not say it are guessed at by their size.
             context = stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
             context.color_range = 1  # "limited", as everywhere in video
             for frame in frames:
                 image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
