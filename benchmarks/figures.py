@@ -15,7 +15,7 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.noise import SeededNoise
 from stepvar.core.tokens import TokenMap
 from stepvar.evaluation.comparison import compare
-from stepvar.evaluation.scene_scores.grammar import caption, held_out_scenes
+from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
 from stepvar.generation import generate
 from stepvar.media.sheets import contact_sheet, difference, kept_overlay, save_png
 from stepvar.methods import HighPass, Method, Random, SkipLast, StepVAR

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stepvar.evaluation.scene_scores.clips.grammar import clip_caption, held_out_clips
+from stepvar.evaluation.scenes.clips.grammar import clip_caption, held_out_clips
 from stepvar.media.sheets import contact_sheet, save_png
 from stepvar.media.video import Video
 from stepvar.methods import StepVAR

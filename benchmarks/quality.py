@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks import command_line
 from stepvar.evaluation.drawing import DENSE, Sampling, draw
 from stepvar.evaluation.scene_scores import accuracies, judge_pictures, load_judge
-from stepvar.evaluation.scene_scores.grammar import Scene, caption, held_out_scenes
-from stepvar.evaluation.scene_scores.judge import Judge
+from stepvar.evaluation.scenes.grammar import Scene, caption, held_out_scenes
+from stepvar.evaluation.scenes.judge import Judge
 from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
 

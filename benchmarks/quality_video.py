@@ -20,9 +20,9 @@ from stepvar.evaluation.clips import judge_videos, load_clip_judge
 from stepvar.evaluation.drawing import DENSE, Candidate, Sampling, draw, noise_floor
 from stepvar.evaluation.metrics import high_frequency_share, psnr
 from stepvar.evaluation.scene_scores import accuracies
-from stepvar.evaluation.scene_scores.clips.grammar import Clip, clip_caption, held_out_clips
-from stepvar.evaluation.scene_scores.clips.judge import ClipJudge
-from stepvar.evaluation.scene_scores.clips.render import render_clips
+from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, held_out_clips
+from stepvar.evaluation.scenes.clips.judge import ClipJudge
+from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.evaluation.video import flicker
 from stepvar.methods import make_method
 from stepvar.models.infinity_star.codes import quantise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -15,12 +15,13 @@ from stepvar.conformance.infinity_star import RecordingStar
 from stepvar.conformance.recording import RecordingModel, State
 from stepvar.conformance.var import RecordingVAR
 from stepvar.conformance.weights import fill_by_rule, hart_weight, star_weight
-from stepvar.core.plan import Plan, Step
 from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.report import Recorder
+from stepvar.core.stack import Sublayer, SublayerRef
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.generation import generate
-from stepvar.methods import Dense, Method
-from stepvar.methods.base import SublayerRef
+from stepvar.methods import Method
 from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.hart.model import HARTState
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
@@ -153,10 +154,10 @@ def make_text(lengths: Sequence[int], first: int = 0, channels: int = TINY.text_
     return TextFeatures(rows, tuple(lengths))
 
 
-def make_plan(schedule: ScaleSchedule, guidance: float | Sequence[float] = 3.0, **settings: Any) -> Plan:
+def make_settings(schedule: ScaleSchedule, guidance: float | Sequence[float] = 3.0, **settings: Any) -> Settings:
     scales = len(schedule)
     values = tuple(guidance) if isinstance(guidance, Sequence) else (float(guidance),) * scales
-    return Plan(schedule, values, (1.0,) * scales, **settings)
+    return Settings(schedule, values, (1.0,) * scales, **settings)
 
 
 @dataclass
@@ -165,7 +166,16 @@ class Drawn(Generic[State]):
 
     record: dict[str, Tensor]
     state: State
-    steps: list[Step]
+    plan: Plan
+    selections: Mapping[int, Sequence[Tensor]]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.plan.steps
+
+    def kept(self, step: Step) -> Sequence[Tensor]:
+        """What a method kept at a pass: (R, K) for each selection."""
+        return self.selections.get(step.index, ())
 
     @property
     def bits(self) -> list[Tensor]:
@@ -189,7 +199,7 @@ class Drawn(Generic[State]):
 
 def draw(
     model: Infinity,
-    plan: Plan,
+    settings: Settings,
     method: Method | None = None,
     text: TextFeatures | None = None,
     negative: TextFeatures | None = None,
@@ -198,19 +208,19 @@ def draw(
     """Generates; image i has the seed ``first + i``."""
     text = text or make_text((5,), first)
     recording = RecordingInfinity(model, {})
-    return _draw(recording, TextCondition(text, negative), len(text), plan, method, first)
+    return _draw(recording, TextCondition(text, negative), len(text), settings, method, first)
 
 
 def draw_classes(
-    model: VAR, plan: Plan, method: Method | None = None, labels: Sequence[int] = (3,), first: int = 0
+    model: VAR, settings: Settings, method: Method | None = None, labels: Sequence[int] = (3,), first: int = 0
 ) -> Drawn[VARState]:
     """Generates; image i has the seed ``first + i``."""
-    return _draw(RecordingVAR(model, {}), ClassCondition(tuple(labels)), len(labels), plan, method, first)
+    return _draw(RecordingVAR(model, {}), ClassCondition(tuple(labels)), len(labels), settings, method, first)
 
 
 def draw_video(
     model: InfinityStar,
-    plan: Plan,
+    settings: Settings,
     method: Method | None = None,
     text: TextFeatures | None = None,
     negative: TextFeatures | None = None,
@@ -219,24 +229,29 @@ def draw_video(
     """Generates; video i has the seed ``first + i``."""
     text = text or make_text((5,), first)
     recording = RecordingStar(model, {})
-    return _draw(recording, VideoCondition(text, negative), len(text), plan, method, first)
+    return _draw(recording, VideoCondition(text, negative), len(text), settings, method, first)
 
 
 def draw_context(
-    model: HART, plan: Plan, method: Method | None = None, text: ContextFeatures | None = None, first: int = 0
+    model: HART, settings: Settings, method: Method | None = None, text: ContextFeatures | None = None, first: int = 0
 ) -> Drawn[HARTState]:
     """Generates; image i has the seed ``first + i``."""
     text = text or make_context((3,), first)
-    return _draw(RecordingHART(model, {}), text, len(text), plan, method, first)
+    return _draw(RecordingHART(model, {}), text, len(text), settings, method, first)
 
 
 def _draw(
-    model: RecordingModel[Any, State], condition: Any, samples: int, plan: Plan, method: Method | None, first: int
+    model: RecordingModel[Any, State],
+    condition: Any,
+    samples: int,
+    settings: Settings,
+    method: Method | None,
+    first: int,
 ) -> Drawn[State]:
-    steps: list[Step] = []
-    noise, method = SeededNoise(range(first, first + samples)), method or Dense()
-    state = generate(model, condition, samples, plan, method, noise, on_scale_end=lambda step, _: steps.append(step))
-    return Drawn(model.record, state, steps)
+    noise, method, recorder = SeededNoise(range(first, first + samples)), method or Method(), Recorder()
+    plan = method.plan(settings, model.info, samples)
+    state = generate(model, condition, plan, method, noise, recorder=recorder)
+    return Drawn(model.record, state, plan, recorder.selections)
 
 
 @dataclass(frozen=True)
@@ -245,7 +260,7 @@ class Watch(Method):
 
     seen: dict[tuple[int, int, str], TokenMap] = field(default_factory=dict)
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
+    def run_sublayer(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: Any) -> Tensor:
         self.seen[(step.index, ref.layer, ref.name)] = tokens
         return run(tokens)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stepvar.core.tokens import ScaleSchedule
-from stepvar.evaluation.scene_scores.grammar import caption, sample_training_scene
-from stepvar.evaluation.scene_scores.render import render
+from stepvar.evaluation.scenes.grammar import caption, sample_training_scene
+from stepvar.evaluation.scenes.render import render
 from training.presets import RATIOS
 
 

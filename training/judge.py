@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.evaluation.scene_scores.grammar import BACKGROUNDS, RELATIONS, Scene, held_out_scenes, sample_training_scene
-from stepvar.evaluation.scene_scores.judge import ATTRIBUTES, RELATION_SLOTS, SLOTS, WORDS, Judge, judge_scenes
-from stepvar.evaluation.scene_scores.render import layouts, render
+from stepvar.evaluation.scenes.grammar import BACKGROUNDS, RELATIONS, Scene, held_out_scenes, sample_training_scene
+from stepvar.evaluation.scenes.judge import ATTRIBUTES, RELATION_SLOTS, SLOTS, WORDS, Judge, judge_scenes
+from stepvar.evaluation.scenes.render import layouts, render
 from stepvar.utils.device import to_device_async
 
 from .degrade import degrade

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import save_weights
-from stepvar.evaluation.scene_scores.grammar import Scene, caption, parse, sample_training_scene
-from stepvar.evaluation.scene_scores.judge import RELATION_SLOTS, SLOTS, WORDS
+from stepvar.evaluation.scenes.grammar import Scene, caption, parse, sample_training_scene
+from stepvar.evaluation.scenes.judge import RELATION_SLOTS, SLOTS, WORDS
 from stepvar.text import WordEncoder
 from training.loop import Progress, command_line, learning_rate, write_card
 from training.presets import PRESETS, Preset

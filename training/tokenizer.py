@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module, read_weights, save_weights
 from stepvar.core.tokens import ScaleSchedule
-from stepvar.evaluation.scene_scores.grammar import held_out_scenes
-from stepvar.evaluation.scene_scores.render import render
+from stepvar.evaluation.scenes.grammar import held_out_scenes
+from stepvar.evaluation.scenes.render import render
 from stepvar.models.infinity import schedule_for
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from training.data import SceneSource

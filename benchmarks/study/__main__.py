@@ -26,7 +26,7 @@ from stepvar.errors import OutputError, UsageError
 from stepvar.evaluation.costs import counted_flops
 from stepvar.evaluation.drawing import Sampling
 from stepvar.evaluation.scene_scores import load_judge
-from stepvar.evaluation.scene_scores.grammar import caption, held_out_scenes
+from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
 from stepvar.methods import Dense, Method
 from stepvar.pipeline import Pipeline
 

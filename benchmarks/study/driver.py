@@ -17,9 +17,9 @@ from stepvar.evaluation.distribution import Moments, squared_discrepancy
 from stepvar.evaluation.drawing import DENSE, Batch, Candidate, Drawn
 from stepvar.evaluation.metrics import high_frequency_energy, high_frequency_share, psnr, ssim
 from stepvar.evaluation.scene_scores import CATEGORIES, Judged, Questions, judge_batch
-from stepvar.evaluation.scene_scores.grammar import Scene, caption
-from stepvar.evaluation.scene_scores.judge import Judge
-from stepvar.evaluation.scene_scores.render import render
+from stepvar.evaluation.scenes.grammar import Scene, caption
+from stepvar.evaluation.scenes.judge import Judge
+from stepvar.evaluation.scenes.render import render
 from stepvar.pipeline import Pipeline
 
 EQUAL = 99.0

@@ -20,7 +20,7 @@ from benchmarks.study.candidates import ABLATED, entries
 from benchmarks.study.driver import Driver
 from stepvar.evaluation.drawing import Sampling
 from stepvar.evaluation.scene_scores import load_judge
-from stepvar.evaluation.scene_scores.grammar import held_out_scenes
+from stepvar.evaluation.scenes.grammar import held_out_scenes
 from stepvar.evaluation.statistics import percentiles
 from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text

@@ -26,7 +26,7 @@ from benchmarks.study.gallery import save_jpeg
 from benchmarks.study.storage import Study, joined
 from stepvar.evaluation.distribution import frechet_distance
 from stepvar.evaluation.scene_scores import CATEGORIES, Questions
-from stepvar.evaluation.scene_scores.grammar import held_out_scenes
+from stepvar.evaluation.scenes.grammar import held_out_scenes
 from stepvar.evaluation.statistics import Interval, bootstrap, paired, percentiles
 from stepvar.utils.files import write_text
 

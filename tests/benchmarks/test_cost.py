@@ -15,7 +15,7 @@ from stepvar.cost.device import DeviceRates
 from stepvar.cost.planner import fit
 from stepvar.methods import Method, SkipLast, StepVAR
 from stepvar.models.registry import FAMILIES
-from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_VAR, make_plan
+from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_VAR, make_settings
 
 CONFIGS: dict[str, Any] = {"infinity": TINY, "var": TINY_VAR, "hart": TINY_HART, "infinity_star": TINY_STAR}
 RATES = DeviceRates(products=((1, 1e9), (64, 4e9)), attention=2e9, bandwidth=1e10, launch=1e-6)
@@ -23,7 +23,7 @@ RATES = DeviceRates(products=((1, 1e9), (64, 4e9)), attention=2e9, bandwidth=1e1
 
 def tiny_drawing(family: str, dtype: torch.dtype = torch.float32) -> Drawing:
     model = random_model(FAMILIES[family], CONFIGS[family], torch.device("cpu"), dtype)
-    plan = make_plan(CLIPS if FAMILIES[family].draws_video else SQUARE)
+    plan = make_settings(CLIPS if FAMILIES[family].draws_video else SQUARE)
     return Drawing("tiny", model, subject_of(model, plan).encode(), plan, decode=True)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from stepvar.checkpoints import save_model
 from stepvar.cli import main
-from stepvar.evaluation.scene_scores.grammar import SYNONYMS, VOCABULARY
+from stepvar.evaluation.scenes.grammar import SYNONYMS, VOCABULARY
 from stepvar.models.infinity import Infinity, InfinityConfig, TokenizerConfig
 from stepvar.text import WordEncoder
 

@@ -10,7 +10,7 @@ import torch
 
 from stepvar.checkpoints import save_model
 from stepvar.evaluation import clips
-from stepvar.evaluation.scene_scores.clips.judge import HEADS, ClipJudge
+from stepvar.evaluation.scenes.clips.judge import HEADS, ClipJudge
 from stepvar.models.infinity_star import InfinityStar
 from stepvar.text import WordEncoder
 from tests.cli.conftest import Run

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from stepvar.core.report import Recorder
 from stepvar.core.noise import SeededNoise
+from stepvar.core.report import Recorder
 from stepvar.cost.forecast import forecast
 from stepvar.generation import generate
 from stepvar.methods import Method, StepVAR, make_method
 from stepvar.models.infinity_star import VideoCondition
 from stepvar.models.registry import FAMILIES
-from tests.helpers import CLIPS, make_plan, make_star, make_text
+from tests.helpers import CLIPS, make_settings, make_star, make_text
 
 
 def numbers(out: str, first: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_local_models_and_mistakes(run: Any, shared_model: Path) -> None:
 
 @pytest.mark.parametrize("method", [make_method("dense"), StepVAR(keep=0.3), make_method("skip-last")], ids=str)
 def test_what_is_planned_is_what_runs(method: Method) -> None:
-    model, plan, recorder = make_star(), make_plan(CLIPS, (3.0, *(1.0,) * 8, *(2.0,) * 4)), Recorder()
+    model, plan, recorder = make_star(), make_settings(CLIPS, (3.0, *(1.0,) * 8, *(2.0,) * 4)), Recorder()
     condition = VideoCondition(make_text((5, 3)))
     generate(model, condition, 2, plan, method, SeededNoise(range(2)), recorder)
     report = recorder.report("tiny", str(method), 2, model.dtype)

@@ -18,7 +18,7 @@ from stepvar.cost.store import cache_file, cache_folder, kept
 from stepvar.methods import SkipLast, StepVAR
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
-from tests.helpers import SQUARE, WIDE, make_plan
+from tests.helpers import SQUARE, WIDE, make_settings
 from tests.methods.families import ROWS, FamilyRow
 
 RATES = DeviceRates(products=((1, 1e9), (64, 4e9)), attention=2e9, bandwidth=1e10, launch=1e-6)
@@ -99,7 +99,7 @@ def test_device_key_says_what_rates_depend_on(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("layers", [1, 3, 4])
 def test_profiles_have_the_time_of_every_pass(tiny_model: Infinity, layers: int) -> None:
-    of = subject_of(tiny_model, make_plan(WIDE), samples=2)
+    of = subject_of(tiny_model, make_settings(WIDE), samples=2)
     steps: list[None] = []
     profile = measure_profile(of, layers, lambda: steps.append(None))
     assert list(profile.stack) == list(profile.thinned) == list(profile.rest) == list(range(len(WIDE)))
@@ -117,19 +117,19 @@ def test_calibration_is_measured_once(tiny_var: VAR, monkeypatch: pytest.MonkeyP
         return measure_profile(of, layers, advance)
 
     monkeypatch.setattr(module, "measure_profile", measure)
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     first = calibrate(tiny_var, plan, progress=False)
     assert calibrate(tiny_var, plan, progress=False).profile == first.profile
     calibrate(tiny_var, plan, samples=2, progress=False)
     scales = calibrate(tiny_var, plan, scope="scales", progress=False)
-    calibrate(tiny_var, make_plan(SQUARE, guidance=1.0), progress=False)
+    calibrate(tiny_var, make_settings(SQUARE, guidance=1.0), progress=False)
     assert measured == [(1, True), (2, True), (1, False), (1, True)]
     assert scales.profile.decode == 0 < first.profile.decode
 
 
 @pytest.mark.usefixtures("known_device")
 def test_a_method_fits_a_model(tiny_model: Infinity) -> None:
-    plan = make_plan(WIDE)
+    plan = make_settings(WIDE)
     costs = calibrate(tiny_model, plan, scope="scales", progress=False).costs
     stages = StepVAR().stages(plan)
     asked = (costs.speedup(stages[0](0.2)) * costs.speedup(stages[0](1.0))) ** 0.5
@@ -142,7 +142,7 @@ def test_a_method_fits_a_model(tiny_model: Infinity) -> None:
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_every_family_can_be_measured_and_planned(row: FamilyRow) -> None:
     """Nothing here knows a family: what is counted is what runs, and a profile has all of its passes."""
-    model, plan = row.model(), make_plan(row.schedule)
+    model, plan = row.model(), make_settings(row.schedule)
     of = subject_of(model, plan, scope="scales")
     profile = measure_profile(of, 2, lambda: None)
     assert list(profile.stack) == list(plan.computed)

@@ -15,14 +15,14 @@ from stepvar.methods.compose import Compose
 from stepvar.methods.drop_guidance import DropGuidance
 from stepvar.models.blocks import tokens_seen
 from stepvar.models.work import Work
-from tests.helpers import SQUARE, WIDE, make_model, make_plan, make_var
+from tests.helpers import SQUARE, WIDE, make_model, make_settings, make_var
 
 RATES = DeviceRates(products=((1, 1e9), (64, 4e9)), attention=2e9, bandwidth=1e10, launch=1e-6)
 
 
 def costs_of(kind: str, **settings: Any) -> CostModel:
     model, schedule = (make_model(), WIDE) if kind == "infinity" else (make_var(), SQUARE)
-    return CostModel(model, make_plan(schedule), 1, RATES, **settings)
+    return CostModel(model, make_settings(schedule), 1, RATES, **settings)
 
 
 def profile_of(costs: CostModel, power: float = 1.0, fixed: float = 0.0) -> Profile:
@@ -98,7 +98,7 @@ def test_a_method_pays_for_itself() -> None:
 
 
 def test_tokens_seen_follow_what_passes_read() -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     assert tokens_seen(plan, 2, {0: [1, 1], 1: [4, 2], 2: [16, 8]}) == [21, 11]
     clips = replace(SQUARE, clips=(0, 0, 0, 1, 1), scales=(0, 1, 2, 0, 1), kv_scope="clip")
-    assert tokens_seen(make_plan(clips), 4, {0: [1], 1: [4], 2: [16], 3: [36], 4: [64]}) == [16 + 64]
+    assert tokens_seen(make_settings(clips), 4, {0: [1], 1: [4], 2: [16], 3: [36], 4: [64]}) == [16 + 64]

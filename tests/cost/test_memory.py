@@ -34,7 +34,7 @@ from tests.helpers import (
     make_context,
     make_hart,
     make_model,
-    make_plan,
+    make_settings,
     make_star,
     make_text,
     make_var,
@@ -55,8 +55,8 @@ METHODS = [
 def test_exact_parts_are_what_is_allocated(method: Method, dtype: torch.dtype, guidance: float) -> None:
     infinity, var = make_model(replace(TINY, patchify=True)).to(dtype), make_var().to(dtype)
     drawn: list[tuple[Any, Any, Any]] = [
-        (infinity, make_plan(WIDE, guidance), draw(infinity, make_plan(WIDE, guidance), method, make_text((5, 3)))),
-        (var, make_plan(SQUARE, guidance), draw_classes(var, make_plan(SQUARE, guidance), method, (1, 2))),
+        (infinity, make_settings(WIDE, guidance), draw(infinity, make_settings(WIDE, guidance), method, make_text((5, 3)))),
+        (var, make_settings(SQUARE, guidance), draw_classes(var, make_settings(SQUARE, guidance), method, (1, 2))),
     ]
     for model, plan, result in drawn:
         estimate = estimate_memory(model.config, plan, method, 2, dtype)
@@ -69,7 +69,7 @@ def test_exact_parts_are_what_is_allocated(method: Method, dtype: torch.dtype, g
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("guidance", [3.0, 1.0, 0.0])
 def test_exact_parts_with_text_in_the_first_scale(method: Method, dtype: torch.dtype, guidance: float) -> None:
-    model, plan = make_hart(replace(TINY_HART, depth=4)).to(dtype), make_plan(SQUARE, guidance)
+    model, plan = make_hart(replace(TINY_HART, depth=4)).to(dtype), make_settings(SQUARE, guidance)
     result = draw_context(model, plan, method, make_context((3, 5)))
     estimate = estimate_memory(model.config, plan, method, 2, dtype)
     assert estimate.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -88,7 +88,7 @@ HEAVY = {
 def test_peak_with_a_diffusion_head_is_near_the_formula(part: str, dtype: torch.dtype) -> None:
     config = replace(TINY_HART, width=256, heads=4, depth=1, **HEAVY[part])  # type: ignore[arg-type]
     model = make_hart(config).to(dtype)
-    plan = make_plan(model.schedule(), 3.0)
+    plan = make_settings(model.schedule(), 3.0)
     text = make_context((3,), config=config)
     peak = live_peak(lambda: generate(model, text, 1, plan, Dense(), SeededNoise((0,))))
     estimate = estimate_memory(config, plan, Dense(), 1, dtype)
@@ -100,7 +100,7 @@ def test_peak_with_a_diffusion_head_is_near_the_formula(part: str, dtype: torch.
 )
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_exact_parts_of_a_video(method: Method, guidance: float) -> None:
-    model, plan = make_star().to(torch.bfloat16), make_plan(CLIPS, guidance)
+    model, plan = make_star().to(torch.bfloat16), make_settings(CLIPS, guidance)
     result = draw_video(model, plan, method, make_text((5, 3)))
     estimate = estimate_memory(model.config, plan, method, 2, torch.bfloat16, text=5)
     assert estimate.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -111,7 +111,7 @@ def test_exact_parts_of_a_video(method: Method, guidance: float) -> None:
 def test_peak_of_a_video_is_near_the_formula(dtype: torch.dtype) -> None:
     config = replace(TINY_STAR, width=256, kv_heads=1, depth=2, block_chunks=2, clip_frames=4, latents=(5,))
     clips = clip_schedule([[(Grid(1, 2, 2), 1), (Grid(1, 24, 32), 1)], [(Grid(4, 2, 2), 1), (Grid(4, 24, 32), 1)]])
-    model, plan = make_star(config).to(dtype), make_plan(clips)
+    model, plan = make_star(config).to(dtype), make_settings(clips)
     condition = VideoCondition(make_text((5,)))
     peak = live_peak(lambda: generate(model, condition, 1, plan, Dense(), SeededNoise([0])))
     estimate = estimate_memory(config, plan, Dense(), 1, dtype, text=5)
@@ -122,7 +122,7 @@ def test_peak_of_a_video_is_near_the_formula(dtype: torch.dtype) -> None:
 def test_decoding_a_video_is_near_the_formula(tile: int | None) -> None:
     tokenizer = VideoTokenizerConfig((12, 24, 48, 48))
     config = replace(TINY_STAR, tokenizer=tokenizer, latents=(5,), clip_frames=4)
-    plan = make_plan(clip_schedule([[(Grid(1, 12, 16), 1)], [(Grid(4, 12, 16), 1)]]))
+    plan = make_settings(clip_schedule([[(Grid(1, 12, 16), 1)], [(Grid(4, 12, 16), 1)]]))
     latent = torch.randn(1, 64, 5, 12, 16)
     model = VideoTokenizer(tokenizer)
     peak = live_peak(lambda: model.decode(latent, tile))
@@ -130,7 +130,7 @@ def test_decoding_a_video_is_near_the_formula(tile: int | None) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_advice() -> None:
-    plan = make_plan(schedule_for("1M", 1.0))
+    plan = make_settings(schedule_for("1M", 1.0))
     estimate = estimate_memory(CONFIGS["8b"], plan, Dense(), 1, torch.bfloat16)
     estimate.check(estimate.total, "the GPU")
     with pytest.raises(
@@ -144,13 +144,13 @@ def test_what_does_not_fit_is_refused_with_advice() -> None:
 
 
 def test_total_is_the_peak() -> None:
-    estimate = estimate_memory(TINY, make_plan(SQUARE), Dense(), 1)
+    estimate = estimate_memory(TINY, make_settings(SQUARE), Dense(), 1)
     stays = estimate.weights + estimate.cache + estimate.latent
     assert estimate.total == stays + max(estimate.activations, estimate.decode)
 
 
 def test_precision_batch_pruning_and_tiles_save() -> None:
-    plan = make_plan(schedule_for("1M", 1.0))
+    plan = make_settings(schedule_for("1M", 1.0))
     config = CONFIGS["2b"]
     full = estimate_memory(config, plan, Dense(), 1)
     half = estimate_memory(config, plan, Dense(), 1, torch.bfloat16)
@@ -168,17 +168,17 @@ def test_precision_batch_pruning_and_tiles_save() -> None:
 
 def test_every_released_size_has_an_estimate() -> None:
     for config in CONFIGS.values():
-        assert estimate_memory(config, make_plan(schedule_for(config.resolution, 1.5)), Dense(), 1).total > 0
+        assert estimate_memory(config, make_settings(schedule_for(config.resolution, 1.5)), Dense(), 1).total > 0
     for var in VAR_CONFIGS.values():
-        assert estimate_memory(var, make_plan(var.schedule), Dense(), 8, torch.float16).total > 0
+        assert estimate_memory(var, make_settings(var.schedule), Dense(), 8, torch.float16).total > 0
     with pytest.raises(UsageError, match="float64"):
-        estimate_memory(TINY_VAR, make_plan(SQUARE), Dense(), 1, torch.float64)
+        estimate_memory(TINY_VAR, make_settings(SQUARE), Dense(), 1, torch.float64)
 
 
 @pytest.mark.parametrize(("tile", "most"), [(None, 1.3), (16, 1.6)])
 def test_decoding_peak_is_near_the_formula(tile: int | None, most: float) -> None:
     model, latent = make_model(), torch.randn(1, TINY.tokenizer.code_bits, 64, 48)
-    plan = make_plan(WIDE)
+    plan = make_settings(WIDE)
     plan = replace(plan, schedule=replace(WIDE, grids=(*WIDE.grids[:-1], replace(WIDE.grids[-1], h=64, w=48))))
     peak = live_peak(lambda: model.tokenizer.decode(latent, tile))
     estimate = estimate_memory(model.config, plan, Dense(), 1, tile=tile).decode

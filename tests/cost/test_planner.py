@@ -15,7 +15,7 @@ from stepvar.methods.compose import Compose
 from stepvar.methods.drop_guidance import DropGuidance
 from stepvar.methods.pruning import FLOOR
 from stepvar.models.infinity import schedule_for
-from tests.helpers import make_plan
+from tests.helpers import make_settings
 
 DEPTH = 8
 
@@ -24,7 +24,7 @@ DEPTH = 8
 class TokenCosts:
     """A device on which time is tokens times branches, and a tenth of the dense time stays."""
 
-    plan: Plan = field(default_factory=lambda: make_plan(schedule_for("1M", 1.0)))
+    plan: Plan = field(default_factory=lambda: make_settings(schedule_for("1M", 1.0)))
     scope: Scope = "image"
 
     def seconds(self, method: Method) -> float:

@@ -11,19 +11,19 @@ from stepvar.evaluation.costs import Clock, counted_flops, match_cost, turns
 from stepvar.evaluation.noise import SHIFT, CachedNoise, RedrawnNoise
 from stepvar.methods import Dense, FastVAR, Method, Random, StepVAR
 from stepvar.models.infinity import Infinity
-from tests.helpers import WIDE, draw, make_plan, make_text
+from tests.helpers import WIDE, draw, make_settings, make_text
 
 
 @pytest.mark.parametrize("method", [Dense(), StepVAR(keep=0.4, last=2), FastVAR((0.5, 0.5), 1, 1, 1)], ids=str)
 def test_counts_are_those_of_the_run(tiny_model: Infinity, method: Method) -> None:
-    plan = make_plan(WIDE)
+    plan = make_settings(WIDE)
     drawn = draw(tiny_model, plan, method, make_text((5,)))
     counted = counted_flops(tiny_model, plan, method, text=5)
     assert counted == drawn.state.flops
 
 
 def test_matched_methods_cost_what_was_asked(tiny_model: Infinity) -> None:
-    plan = make_plan(WIDE)
+    plan = make_settings(WIDE)
     dense = counted_flops(tiny_model, plan, Dense(), 5)
 
     def speedup(method: Method) -> float:

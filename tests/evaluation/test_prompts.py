@@ -9,8 +9,8 @@ import pytest
 
 from stepvar.errors import UsageError
 from stepvar.evaluation.prompts import load_prompts
-from stepvar.evaluation.scene_scores.clips.grammar import clip_caption, is_held_out_clip
-from stepvar.evaluation.scene_scores.grammar import caption, is_held_out
+from stepvar.evaluation.scenes.clips.grammar import clip_caption, is_held_out_clip
+from stepvar.evaluation.scenes.grammar import caption, is_held_out
 
 LINES = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stepvar.evaluation.scene_scores import CATEGORIES, Questions, judge_batch, load_judge
-from stepvar.evaluation.scene_scores.grammar import Scene, held_out_scenes
-from stepvar.evaluation.scene_scores.judge import SLOTS, WORDS, judge_scenes
-from stepvar.evaluation.scene_scores.render import render
+from stepvar.evaluation.scenes.grammar import Scene, held_out_scenes
+from stepvar.evaluation.scenes.judge import SLOTS, WORDS, judge_scenes
+from stepvar.evaluation.scenes.render import render
 
 
 def random_logits(scenes: list[Scene], seed: int) -> dict[str, torch.Tensor]:

@@ -16,13 +16,13 @@ from tests.helpers import (
     WIDE,
     draw,
     equal_everywhere,
-    make_plan,
+    make_settings,
 )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_images_can_be_decoded(tiny_model: Infinity, name: str) -> None:
-    drawn = draw(tiny_model, make_plan(WIDE), make_method(name))
+    drawn = draw(tiny_model, make_settings(WIDE), make_method(name))
     pixels = tiny_model.decode(drawn.state)
     assert pixels.shape == (1, 3, 2 * 6, 2 * 9)
     assert pixels.abs().max() <= 1 and pixels.std() > 0.01
@@ -47,7 +47,7 @@ def test_unknown_names_and_settings_say_what_exists() -> None:
 
 @pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
 def test_skipping_scales_shifts_no_draw(tiny_model: Infinity, schedule: ScaleSchedule) -> None:
-    plan = make_plan(schedule)
+    plan = make_settings(schedule)
     dense, short = draw(tiny_model, plan, Dense()), draw(tiny_model, plan, SkipLast(2))
     assert len(short.steps) == len(schedule) - 2
     assert equal_everywhere(short.bits, dense.bits[:-2])
@@ -63,4 +63,4 @@ def test_skipping_needs_something_to_run() -> None:
     with pytest.raises(UsageError, match="count=0"):
         SkipLast(0)
     with pytest.raises(UsageError, match=r"count=5: the schedule runs 5 scales; skip fewer"):
-        SkipLast(5).edit(make_plan(SQUARE))
+        SkipLast(5).edit(make_settings(SQUARE))

@@ -10,7 +10,7 @@ import torch
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR
 from stepvar.models.infinity import Infinity
-from tests.helpers import SQUARE, draw, make_plan
+from tests.helpers import SQUARE, draw, make_settings
 
 SMALL: dict[str, Any] = {"prune": (0.25, 0.5), "skip": 1, "blocks_before": 1, "blocks_after": 1}
 
@@ -32,13 +32,13 @@ def test_wrong_settings_are_named(settings: dict, said: str) -> None:
 
 
 def test_too_short_a_schedule_is_refused() -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     with pytest.raises(UsageError, match="one of them unpruned"):
         FastVAR(prune=(0.5,) * len(plan.schedule), skip=0).edit(plan)
 
 
 def test_scales_tokens_and_blocks(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     drawn = draw(tiny_model, plan, FastVAR(**SMALL))
     scales = len(plan.schedule)
     assert len(drawn.steps) == scales - 1
@@ -53,6 +53,6 @@ def test_scales_tokens_and_blocks(tiny_model: Infinity) -> None:
 
 
 def test_nothing_pruned_and_nothing_skipped_is_dense(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     dense, same = draw(tiny_model, plan), draw(tiny_model, plan, FastVAR(prune=(0.0,), skip=0, blocks_before=0))
     assert all(torch.equal(a, b) for a, b in zip(dense.logits, same.logits, strict=True))

@@ -14,7 +14,7 @@ from stepvar.methods.drop_guidance import Branch
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
 from stepvar.text import TextFeatures
-from tests.helpers import SQUARE, Drawn, draw, draw_classes, equal_everywhere, make_plan, make_text
+from tests.helpers import SQUARE, Drawn, draw, draw_classes, equal_everywhere, make_settings, make_text
 
 
 def families(infinity: Infinity, var: VAR) -> list[tuple[Callable[..., Drawn[Any]], Any]]:
@@ -24,9 +24,9 @@ def families(infinity: Infinity, var: VAR) -> list[tuple[Callable[..., Drawn[Any
 @pytest.mark.parametrize("last", [1, 3])
 def test_the_conditional_branch_goes_on_alone(tiny_model: Infinity, tiny_var: VAR, last: int) -> None:
     for drawing, model in families(tiny_model, tiny_var):
-        dense = drawing(model, make_plan(SQUARE))
-        dropped = drawing(model, make_plan(SQUARE), DropGuidance(last=last))
-        by_hand = drawing(model, make_plan(SQUARE, (3.0,) * (5 - last) + (1.0,) * last))
+        dense = drawing(model, make_settings(SQUARE))
+        dropped = drawing(model, make_settings(SQUARE), DropGuidance(last=last))
+        by_hand = drawing(model, make_settings(SQUARE, (3.0,) * (5 - last) + (1.0,) * last))
         assert [step.branches for step in dropped.steps] == [2] * (5 - last) + [1] * last
         assert equal_everywhere(dropped.logits[:-last], dense.logits[:-last])
         assert equal_everywhere(dropped.logits, by_hand.logits)
@@ -37,9 +37,9 @@ def test_the_conditional_branch_goes_on_alone(tiny_model: Infinity, tiny_var: VA
 def test_the_unconditional_branch_goes_on_alone(tiny_model: Infinity, tiny_var: VAR, last: int) -> None:
     """It draws what guidance of 0 mixes, at half the work; every other part of the generation is the same."""
     for drawing, model in families(tiny_model, tiny_var):
-        dense = drawing(model, make_plan(SQUARE))
-        kept = drawing(model, make_plan(SQUARE), DropGuidance(last=last, branch="unconditional"))
-        mixed = drawing(model, make_plan(SQUARE, (3.0,) * (5 - last) + (1e-9,) * last))
+        dense = drawing(model, make_settings(SQUARE))
+        kept = drawing(model, make_settings(SQUARE), DropGuidance(last=last, branch="unconditional"))
+        mixed = drawing(model, make_settings(SQUARE, (3.0,) * (5 - last) + (1e-9,) * last))
         assert [step.branches for step in kept.steps] == [2] * (5 - last) + [1] * last
         assert [step.branches for step in mixed.steps] == [2] * 5
         assert {step.row_slice.start for step in kept.steps[-last:]} == {1}
@@ -50,31 +50,31 @@ def test_the_unconditional_branch_goes_on_alone(tiny_model: Infinity, tiny_var: 
 
 
 def test_the_unconditional_branch_is_drawn_from_where_the_other_must_run_too(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE, (3.0, 3.0, 0.0, 3.0, 3.0))
-    zero, tiny = draw(tiny_model, plan), draw(tiny_model, make_plan(SQUARE, (3.0, 3.0, 1e-9, 3.0, 3.0)))
+    plan = make_settings(SQUARE, (3.0, 3.0, 0.0, 3.0, 3.0))
+    zero, tiny = draw(tiny_model, plan), draw(tiny_model, make_settings(SQUARE, (3.0, 3.0, 1e-9, 3.0, 3.0)))
     assert [step.branches for step in zero.steps] == [2] * 5
     for one, other in zip(zero.logits, tiny.logits, strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
 
 
 def test_an_unconditional_generation_runs_one_branch(tiny_model: Infinity) -> None:
-    drawn = draw(tiny_model, make_plan(SQUARE, 0.0), text=make_text((5, 3)))
+    drawn = draw(tiny_model, make_settings(SQUARE, 0.0), text=make_text((5, 3)))
     assert [(step.branches, step.row_slice) for step in drawn.steps] == [(1, slice(2, 4))] * 5
     null = tiny_model.transformer.null_text((5, 3), 5)
-    by_hand = draw(tiny_model, make_plan(SQUARE, 1.0), text=TextFeatures(null, (5, 3)))
+    by_hand = draw(tiny_model, make_settings(SQUARE, 1.0), text=TextFeatures(null, (5, 3)))
     for one, other in zip(drawn.logits, by_hand.logits, strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
 
 
 def test_pruning_goes_on_with_the_branch_that_is_kept(tiny_model: Infinity) -> None:
-    drawn = draw(tiny_model, make_plan(SQUARE), Compose(HighPass(last=2), DropGuidance(branch="unconditional")))
+    drawn = draw(tiny_model, make_settings(SQUARE), Compose(HighPass(last=2), DropGuidance(branch="unconditional")))
     assert [step.branches for step in drawn.steps] == [2, 2, 2, 2, 1]
     cache = drawn.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys]
 
 
 def test_without_guidance_there_is_nothing_to_drop(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE, 1.0)
+    plan = make_settings(SQUARE, 1.0)
     for branch in get_args(Branch):
         dropped = draw(tiny_model, plan, DropGuidance(last=2, branch=branch))
         assert equal_everywhere(draw(tiny_model, plan).logits, dropped.logits)
@@ -87,7 +87,7 @@ def test_wrong_settings_are_named(tiny_model: Infinity) -> None:
     with pytest.raises(UsageError, match="branch='both': must be one of conditional, unconditional"):
         DropGuidance(branch="both")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="last=5: the schedule has 5 scales; drop guidance at fewer"):
-        DropGuidance(last=5).edit(make_plan(SQUARE))
+        DropGuidance(last=5).edit(make_settings(SQUARE))
     for parts in ((SkipLast(2), DropGuidance(last=2)), (DropGuidance(last=2), SkipLast(2))):
         with pytest.raises(UsageError, match=r"last=2: the last 2 scales are not run.*give at least 3"):
-            draw(tiny_model, make_plan(SQUARE), Compose(*parts))
+            draw(tiny_model, make_settings(SQUARE), Compose(*parts))

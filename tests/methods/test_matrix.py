@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder, Report
-from stepvar.core.noise import SeededNoise
 from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods import METHODS, Compose, Method, make_method
 from stepvar.methods.base import ModelInfo, RunBlocks, SublayerRef
 from stepvar.models.registry import FAMILIES
-from tests.helpers import equal_everywhere, make_plan
+from tests.helpers import equal_everywhere, make_settings
 from tests.methods.families import LENGTHS, ROWS, FamilyRow
 
 SMALLER: dict[str, dict[str, Any]] = {
@@ -129,7 +129,7 @@ def run(row: FamilyRow, plan: Plan, method: Method, places: Sequence[int]) -> Ge
 @pytest.mark.parametrize("case", CASES)
 def test_matrix(case: str, row: FamilyRow, guidance: str) -> None:
     method, (scale, places) = CASES[case](), GUIDANCE[guidance]
-    plan = make_plan(row.schedule, scale, cfg_layers=places, top_p=0.9)
+    plan = make_settings(row.schedule, scale, cfg_layers=places, top_p=0.9)
     batch = run(row, plan, method, range(len(LENGTHS)))
     check_counts(row, method.edit(plan), method, batch)
     assert all(logits.shape[0] == len(LENGTHS) and torch.isfinite(logits).all() for logits in batch.logits)
@@ -155,7 +155,7 @@ def check_counts(row: FamilyRow, plan: Plan, method: Method, drawn: Generation) 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.neutral is not None])
 def test_neutral_settings_are_dense_to_the_bit(name: str, row: FamilyRow) -> None:
-    plan = make_plan(row.schedule)
+    plan = make_settings(row.schedule)
     dense = run(row, plan, Method(), [0])
     neutral = run(row, plan, make_method(name, **(METHODS[name].neutral or {})), [0])
     assert equal_everywhere(dense.logits, neutral.logits) and torch.equal(dense.latent, neutral.latent)
@@ -167,14 +167,14 @@ def test_half_precision(row: FamilyRow) -> None:
     model = row.model.__wrapped__().bfloat16()  # type: ignore[attr-defined]
     row = replace(row, model=lambda: model)
     for case in CASES.values():
-        drawn = run(row, make_plan(row.schedule), case(), [0, 1])
+        drawn = run(row, make_settings(row.schedule), case(), [0, 1])
         assert torch.isfinite(drawn.latent).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_do_something(name: str) -> None:
     """Every method but dense changes the picture, and none computes more than dense generation."""
-    row, plan = ROWS[0], make_plan(ROWS[0].schedule)
+    row, plan = ROWS[0], make_settings(ROWS[0].schedule)
     dense, other = run(row, plan, Method(), [0]), run(row, plan, CASES[name](), [0])
     if name == "dense":
         assert torch.equal(dense.latent, other.latent)
@@ -188,11 +188,11 @@ def test_one_branch_alone_draws_what_guidance_would_mix(row: FamilyRow) -> None:
     """Guidance of all but 0 and 1 runs both branches and mixes next to nothing of the other one into the logits."""
     passes = range(len(row.schedule))
     for branch, almost in (("conditional", 1 + 1e-7), ("unconditional", 1e-7)):
-        mixed = make_plan(
+        mixed = make_settings(
             row.schedule, [almost if row.schedule.scales_from_end(index) == 1 else 3.0 for index in passes]
         )
         both = run(row, mixed, Method(), [0, 1])
-        alone = run(row, make_plan(row.schedule), make_method("drop-guidance", branch=branch), [0, 1])
+        alone = run(row, make_settings(row.schedule), make_method("drop-guidance", branch=branch), [0, 1])
         assert {step.branches for step in both.steps} == {2} and alone.steps[-1].branches == 1
         assert equal_everywhere(both.symbols, alone.symbols)
         for one, other in zip(both.logits, alone.logits, strict=True):
@@ -206,7 +206,7 @@ def test_every_family_is_here() -> None:
 
 def test_a_method_of_ones_own_composes_with_the_others() -> None:
     """What is not in the registry works as well: the seam asks for no name."""
-    row, plan = ROWS[0], make_plan(ROWS[0].schedule)
+    row, plan = ROWS[0], make_settings(ROWS[0].schedule)
     seen = Seen(make_method("stepvar"))
     drawn = run(row, plan, Compose(seen, make_method("drop-guidance")), [0])
     assert drawn.steps[-1].branches == 1 and seen.tokens == drawn.tokens

@@ -14,7 +14,7 @@ from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.methods import METHODS, Method, make_method
 from stepvar.methods.base import SublayerRef
 from stepvar.methods.restoration import RESTORATIONS
-from tests.helpers import CLIPS, WIDE, make_plan
+from tests.helpers import CLIPS, WIDE, make_settings
 from tests.methods.test_matrix import SMALLER
 
 DEPTH = 4
@@ -48,7 +48,7 @@ class Blocks:
 def test_everything_runs_without_numbers(case: str, schedule: ScaleSchedule) -> None:
     settings = dict(CASES[case])
     method = make_method(settings.pop("method"), **settings)
-    for step in method.edit(make_plan(schedule)).steps(2):
+    for step in method.edit(make_settings(schedule)).steps(2):
         tokens = TokenMap.dense(torch.empty(step.rows, step.grid.size, 8, device="meta"), step.grid)
         dense = method.run_stack(Blocks(method, step), tokens, step)
         assert dense.features.is_meta and dense.features.shape == tokens.features.shape

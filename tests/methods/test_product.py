@@ -28,7 +28,7 @@ from stepvar.methods.pruning import Pruning, Scope
 from stepvar.methods.restoration import RESTORATIONS, Anchors, Blend
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
-from tests.helpers import SQUARE, WIDE, draw, draw_classes, equal_everywhere, make_plan, make_text
+from tests.helpers import SQUARE, WIDE, draw, draw_classes, equal_everywhere, make_settings, make_text
 
 SELECTIONS = [name for name, method in METHODS.items() if issubclass(method, Pruning)]
 AS_FASTVAR: dict[str, Any] = {
@@ -45,7 +45,7 @@ AS_FASTVAR: dict[str, Any] = {
 def test_fastvar_is_one_point_of_the_product(tiny_model: Infinity, tiny_var: VAR, guidance: Any) -> None:
     fast = FastVAR(prune=(0.25, 0.5), skip=0, blocks_before=1, blocks_after=1)
     ours = MeanDistance(keep=(0.75, 0.5), **AS_FASTVAR)
-    plan, text = make_plan(SQUARE, guidance), make_text((5, 3))
+    plan, text = make_settings(SQUARE, guidance), make_text((5, 3))
     assert equal_everywhere(draw(tiny_model, plan, fast, text).logits, draw(tiny_model, plan, ours, text).logits)
     one, other = draw_classes(tiny_var, plan, fast, (3, 7)), draw_classes(tiny_var, plan, ours, (3, 7))
     assert equal_everywhere(one.logits, other.logits) and one.state.cache.lengths == other.state.cache.lengths
@@ -54,7 +54,7 @@ def test_fastvar_is_one_point_of_the_product(tiny_model: Infinity, tiny_var: VAR
 def test_fastvar_with_skipped_scales_is_too(tiny_model: Infinity) -> None:
     fast = FastVAR(prune=(0.25,), skip=1, blocks_before=1, blocks_after=1)
     ours = Compose(MeanDistance(keep=(0.75, 1.0), **AS_FASTVAR), SkipLast(1))
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     assert equal_everywhere(draw(tiny_model, plan, fast).logits, draw(tiny_model, plan, ours).logits)
 
 
@@ -63,7 +63,7 @@ def test_fastvar_with_skipped_scales_is_too(tiny_model: Infinity) -> None:
 @pytest.mark.parametrize("restore", RESTORATIONS)
 def test_every_restoring_at_every_depth(tiny_model: Infinity, restore: str, what: str, scope: str) -> None:
     method = make_method("stepvar", keep=(0.75, 0.5), restore=restore, propagate=what, scope=scope)
-    plan, text = make_plan(WIDE), make_text((5, 3))
+    plan, text = make_settings(WIDE), make_text((5, 3))
     drawn = draw(tiny_model, plan, method, text)
     assert all(torch.isfinite(logits).all() for logits in drawn.logits)
     cache = drawn.state.cache
@@ -84,14 +84,14 @@ def test_every_selection_with_every_restoring(tiny_var: VAR, name: str, restore:
         with pytest.raises(UsageError, match="anchors cover the map already"):
             make_method(name, restore=restore)
         return
-    drawn = draw_classes(tiny_var, make_plan(SQUARE), make_method(name, restore=restore), (3, 7))
+    drawn = draw_classes(tiny_var, make_settings(SQUARE), make_method(name, restore=restore), (3, 7))
     cache = drawn.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys] and min(cache.lengths) < SQUARE.size
     assert torch.isfinite(drawn.state.latent).all()
 
 
 def test_restorings_differ(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     drawn = {name: draw(tiny_model, plan, make_method("stepvar", restore=name)).logits[-1] for name in RESTORATIONS}
     blends = draw(tiny_model, plan, StepVAR(restore=Blend(2))).logits[-1]
     finer = draw(tiny_model, plan, StepVAR(restore=Anchors(2))).logits[-1]
@@ -103,8 +103,8 @@ def test_restorings_differ(tiny_model: Infinity) -> None:
 
 def test_anchors_are_always_kept() -> None:
     method = L2Norm(keep=0.01, restore=Anchors(4))
-    assert [method.count_at(step) for step in make_plan(SQUARE).steps(1)] == [1, 4, 16, 36, 4]
-    step = list(make_plan(SQUARE).steps(1))[-1]
+    assert [method.count_at(step) for step in make_settings(SQUARE).steps(1)] == [1, 4, 16, 36, 4]
+    step = list(make_settings(SQUARE).steps(1))[-1]
     scores = torch.arange(64.0).flip(0).unsqueeze(0)
     assert method.choose(scores, 6, step).tolist() == [[0, 1, 18, 22, 50, 54]]
     assert method.choose(torch.full((1, 64), float("nan")), 4, step).tolist() == [[18, 22, 50, 54]]
@@ -112,12 +112,12 @@ def test_anchors_are_always_kept() -> None:
 
 def test_cached_restoring_needs_something_to_cache(tiny_model: Infinity) -> None:
     with pytest.raises(UsageError, match="restore='cached': needs a scale that is not pruned"):
-        draw(tiny_model, make_plan(ScaleSchedule(SQUARE.grids[1:])), StepVAR(last=4, restore="cached"))
+        draw(tiny_model, make_settings(ScaleSchedule(SQUARE.grids[1:])), StepVAR(last=4, restore="cached"))
 
 
 def test_the_last_scale_that_is_not_pruned_is_cached(tiny_model: Infinity) -> None:
     """Also where pruned and other scales take turns; what is cached is the state or the update of the span."""
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     method = StepVAR(keep=(0.5, 1.0, 0.5), restore="cached", propagate="update")
     drawn = draw(tiny_model, plan, method)
     assert [len(step.selections) for step in drawn.steps] == [0, 0, 1, 0, 1]
@@ -128,7 +128,7 @@ def test_the_last_scale_that_is_not_pruned_is_cached(tiny_model: Infinity) -> No
 @pytest.mark.parametrize("method", [LatentDelta(last=4), SparseVAR(keep=(0.1,) * 4)], ids=str)
 def test_the_first_scale_has_nothing_before_it(tiny_model: Infinity, method: Pruning) -> None:
     with pytest.raises(UsageError, match=r"selects by the scale before.*prune at most the last 3 scales"):
-        draw(tiny_model, make_plan(ScaleSchedule(SQUARE.grids[1:])), method)
+        draw(tiny_model, make_settings(ScaleSchedule(SQUARE.grids[1:])), method)
 
 
 def test_texts_name_restorings() -> None:

@@ -12,7 +12,7 @@ from stepvar.methods import restoration
 from stepvar.methods.cached_features import CachedFeatures
 from stepvar.methods.propagation import nearest_kept, spread
 from stepvar.methods.restoration import RESTORATIONS, Anchors, Blend, Cached, Nearest, Restoration, cell_positions
-from tests.helpers import make_plan
+from tests.helpers import make_settings
 
 SIDES = st.sampled_from([1, 2, 3, 5, 7, 8, 11, 13])
 GRIDS = st.builds(Grid, st.sampled_from([1, 1, 2, 3]), SIDES, SIDES)
@@ -145,7 +145,7 @@ def test_anchors_stand_in_for_all_that_is_not_kept() -> None:
 
 @pytest.mark.parametrize("restoration", RESTORATIONS.values(), ids=RESTORATIONS)
 def test_restoring_from_every_token_changes_nothing(restoration: Restoration) -> None:
-    step = next(make_plan(ScaleSchedule.of([(3, 5)]), 1.0).steps(2))
+    step = next(make_settings(ScaleSchedule.of([(3, 5)]), 1.0).steps(2))
     everything, values = torch.arange(15).expand(2, -1), torch.randn(2, 15, 4)
     past = CachedFeatures(torch.randn(2, 15, 4), step.grid)
     restored = restoration.restore(values, restoration.sources(everything, step.grid), step, past)
@@ -153,7 +153,7 @@ def test_restoring_from_every_token_changes_nothing(restoration: Restoration) ->
 
 
 def test_cached_values_fill_what_is_not_kept() -> None:
-    first, second = make_plan(ScaleSchedule.of([(1, 2), (1, 4)]), 1.0).steps(1)
+    first, second = make_settings(ScaleSchedule.of([(1, 2), (1, 4)]), 1.0).steps(1)
     past = CachedFeatures.of(TokenMap.dense(torch.tensor([[[1.0], [2.0]]]), first.grid), first)
     kept = torch.tensor([[0, 2]])
     restored = RESTORATIONS["cached"].restore(

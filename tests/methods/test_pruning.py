@@ -26,14 +26,14 @@ from tests.helpers import (
     draw,
     draw_classes,
     equal_everywhere,
-    make_plan,
+    make_settings,
     make_text,
 )
 
 
 def late_step(branches: int = 2, samples: int = 1) -> Step:
     """The last scale, 8x8."""
-    plan = make_plan(SQUARE, guidance=3.0 if branches == 2 else 1.0)
+    plan = make_settings(SQUARE, guidance=3.0 if branches == 2 else 1.0)
     return list(plan.steps(samples))[-1]
 
 
@@ -103,7 +103,7 @@ def test_wrong_settings_of_the_scores(build: Callable[[], Pruning], message: str
 
 
 def counts(method: Pruning, plan_schedule: Any = SQUARE) -> list[int]:
-    return [method.count_at(step) for step in make_plan(plan_schedule).steps(1)]
+    return [method.count_at(step) for step in make_settings(plan_schedule).steps(1)]
 
 
 def test_one_number_prunes_the_late_scales() -> None:
@@ -124,14 +124,14 @@ def test_a_sequence_counts_from_the_end() -> None:
 def test_at_least_one_token_is_kept(tiny_model: Infinity) -> None:
     method = HighPass(keep=1e-9, last=5)
     assert counts(method) == [1] * 5
-    drawn = draw(tiny_model, make_plan(SQUARE), method)
+    drawn = draw(tiny_model, make_settings(SQUARE), method)
     assert [bits.shape[2:4] for bits in drawn.bits] == [(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)]
     assert all(torch.isfinite(logits).all() for logits in drawn.logits)
 
 
 @pytest.mark.parametrize("method", [HighPass(keep=1), StepVAR(keep=1.0, last=5, scope="block"), PCA(keep=(1.0, 1))])
 def test_keeping_everything_is_dense_to_the_bit(tiny_model: Infinity, method: Pruning) -> None:
-    plan = make_plan(WIDE)
+    plan = make_settings(WIDE)
     dense, kept = draw(tiny_model, plan), draw(tiny_model, plan, method)
     assert equal_everywhere(dense.logits, kept.logits)
     assert torch.equal(dense.state.latent, kept.state.latent)
@@ -139,7 +139,7 @@ def test_keeping_everything_is_dense_to_the_bit(tiny_model: Infinity, method: Pr
 
 
 def test_pruning_changes_late_scales_only(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     dense, pruned = draw(tiny_model, plan), draw(tiny_model, plan, HighPass(keep=0.5))
     assert equal_everywhere(dense.logits[:-1], pruned.logits[:-1])
     assert not torch.equal(dense.logits[-1], pruned.logits[-1])
@@ -175,7 +175,7 @@ def test_highest_scores_are_kept() -> None:
 
 def test_spans_leave_outer_blocks_dense(tiny_model: Infinity) -> None:
     method = WatchedHighPass(keep=0.5, blocks_before=1, blocks_after=2)
-    draw(tiny_model, make_plan(SQUARE), method)
+    draw(tiny_model, make_settings(SQUARE), method)
     for sublayer in ("self", "cross", "ffn"):
         assert [method.seen[(4, layer, sublayer)] for layer in range(4)] == [64, 32, 64, 64]
         assert [method.seen[(3, layer, sublayer)] for layer in range(4)] == [36] * 4
@@ -185,12 +185,12 @@ def test_spans_leave_outer_blocks_dense(tiny_model: Infinity) -> None:
     "outside", [{"blocks_before": 4}, {"blocks_after": 9}, {"blocks_before": 2, "blocks_after": 2}]
 )
 def test_empty_span_is_dense(tiny_model: Infinity, outside: dict[str, Any]) -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     assert equal_everywhere(draw(tiny_model, plan).logits, draw(tiny_model, plan, HighPass(keep=0.5, **outside)).logits)
 
 
 def test_scope_says_how_often_tokens_are_selected(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     once = draw(tiny_model, plan, HighPass(keep=0.5, blocks_before=1))
     each = draw(tiny_model, plan, HighPass(keep=0.5, blocks_before=1, scope="block"))
     assert [len(step.selections) for step in once.steps] == [0, 0, 0, 0, 1]
@@ -224,12 +224,12 @@ def test_separate_selections_follow_each_branch() -> None:
 
 def test_separate_needs_guidance_outside_the_stack(tiny_model: Infinity) -> None:
     method = HighPass(keep=0.5, branches="separate")
-    assert len(draw(tiny_model, make_plan(SQUARE), method).bits) == 5
+    assert len(draw(tiny_model, make_settings(SQUARE), method).bits) == 5
     for places in ((-2,), (0, -1)):
         with pytest.raises(UsageError, match=r"branches='separate'.*use 'shared'"):
-            draw(tiny_model, make_plan(SQUARE, cfg_layers=places), method)
+            draw(tiny_model, make_settings(SQUARE, cfg_layers=places), method)
     # Without guidance nothing is mixed, and there is nothing to forbid.
-    assert len(draw(tiny_model, make_plan(SQUARE, 1.0, cfg_layers=(-2,)), method).bits) == 5
+    assert len(draw(tiny_model, make_settings(SQUARE, 1.0, cfg_layers=(-2,)), method).bits) == 5
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_separate_needs_guidance_outside_the_stack(tiny_model: Infinity) -> None
 )
 @pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
 def test_caches_are_filled_to_the_last_place(tiny_model: Infinity, schedule: Any, settings: dict[str, Any]) -> None:
-    drawn = draw(tiny_model, make_plan(schedule), StepVAR(**settings))
+    drawn = draw(tiny_model, make_settings(schedule), StepVAR(**settings))
     cache = drawn.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys]
     assert len(cache.lengths) == TINY.depth and min(cache.lengths) < schedule.size
@@ -261,7 +261,7 @@ def test_caches_are_filled_to_the_last_place(tiny_model: Infinity, schedule: Any
     ],
 )
 def test_absolute_positions_are_pruned_along(tiny_var: VAR, settings: dict[str, Any]) -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     dense = draw_classes(tiny_var, plan, labels=(3, 7))
     pruned = draw_classes(tiny_var, plan, StepVAR(**settings), labels=(3, 7))
     cache = pruned.state.cache
@@ -273,13 +273,13 @@ def test_absolute_positions_are_pruned_along(tiny_var: VAR, settings: dict[str, 
 
 
 def test_keeping_everything_is_dense_for_classes_too(tiny_var: VAR) -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     dense, kept = draw_classes(tiny_var, plan), draw_classes(tiny_var, plan, StepVAR(keep=1.0, last=5, scope="block"))
     assert equal_everywhere(dense.logits, kept.logits) and torch.equal(dense.state.latent, kept.state.latent)
 
 
 def test_random_choice_is_that_of_the_seed(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
+    plan = make_settings(SQUARE)
     batch = draw(tiny_model, plan, Random(keep=0.5), make_text(LENGTHS)).steps[-1].selections[0]
     alone = draw(tiny_model, plan, Random(keep=0.5)).steps[-1].selections[0]
     other = draw(tiny_model, plan, Random(keep=0.5, seed=1)).steps[-1].selections[0]

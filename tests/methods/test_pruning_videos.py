@@ -13,7 +13,7 @@ from stepvar.errors import UsageError
 from stepvar.methods import StepVAR, make_method
 from stepvar.methods.propagation import nearest_kept
 from stepvar.models.infinity_star import InfinityStar
-from tests.helpers import CLIPS, SQUARE, draw_video, equal_everywhere, make_plan, make_star, make_text
+from tests.helpers import CLIPS, SQUARE, draw_video, equal_everywhere, make_settings, make_star, make_text
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,12 @@ def star() -> InfinityStar:
 
 
 def last_step() -> Step:
-    return list(make_plan(CLIPS).steps(1))[-1]
+    return list(make_settings(CLIPS).steps(1))[-1]
 
 
 def test_every_frame_keeps_as_many(star: InfinityStar) -> None:
     method = StepVAR(keep=0.3, last=1, selection="frame", context_clips="pruned")
-    drawn = draw_video(star, make_plan(CLIPS), method, make_text((5, 3)))
+    drawn = draw_video(star, make_settings(CLIPS), method, make_text((5, 3)))
     (kept,) = drawn.steps[-1].selections
     assert method.count_at(drawn.steps[-1]) == 3 * round(0.3 * 24) == kept.shape[1]
     for row in kept:
@@ -60,14 +60,14 @@ def test_distances_in_time_follow_the_weight() -> None:
 
 
 def test_what_the_next_clip_sees_is_left_dense(star: InfinityStar) -> None:
-    plan = make_plan(CLIPS)
+    plan = make_settings(CLIPS)
     final = [max(step.index for step in plan.steps(1) if step.clip == clip) for clip in range(3)]
     for context_clips in ("dense", "pruned"):
         drawn = draw_video(star, plan, StepVAR(keep=0.5, last=1, context_clips=context_clips))
         pruned = {step.index for step in drawn.steps if step.selections}
         assert pruned == (set(final) if context_clips == "pruned" else {final[2]})
         assert [drawn.steps[index].is_context for index in final] == [True, True, False]
-    assert not any(step.is_context for step in make_plan(SQUARE).steps(1))
+    assert not any(step.is_context for step in make_settings(SQUARE).steps(1))
     with pytest.raises(UsageError, match="context_clips='all': must be one of dense, pruned"):
         StepVAR(context_clips="all")  # type: ignore[arg-type]
 
@@ -75,14 +75,14 @@ def test_what_the_next_clip_sees_is_left_dense(star: InfinityStar) -> None:
 @pytest.mark.parametrize("name", ["stepvar", "coverage", "random", "high-pass", "taper"])
 def test_methods_by_frame_draw(star: InfinityStar, name: str) -> None:
     method = make_method(name, selection="frame", temporal_weight=2.0)
-    drawn = draw_video(star, make_plan(CLIPS), method)
+    drawn = draw_video(star, make_settings(CLIPS), method)
     assert drawn.steps[-1].selections[0].shape[1] % 3 == 0
     assert torch.isfinite(star.decode(drawn.state)).all()
 
 
 def test_all_tokens_kept_is_dense(star: InfinityStar) -> None:
-    dense = draw_video(star, make_plan(CLIPS))
-    kept = draw_video(star, make_plan(CLIPS), StepVAR(keep=1.0, selection="frame", temporal_weight=3))
+    dense = draw_video(star, make_settings(CLIPS))
+    kept = draw_video(star, make_settings(CLIPS), StepVAR(keep=1.0, selection="frame", temporal_weight=3))
     assert equal_everywhere(dense.passes("logits"), kept.passes("logits"))
 
 

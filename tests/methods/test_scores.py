@@ -16,7 +16,7 @@ from stepvar.methods.scores import (
     texture_energy,
     top_tokens,
 )
-from tests.helpers import SQUARE, make_plan
+from tests.helpers import SQUARE, make_settings
 
 GRIDS = st.builds(Grid, st.integers(1, 3), st.integers(1, 7), st.integers(1, 7))
 
@@ -171,7 +171,7 @@ def test_broken_tokens_rank_first() -> None:
 
 
 def test_stepvar_adds_its_two_scores() -> None:
-    step = list(make_plan(SQUARE).steps(1))[-1]
+    step = list(make_settings(SQUARE).steps(1))[-1]
     tokens = TokenMap.dense(random(1, 64, 12), SQUARE[-1])
     texture, structure = HighPass().score(tokens, step), PCA().score(tokens, step)
     together = StepVAR(structure_weight=2.0, normalisation="max").score(tokens, step)

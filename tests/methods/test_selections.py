@@ -20,7 +20,7 @@ from stepvar.methods.pruning import Pruning
 from stepvar.methods.restoration import cell_positions
 from stepvar.methods.taper import factor
 from stepvar.models.infinity import Infinity
-from tests.helpers import SQUARE, WIDE, Watch, draw, make_plan
+from tests.helpers import SQUARE, WIDE, Watch, draw, make_settings
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ class Blocks:
 
 def kept_at_last(method: Pruning, maps: list[Tensor], schedule: ScaleSchedule) -> list[int]:
     """Which tokens of the last scale are kept when these maps (N, C) enter the blocks."""
-    steps = list(make_plan(schedule, 1.0).steps(1))
+    steps = list(make_settings(schedule, 1.0).steps(1))
     for step, features in zip(steps, maps, strict=True):
         method.run_stack(Blocks(), TokenMap.dense(features.unsqueeze(0), step.grid), step)
     return steps[-1].selections[0][0].tolist()
@@ -66,7 +66,7 @@ def test_latent_change_is_that_since_the_scale_before() -> None:
 
 def test_latent_change_sees_what_enters_the_blocks(tiny_model: Infinity) -> None:
     """Also for selections further up the stack."""
-    plan = make_plan(WIDE)
+    plan = make_settings(WIDE)
     watch = Watch()
     draw(tiny_model, plan, watch)
     inside = draw(tiny_model, plan, LatentDelta(last=1, blocks_before=2)).steps[-1].selections
@@ -87,7 +87,7 @@ def test_sparsevar_keeps_what_a_block_changed_at_the_scale_before() -> None:
 
 def test_sparsevar_fills_from_anchors() -> None:
     schedule = ScaleSchedule.of([(1, 8), (1, 8)])
-    steps = list(make_plan(schedule, 1.0).steps(1))
+    steps = list(make_settings(schedule, 1.0).steps(1))
     method = SparseVAR(keep=(0.5,))
     for step in steps:
         tokens = TokenMap.dense(10.0 * torch.arange(8.0).view(1, 8, 1), step.grid)
@@ -97,7 +97,7 @@ def test_sparsevar_fills_from_anchors() -> None:
 
 
 def test_sparsevar_goes_on_from_thinned_scales(tiny_model: Infinity) -> None:
-    drawn = draw(tiny_model, make_plan(SQUARE), SparseVAR(keep=(0.5, 0.5)))
+    drawn = draw(tiny_model, make_settings(SQUARE), SparseVAR(keep=(0.5, 0.5)))
     assert [len(step.selections) for step in drawn.steps] == [0, 0, 0, 1, 1]
     assert drawn.steps[-1].memo["block_error"].values.shape == (2, 64, 1)
 
@@ -108,7 +108,7 @@ def test_sparsevar_goes_on_from_thinned_scales(tiny_model: Infinity) -> None:
 )
 def test_the_measuring_block_exists(tiny_model: Infinity, method: SparseVAR, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        draw(tiny_model, make_plan(SQUARE), method)
+        draw(tiny_model, make_settings(SQUARE), method)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ SIDES = st.integers(1, 12)
 @given(st.builds(Grid, st.integers(1, 3), SIDES, SIDES), st.integers(1, 80), st.integers(0, 99))
 def test_coverage_bounds_the_distance_to_the_nearest_kept_token(grid: Grid, count: int, seed: int) -> None:
     count = min(count, grid.size)
-    step = Step(0, grid, 1, 1, 1, 1.0, 1.0, make_plan(ScaleSchedule((grid,)), 1.0))
+    step = Step(0, grid, 1, 1, 1, 1.0, 1.0, make_settings(ScaleSchedule((grid,)), 1.0))
     scores = torch.rand(2, grid.size, generator=torch.Generator().manual_seed(seed))
     scores[1] = torch.arange(grid.size)  # all high scores in one corner
     method = Coverage()
@@ -150,7 +150,7 @@ def test_the_best_of_each_cell_comes_first() -> None:
     assert lattice(grid, 2, CPU)[0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     assert cell_sides(Grid(5, 2, 2), 3) == (2, 2)
     assert cell_sides(Grid(2, 4, 4), 8) == (1, 2)
-    step = Step(0, grid, 1, 1, 1, 1.0, 1.0, make_plan(ScaleSchedule((grid,)), 1.0))
+    step = Step(0, grid, 1, 1, 1, 1.0, 1.0, make_settings(ScaleSchedule((grid,)), 1.0))
     scores = torch.tensor([[9.0, 8.0, 1.0, 2.0, 7.0, 6.0, 3.0, 0.0]])
     assert Coverage().choose(scores, 4, step).tolist() == [[0, 1, 4, 6]]
     assert StepVAR().choose(scores, 4, step).tolist() == [[0, 1, 4, 5]]
@@ -160,7 +160,7 @@ def test_the_best_of_each_cell_comes_first() -> None:
 @pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
 def test_taper_spreads_the_same_tokens(schedule: ScaleSchedule, taper: float) -> None:
     method = TaperedPruning(keep=0.5, last=3, taper=taper)
-    steps = list(make_plan(schedule).steps(1))
+    steps = list(make_settings(schedule).steps(1))
     counts = [method.count_at(step) for step in steps]
     even = [StepVAR(keep=0.5, last=3).count_at(step) for step in steps]
     assert abs(sum(counts) - sum(even)) <= 2
@@ -176,7 +176,7 @@ def test_taper_saturates_small_scales() -> None:
     # Half of 116 is 58: the smallest scale is whole, the others share what is left of it.
     assert factor([16, 36, 64], 0.5, 1.0) == pytest.approx(21.0)
     assert factor([4, 36, 64], 1.0, 0.5) * 64**-0.5 == pytest.approx(1.0)
-    counts = [TaperedPruning(keep=0.5, last=3, taper=1.0).count_at(step) for step in make_plan(SQUARE).steps(1)]
+    counts = [TaperedPruning(keep=0.5, last=3, taper=1.0).count_at(step) for step in make_settings(SQUARE).steps(1)]
     assert counts == [1, 4, 16, 21, 21]
     with pytest.raises(UsageError, match="taper=2"):
         TaperedPruning(taper=2)

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepvar.core.plan import Plan
 from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Plan
 from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.methods import Dense, DropGuidance, FastVAR, HighPass, Method, Random, SkipLast, StepVAR
-from stepvar.models.hart import HART, guidance_ramp, progress
+from stepvar.core.guidance import hold_last, linear_hold, relative_scales
+from stepvar.models.hart import HART
 from stepvar.models.hart.model import HARTState
 from stepvar.models.hart.rope import map_rotary, rotate_halves
 from stepvar.text import ContextFeatures
@@ -28,11 +29,11 @@ from tests.helpers import (
     equal_everywhere,
     make_context,
     make_hart,
-    make_plan,
+    make_settings,
 )
 from tests.models.hart_reference import Reference
 
-RAMP = guidance_ramp(4.5, len(SQUARE))
+RAMP = linear_hold(5.5, len(SQUARE))
 FLAVOURS: dict[str, dict[str, Any]] = {
     "released": {},
     "own, max": {"modulation": "own", "pooling": "max"},
@@ -54,7 +55,7 @@ def tiny() -> HART:
 
 
 def ramped(**settings: Any) -> Plan:
-    return make_plan(SQUARE, RAMP, **settings)
+    return make_settings(SQUARE, RAMP, **settings)
 
 
 # Against the slow one
@@ -98,7 +99,7 @@ def test_padding_is_attended_and_read(tiny: HART) -> None:
 def test_rotation_starts_behind_the_text(tiny: HART) -> None:
     text = make_context((3,))
     moved = ContextFeatures(text.features, text.mask, text.places + 2)
-    first, second = (draw_context(tiny, make_plan(SQUARE, 1.0, top_k=1), text=one) for one in (text, moved))
+    first, second = (draw_context(tiny, make_settings(SQUARE, 1.0, top_k=1), text=one) for one in (text, moved))
     # Text turns as a whole; maps do not, because their rows and columns share pairs of channels.
     torch.testing.assert_close(first.logits[0], second.logits[0], atol=1e-4, rtol=0)
     assert not torch.allclose(first.logits[1], second.logits[1], atol=1e-3)
@@ -133,9 +134,9 @@ def test_features_are_checked(tiny: HART) -> None:
 
 
 def test_image_of_a_batch_is_the_one_drawn_alone(tiny: HART) -> None:
-    batch = draw_context(tiny, ramped(smooth=progress(5)), text=make_context((3, 5)))
+    batch = draw_context(tiny, ramped(smooth=hold_last(relative_scales(5))), text=make_context((3, 5)))
     for index, words in enumerate((3, 5)):
-        alone = draw_context(tiny, ramped(smooth=progress(5)), text=make_context((words,), index), first=index)
+        alone = draw_context(tiny, ramped(smooth=hold_last(relative_scales(5))), text=make_context((words,), index), first=index)
         assert equal_everywhere([i[index : index + 1] for i in batch.indices], alone.indices)
         torch.testing.assert_close(batch.state.latent[index : index + 1], alone.state.latent, atol=2e-3, rtol=0)
 
@@ -152,7 +153,7 @@ def test_seeds_repeat_and_methods_shift_nothing(tiny: HART) -> None:
 
 
 def test_without_guidance_one_branch_runs(tiny: HART) -> None:
-    plain = draw_context(tiny, make_plan(SQUARE, 1.0, top_k=1))
+    plain = draw_context(tiny, make_settings(SQUARE, 1.0, top_k=1))
     assert [step.branches for step in plain.steps] == [1] * 5 and plain.state.null_hidden is None
     guided = draw_context(tiny, ramped(top_k=1))
     assert [step.branches for step in guided.steps] == [2] * 5
@@ -168,14 +169,14 @@ def test_one_branch_alone_at_the_end(tiny: HART) -> None:
         assert equal_everywhere(drawn.indices[:3], both.indices[:3])
         assert torch.isfinite(drawn.state.latent).all()
     # With no guidance at all, the unconditional branch alone sees no text.
-    null = [draw_context(tiny, make_plan(SQUARE, 0.0, top_k=1), text=make_context((n,), n)) for n in (2, 4)]
+    null = [draw_context(tiny, make_settings(SQUARE, 0.0, top_k=1), text=make_context((n,), n)) for n in (2, 4)]
     assert equal_everywhere(null[0].logits, null[1].logits)
     assert null[0].state.null_hidden is None
 
 
 def test_unconditional_alone_is_the_branch_that_guidance_mixes_in(tiny: HART) -> None:
-    mixed = draw_context(tiny, make_plan(SQUARE, 3.0, top_k=1))
-    null = draw_context(tiny, make_plan(SQUARE, 0.0, top_k=1))
+    mixed = draw_context(tiny, make_settings(SQUARE, 3.0, top_k=1))
+    null = draw_context(tiny, make_settings(SQUARE, 0.0, top_k=1))
     torch.testing.assert_close(mixed.record["s00.logits"][1:], null.logits[0], atol=1e-4, rtol=0)
 
 
@@ -192,9 +193,9 @@ def test_guidance_inside_the_stack(tiny: HART) -> None:
 
 
 def test_ramps() -> None:
-    assert guidance_ramp(4.0, 5) == (1.0, 2.0, 3.0, 4.0, 4.0)
-    assert progress(5) == (0.0, 0.25, 0.5, 0.75, 0.75)
-    assert guidance_ramp(4.5, 14)[-1] == guidance_ramp(4.5, 14)[-2] == pytest.approx(1 + 4.5 * 12 / 13)
+    assert linear_hold(5.0, 5) == (1.0, 2.0, 3.0, 4.0, 4.0)
+    assert hold_last(relative_scales(5)) == (0.0, 0.25, 0.5, 0.75, 0.75)
+    assert linear_hold(5.5, 14)[-1] == linear_hold(5.5, 14)[-2] == pytest.approx(1 + 4.5 * 12 / 13)
 
 
 # The latent picture and its residual
@@ -213,7 +214,7 @@ def test_the_residual_is_added_at_the_last_scale_only(tiny: HART) -> None:
 
 def test_the_head_sees_the_dense_map_and_hard_codes(tiny: HART) -> None:
     for method in (StepVAR(keep=0.3), FastVAR(prune=(0.5, 0.75), skip=0, blocks_before=0, blocks_after=0)):
-        drawn = draw_context(tiny, ramped(smooth=progress(5)), method)
+        drawn = draw_context(tiny, ramped(smooth=hold_last(relative_scales(5))), method)
         assert drawn.record["diff.z"].shape == (2 * 64, 48)
         codes = tiny.transformer.word_embed(tiny.tokenizer.codebook[drawn.indices[-1]]).repeat(2, 1, 1)
         expected = tiny.transformer.decoder_norm(drawn.record["s04.hidden"] + codes).flatten(0, 1)
@@ -233,7 +234,7 @@ def test_residual_noise_belongs_to_its_position(tiny: HART) -> None:
 
 
 def test_soft_codes_change_the_sum_and_not_the_first_draw(tiny: HART) -> None:
-    hard, soft = (draw_context(tiny, ramped(smooth=s)) for s in ((), progress(5)))
+    hard, soft = (draw_context(tiny, ramped(smooth=s)) for s in ((), hold_last(relative_scales(5))))
     assert torch.equal(hard.indices[0], soft.indices[0])
     assert not torch.allclose(hard.state.latent, soft.state.latent)
 
@@ -293,7 +294,7 @@ def test_every_map_that_blocks_see_is_thinned_alike(tiny: HART) -> None:
 
 def test_a_grid_that_is_not_square(tiny: HART) -> None:
     wide = ScaleSchedule.of([(1, 1), (1, 2), (2, 4), (3, 6), (4, 8)])
-    drawn = draw_context(tiny, make_plan(wide, RAMP, top_k=1), StepVAR(keep=0.5))
+    drawn = draw_context(tiny, make_settings(wide, RAMP, top_k=1), StepVAR(keep=0.5))
     assert drawn.state.latent.shape == (1, 6, 4, 8) and torch.isfinite(drawn.state.latent).all()
     assert tiny.decode(drawn.state).shape == (1, 3, 8, 16)
 
@@ -305,10 +306,10 @@ def test_schedules_that_it_cannot_run(tiny: HART) -> None:
     with pytest.raises(UsageError, match=r"resolution '1M': this model draws 16x16 only"):
         tiny.schedule(resolution="1M")
     with pytest.raises(UsageError, match="runs 5 scales of one picture"):
-        draw_context(tiny, make_plan(ScaleSchedule.of([(1, 1), (2, 2)]), 1.0))
+        draw_context(tiny, make_settings(ScaleSchedule.of([(1, 1), (2, 2)]), 1.0))
     learned = make_hart(replace(TINY_HART, positions="learned", context_norm=False))
     with pytest.raises(UsageError, match="knows only its own"):
-        draw_context(learned, make_plan(ScaleSchedule.of([(1, 1), (1, 2), (2, 4), (3, 6), (4, 8)]), 1.0))
+        draw_context(learned, make_settings(ScaleSchedule.of([(1, 1), (1, 2), (2, 4), (3, 6), (4, 8)]), 1.0))
 
 
 # Methods
@@ -320,8 +321,8 @@ def test_schedules_that_it_cannot_run(tiny: HART) -> None:
 @pytest.mark.parametrize("guidance", [RAMP, 1.0], ids=["guided", "plain"])
 def test_fastvar(tiny: HART, preset: dict[str, Any], guidance: Any) -> None:
     method = FastVAR(**preset)
-    drawn = draw_context(tiny, make_plan(SQUARE, guidance, top_k=1), method, make_context((3, 5)))
-    dense = draw_context(tiny, make_plan(SQUARE, guidance, top_k=1), text=make_context((3, 5)))
+    drawn = draw_context(tiny, make_settings(SQUARE, guidance, top_k=1), method, make_context((3, 5)))
+    dense = draw_context(tiny, make_settings(SQUARE, guidance, top_k=1), text=make_context((3, 5)))
     first = 3  # the first pruned scale, with both
     assert equal_everywhere(drawn.indices[:first], dense.indices[:first])
     assert not torch.equal(drawn.logits[first], dense.logits[first])
@@ -339,11 +340,11 @@ def test_fastvar(tiny: HART, preset: dict[str, Any], guidance: Any) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("change", [{}, {"feed_forward": "gelu", "modulation": "none"}], ids=["released", "gelu"])
-@pytest.mark.parametrize("settings", [{"guidance": RAMP}, {"guidance": 1.0}, {"guidance": RAMP, "smooth": progress(5)}])
+@pytest.mark.parametrize("settings", [{"guidance": RAMP}, {"guidance": 1.0}, {"guidance": RAMP, "smooth": hold_last(relative_scales(5))}])
 def test_counted_operations_are_those_that_ran(
     method: Method, change: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    model, plan, text = make_hart(replace(TINY_HART, **change)), make_plan(SQUARE, **settings), make_context((3, 5))
+    model, plan, text = make_hart(replace(TINY_HART, **change)), make_settings(SQUARE, **settings), make_context((3, 5))
     # Fused attention on a CPU is not among the operations that PyTorch counts.
     with sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         with FlopCounterMode(display=False) as whole:

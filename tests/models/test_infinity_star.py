@@ -28,7 +28,7 @@ from tests.helpers import (
     TINY_STAR,
     draw_video,
     equal_everywhere,
-    make_plan,
+    make_settings,
     make_star,
     make_text,
 )
@@ -49,7 +49,7 @@ def sees(query: int, key: int) -> bool:
 
 def test_a_whole_video_at_once_under_a_mask_gives_the_same_logits(star: InfinityStar) -> None:
     """Without cache and without grouped heads: all passes in one sequence, each seeing what it may."""
-    drawn = draw_video(star, make_plan(CLIPS, 1.0))
+    drawn = draw_video(star, make_settings(CLIPS, 1.0))
     text = star.text(VideoCondition(make_text((5,))), guided=False)[0]
     tokens = torch.cat([text, *drawn.passes("tokens_in")], dim=1)
     owner, coordinates = [-1] * 5, [text_coordinates(5, star.device)]
@@ -85,22 +85,22 @@ def test_heads_of_queries_share_those_of_keys() -> None:
 
 
 def test_only_text_and_the_last_pass_of_a_clip_are_kept(star: InfinityStar) -> None:
-    drawn = draw_video(star, make_plan(CLIPS), text=make_text((5, 3)))
+    drawn = draw_video(star, make_settings(CLIPS), text=make_text((5, 3)))
     cache = drawn.state.cache
     assert {keys.shape for keys in cache.keys} == {(4, TINY_STAR.kv_heads, 5 + 72, TINY_STAR.head_dim)}
     assert cache.lengths == [5 + 72] * 3
     image = draw_video(
-        star, make_plan(replace(CLIPS, grids=CLIPS.grids[:5], clips=(0,) * 5, scales=(0, 0, 1, 1, 2)), 1.0)
+        star, make_settings(replace(CLIPS, grids=CLIPS.grids[:5], clips=(0,) * 5, scales=(0, 0, 1, 1, 2)), 1.0)
     )
     assert image.state.cache.keys[0].shape[2] == 5  # nothing reads a picture's keys
-    pruned = draw_video(star, make_plan(CLIPS), StepVAR(keep=0.25, last=1, context_clips="pruned"))
+    pruned = draw_video(star, make_settings(CLIPS), StepVAR(keep=0.25, last=1, context_clips="pruned"))
     assert pruned.state.cache.lengths == [5 + 18] * 3
-    skipped = SkipLast(1).edit(make_plan(CLIPS))
+    skipped = SkipLast(1).edit(make_settings(CLIPS))
     assert remembered_tokens(skipped, 1, Dense(), 3) == [18] * 3
 
 
 def test_latent_is_the_sum_of_the_codes_of_each_clip(star: InfinityStar) -> None:
-    drawn = draw_video(star, make_plan(CLIPS))
+    drawn = draw_video(star, make_settings(CLIPS))
     parts = [torch.zeros(1, 16, frames, 4, 6) for frames in (1, 3, 3)]
     for step, bits in zip(drawn.steps, drawn.passes("bits"), strict=True):
         cells = bits.view(*step.grid.shape, -1).movedim(-1, 0).unsqueeze(0)
@@ -111,7 +111,7 @@ def test_latent_is_the_sum_of_the_codes_of_each_clip(star: InfinityStar) -> None
 
 
 def test_a_batch_of_videos_is_its_videos(star: InfinityStar) -> None:
-    plan = make_plan(CLIPS, mix=ProjectedGuidance(), top_p=0.9)
+    plan = make_settings(CLIPS, mix=ProjectedGuidance(), top_p=0.9)
     drawn = draw_video(star, plan, StepVAR(), make_text(LENGTHS))
     for index, length in enumerate(LENGTHS):
         alone = draw_video(star, plan, StepVAR(), make_text((length,), index), first=index)
@@ -123,16 +123,16 @@ def test_padding_is_never_read(star: InfinityStar) -> None:
     junk = torch.full((2, 12, 128), 1e3)
     for row, length in enumerate((3, 7)):
         junk[row, :length] = text.features[row, :length]
-    first, second = (draw_video(star, make_plan(CLIPS), text=t) for t in (text, TextFeatures(junk, (3, 7))))
+    first, second = (draw_video(star, make_settings(CLIPS), text=t) for t in (text, TextFeatures(junk, (3, 7))))
     assert torch.equal(first.state.latent, second.state.latent)
-    longer = draw_video(star, make_plan(CLIPS), text=make_text((5,)), negative=make_text((9,), 50))
-    assert not torch.equal(longer.state.latent, draw_video(star, make_plan(CLIPS), text=make_text((5,))).state.latent)
+    longer = draw_video(star, make_settings(CLIPS), text=make_text((5,)), negative=make_text((9,), 50))
+    assert not torch.equal(longer.state.latent, draw_video(star, make_settings(CLIPS), text=make_text((5,))).state.latent)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_given_clips_cost_one_pass_and_change_nothing(star: InfinityStar, guidance: float) -> None:
     """The bits that were drawn, given back: the same video, though all but one of the passes are skipped."""
-    plan = make_plan(CLIPS, guidance)
+    plan = make_settings(CLIPS, guidance)
     drawn = draw_video(star, plan)
     symbols = {i: drawn.passes("bits")[i].view(1, CLIPS[i].size, -1) for i in range(5)}
     again = draw_video(star, replace(plan, given=symbols))
@@ -160,7 +160,7 @@ def test_projected_guidance_is_at_right_angles() -> None:
 @pytest.mark.parametrize("method", [Dense(), HighPass(keep=0.5), Random(keep=(0.3, 0.2), blocks_before=1)], ids=str)
 @pytest.mark.parametrize("guidance", [3.0, 1.0, (3.0, *(1.0,) * 7, 2.0, *(1.0,) * 4)], ids=["3", "1", "mixed"])
 def test_counted_operations_are_those_that_ran(star: InfinityStar, method: Method, guidance: Any) -> None:
-    plan, condition = make_plan(CLIPS, guidance), VideoCondition(make_text(LENGTHS))
+    plan, condition = make_settings(CLIPS, guidance), VideoCondition(make_text(LENGTHS))
     with sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         with FlopCounterMode(display=False) as whole:
             state = generate(star, condition, 3, plan, method, SeededNoise(range(3)))
@@ -171,15 +171,15 @@ def test_counted_operations_are_those_that_ran(star: InfinityStar, method: Metho
 
 def test_schedules_of_other_families_are_refused(star: InfinityStar) -> None:
     with pytest.raises(UsageError, match=r"needs the clips of a schedule of this model"):
-        draw_video(star, make_plan(SQUARE))
+        draw_video(star, make_settings(SQUARE))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_draws(dtype: torch.dtype) -> None:
     model = make_star().to(dtype)
-    drawn = draw_video(model, make_plan(CLIPS), HighPass(keep=0.5), make_text(LENGTHS))
+    drawn = draw_video(model, make_settings(CLIPS), HighPass(keep=0.5), make_text(LENGTHS))
     assert drawn.state.cache.keys[0].dtype == dtype
     assert drawn.state.latent.dtype == drawn.passes("logits")[0].dtype == torch.float32
-    exact = draw_video(make_star(), make_plan(CLIPS), HighPass(keep=0.5), make_text(LENGTHS)).passes("logits")[0]
+    exact = draw_video(make_star(), make_settings(CLIPS), HighPass(keep=0.5), make_text(LENGTHS)).passes("logits")[0]
     assert (drawn.passes("logits")[0] - exact).abs().max() < 0.1 * exact.abs().max()
     assert torch.isfinite(model.decode(drawn.state)).all()

@@ -26,7 +26,7 @@ from tests.helpers import (
     draw_classes,
     equal_everywhere,
     make_model,
-    make_plan,
+    make_settings,
     make_text,
     make_var,
 )
@@ -41,8 +41,8 @@ def formats(model: VARModel) -> dict[str, torch.dtype]:
 
 def draw_any(model: Any, method: Any = None) -> Any:
     if hasattr(model.config, "text_channels"):
-        return draw(model, make_plan(SQUARE), method, make_text(LENGTHS))
-    return draw_classes(model, make_plan(SQUARE), method, (1, 2, 3))
+        return draw(model, make_settings(SQUARE), method, make_text(LENGTHS))
+    return draw_classes(model, make_settings(SQUARE), method, (1, 2, 3))
 
 
 def test_formats_of_infinity() -> None:

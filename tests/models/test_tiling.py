@@ -27,7 +27,7 @@ from stepvar.models.tiling import (
     tiled,
 )
 from stepvar.models.var.tokenizer import VQTokenizer
-from tests.helpers import SQUARE, draw, make_model, make_plan, make_var
+from tests.helpers import SQUARE, draw, make_model, make_settings, make_var
 
 
 def enlarge(latent: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def test_decoder_is_as_before_behind_an_error() -> None:
 
 def test_model_decodes_by_tiles_once_told() -> None:
     model = make_model()
-    drawn = draw(model, make_plan(TALL))
+    drawn = draw(model, make_settings(TALL))
     whole = model.decode(drawn.state)
     model.enable_tiled_decode(8)
     assert model.tile == 8

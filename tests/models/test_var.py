@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepvar.core.plan import progress
 from stepvar.core.noise import SeededNoise
+from stepvar.core.guidance import linear, relative_scales
 from stepvar.core.tokens import TokenMap
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.generation import generate
 from stepvar.methods import Dense, HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.models.infinity import Infinity
-from stepvar.models.var import CONFIGS, VAR, ClassCondition, VARConfig, ramped_guidance
+from stepvar.models.var import CONFIGS, VAR, ClassCondition, VARConfig
 from stepvar.models.var.tokenizer import phi_index
 from stepvar.models.var.transformer import BlockContext
 from tests.helpers import (
@@ -31,11 +31,11 @@ from tests.helpers import (
     draw,
     draw_classes,
     equal_everywhere,
-    make_plan,
+    make_settings,
     make_var,
 )
 
-RAMP = ramped_guidance(4.0, len(SQUARE))
+RAMP = linear(5.0, len(SQUARE))
 
 # Sizes and schedules
 
@@ -83,7 +83,7 @@ def test_only_its_own_schedule(tiny_var: VAR) -> None:
     with pytest.raises(UsageError, match=r"resolution '1M': this model draws 16x16 only"):
         tiny_var.schedule(resolution="1M")
     with pytest.raises(UsageError, match="knows only its own"):
-        draw_classes(tiny_var, make_plan(WIDE))
+        draw_classes(tiny_var, make_settings(WIDE))
 
 
 @pytest.mark.parametrize(
@@ -91,36 +91,36 @@ def test_only_its_own_schedule(tiny_var: VAR) -> None:
     [(10, 4, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]), (6, 4, [0, 0, 1, 2, 3, 3]), (3, 2, [0, 0, 1]), (1, 4, [0])],
 )
 def test_which_convolution_serves_a_scale(scales: int, convs: int, expected: list[int]) -> None:
-    assert [phi_index(done, convs) for done in progress(scales)] == expected
+    assert [phi_index(done, convs) for done in relative_scales(scales)] == expected
 
 
 def test_guidance_ramp() -> None:
-    assert ramped_guidance(4.0, 5) == (1.0, 2.0, 3.0, 4.0, 5.0)
-    assert ramped_guidance(1.5, 10)[-1] == 2.5
-    assert ramped_guidance(0.0, 3) == (1.0,) * 3 and ramped_guidance(4.0, 1) == (1.0,)
+    assert linear(5.0, 5) == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert linear(2.5, 10)[-1] == 2.5
+    assert linear(1.0, 3) == (1.0,) * 3 and linear(5.0, 1) == (1.0,)
 
 
 # Classes and guidance
 
 
 def test_null_class_is_the_unconditional_branch(tiny_var: VAR) -> None:
-    null = draw_classes(tiny_var, make_plan(SQUARE, 1.0), labels=(-1,))
-    guided = draw_classes(tiny_var, make_plan(SQUARE, 5.0), labels=(-1,))  # from it to itself: nowhere
+    null = draw_classes(tiny_var, make_settings(SQUARE, 1.0), labels=(-1,))
+    guided = draw_classes(tiny_var, make_settings(SQUARE, 5.0), labels=(-1,))  # from it to itself: nowhere
     torch.testing.assert_close(null.logits[0], guided.logits[0], atol=1e-3, rtol=0)
-    other = draw_classes(tiny_var, make_plan(SQUARE, 1.0), labels=(9,))
+    other = draw_classes(tiny_var, make_settings(SQUARE, 1.0), labels=(9,))
     assert not torch.allclose(null.logits[0], other.logits[0])
 
 
 def test_first_scale_of_a_ramp_is_not_guided(tiny_var: VAR) -> None:
-    ramped = draw_classes(tiny_var, make_plan(SQUARE, RAMP))
-    plain = draw_classes(tiny_var, make_plan(SQUARE, 1.0))
+    ramped = draw_classes(tiny_var, make_settings(SQUARE, RAMP))
+    plain = draw_classes(tiny_var, make_settings(SQUARE, 1.0))
     assert [step.branches for step in ramped.steps] == [2] * 5
     torch.testing.assert_close(ramped.logits[0], plain.logits[0], atol=1e-4, rtol=0)
 
 
 def test_unknown_class(tiny_var: VAR) -> None:
     with pytest.raises(UsageError, match="class 10: must be between 0 and 9"):
-        draw_classes(tiny_var, make_plan(SQUARE), labels=(10,))
+        draw_classes(tiny_var, make_settings(SQUARE), labels=(10,))
 
 
 # The whole sequence at once
@@ -149,7 +149,7 @@ def all_at_once(model: VAR, drawn: Drawn[Any], labels: Sequence[int]) -> Tensor:
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_all_scales_at_once_equal_scale_by_scale(shared: bool) -> None:
     model = make_var(replace(TINY_VAR, shared_adaln=shared))
-    drawn = draw_classes(model, make_plan(SQUARE, 1.0), labels=(3, 7))
+    drawn = draw_classes(model, make_settings(SQUARE, 1.0), labels=(3, 7))
     together = all_at_once(model, drawn, (3, 7))
     torch.testing.assert_close(together, torch.cat(drawn.logits, dim=1), atol=2e-4, rtol=1e-4)
 
@@ -170,7 +170,7 @@ def test_places_follow_the_positions(tiny_var: VAR) -> None:
 
 def test_positions_are_in_what_the_blocks_see(tiny_var: VAR) -> None:
     watch = Watch()
-    drawn = draw_classes(tiny_var, make_plan(SQUARE), watch)
+    drawn = draw_classes(tiny_var, make_settings(SQUARE), watch)
     for scale, grid in enumerate(SQUARE):
         embedded = tiny_var.transformer.first_tokens(drawn.state.condition.pooled)
         if scale:
@@ -185,7 +185,7 @@ def test_positions_are_in_what_the_blocks_see(tiny_var: VAR) -> None:
 
 
 def test_latent_is_the_sum_of_what_the_scales_add(tiny_var: VAR) -> None:
-    drawn = draw_classes(tiny_var, make_plan(SQUARE), labels=(1, 2))
+    drawn = draw_classes(tiny_var, make_settings(SQUARE), labels=(1, 2))
     *_, last = tiny_var.tokenizer.sums(drawn.indices, SQUARE)
     assert torch.equal(drawn.state.latent, last)
 
@@ -214,27 +214,27 @@ def test_weights_of_one_code_are_that_code(tiny_var: VAR) -> None:
 
 
 def test_soft_codes_blend(tiny_var: VAR) -> None:
-    smooth = progress(len(SQUARE))
-    soft = draw_classes(tiny_var, make_plan(SQUARE, RAMP, smooth=smooth), labels=(1, 2))
-    hard = draw_classes(tiny_var, make_plan(SQUARE, RAMP), labels=(1, 2))
+    smooth = relative_scales(len(SQUARE))
+    soft = draw_classes(tiny_var, make_settings(SQUARE, RAMP, smooth=smooth), labels=(1, 2))
+    hard = draw_classes(tiny_var, make_settings(SQUARE, RAMP), labels=(1, 2))
     assert torch.equal(soft.indices[0], hard.indices[0])  # drawn before anything soft is added
     assert not torch.allclose(soft.state.latent, hard.state.latent)
-    greedy = make_plan(SQUARE, RAMP, top_k=1)
+    greedy = make_settings(SQUARE, RAMP, top_k=1)
     one_class_left = draw_classes(tiny_var, replace(greedy, smooth=smooth))
     assert torch.equal(one_class_left.state.latent, draw_classes(tiny_var, greedy).state.latent)
-    pruned = draw_classes(tiny_var, make_plan(SQUARE, RAMP, smooth=smooth), StepVAR())
+    pruned = draw_classes(tiny_var, make_settings(SQUARE, RAMP, smooth=smooth), StepVAR())
     assert torch.isfinite(pruned.state.latent).all()
 
 
 def test_soft_codes_need_a_codebook(tiny_model: Infinity) -> None:
     with pytest.raises(UsageError, match="smooth"):
-        draw(tiny_model, make_plan(SQUARE, smooth=progress(len(SQUARE))))
+        draw(tiny_model, make_settings(SQUARE, smooth=relative_scales(len(SQUARE))))
     with pytest.raises(ValueError, match="smooth: needs no value, or one for each of the 5 scales"):
-        make_plan(SQUARE, smooth=(0.0, 1.0))
+        make_settings(SQUARE, smooth=(0.0, 1.0))
 
 
 def test_skipped_scales_leave_the_picture_so_far(tiny_var: VAR) -> None:
-    dense, short = (draw_classes(tiny_var, make_plan(SQUARE, RAMP), m) for m in (Dense(), SkipLast(1)))
+    dense, short = (draw_classes(tiny_var, make_settings(SQUARE, RAMP), m) for m in (Dense(), SkipLast(1)))
     assert equal_everywhere(short.indices, dense.indices[:-1])
     *_, before, _ = tiny_var.tokenizer.sums(dense.indices, SQUARE)
     assert torch.equal(short.state.latent, before)
@@ -255,11 +255,11 @@ def test_skipped_scales_leave_the_picture_so_far(tiny_var: VAR) -> None:
 )
 @pytest.mark.parametrize(
     "settings",
-    [{"guidance": RAMP}, {"guidance": 1.0}, {"guidance": RAMP, "smooth": progress(len(SQUARE))}],
+    [{"guidance": RAMP}, {"guidance": 1.0}, {"guidance": RAMP, "smooth": relative_scales(len(SQUARE))}],
     ids=["ramp", "unguided", "smooth"],
 )
 def test_counted_operations_are_those_that_ran(tiny_var: VAR, method: Method, settings: dict[str, Any]) -> None:
-    plan, condition = make_plan(SQUARE, **settings), ClassCondition((3, 7))
+    plan, condition = make_settings(SQUARE, **settings), ClassCondition((3, 7))
     # Fused attention on a CPU is not among the operations that PyTorch counts.
     with sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         with FlopCounterMode(display=False) as whole:
@@ -275,9 +275,9 @@ def test_counted_operations_are_those_that_ran(tiny_var: VAR, method: Method, se
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_draws(dtype: torch.dtype) -> None:
     model = make_var().to(dtype)
-    drawn = draw_classes(model, make_plan(SQUARE, RAMP), HighPass(keep=0.5), (3, 7))
+    drawn = draw_classes(model, make_settings(SQUARE, RAMP), HighPass(keep=0.5), (3, 7))
     assert drawn.state.cache.keys[0].dtype == dtype
     assert drawn.state.latent.dtype == drawn.logits[0].dtype == torch.float32
-    exact = draw_classes(make_var(), make_plan(SQUARE, RAMP), HighPass(keep=0.5), (3, 7))
+    exact = draw_classes(make_var(), make_settings(SQUARE, RAMP), HighPass(keep=0.5), (3, 7))
     assert (drawn.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
     assert torch.isfinite(model.decode(drawn.state).float()).all()

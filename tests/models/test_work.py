@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
+from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan
 from stepvar.core.report import Recorder, Report
-from stepvar.core.noise import SeededNoise
 from stepvar.generation import generate
 from stepvar.methods import METHODS, FastVAR, HighPass, Method, make_method
 from stepvar.models.blocks import planned_works
 from stepvar.models.infinity import TextCondition
 from stepvar.models.var import ClassCondition
 from stepvar.models.work import ScaleWork, feed_forward_work, self_attention_work
-from tests.helpers import SQUARE, TINY, WIDE, make_model, make_plan, make_text, make_var
+from tests.helpers import SQUARE, TINY, WIDE, make_model, make_settings, make_text, make_var
 from tests.methods.families import LENGTHS as LENGTHS_OF_ROWS
 from tests.methods.families import ROWS, FamilyRow
 
@@ -39,7 +39,7 @@ def reported(model: Any, condition: Any, plan: Plan, method: Method, samples: in
 @pytest.mark.parametrize("guidance", [3.0, 1.0, (3.0, 3.0, 3.0, 1.0, 1.0, 1.0)], ids=["guided", "plain", "early"])
 @pytest.mark.parametrize("patchify", [False, True])
 def test_infinity_runs_what_was_counted(method: Method, guidance: Any, patchify: bool) -> None:
-    model, plan = make_model(replace(TINY, patchify=patchify)), make_plan(WIDE, guidance)
+    model, plan = make_model(replace(TINY, patchify=patchify)), make_settings(WIDE, guidance)
     report = reported(model, TextCondition(make_text(LENGTHS)), plan, method, len(LENGTHS))
     works = counted(model, plan, method, len(LENGTHS), text=max(LENGTHS))
     assert [work.flops for work in works] == [scale.flops for scale in report.scales]
@@ -49,14 +49,14 @@ def test_infinity_runs_what_was_counted(method: Method, guidance: Any, patchify:
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("guidance", [3.0, 1.0, (3.0, 3.0, 1.0, 1.0, 1.0)], ids=["guided", "plain", "early"])
 def test_var_runs_what_was_counted(method: Method, guidance: Any, smooth: bool) -> None:
-    model, plan = make_var(), make_plan(SQUARE, guidance, smooth=(0.5,) * 5 if smooth else ())
+    model, plan = make_var(), make_settings(SQUARE, guidance, smooth=(0.5,) * 5 if smooth else ())
     report = reported(model, ClassCondition((1, 2)), plan, method, 2)
     works = counted(model, plan, method, 2)
     assert [work.flops for work in works] == [scale.flops for scale in report.scales]
 
 
 def test_guidance_in_the_stack_is_counted() -> None:
-    model, plan = make_model(), make_plan(WIDE, 3.0, cfg_layers=(-2,))
+    model, plan = make_model(), make_settings(WIDE, 3.0, cfg_layers=(-2,))
     method = make_method("stepvar")
     report = reported(model, TextCondition(make_text((4,))), plan, method, 1)
     assert [w.flops for w in counted(model, plan, method, 1, text=4)] == [scale.flops for scale in report.scales]
@@ -71,7 +71,7 @@ def test_operations_of_sublayers_by_hand() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @pytest.mark.parametrize("name", ["dense", "stepvar", "skip-last", "drop-guidance"])
 def test_every_family_runs_what_was_counted(row: FamilyRow, name: str) -> None:
-    model, plan, method = row.model(), make_plan(row.schedule), make_method(name)
+    model, plan, method = row.model(), make_settings(row.schedule), make_method(name)
     report = reported(model, row.condition(range(1)), plan, method, 1)
     works = counted(model, plan, method, 1, text=LENGTHS_OF_ROWS[0])
     assert [work.flops for work in works] == [scale.flops for scale in report.scales]

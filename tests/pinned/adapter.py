@@ -24,9 +24,13 @@ from torch import Tensor
 from stepvar import Pipeline
 from stepvar.checkpoints import save_model
 from stepvar.cli import main
+from stepvar.core.guidance import GUIDANCE_TYPES
+from stepvar.core.noise import SeededNoise, StreamNoise
+from stepvar.core.plan import Settings, Step
+from stepvar.core.report import Recorder
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import StepvarError
 from stepvar.generation import generate
-from stepvar.core.guidance import GUIDANCE_TYPES
 from stepvar.methods import METHODS, Compose, make_method
 from stepvar.methods.restoration import RESTORATIONS
 from stepvar.models.infinity import TextCondition
@@ -34,11 +38,7 @@ from stepvar.models.infinity_star.model import VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.registry import FAMILIES
 from stepvar.models.var import ClassCondition
-from stepvar.core.plan import Settings, Step
-from stepvar.core.report import Recorder
-from stepvar.core.noise import SeededNoise, StreamNoise
 from stepvar.text import WordEncoder
-from stepvar.core.tokens import Grid, ScaleSchedule
 from tests.helpers import (
     CLIPS,
     SQUARE,
@@ -111,14 +111,28 @@ def tiny(family: str, dtype: str = "float32") -> Tiny:
     return made
 
 
+RENAMED = {
+    "blend": "stepvar:blend",
+    "taper": "stepvar:taper",
+    "latent-change": "latent-delta",
+    "l2-norm": "magnitude",
+    "mean-distance": "magnitude:mean-distance",
+}
+"""Methods that have another name now."""
+
+
 def method_names() -> list[str]:
-    """The methods of the registry."""
-    return list(METHODS)
+    """The methods of the registry, by the names that the cases use."""
+    names = {new.partition(":")[0]: old for old, new in RENAMED.items()}
+    return [name if name == "stepvar" else names.get(name, name) for name in METHODS]
 
 
 def method_of(name: str, settings: Mapping[str, Any]) -> Any:
     """A method from plain data: ``restore`` may be a list, a restorer's name and its settings."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    if "recalled" in values:
+        values["context_clips"] = values.pop("recalled")
+    name = RENAMED.get(name, name)
     for key, value in values.items():
         if key.endswith("restore") and isinstance(value, tuple):
             values[key] = replace(RESTORATIONS[value[0]], **value[1])
@@ -205,7 +219,6 @@ def _each(value: Any, count: int) -> list[Any]:
 
 def _counts(report: Any) -> Result:
     return {
-        "method": report.method,
         "tokens": [scale.tokens for scale in report.scales],
         "kept": [scale.kept for scale in report.scales],
         "branches": [scale.branches for scale in report.scales],

@@ -12,10 +12,10 @@ from stepvar import Pipeline, StepVAR
 from stepvar.core.plan import Step
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR
-from stepvar.models.hart import guidance_ramp, progress
+from stepvar.core.guidance import hold_last, linear_hold, relative_scales
 from stepvar.text import ContextFeatures
 from tests.checkpoint_writer import write_hart
-from tests.helpers import SQUARE, TINY_HART, draw_context, make_context, make_hart, make_plan
+from tests.helpers import SQUARE, TINY_HART, draw_context, make_context, make_hart, make_settings
 from tests.text.test_qwen2 import save_qwen2
 
 PROMPT = "a red circle"
@@ -44,8 +44,8 @@ def test_prompt_to_picture(pipe: Pipeline) -> None:
 def test_defaults_are_the_authors(pipe: Pipeline) -> None:
     steps: list[Step] = []
     pipe(PROMPT, seed=0, progress=False, callback_on_scale_end=lambda step, _: steps.append(step))
-    assert tuple(step.guidance for step in steps) == guidance_ramp(4.5, 5)
-    assert [step.top_k for step in steps] == [600] * 5 and steps[0].plan.smooth == progress(5)
+    assert tuple(step.guidance for step in steps) == linear_hold(5.5, 5)
+    assert [step.top_k for step in steps] == [600] * 5 and steps[0].plan.smooth == hold_last(relative_scales(5))
     smooth, hard = pixels(pipe, PROMPT), pixels(pipe, PROMPT, more_smooth=False)
     assert not torch.equal(smooth, hard)
 
@@ -62,8 +62,8 @@ def test_features_in_place_of_prompts(pipe: Pipeline) -> None:
 
 
 def test_the_pipeline_draws_what_the_loop_draws(pipe: Pipeline) -> None:
-    text, ramp = make_context((3,)), guidance_ramp(4.5, 5)
-    drawn = draw_context(make_hart(), make_plan(SQUARE, ramp, smooth=progress(5)), text=text, first=3)
+    text, ramp = make_context((3,)), linear_hold(5.5, 5)
+    drawn = draw_context(make_hart(), make_settings(SQUARE, ramp, smooth=hold_last(relative_scales(5))), text=text, first=3)
     expected = (make_hart().decode(drawn.state) + 1) / 2
     torch.testing.assert_close(pixels(pipe, prompt_embeds=text, top_k=0), expected, atol=1e-5, rtol=0)
 

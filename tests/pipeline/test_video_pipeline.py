@@ -151,7 +151,7 @@ def test_what_cannot_be_drawn_is_refused(pipe: Pipeline, tiny_model: Infinity, t
             pipe(PROMPTS[0], **settings)
     save_model(tmp_path / "still", "still", tiny_model, WordEncoder(**TEXT), TEXT, {}, torch.float32)
     still = Pipeline.from_pretrained(tmp_path / "still")
-    wrong: dict[str, Any] = {"seconds": 5, "image": picture(), "video": "a.mp4", "prompt_suffix": "x", "story": 1}
+    wrong: dict[str, Any] = {"seconds": 5, "image": picture(), "video": "a.mp4", "prompt_suffix": "x", "continuation": 1}
     for name, value in wrong.items():
         with pytest.raises(UsageError, match=f"{name}: this model does not take it; give it to a model that draws"):
             still("a boat", **{name: value})
@@ -175,41 +175,41 @@ def test_the_prompt_is_dressed_as_in_training(pipe: Pipeline, monkeypatch: pytes
     assert heard == ["<<<t=1s>>>a boat, calm", "a boat"] and out.captions == ["a boat"]
 
 
-def test_a_story_goes_on_clip_by_clip(tmp_path: Path) -> None:
+def test_a_continuation_goes_on_clip_by_clip(tmp_path: Path) -> None:
     config = replace(TINY_STAR, continues_videos=True, image_repetitions=(2, 1, 1), latents=(4,))
-    save_model(tmp_path, "teller", make_star(config), WordEncoder(**TEXT), TEXT, DEFAULTS, torch.float32)
-    teller = Pipeline.from_pretrained(tmp_path)
+    save_model(tmp_path, "model_of_clips", make_star(config), WordEncoder(**TEXT), TEXT, DEFAULTS, torch.float32)
+    model_of_clips = Pipeline.from_pretrained(tmp_path)
     shown = [picture(48, 32)] * 5 + [picture(48, 32).transpose(Image.Transpose.FLIP_LEFT_RIGHT)] * 5
-    story = teller.begin_story(shown, seed=1)
+    story = model_of_clips.start_continuation(shown, seed=1)
     assert story.former.shape == (1, 16, 4, 4, 6) and story.first.shape == (1, 16, 1, 4, 6)
-    first = teller(PROMPTS[0], story=story, seed=1)
+    first = model_of_clips(PROMPTS[0], continuation=story, seed=1)
     assert first.videos[0].frames.shape == (6, 32, 48, 3)  # the frames of the new clip alone
     assert len(first.report.scales) == 4 and all(scale.branches == 2 for scale in first.report.scales)
-    assert torch.equal(first.story.former[:, :, 0], story.former[:, :, -1])
-    second = teller(PROMPTS[1], story=first.story, seed=2, method=StepVAR())
-    again = teller(PROMPTS[1], story=story, seed=2, method=StepVAR())
+    assert torch.equal(first.continuation.former[:, :, 0], story.former[:, :, -1])
+    second = model_of_clips(PROMPTS[1], continuation=first.continuation, seed=2, method=StepVAR())
+    again = model_of_clips(PROMPTS[1], continuation=story, seed=2, method=StepVAR())
     assert not np.array_equal(second.videos[0].frames, again.videos[0].frames)  # what came before matters
-    two = teller(PROMPTS, story=story, seed=1)
-    assert len(two.videos) == 2 and len(two.story.former) == 2
+    two = model_of_clips(PROMPTS, continuation=story, seed=1)
+    assert len(two.videos) == 2 and len(two.continuation.former) == 2
     assert np.abs(two.videos[0].frames.astype(int) - first.videos[0].frames).max() <= 1
     cases: tuple[tuple[dict[str, Any], str], ...] = (
-        ({}, "story: this model goes on from a video"),
-        ({"story": 3}, "story: a int"),
-        ({"story": story, "image": picture()}, "story: it says how the video begins"),
-        ({"story": two.story}, "story: is of 2 videos, and 1 are to be drawn"),
+        ({}, "continuation: this model goes on from a video"),
+        ({"continuation": 3}, "continuation: a int"),
+        ({"continuation": story, "image": picture()}, "continuation: it says how the video begins"),
+        ({"continuation": two.continuation}, "continuation: is of 2 videos, and 1 are to be generated"),
     )
     for settings, message in cases:
         with pytest.raises(UsageError, match=message):
-            teller(PROMPTS[0], **settings)
+            model_of_clips(PROMPTS[0], **settings)
     with pytest.raises(UsageError, match="video: has 5 frames at 2 per second, and 7 are needed"):
-        teller.begin_story(shown[:5])
+        model_of_clips.start_continuation(shown[:5])
 
 
-def test_only_storytellers_take_stories(pipe: Pipeline) -> None:
-    with pytest.raises(UsageError, match="story: this model draws videos of their own"):
-        pipe.begin_story([picture()] * 9)
-    with pytest.raises(UsageError, match="story: this model draws videos of their own"):
-        pipe(PROMPTS[0], story=1)
+def test_only_some_models_take_continuations(pipe: Pipeline) -> None:
+    with pytest.raises(UsageError, match="continuation: this model generates videos of their own"):
+        pipe.start_continuation([picture()] * 9)
+    with pytest.raises(UsageError, match="continuation: this model generates videos of their own"):
+        pipe(PROMPTS[0], continuation=1)
 
 
 def test_what_no_device_holds_is_refused_before_any_work(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stepvar.text import T5Encoder
+from stepvar.text import T5Encoder, offload
 
 PROMPTS = ("a red circle on sand", "a blue square")
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from stepvar.core.plan import Plan
 from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Plan
 from stepvar.generation import generate
 from stepvar.methods import Dense
 from stepvar.models.infinity import Infinity, TextCondition

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from stepvar.core.plan import Plan, Step
 from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Plan, Step
 from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods import Dense

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.evaluation.scene_scores.clips.grammar import Clip, clip_caption, sample_training_clip
-from stepvar.evaluation.scene_scores.clips.render import render_clips
+from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, sample_training_clip
+from stepvar.evaluation.scenes.clips.render import render_clips
 
 
 @dataclass

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.evaluation.scene_scores.clips.grammar import Clip, held_out_clips
-from stepvar.evaluation.scene_scores.clips.judge import ATTRIBUTES, FRAMES, HEADS, ClipJudge, judge_clips, words_of
-from stepvar.evaluation.scene_scores.clips.render import clip_paths, render_clips
+from stepvar.evaluation.scenes.clips.grammar import Clip, held_out_clips
+from stepvar.evaluation.scenes.clips.judge import ATTRIBUTES, FRAMES, HEADS, ClipJudge, judge_clips, words_of
+from stepvar.evaluation.scenes.clips.render import clip_paths, render_clips
 from stepvar.utils.device import to_device_async
 from training.degrade import degrade
 from training.judge import cells_inside

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import save_weights
-from stepvar.evaluation.scene_scores.clips.grammar import clip_caption, parse_clip, sample_training_clip
-from stepvar.evaluation.scene_scores.clips.judge import HEADS
+from stepvar.evaluation.scenes.clips.grammar import clip_caption, parse_clip, sample_training_clip
+from stepvar.evaluation.scenes.clips.judge import HEADS
 from stepvar.text import WordEncoder
 from training.loop import command_line, write_card
 from training.video.judge import UNSPOKEN, labels_of

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import fill_module, read_weights, save_weights
-from stepvar.evaluation.scene_scores.clips.grammar import held_out_clips
-from stepvar.evaluation.scene_scores.clips.render import render_clips
+from stepvar.evaluation.scenes.clips.grammar import held_out_clips
+from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from training.loop import command_line, write_card

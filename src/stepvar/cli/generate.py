@@ -1,4 +1,4 @@
-"""``stepvar generate``: pictures from prompts."""
+"""``stepvar generate``: images and videos from prompts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Files:
     def checked(cls, out: Path, report: Path | None, preview: Path | None, quality: int = 65) -> Files:
         """Fails now rather than after the work if one of them cannot be written.
 
-        Whether ``out`` is of a picture or of a video shows when the model is known, see :meth:`check_kind`.
+        Whether ``out`` is of an image or of a video shows when the model is known, see :meth:`check_kind`.
         """
         if out.suffix.lower() in VIDEO_SUFFIXES:
             from stepvar.media.video_files import check_quality, check_video_path
@@ -76,7 +76,7 @@ class Files:
         return cls(out, report, preview)
 
     def check_kind(self, video: bool) -> None:
-        """Whether the name of the result ends as what is going to be drawn.
+        """Whether the name of the result ends as what is going to be generated.
 
         Raises:
             UsageError: if it does not, or something else cannot be made of a video.
@@ -84,17 +84,17 @@ class Files:
         ending = self.out.suffix.lower()
         if video and ending not in VIDEO_SUFFIXES:
             raise UsageError(
-                f"out {str(self.out)!r}: must end in .mp4 or .gif for a video; --seconds 0 draws a picture"
+                f"out {str(self.out)!r}: must end in .mp4 or .gif for a video; --seconds 0 generates an image"
             )
         if not video and ending in VIDEO_SUFFIXES:
-            raise UsageError(f"out {str(self.out)!r}: must end in .png; this draws a picture")
+            raise UsageError(f"out {str(self.out)!r}: must end in .png; this generates an image")
         if video and self.preview is not None:
-            raise UsageError("preview: is of pictures only; leave it out")
+            raise UsageError("preview: is of images only; leave it out")
 
 
 Prompts = Annotated[
     list[str],
-    typer.Argument(metavar="PROMPT...", help="What to draw (for VAR a class); several give several pictures."),
+    typer.Argument(metavar="PROMPT...", help="What to generate (for VAR a class); several give several images."),
 ]
 Out = Annotated[
     Path | None,
@@ -119,27 +119,35 @@ Settings = Annotated[
     ),
 ]
 Negative = Annotated[str | None, typer.Option(help="What to lead away from.")]
-Guidance = Annotated[str | None, typer.Option(help="How closely to follow the prompt; one number, or one per scale.")]
+Guidance = Annotated[
+    str | None,
+    typer.Option(help="How closely to follow the prompt; one number, or one per scale; 1 turns guidance off."),
+]
+GuidanceSchedule = Annotated[
+    str | None, typer.Option(help="How one guidance scale is spread over the scales: constant, linear, linear-hold.")
+]
+GuidanceType = Annotated[str | None, typer.Option(help="How the guidance branches are combined: cfg or apg.")]
 Temperature = Annotated[str | None, typer.Option(help="Lower is more decided; one number, or one per scale.")]
-TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 draws nothing.")]
+TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 takes the most likely.")]
 TopP = Annotated[float | None, typer.Option(help="Probability kept before sampling.")]
 MoreSmooth = Annotated[
     bool | None,
     typer.Option(help="Models with a codebook: blends of codes, which look smoother; default: the model's own."),
 ]
 AspectRatio = Annotated[str | None, typer.Option(help="Width to height, such as 3:2; default: the model's own.")]
-Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 draws a picture.")]
-ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: a picture that the video begins with.")]
-VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video that is to go on.")]
+Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 generates an image.")]
+ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: an image that the video begins with.")]
+VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video to go on from.")]
 Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes behind every prompt.")]
 Quality = Annotated[int, typer.Option(help="Of MP4 files, 0 (small) to 100 (large).")]
 Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
-NumImages = Annotated[int, typer.Option(help="Pictures per prompt.")]
+NumImages = Annotated[int, typer.Option(help="Images per prompt.")]
 ReportFile = Annotated[Path | None, typer.Option(help="JSON file for what it cost, scale by scale.")]
 Compare = Annotated[
-    bool, typer.Option("--compare", help="Draw dense too: one sheet (or video) of both, and how much faster it was.")
+    bool,
+    typer.Option("--compare", help="Generate dense too: one sheet (or video) of both, and how much faster it was."),
 ]
-PreviewFile = Annotated[Path | None, typer.Option(help="PNG file for the picture after each scale.")]
+PreviewFile = Annotated[Path | None, typer.Option(help="PNG file for the image after each scale.")]
 
 
 def generate(
@@ -160,6 +168,8 @@ def generate(
     speedup_of: SpeedupOfOption = None,
     negative_prompt: Negative = None,
     guidance_scale: Guidance = None,
+    guidance_schedule: GuidanceSchedule = None,
+    guidance_type: GuidanceType = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -180,7 +190,7 @@ def generate(
     preview: PreviewFile = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw pictures or videos from prompts."""
+    """Generate images or videos from prompts."""
     files = Files.checked(out or Path("scene.png"), report, preview, quality)
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
@@ -192,6 +202,8 @@ def generate(
     settings = {
         "negative_prompt": negative_prompt,
         "guidance_scale": parse_numbers("guidance_scale", guidance_scale),
+        "guidance_schedule": guidance_schedule,
+        "guidance_type": guidance_type,
         "temperature": parse_numbers("temperature", temperature),
         "top_k": top_k,
         "top_p": top_p,
@@ -209,10 +221,10 @@ def generate(
         pipe.enable_text_encoder_offload()
     if tile is not None:
         pipe.enable_tiled_decode(tile)
-    draws_video = pipe.family.draws_video and seconds != 0
-    if out is None and draws_video:
+    generates_video = pipe.family.video and seconds != 0
+    if out is None and generates_video:
         files = Files.checked(Path("scene.mp4"), report, preview, quality)
-    files.check_kind(draws_video)
+    files.check_kind(generates_video)
     seed = secrets.randbelow(2**31) if seed is None else seed
     budget = None
     if speedup is not None:
@@ -221,10 +233,10 @@ def generate(
     if compare:
         _compare(pipe, prompt, budget or chosen, seed, runs, settings, files, quiet, quality)
     else:
-        _draw(pipe, prompt, chosen, seed, settings, files, quiet, quality, budget)
+        _generate(pipe, prompt, chosen, seed, settings, files, quiet, quality, budget)
 
 
-def _draw(
+def _generate(
     pipe: Pipeline,
     prompts: list[str],
     method: Method,
@@ -243,13 +255,13 @@ def _draw(
         if files.preview is not None:
             stages.append((step, pipe.preview(state)))
 
-    subject: dict[str, Any] = {pipe.conditioner.argument: prompts}
+    inputs: dict[str, Any] = {pipe.inputs.argument: prompts}
     output = pipe(
-        **subject, method=method, seed=seed, callback_on_scale_end=on_scale_end, progress=not quiet, **settings
+        **inputs, method=method, seed=seed, callback_on_scale_end=on_scale_end, progress=not quiet, **settings
     )
-    drawn = output.videos or output.images
-    paths = numbered(files.out, len(drawn))
-    for index, (path, one) in enumerate(zip(paths, drawn, strict=True)):
+    results = output.videos or output.images
+    paths = numbered(files.out, len(results))
+    for index, (path, one) in enumerate(zip(paths, results, strict=True)):
         description = describe(pipe, output.captions[index], seed + index, method, settings)
         if output.videos:
             one.save(path, quality=quality, metadata=description, progress=not quiet)
@@ -292,7 +304,7 @@ def _compare(
 
 
 def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: dict[str, Any]) -> dict[str, str]:
-    """What is needed to draw a picture again, as texts for its file."""
+    """What is needed to generate an image again, as texts for its file."""
     defaults = {
         "num_images_per_prompt": settings.get("num_images_per_prompt"),
     }
@@ -311,7 +323,7 @@ def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: d
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """The path itself for one picture, ``name-1.png`` and so on for several."""
+    """The path itself for one image, ``name-1.png`` and so on for several."""
     if count == 1:
         return [path]
     digits = len(str(count))
@@ -319,7 +331,7 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 
 def _preview_sheet(stages: list[tuple[Step, list[Image.Image]]]) -> Image.Image:
-    """One row per picture, one column per scale."""
+    """One row per image, one column per scale."""
     from stepvar.media.sheets import contact_sheet
 
     count = len(stages[0][1])

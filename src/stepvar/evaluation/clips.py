@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stepvar.evaluation.scene_scores.clips.grammar import Clip
-from stepvar.evaluation.scene_scores.clips.judge import ClipJudge, judge_clips
+from stepvar.evaluation.scenes.clips.grammar import Clip
+from stepvar.evaluation.scenes.clips.judge import ClipJudge, judge_clips
 
 
 def load_clip_judge(device: str | torch.device = "cpu", path: Path | None = None) -> ClipJudge:

@@ -21,10 +21,10 @@ from stepvar.evaluation.learned import Distance, Score
 from stepvar.evaluation.noise import RedrawnNoise
 from stepvar.evaluation.prompts import DPG_PICTURES, PromptSet
 from stepvar.evaluation.scene_scores import CATEGORIES, Judged, Questions, judge_batch
-from stepvar.evaluation.scene_scores.clips.judge import ClipJudge
-from stepvar.evaluation.scene_scores.clips.render import render_clips
-from stepvar.evaluation.scene_scores.judge import Judge
-from stepvar.evaluation.scene_scores.render import render
+from stepvar.evaluation.scenes.clips.judge import ClipJudge
+from stepvar.evaluation.scenes.clips.render import render_clips
+from stepvar.evaluation.scenes.judge import Judge
+from stepvar.evaluation.scenes.render import render
 from stepvar.media.sheets import kept_overlay, save_png
 from stepvar.output import Output
 from stepvar.pipeline import Pipeline

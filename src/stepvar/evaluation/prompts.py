@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from stepvar.errors import UsageError
-from stepvar.evaluation.scene_scores.clips.grammar import Clip, clip_caption, held_out_clips
-from stepvar.evaluation.scene_scores.grammar import Scene, caption, held_out_scenes
+from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, held_out_clips
+from stepvar.evaluation.scenes.grammar import Scene, caption, held_out_scenes
 
 Layout = Literal["plain", "geneval", "dpg"]
 

@@ -18,7 +18,7 @@ from stepvar.evaluation.drawing import DENSE
 from stepvar.evaluation.evaluate import RENDERS
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.scene_scores import CATEGORIES
-from stepvar.evaluation.scene_scores.clips.judge import ATTRIBUTES
+from stepvar.evaluation.scenes.clips.judge import ATTRIBUTES
 from stepvar.evaluation.sets import read_sets
 from stepvar.evaluation.statistics import bootstrap, paired, percentiles
 from stepvar.utils.files import write_text

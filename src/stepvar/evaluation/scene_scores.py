@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stepvar.evaluation.scene_scores.grammar import BACKGROUNDS, Scene
-from stepvar.evaluation.scene_scores.judge import RELATION_SLOTS, WORDS, Judge, judge_scenes
+from stepvar.evaluation.scenes.grammar import BACKGROUNDS, Scene
+from stepvar.evaluation.scenes.judge import RELATION_SLOTS, WORDS, Judge, judge_scenes
 
 CATEGORIES: tuple[str, ...] = (
     "single object", "two objects", "colours", "position", "colour binding", "texture", "background",

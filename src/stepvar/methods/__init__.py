@@ -17,6 +17,7 @@ from stepvar.methods.pruning import Pruning as Pruning
 from stepvar.methods.pruning import PruningState as PruningState
 from stepvar.methods.registry import METHODS as METHODS
 from stepvar.methods.registry import all_methods as all_methods
+from stepvar.methods.registry import as_method as as_method
 from stepvar.methods.registry import make_method as make_method
 from stepvar.methods.registry import register as register
 from stepvar.methods.sparsevar import SparseVAR as SparseVAR

@@ -199,3 +199,18 @@ def make_method(name: str, **settings: Any) -> Method:
     """
     parts = parse_names(name)
     return build(parts, assign_settings(parts, settings))
+
+
+def as_method(method: Method | str | None) -> Method:
+    """The method that an argument says: a method, its name, or None for dense generation.
+
+    Raises:
+        UsageError: for anything else, or an unknown name.
+    """
+    if method is None:
+        return Method()
+    if isinstance(method, str):
+        return make_method(method)
+    if not isinstance(method, Method):
+        raise UsageError(f"method={method!r}: give a method such as StepVAR(), or its name")
+    return method

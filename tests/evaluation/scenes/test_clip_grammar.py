@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.evaluation.scene_scores.clips.grammar import (
+from stepvar.evaluation.scenes.clips.grammar import (
     CLIP_SYNONYMS,
     CLIP_VOCABULARY,
     MOTIONS,
@@ -20,7 +20,7 @@ from stepvar.evaluation.scene_scores.clips.grammar import (
     sample_clip,
     sample_training_clip,
 )
-from stepvar.evaluation.scene_scores.grammar import SceneObject
+from stepvar.evaluation.scenes.grammar import SceneObject
 
 seeds = st.integers(0, 2**32)
 clips = st.builds(lambda seed: sample_clip(random.Random(seed)), seeds)

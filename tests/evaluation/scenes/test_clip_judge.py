@@ -10,10 +10,18 @@ import torch
 
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.evaluation.clips import judge_videos
-from stepvar.evaluation.scene_scores.clips.grammar import MOTIONS, Clip, parse_clip, sample_clip
-from stepvar.evaluation.scene_scores.clips.judge import ATTRIBUTES, FRAMES, HEADS, ClipJudge, judge_clips, watched, words_of
-from stepvar.evaluation.scene_scores.clips.render import clip_paths, render_clips
-from stepvar.evaluation.scene_scores.judge import Judge
+from stepvar.evaluation.scenes.clips.grammar import MOTIONS, Clip, parse_clip, sample_clip
+from stepvar.evaluation.scenes.clips.judge import (
+    ATTRIBUTES,
+    FRAMES,
+    HEADS,
+    ClipJudge,
+    judge_clips,
+    watched,
+    words_of,
+)
+from stepvar.evaluation.scenes.clips.render import clip_paths, render_clips
+from stepvar.evaluation.scenes.judge import Judge
 from training.video.judge import UNSPOKEN, damaged, labels_of, loss_of
 
 

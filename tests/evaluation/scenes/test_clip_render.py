@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.evaluation.scene_scores.clips.grammar import MOTIONS, Clip, parse_clip, sample_clip
-from stepvar.evaluation.scene_scores.clips.render import clip_paths, render_clips
-from stepvar.evaluation.scene_scores.grammar import BACKGROUNDS, SceneObject
+from stepvar.evaluation.scenes.clips.grammar import MOTIONS, Clip, parse_clip, sample_clip
+from stepvar.evaluation.scenes.clips.render import clip_paths, render_clips
+from stepvar.evaluation.scenes.grammar import BACKGROUNDS, SceneObject
 
 BLACK = Clip(SceneObject("circle", "black", "plain", "large"), "right", False, "quickly", "snow")
 

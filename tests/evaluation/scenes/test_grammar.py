@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.evaluation.scene_scores.grammar import (
+from stepvar.evaluation.scenes.grammar import (
     BACKGROUNDS,
     COLOURS,
     INVERSE,

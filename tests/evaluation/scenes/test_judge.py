@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stepvar.errors import CheckpointError
-from stepvar.evaluation.scene_scores.grammar import BACKGROUNDS, Scene, SceneObject, held_out_scenes
-from stepvar.evaluation.scene_scores.judge import ATTRIBUTES, RELATION_SLOTS, WORDS, Judge, judge_scene, judge_scenes
+from stepvar.evaluation.scenes.grammar import BACKGROUNDS, Scene, SceneObject, held_out_scenes
+from stepvar.evaluation.scenes.judge import ATTRIBUTES, RELATION_SLOTS, WORDS, Judge, judge_scene, judge_scenes
 from training import judge as recipe
 from training.degrade import degrade
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.evaluation.scene_scores.grammar import (
+from stepvar.evaluation.scenes.grammar import (
     BACKGROUNDS,
     COLOURS,
     RELATIONS,
@@ -18,8 +18,8 @@ from stepvar.evaluation.scene_scores.grammar import (
     SceneObject,
     sample_scene,
 )
-from stepvar.evaluation.scene_scores.noise import lattice, seed_keys, value_noise
-from stepvar.evaluation.scene_scores.render import PALETTE, layout, layouts, render
+from stepvar.evaluation.scenes.noise import lattice, seed_keys, value_noise
+from stepvar.evaluation.scenes.render import PALETTE, layout, layouts, render
 
 
 def scenes_of(count: int, objects: int | None = None, seed: int = 0) -> list[Scene]:

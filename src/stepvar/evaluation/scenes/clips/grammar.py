@@ -1,6 +1,6 @@
 """Clips of one object that moves before a background, the captions that describe them, and the held-out split.
 
-An extension of the still grammar: objects and backgrounds are those of :mod:`stepvar.evaluation.scene_scores.grammar`.
+An extension of the still grammar: objects and backgrounds are those of :mod:`stepvar.evaluation.scenes.grammar`.
 """
 
 from __future__ import annotations
