@@ -1,0 +1,43 @@
+"""What some work really takes on the CPU, measured with nothing of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def live_peak(work: Callable[[], object]) -> int:
+    """Most bytes that tensors made by some work hold at one time."""
+    held: dict[int, int] = {}
+    peak = 0
+
+    class Watcher(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal peak
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(tensor, torch.Tensor):
+                    storage = tensor.untyped_storage()
+                    key = storage.data_ptr()
+                    if key not in held:
+                        held[key] = storage.nbytes()
+                        finalize(storage, held.pop, key, None)
+            peak = max(peak, sum(held.values()))
+            return result
+
+    with torch.no_grad(), Watcher():
+        work()
+    return peak
+
+
+def counted_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of some work; fused attention on a CPU is not among those that PyTorch counts."""
+    with sdpa_kernel(SDPBackend.MATH), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
