@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -102,6 +102,13 @@ def count_flops(
 ) -> Mapping[int, int]:
     """Floating-point operations of each pass, by its index; arguments as for :func:`dry_run`."""
     return dry_run(model, condition, plan, method, forced).flops
+
+
+def flop_counter(
+    model: Any, condition: Any, plan: Plan, method: Method, forced: Mapping[int, Tensor] | None = None
+) -> Callable[[], Mapping[int, int]]:
+    """Counts when it is called; keeps no data of the condition and no weights until then. Arguments as above."""
+    return partial(count_flops, ModelSpec.of(model), to_meta(condition), plan, method, to_meta(dict(forced or {})))
 
 
 @dataclass(frozen=True)
