@@ -14,7 +14,7 @@ from stepvar.conformance.infinity import RecordingInfinity
 from stepvar.conformance.infinity_star import RecordingStar
 from stepvar.conformance.recording import RecordingModel, State
 from stepvar.conformance.var import RecordingVAR
-from stepvar.conformance.weights import fill_by_rule, hart_weight, star_weight
+from stepvar.conformance.weights import HART_RULE, STAR_RULE, fill_by_rule
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.report import Recorder
@@ -125,16 +125,16 @@ def make_var(config: VARConfig = TINY_VAR, seed: int = 0) -> VAR:
 def make_star(config: InfinityStarConfig = TINY_STAR, seed: int = 0) -> InfinityStar:
     """A text-to-video model with weights by the rule."""
     model = InfinityStar(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed, star_weight)
-    fill_by_rule(model.tokenizer, seed, star_weight)
+    fill_by_rule(model.transformer, seed, STAR_RULE)
+    fill_by_rule(model.tokenizer, seed, STAR_RULE)
     return model
 
 
 def make_hart(config: HARTConfig = TINY_HART, seed: int = 0) -> HART:
     """A text-to-image model with a diffusion head, with weights by its rule."""
     model = HART(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed, hart_weight)
-    fill_by_rule(model.tokenizer, seed, hart_weight)
+    fill_by_rule(model.transformer, seed, HART_RULE)
+    fill_by_rule(model.tokenizer, seed, HART_RULE)
     return model
 
 

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-import torch
 from PIL import Image
 
 import stepvar
 from stepvar import __version__
 from stepvar.cli.options import parse_device, parse_value
-from stepvar.conformance.results import GROUPS, GoldenResult
 from stepvar.errors import UsageError
 from stepvar.methods import METHODS
 from stepvar.models.infinity import CONFIGS
@@ -55,34 +53,6 @@ def test_models_lists_embedded_and_released(run) -> None:
     assert "2,204.6 M" in shown  # the 2B transformer
     assert "d36" in shown and "512x512" in shown
     assert "1024x1024" in shown
-
-
-@pytest.mark.parametrize(("statuses", "status"), [("pp", 0), ("ps", 0), ("pf", 1), ("ss", 1), ("", 1)])
-def test_verify_tells_the_outcome(run, monkeypatch, tmp_path: Path, statuses: str, status: int) -> None:
-    names = {"p": "pass", "f": "fail", "s": "skipped"}
-    asked = []
-
-    def verify(*arguments: object) -> list[GoldenResult]:
-        asked.append(arguments)
-        errors = dict.fromkeys(GROUPS, 1.5e-5)
-        return [
-            GoldenResult(f"golden-number-{i}", tmp_path, "infinity", names[letter], errors)  # type: ignore[arg-type]
-            for i, letter in enumerate(statuses)
-        ]
-
-    monkeypatch.setattr("stepvar.conformance.verify", verify)
-    result = run("verify", "some/folder", "--dtype", "bfloat16")
-    assert (result.status, result.err) == (status, "")
-    assert asked == [([Path("some/folder")], torch.device("cpu"), torch.bfloat16)]
-    for i, letter in enumerate(statuses):
-        (row,) = [line for line in result.out.splitlines() if f"golden-number-{i}" in line]
-        assert names[letter] in row and row.count("1.5e-05") == len(GROUPS)  # nothing is cut off
-
-
-def test_verify_of_a_missing_golden(run) -> None:
-    result = run("verify", "gone")
-    assert result.status == 1 and "gone" in result.error()
-    assert run("verify", "gone", "--device", "tpu").status == 2
 
 
 def test_info_of_files_without_settings(run, tmp_path: Path) -> None:

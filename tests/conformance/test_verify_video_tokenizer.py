@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from stepvar.conformance import GoldenResult, verify
-from stepvar.conformance.goldens import find_goldens
-from stepvar.conformance.infinity_star_tokenizer import build_tokenizer, clips_of, published_frames
+from stepvar.conformance.golden import find_goldens
+from stepvar.conformance.infinity_star import build_tokenizer, published_frames, read_code_passes
 from stepvar.errors import CheckpointError
-from tests.conformance.test_verify_var import GOLDENS, edited
-
-
-def run(path: Path, **options: Any) -> GoldenResult:
-    (result,) = verify([path], **options)
-    return result
+from tests.conformance.files import GOLDENS, copy, edit, put, run, tensors_of
 
 
 def test_everything_stored_is_compared() -> None:
-    result = run(GOLDENS / "istar_video_encode.json")
+    result = run("istar_video_encode")
     assert result.kind == "video tokenizer" and result.passed
     assert set(result.errors) == {"hidden"} and result.errors["hidden"] < 1e-5 and result.differing == {"bits": 0}
 
@@ -35,25 +27,22 @@ def test_everything_stored_is_compared() -> None:
     ids=str,
 )
 def test_other_settings_are_found(tmp_path: Path, settings: dict[str, Any]) -> None:
-    assert run(edited(tmp_path, "istar_video_encode", **settings)).status == "fail"
+    assert run(copy(tmp_path, "istar_video_encode", **settings)).status == "fail"
 
 
 def test_other_weights_are_found(tmp_path: Path) -> None:
-    path = edited(tmp_path, "istar_video_encode")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 1}))
-    assert run(path).errors["hidden"] > 0.1
+    assert run(edit(copy(tmp_path, "istar_video_encode"), seed=1)).errors["hidden"] > 0.1
 
 
 def test_wrong_bit_is_found(tmp_path: Path) -> None:
-    path = edited(tmp_path, "istar_video_encode")
-    tensors = load_file(path.with_suffix(".safetensors"))
-    tensors["gt_bits010"][0, 1, 0, 1, 3] ^= 1
-    save_file(tensors, path.with_suffix(".safetensors"))
-    assert run(path).notes == ("bits: 1 differ",)
+    path = copy(tmp_path, "istar_video_encode")
+    bits = tensors_of(path)["gt_bits010"]
+    bits[0, 1, 0, 1, 3] ^= 1
+    assert run(put(path, gt_bits010=bits)).notes == ("bits: 1 differ",)
 
 
 def test_weights_are_those_of_the_list_beside_it(tmp_path: Path) -> None:
-    path = edited(tmp_path, "istar_video_encode")
+    path = copy(tmp_path, "istar_video_encode")
     own = build_tokenizer(find_goldens([path])[0]).state_dict()
     listed: list[Any] = [[name, list(weight.shape)] for name, weight in own.items()]
     (tmp_path / "istar_params.json").write_text(json.dumps({"vae_params": listed}))
@@ -65,20 +54,19 @@ def test_weights_are_those_of_the_list_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_codes_what_is_stored(dtype: torch.dtype) -> None:
-    result = run(GOLDENS / "istar_video_encode.json", dtype=dtype)
+    result = run("istar_video_encode", dtype=dtype)
     assert result.passed and result.errors["hidden"] > 1e-4 and result.differing == {"bits": 0}
 
 
 def test_clips_are_cut_where_frames_are_full() -> None:
-    golden = find_goldens([GOLDENS / "istar_video_encode.json"])[0]
-    image, video = clips_of(golden)
+    golden = find_goldens([GOLDENS["istar_video_encode"]])[0]
+    image, video = read_code_passes(golden)
     assert [(str(grid), bits) for grid, bits in image[::2]] == [("1x1", 16), ("2x2", 16), ("3x4", 64), ("4x6", 64)]
     assert len(image) == 8 and len(video) == 7 and {grid.t for grid, _ in video} == {4}
 
 
 def test_channels_of_no_published_tokenizer_are_named(tmp_path: Path) -> None:
-    shutil.copy(GOLDENS / "istar_video_encode.json", tmp_path)
-    path = edited(tmp_path, "istar_video_encode", vae_channels=[8, 16, 32, 32, 16])
+    path = copy(tmp_path, "istar_video_encode", vae_channels=[8, 16, 32, 32, 16])
     with pytest.raises(CheckpointError, match="the last two of them equal"):
         build_tokenizer(find_goldens([path])[0])
 

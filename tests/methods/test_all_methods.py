@@ -31,13 +31,15 @@ def test_images_can_be_decoded(tiny_model: Infinity, name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_are_known_by_their_names(name: str) -> None:
     method = make_method(name)
-    assert type(method) is METHODS[name] and method.name == name and name in str(method)
-    assert all(field.name in (METHODS[name].__doc__ or "") + "".join(b.__doc__ or "" for b in METHODS[name].__mro__)
-               for field in fields(method))  # fmt: skip
+    assert type(method) is METHODS[name] and method.name == name == str(method)
+    documented = "".join(base.__doc__ or "" for base in METHODS[name].__mro__)
+    assert all(f"{field.name}: " in documented for field in fields(method))
 
 
 def test_unknown_names_and_settings_say_what_exists() -> None:
-    with pytest.raises(UsageError, match=r"method 'fast': unknown; choose one of dense, stepvar"):
+    with pytest.raises(
+        UsageError, match=r"method 'fast': unknown; choose one of stepvar, dense, .*, or give package.module:Class"
+    ):
         make_method("fast")
     with pytest.raises(UsageError, match=r"ratio: not a setting of method 'stepvar'; its settings are keep, last"):
         make_method("stepvar", ratio=0.5)
@@ -47,12 +49,12 @@ def test_unknown_names_and_settings_say_what_exists() -> None:
 
 @pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
 def test_skipping_scales_shifts_no_draw(tiny_model: Infinity, schedule: ScaleSchedule) -> None:
-    plan = make_settings(schedule)
-    dense, short = draw(tiny_model, plan, Dense()), draw(tiny_model, plan, SkipLast(2))
+    settings = make_settings(schedule)
+    dense, short = draw(tiny_model, settings, Dense()), draw(tiny_model, settings, SkipLast(2))
     assert len(short.steps) == len(schedule) - 2
     assert equal_everywhere(short.bits, dense.bits[:-2])
     assert equal_everywhere(short.logits, dense.logits[:-2])
-    # The picture so far, at full size: what dense generation has before its last two scales.
+    # The accumulated latent, at full size: what dense generation has before its last two scales.
     torch.testing.assert_close(
         tiny_model.next_tokens(short.state.latent, dense.steps[-2]), dense.record[f"tokens_in_{len(schedule) - 2}"]
     )

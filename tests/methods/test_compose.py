@@ -9,6 +9,7 @@ from stepvar.errors import UsageError
 from stepvar.methods import Compose, Dense, DropGuidance, FastVAR, Method, Random, SkipLast, StepVAR, make_method
 from stepvar.models.infinity import Infinity
 from tests.helpers import SQUARE, draw, equal_everywhere, make_settings, make_text
+from tests.methods.helpers import work
 
 BOTH = Compose(StepVAR(keep=0.5, last=2), DropGuidance(last=1))
 
@@ -17,27 +18,27 @@ def test_each_part_does_its_work(tiny_model: Infinity) -> None:
     plan, text = make_settings(SQUARE), make_text((5, 3))
     drawn = draw(tiny_model, plan, BOTH, text)
     assert [step.branches for step in drawn.steps] == [2, 2, 2, 2, 1]
-    assert [len(step.selections) for step in drawn.steps] == [0, 0, 0, 1, 1]
+    assert [len(drawn.kept(step)) for step in drawn.steps] == [0, 0, 0, 1, 1]
     assert drawn.state.cache.lengths == [keys.shape[2] for keys in drawn.state.cache.keys]
     # Up to the scale where guidance ends, it is the pruned generation.
     pruned = draw(tiny_model, plan, StepVAR(keep=0.5, last=2), text)
     assert equal_everywhere(drawn.logits[:-1], pruned.logits[:-1])
-    assert drawn.state.flops < pruned.state.flops
+    assert work(drawn.plan) < work(pruned.plan)
 
 
 def test_the_order_of_parts_that_count_from_the_end_does_not_matter(tiny_model: Infinity) -> None:
-    plan = make_settings(SQUARE)
-    first = draw(tiny_model, plan, Compose(SkipLast(1), DropGuidance(last=3), StepVAR(last=3)))
-    second = draw(tiny_model, plan, Compose(StepVAR(last=3), DropGuidance(last=3), SkipLast(1)))
+    settings = make_settings(SQUARE)
+    first = draw(tiny_model, settings, Compose(SkipLast(1), DropGuidance(last=3), StepVAR(last=3)))
+    second = draw(tiny_model, settings, Compose(StepVAR(last=3), DropGuidance(last=3), SkipLast(1)))
     assert [step.branches for step in first.steps] == [2, 2, 1, 1]
     assert equal_everywhere(first.logits, second.logits)
 
 
 def test_pruning_without_a_number_of_scales_prunes_the_last_that_run(tiny_model: Infinity) -> None:
-    plan = make_settings(SQUARE)
-    drawn = draw(tiny_model, plan, Compose(SkipLast(1), StepVAR()))
-    assert [len(step.selections) for step in drawn.steps] == [0, 0, 0, 1]
-    assert plan.late_scales() == 1 and SkipLast(2).edit(plan).late_scales() == 3
+    settings = make_settings(SQUARE)
+    drawn = draw(tiny_model, settings, Compose(SkipLast(1), StepVAR()))
+    assert [len(drawn.kept(step)) for step in drawn.steps] == [0, 0, 0, 1]
+    assert settings.late_scales() == 1 and SkipLast(2).edit(settings).late_scales() == 3
 
 
 @pytest.mark.parametrize("method", [StepVAR(last=2), StepVAR(keep=(0.5, 0.5)), Random(keep=0.1, last=1)], ids=repr)
@@ -50,8 +51,8 @@ def test_compositions_inside_are_taken_apart(tiny_model: Infinity) -> None:
     nested = Compose(Compose(SkipLast(1)), BOTH)
     assert [part.name for part in nested.parts] == ["skip-last", "stepvar", "drop-guidance"]
     assert Compose(BOTH) == BOTH
-    plan = make_settings(SQUARE)
-    assert equal_everywhere(draw(tiny_model, plan, Compose()).logits, draw(tiny_model, plan, Dense()).logits)
+    settings = make_settings(SQUARE)
+    assert equal_everywhere(draw(tiny_model, settings, Compose()).logits, draw(tiny_model, settings, Dense()).logits)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_texts_stand_for_settings_of_parts() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("stepvar+fast", {}, "method 'fast': unknown; choose one of dense"),
+        ("stepvar+fast", {}, "method 'fast': unknown; choose one of stepvar"),
         ("stepvar+", {}, "method '': unknown"),
         ("fastvar:huge", {}, "preset 'huge': not one of method 'fastvar'; it has infinity, hart"),
         ("dense:huge", {}, "preset 'huge': not one of method 'dense'; it has none"),

@@ -32,27 +32,27 @@ def test_wrong_settings_are_named(settings: dict, said: str) -> None:
 
 
 def test_too_short_a_schedule_is_refused() -> None:
-    plan = make_settings(SQUARE)
+    settings = make_settings(SQUARE)
     with pytest.raises(UsageError, match="one of them unpruned"):
-        FastVAR(prune=(0.5,) * len(plan.schedule), skip=0).edit(plan)
+        FastVAR(prune=(0.5,) * len(settings.schedule), skip=0).edit(settings)
 
 
 def test_scales_tokens_and_blocks(tiny_model: Infinity) -> None:
-    plan = make_settings(SQUARE)
-    drawn = draw(tiny_model, plan, FastVAR(**SMALL))
-    scales = len(plan.schedule)
+    settings = make_settings(SQUARE)
+    drawn = draw(tiny_model, settings, FastVAR(**SMALL))
+    scales = len(settings.schedule)
     assert len(drawn.steps) == scales - 1
     sizes = [step.grid.size for step in drawn.steps]
     kept = [size - int(size * share) for size, share in zip(sizes[-2:], (0.25, 0.5), strict=True)]
     inside = tiny_model.config.depth - 2
-    assert [len(step.selections) for step in drawn.steps] == [0] * (scales - 3) + [3 * inside] * 2
-    assert [step.selections[0].shape[1] for step in drawn.steps[-2:]] == kept
+    assert [len(drawn.kept(step)) for step in drawn.steps] == [0] * (scales - 3) + [3 * inside] * 2
+    assert [drawn.kept(step)[0].shape[1] for step in drawn.steps[-2:]] == kept
     lengths = drawn.state.cache.lengths
     assert lengths[0] == lengths[-1] == sum(sizes)
     assert lengths[1] == sum(sizes[:-2]) + sum(kept)
 
 
 def test_nothing_pruned_and_nothing_skipped_is_dense(tiny_model: Infinity) -> None:
-    plan = make_settings(SQUARE)
-    dense, same = draw(tiny_model, plan), draw(tiny_model, plan, FastVAR(prune=(0.0,), skip=0, blocks_before=0))
+    settings = make_settings(SQUARE)
+    dense, same = draw(tiny_model, settings), draw(tiny_model, settings, FastVAR(prune=(0.0,), skip=0, blocks_before=0))
     assert all(torch.equal(a, b) for a, b in zip(dense.logits, same.logits, strict=True))

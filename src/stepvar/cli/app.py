@@ -16,8 +16,9 @@ from stepvar.cli.convert import convert
 from stepvar.cli.demo import demo
 from stepvar.cli.evaluate import evaluate, report
 from stepvar.cli.generate import generate
-from stepvar.cli.listing import info, methods, models, verify
+from stepvar.cli.listing import info, methods, models
 from stepvar.cli.plan import plan
+from stepvar.cli.verify import verify
 from stepvar.errors import StepvarError, UsageError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130

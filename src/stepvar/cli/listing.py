@@ -1,4 +1,4 @@
-"""Commands that tell what there is: methods, models, the state of an installation, the origin of a picture."""
+"""Commands that tell what there is: methods, models, the origin of a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepvar.cli.options import DeviceOption, DtypeOption, parse_device, parse_dtype
 from stepvar.errors import StepvarError
 
 if TYPE_CHECKING:
@@ -21,17 +20,18 @@ if TYPE_CHECKING:
 
 def methods() -> None:
     """List the acceleration methods and their settings."""
-    from stepvar.methods import METHODS
+    from stepvar.methods import all_methods
 
     table = _table("method", "what it does", "settings and defaults", lines=True)
-    for name, method in METHODS.items():
+    for name, method in all_methods().items():
         table.add_row(name, _summary(method), _settings(method))
+    table.caption = "a class of your own works too: --method package.module:Class"
     print_table(table)
 
 
 def _summary(method: type[Method]) -> str:
     """The first line of the docstring."""
-    return inspect.cleandoc(method.__doc__ or "").splitlines()[0].replace("``", "")
+    return inspect.cleandoc(method.__doc__ or "").partition("\n")[0].replace("``", "")
 
 
 def _settings(method: type[Method]) -> str:
@@ -74,27 +74,6 @@ def _size(family: Family, config: Any) -> tuple[str, ...]:
     last = schedule[-1]
     pixels = f"{last.w * config.stride}x{last.h * config.stride}"
     return (*(f"{count / 1e6:,.1f} M" for count in counts), schedule.name, pixels)
-
-
-def verify(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Golden files, or folders of them.")
-    ] = None,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
-) -> None:
-    """Check that this installation computes what the original implementations computed.
-
-    What they computed is recorded in golden files; without a path, those of the project's tests are taken.
-    """
-    place, precision = parse_device(device), parse_dtype(dtype)
-
-    from stepvar.conformance import all_passed, results_table, verify
-
-    results = verify(paths or [], place, precision)
-    print_table(results_table(results), whole=True)
-    if not all_passed(results):
-        raise typer.Exit(1)
 
 
 def info(file: Annotated[Path, typer.Argument(help="A PNG file that stepvar wrote.")]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Sequence
 from dataclasses import is_dataclass
@@ -98,14 +99,15 @@ def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str
     """A method from its name and the texts of its settings.
 
     Args:
-        name: of one method or of several, as for :func:`~stepvar.methods.make_method`.
+        name: of one method or of several, as for :func:`~stepvar.methods.make_method`; the module of a class may be a
+            file in the working directory.
         given: settings that have an option of their own; None where it was not used.
         settings: ``name=value`` of any others.
 
     Raises:
         UsageError: for an unknown method or setting, or a value that is none.
     """
-    from stepvar.methods.registry import assign_settings, build, named_parts
+    from stepvar.methods.registry import assign_settings, build, is_class_path, parse_names
 
     texts = {key: text for key, text in given.items() if text is not None}
     for setting in settings:
@@ -114,7 +116,9 @@ def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str
             raise UsageError(f"set {setting!r}: give name=value, such as --set last=2")
         owner, dot, key = key.strip().rpartition(".")
         texts[f"{owner}{dot}{key.replace('-', '_')}"] = text.strip()
-    parts = named_parts(name)
+    if any(map(is_class_path, name.split("+"))) and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    parts = parse_names(name)
     owned = assign_settings(parts, texts)
     for part, own in zip(parts, owned, strict=True):
         kinds = get_type_hints(part.method)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stepvar.conformance.goldens import Golden, fill_golden
-from stepvar.conformance.recording import Record, RecordingModel
-from stepvar.conformance.setup import Setup
-from stepvar.conformance.var import unit_range
-from stepvar.conformance.weights import EXCLUDED, hart_weight
+from stepvar.conformance.golden import Golden, Kind, Record, build
+from stepvar.conformance.recording import RecordingModel, image_record, unit_range
+from stepvar.conformance.weights import HART_RULE
+from stepvar.core.guidance import hold_last, linear_hold, relative_scales
 from stepvar.core.noise import Noise, StreamNoise
-from stepvar.core.plan import Plan, Step
+from stepvar.core.plan import Settings, Step
 from stepvar.core.tokens import TokenMap
-from stepvar.errors import CheckpointError
 from stepvar.generation import generate
-from stepvar.methods.base import Method
-from stepvar.models.hart import HART, HARTConfig, guidance_ramp, progress
+from stepvar.methods import Method
+from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.hart.checkpoint import TOP_K
 from stepvar.models.hart.diffusion import NoiseSchedule
 from stepvar.models.hart.model import HARTState
@@ -32,33 +27,15 @@ from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.var.tokenizer import as_tokens, shrink
 from stepvar.text import ContextFeatures
 
-CONTEXT_INPUTS = r"context(_mask|_position_ids)?|noise\d+"
-MODULE_INPUTS = r"img|dec_in|acc_h\d+|rope[12]d_in|rope2d_pos|net_[xct]"
-
-
-def is_context(about: dict[str, Any]) -> bool:
-    """Whether a golden is a generation by HART."""
-    return {"vae", "transformer"} <= about.get("config", {}).keys() and "context" in about["tensors"]
-
-
-def is_modules(about: dict[str, Any]) -> bool:
-    """Whether a golden holds single modules of HART."""
-    return {"vae", "transformer"} <= about.get("config", {}).keys() and "net_x" in about["tensors"]
-
-
-def is_soft(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a generation adds soft codes: it draws for them, and stores what it drew."""
-    return any(name.endswith("gumbel_exponential") for name in tensors)
-
 
 class GoldenNoise(StreamNoise):
-    """Draws symbols from the golden's generator, and takes normal numbers from its tensors.
+    """Samples indices with the golden's generator, and takes normal numbers from its tensors.
 
     The original draws the latter for both branches and uses those of the first.
     """
 
     def __init__(self, golden: Golden, record: Record) -> None:
-        super().__init__(torch.Generator().manual_seed(golden.about.get("g_seed") or 0))
+        super().__init__(golden.generator())
         self.golden, self.record = golden, record
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
@@ -73,31 +50,34 @@ class GoldenNoise(StreamNoise):
 class RecordingHART(RecordingModel[ContextFeatures, HARTState]):
     """Notes both branches of what goes in and of the logits, the indices, the sums, and the steps of the residual."""
 
+    naming = "s{index:02}.{name}"
     model: HART
 
     def embed(self, state: HARTState, step: Step) -> TokenMap:
-        tokens = super().embed(state, step)
+        tokens = self.model.embed(state, step)
         self.note(step, "tokens_in", self._both(step, tokens.features, state.condition.null))
         return tokens
 
     def predict(self, state: HARTState, tokens: TokenMap, step: Step) -> Tensor:
+        guided = super().predict(state, tokens, step)
+        self.record[f"logits_{step.index}"] = guided
         hidden = self._both(step, tokens.features, state.null_hidden)
         self.note(step, "hidden", hidden)
         last = hidden[:, -1:] if step.index == 0 else hidden
         self.note(step, "logits", self.model.transformer.logits(last, state.condition.pooled[: len(last)]))
-        return super().predict(state, tokens, step)
+        return guided
 
-    def accumulate(self, state: HARTState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        super().accumulate(state, symbols, step, weights)
-        self.record[f"idx_{step.index}"] = symbols
-        self.note(step, "idx", symbols.flatten())
+    def accumulate(self, state: HARTState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        super().accumulate(state, indices, step, weights)
+        self.record[f"idx_{step.index}"] = indices
+        self.note(step, "idx", indices.flatten())
         self.note(step, "f_hat", state.latent.clone())
 
-    def refine(self, state: HARTState, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
-        super().refine(state, tokens, symbols, step, noise)
+    def refine(self, state: HARTState, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+        super().refine(state, tokens, indices, step, noise)
         if not step.is_last:
             return
-        condition = self.model.residual_condition(tokens, symbols)
+        condition = self.model.residual_condition(tokens, indices)
         self.record["diff.z"] = condition.flatten(0, 1)
         self.record["diff.cfg"] = torch.tensor(step.guidance - 1)
         shape = (step.samples, step.grid.size, self.model.config.tokenizer.channels)
@@ -110,9 +90,6 @@ class RecordingHART(RecordingModel[ContextFeatures, HARTState]):
         before = self.record[f"s{step.index:02}.f_hat"]
         self.record["diff.out"] = as_tokens(state.latent - before).flatten(0, 1)
 
-    def note(self, step: Step, name: str, values: Tensor) -> None:
-        self.record[f"s{step.index:02}.{name}"] = values
-
     @staticmethod
     def _both(step: Step, features: Tensor, null: Tensor | None) -> Tensor:
         """At the first scale, with the rows of the unconditional branch, which is run apart."""
@@ -122,105 +99,74 @@ class RecordingHART(RecordingModel[ContextFeatures, HARTState]):
 
 
 @torch.inference_mode()
-def run_context(golden: Golden, setup: Setup) -> Record:
-    """Generates what the golden describes and returns everything that it may store, by name.
-
-    In low precision only what comes before the first sampled index can be compared, and the decoder, which then
-    gets the golden's latent.
-    """
-    model = build_model(golden).to(setup.device, setup.dtype)
-    text = ContextFeatures.of(
-        golden.tensor("context"), golden.tensor("context_mask"), golden.tensor("context_position_ids")
-    )
+def run_generation(golden: Golden) -> Record:
+    """Generates what the golden describes and returns everything that it may store, by name."""
+    model = build_model(golden).to(golden.dtype)
+    text = ContextFeatures.of(*(golden.tensor(f"context{end}") for end in ("", "_mask", "_position_ids")))
     record: Record = {}
-    recording, noise = RecordingHART(model, record), GoldenNoise(golden, record)
-    state = generate(recording, text, len(text), read_plan(golden, model), Method(), noise)
-    if setup.exact:
-        return record | {"f_hat_final": state.latent, "image": unit_range(model.decode(state))}
-    early = {name: record[name] for name in ("s00.tokens_in", "s00.hidden", "s00.logits")}
-    if "image" not in golden.tensors:
-        return early
-    state.latent = golden.tensor("f_hat_final").to(setup.device)
-    return early | {"image": unit_range(model.decode(state))}
+    method, noise = Method(), GoldenNoise(golden, record)
+    plan = method.plan(read_settings(golden, model), model.info, len(text))
+    latent = generate(RecordingHART(model, record), text, plan, method, noise).latent
+    decode = model.tokenizer.decode
+    return record | image_record(golden, ("f_hat_final", latent), lambda latent: unit_range(decode(latent)), "image")
 
 
 def build_model(golden: Golden) -> HART:
-    """The model of a golden, its weights made by the rule, in float32 on the CPU.
+    """The model of a golden, its weights made by the rule, in float32.
 
     Raises:
-        CheckpointError: if the model has other weights than the list beside the golden.
+        CheckpointError: if the model has other weights than the golden lists.
     """
-    settings = golden.setting("transformer"), golden.setting("vae")
-    with torch.device("meta"):
-        model = HART(HARTConfig.published(*settings))
-    for part, listed in (("transformer", "transformer_params"), ("tokenizer", "vae_params")):
-        module = model.get_submodule(part)
-        check_list(module, golden, listed)
-        fill_golden(module, golden, f"{golden.path}: {part}", rule=hart_weight)
-    return model.eval().requires_grad_(False)
+    config = HARTConfig.published(golden.setting("transformer"), golden.setting("vae"))
+    lists = {"transformer": "transformer_params", "tokenizer": "vae_params"}
+    return build(golden, lambda: HART(config), lists, HART_RULE)
 
 
-def check_list(module: nn.Module, golden: Golden, listed: str) -> None:
-    """Compares names and shapes of a module's weights with the list that a golden names, where it is at hand."""
-    path = golden.path.parent / Path(str(golden.about.get("param_list"))).name
-    if not path.is_file():
-        return
-    theirs = {name: tuple(shape) for name, shape in json.loads(path.read_text(encoding="utf-8"))[listed]}
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if not name.endswith(EXCLUDED)}
-    if own != theirs:
-        differing = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
-        raise CheckpointError(f"{path}: {listed} does not fit the model; {', '.join(differing[:8])}")
-
-
-def read_plan(golden: Golden, model: HART) -> Plan:
+def read_settings(golden: Golden, model: HART) -> Settings:
     """The settings of the generation; without a seed of a generator it takes the most likely indices."""
     schedule = model.schedule()
     count, about = len(schedule), golden.about
-    return Plan(
+    return Settings(
         schedule,
-        guidance=guidance_ramp(golden.setting("cfg"), count),
+        guidance=linear_hold(1 + golden.setting("cfg"), count),
         temperature=(1.0,) * count,
         top_k=TOP_K[:count] if "g_seed" in about else 1,
         top_p=about.get("top_p", 0.0),
-        smooth=progress(count) if is_soft(golden.tensors) else (),
+        smooth=hold_last(relative_scales(count)) if golden.soft else (),
     )
 
 
 @torch.inference_mode()
-def run_modules(golden: Golden, setup: Setup) -> Record:
+def run_modules(golden: Golden) -> Record:
     """Runs each module on what the golden gives it; in low precision all but the tokenizer, in float32."""
-    model = build_model(golden).to(setup.device)
-
-    def value(name: str) -> Tensor:
-        return golden.tensor(name).to(setup.device)
-
-    record = _rotaries(model, value("rope2d_pos"), value("rope2d_in"), value("rope1d_in"))
-    record |= _network(model, golden, value("net_x"), value("net_c"), value("net_t"))
-    record |= _schedules(golden)
-    if not setup.exact:
-        apply_precision(model.tokenizer, Precision.of(setup.dtype), TOKENIZER_POLICY)
-        return record | {"dec_out": model.tokenizer.decode(value("dec_in"))}
-    return record | _tokenizer(model, golden, value("img"), value("dec_in"))
+    model = build_model(golden)
+    apply_precision(model.tokenizer, Precision.of(golden.dtype), TOKENIZER_POLICY)
+    return _rotaries(model, golden) | _network(model, golden) | _schedules(golden) | _tokenizer(model, golden)
 
 
-def _tokenizer(model: HART, golden: Golden, image: Tensor, latent: Tensor) -> Record:
+def _tokenizer(model: HART, golden: Golden) -> Record:
     tokenizer, schedule = model.tokenizer, model.schedule()
-    encoded = tokenizer.encode_latent(image)
+    latent = golden.tensor("dec_in")
+    record = {"dec_out": tokenizer.decode(latent)}
+    if not golden.exact:
+        return record
+    encoded = tokenizer.encode_latent(golden.tensor("img"))
     plain, _ = tokenizer.quantise_plain(encoded, schedule)
     hybrid, rest = tokenizer.quantise_hybrid(encoded, schedule)
-    record = {"enc_f": encoded, "dec_out": tokenizer.decode(latent)}
+    record["enc_f"] = encoded
     record |= {f"enc_idx_var{scale:02}": index for scale, index in enumerate(plain)}
     record |= {f"enc_idx_or_rest{scale:02}": index for scale, index in enumerate(hybrid)}
     record[f"enc_idx_or_rest{len(hybrid):02}"] = as_tokens(rest)
     total = torch.zeros_like(latent)
     for scale, (_, following) in enumerate(zip(schedule, schedule.grids[1:], strict=False)):
-        total = total + tokenizer.contribution(golden.tensor(f"acc_h{scale}").to(latent), scale, schedule)
+        total = total + tokenizer.contribution(golden.tensor(f"acc_h{scale}"), scale, schedule)
         record |= {f"acc_fhat{scale}": total, f"acc_next{scale}": shrink(total, following)}
     return record
 
 
-def _rotaries(model: HART, places: Tensor, on_map: Tensor, in_text: Tensor) -> Record:
+def _rotaries(model: HART, golden: Golden) -> Record:
     """The map's, at the coordinates given (those of the third scale behind a text), and the text's from place 0."""
+    places, on_map, in_text = (golden.tensor(name) for name in ("rope2d_pos", "rope2d_in", "rope1d_in"))
     schedule, head_dim = model.schedule(), on_map.shape[-1]
     start = places[:, 0, 0]  # of the first cell, whose own coordinates are 0
     positions = torch.arange(schedule[2].size, device=places.device)[None]
@@ -234,11 +180,12 @@ def _rotaries(model: HART, places: Tensor, on_map: Tensor, in_text: Tensor) -> R
     }
 
 
-def _network(model: HART, golden: Golden, x: Tensor, condition: Tensor, times: Tensor) -> Record:
+def _network(model: HART, golden: Golden) -> Record:
     """The diffusion network row by row, and guided, where both halves see the inputs of the first.
 
     The golden does not state how strong its guidance is: the number is read off it, and all else has to agree.
     """
+    x, condition, times = (golden.tensor(name) for name in ("net_x", "net_c", "net_t"))
     net, half = model.transformer.diffloss.net, len(x) // 2
     embedded, embeddings = net.embed(condition).unsqueeze(1), net.time_embed(times)
 
@@ -249,7 +196,7 @@ def _network(model: HART, golden: Golden, x: Tensor, condition: Tensor, times: T
 
     noise, variance = run(torch.cat([x[:half], x[:half]]))
     conditional, unconditional = noise.chunk(2)
-    stored = golden.tensor("net_cfg_out")[:half, : x.shape[1]].to(x.device)
+    stored = golden.tensor("net_cfg_out")[:half, : x.shape[1]]
     t = ((stored - conditional) / (conditional - unconditional)).median()
     mixed = (1 + t) * conditional - t * unconditional
     guided = torch.cat([torch.cat([mixed, mixed]), variance], dim=-1)
@@ -273,3 +220,24 @@ def _schedules(golden: Golden) -> Record:
             record[name] = torch.tensor(schedule.timesteps)
             record |= {f"sched{found[1]}_{table}": torch.from_numpy(values) for table, values in tables.items()}
     return record
+
+
+KINDS = (
+    Kind(
+        "hart",
+        run_generation,
+        inputs=r"context(_mask|_position_ids)?|noise\d+",
+        settings=frozenset({"vae", "transformer"}),
+        stores=frozenset({"context"}),
+        early=r"s00\.(tokens_in|hidden|logits)|image|img_f32_crop",
+        reduced="the first scale, and the decoder on the golden's latent",
+    ),
+    Kind(
+        "hart modules",
+        run_modules,
+        inputs=r"img|dec_in|acc_h\d+|rope[12]d_in|rope2d_pos|net_[xct]",
+        settings=frozenset({"vae", "transformer"}),
+        stores=frozenset({"net_x"}),
+        reduced="rotary positions, the diffusion head, the decoder",
+    ),
+)

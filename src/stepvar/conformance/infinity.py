@@ -1,4 +1,4 @@
-"""Goldens of the Infinity family: whole generations, the tokenizer's encoder, and single functions."""
+"""Goldens of the Infinity family: whole generations, dense or with FastVAR, and the tokenizer's encoder."""
 
 from __future__ import annotations
 
@@ -10,41 +10,35 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stepvar.conformance.fastvar import read_method
-from stepvar.conformance.goldens import Golden, fill_golden
-from stepvar.conformance.recording import Record, RecordBlocks, RecordingModel
-from stepvar.conformance.setup import Setup
+from stepvar.conformance.golden import Golden, Kind, Record, build
+from stepvar.conformance.recording import RecordingModel, image_record
 from stepvar.core.noise import StreamNoise
-from stepvar.core.plan import Plan, Step
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.report import Recorder
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import CheckpointError
 from stepvar.generation import generate
-from stepvar.methods import Method
+from stepvar.methods import FastVAR, Method
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
 from stepvar.models.infinity.model import InfinityState
 from stepvar.models.infinity.tokenizer import POLICY, BitTokenizer, resize
 from stepvar.models.precision import Precision, apply_precision
 from stepvar.text import TextFeatures
 
-GENERATION_INPUTS = r"text_\w+|neg_\w+"
-TOKENIZER_INPUTS = r"img"
-
 
 class RecordingInfinity(RecordingModel[TextCondition, InfinityState]):
     """Also notes the condition and the bits."""
 
-    def __init__(self, model: Infinity, record: Record) -> None:
-        super().__init__(model, record)
-        self.infinity = model
+    model: Infinity
 
-    def start(self, condition: TextCondition, plan: Plan, method: Method) -> InfinityState:
-        state = super().start(condition, plan, method)
+    def start(self, condition: TextCondition, plan: Plan) -> InfinityState:
+        state = super().start(condition, plan)
         self.record["cond_BD"] = state.condition.pooled
         return state
 
-    def accumulate(self, state: InfinityState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        self.record[f"bits_{step.index}"] = frames_last(self.infinity.latent_bits(symbols, step))
-        super().accumulate(state, symbols, step, weights)
+    def accumulate(self, state: InfinityState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.note(step, "bits", frames_last(self.model.latent_bits(indices, step)))
+        super().accumulate(state, indices, step, weights)
 
 
 def frames_last(bits: Tensor) -> Tensor:
@@ -53,40 +47,35 @@ def frames_last(bits: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def run_generation(golden: Golden, setup: Setup) -> Record:
-    """Generates what the golden describes and returns everything that it may store, by name.
-
-    In low precision only what comes before the first sampled bit can be compared, and the decoder, which then
-    gets the golden's codes.
-    """
-    model = build_model(golden).to(setup.device, setup.dtype)
-    condition = read_condition(golden)
-    plan = read_plan(golden, model)
-    noise = StreamNoise(torch.Generator().manual_seed(golden.config.get("g_seed", 0)))
-    record: Record = {}
-    recording = RecordingInfinity(model, record)
-    method = RecordBlocks(record, read_method(golden, plan.schedule))
-    state = generate(recording, condition, len(condition.prompts), plan, method, noise)
+def run_generation(golden: Golden) -> Record:
+    """Generates what the golden describes and returns everything that it may store, by name."""
+    model = build_model(golden).to(golden.dtype)
+    condition, settings = read_condition(golden), read_settings(golden, model)
+    method = read_method(golden, settings.schedule)
+    plan = method.plan(settings, model.info, len(condition.prompts))
+    record, recorder = Record(), Recorder()
+    recording, noise = RecordingInfinity(model, record), StreamNoise(golden.generator())
+    state = generate(recording, condition, plan, method, noise, recorder=recorder)
     record["ca_kv"] = _packed(state.condition.text, condition, plan)
-    record |= _unused_tokens(model, state, plan, len(method.edit(plan).passes))
-    if setup.exact:
-        return record | {"summed_codes": state.latent} | _images(model.decode(state), golden)
-    early = {name: value for name, value in record.items() if _before_first_bit(name)}
-    if "summed_codes" not in golden.tensors:
-        return early
-    state.latent = golden.tensor("summed_codes").to(setup.device)
-    images = _images(model.decode(state), golden)
-    images.pop("img_u8_bgr")
-    return early | images
+    for index, kept in recorder.selections.items():
+        record |= dict(zip(_selections(golden, index), kept, strict=True))
+    for skipped in Method().plan(settings, model.info, plan.samples).steps[len(plan.steps) :][:1]:
+        # The original prepares the next scale before it skips it.
+        record[f"tokens_in_{skipped.index}"] = model.next_tokens(state.latent, skipped)
+    record |= image_record(golden, ("summed_codes", state.latent), model.tokenizer.decode)
+    if "img_f32" in record:
+        # The original cuts numbers off instead of rounding them, and puts blue first.
+        levels = ((record["img_f32"] + 1) / 2).permute(0, 2, 3, 1) * 255
+        record["img_u8_bgr"] = levels.to(torch.uint8).flip(-1)
+    return record
 
 
 def build_model(golden: Golden) -> Infinity:
-    """The model of a golden, its weights made by the rule, in float32 on the CPU.
+    """The model of a golden, its weights made by the rule, in float32.
 
     Raises:
         CheckpointError: if the model has other weights than the golden lists.
     """
-    patchify = bool(golden.setting("apply_spatial_patchify"))
     config = InfinityConfig(
         depth=golden.setting("depth"),
         width=golden.setting("embed_dim"),
@@ -95,16 +84,12 @@ def build_model(golden: Golden) -> Infinity:
         tokenizer=_tokenizer_config(golden),
         text_channels=golden.setting("Ct5"),
         text_maxlen=golden.setting("text_maxlen"),
-        patchify=patchify,
+        patchify=bool(golden.setting("apply_spatial_patchify")),
         level_every_chunk=not golden.setting("add_lvl_embeding_only_first_block"),
         resolution=golden.setting("pn"),
     )
-    with torch.device("meta"):
-        model = Infinity(config)
-    for part, listed in (("transformer", "transformer_state_dict"), ("tokenizer", "vae_state_dict")):
-        module = model.get_submodule(part)
-        fill_golden(module, golden, f"{golden.path}: {part}", listed)
-    return model.eval().requires_grad_(False)
+    lists = {"transformer": "transformer_state_dict", "tokenizer": "vae_state_dict"}
+    return build(golden, lambda: Infinity(config), lists)
 
 
 def _tokenizer_config(golden: Golden) -> TokenizerConfig:
@@ -112,7 +97,7 @@ def _tokenizer_config(golden: Golden) -> TokenizerConfig:
     return TokenizerConfig(golden.setting("vae_d"), golden.setting("vae_ch"), multipliers)
 
 
-def read_plan(golden: Golden, model: Infinity) -> Plan:
+def read_settings(golden: Golden, model: Infinity) -> Settings:
     """The settings of the generation.
 
     Raises:
@@ -123,7 +108,7 @@ def read_plan(golden: Golden, model: Infinity) -> Plan:
     if stored is not None and ScaleSchedule.of(stored).grids != schedule.grids:
         raise CheckpointError(f"{golden.path}: its schedule {stored} is not the published one, {schedule.name}")
     places = golden.setting("cfg_insertion_layer")
-    return Plan(
+    return Settings(
         schedule,
         guidance=_per_scale(golden.setting("cfg_list"), len(schedule)),
         temperature=_per_scale(golden.setting("tau_list"), len(schedule)),
@@ -137,11 +122,39 @@ def _per_scale(value: Any, scales: int) -> tuple[float, ...]:
     return tuple(map(float, value[:scales])) if isinstance(value, list) else (float(value),) * scales
 
 
+def read_method(golden: Golden, schedule: ScaleSchedule) -> Method:
+    """FastVAR where the golden has its settings, by width of the grid, else dense generation.
+
+    Raises:
+        CheckpointError: if its pruned scales are not neighbours in front of the skipped ones, behind the cached one.
+    """
+    settings = golden.config.get("fastvar")
+    if settings is None:
+        return Method()
+    widths = [grid.w for grid in schedule]
+    skip = sum(width in settings["skip_w"] for width in widths)
+    run = widths[: len(widths) - skip]
+    shares = tuple(settings["ratios"][str(width)] for width in run if str(width) in settings["ratios"])
+    first, last = settings["layers"]
+    cached = schedule[len(run) - len(shares) - 1]
+    if [cached.h, cached.w] != settings["cached_hw"] or any(
+        str(width) not in settings["ratios"] for width in run[-len(shares) :]
+    ):
+        raise CheckpointError(f"{golden.path}: fastvar settings {settings} are not those of neighbouring late scales")
+    return FastVAR(prune=shares, skip=skip, blocks_before=first, blocks_after=golden.setting("depth") - last)
+
+
+def _selections(golden: Golden, index: int) -> list[str]:
+    """Names of what FastVAR keeps at a pass, in the order in which the sub-layers run."""
+    layers = range(*golden.config["fastvar"]["layers"])
+    return [f"kept_s{index}_l{layer}_{sublayer}" for layer in layers for sublayer in ("sa", "ca", "ffn")]
+
+
 def read_condition(golden: Golden) -> TextCondition:
     """The text features: packed in the golden, padded here."""
     prompts = _unpack(golden.tensor("text_feats"), golden.tensor("text_lens"))
     # The names of a negative prompt's tensors are not fixed beyond their beginning; their types tell them apart.
-    negative = [tensor for name, tensor in golden.tensors.items() if name.startswith("neg_")]
+    negative = [golden.tensor(name) for name in golden.tensors if name.startswith("neg_")]
     features = [tensor for tensor in negative if tensor.is_floating_point()]
     lengths = [tensor for tensor in negative if not tensor.is_floating_point()]
     if not features:
@@ -167,42 +180,15 @@ def _packed(text: Tensor, condition: TextCondition, plan: Plan) -> Tensor:
     return torch.cat([row[:length] for row, length in zip(text, lengths, strict=True)])
 
 
-def _before_first_bit(name: str) -> bool:
-    return name in ("cond_BD", "ca_kv", "hidden_0", "logits_0") or name.startswith("blockout_s0_")
-
-
-def _unused_tokens(model: Infinity, state: InfinityState, plan: Plan, ran: int) -> Record:
-    """What the first skipped scale would have read: the original prepares it before it skips."""
-    steps = list(plan.steps(len(state.latent)))
-    return {f"tokens_in_{ran}": model.next_tokens(state.latent, steps[ran])} if ran < len(steps) else {}
-
-
-def _images(pixels: Tensor, golden: Golden) -> Record:
-    """Pixels (B, 3, H, W) in [-1, 1] in the forms that goldens use; bytes are truncated, blue comes first."""
-    levels = ((pixels.float() + 1) / 2).permute(0, 2, 3, 1) * 255
-    images = {"img_f32": pixels, "img_u8_bgr": levels.to(torch.uint8).flip(-1)}
-    if "img_f32_crop" in golden.tensors:
-        h, w = golden.tensors["img_f32_crop"].shape[-2:]
-        images["img_f32_crop"] = pixels[..., :h, :w]
-    return images
-
-
 @torch.inference_mode()
-def run_tokenizer(golden: Golden, setup: Setup) -> Record:
-    """Encodes the golden's image, quantises it scale by scale, decodes it.
-
-    In low precision the quantiser and the decoder, too, start from what the golden stores.
-    """
-    with torch.device("meta"):
-        tokenizer = BitTokenizer(_tokenizer_config(golden))
-    fill_golden(tokenizer, golden, f"{golden.path}: tokenizer")
-    apply_precision(tokenizer.to(setup.device), Precision.of(setup.dtype), POLICY)
+def run_tokenizer(golden: Golden) -> Record:
+    """Encodes the golden's image, quantises it scale by scale, decodes it."""
+    tokenizer = build(golden, lambda: BitTokenizer(_tokenizer_config(golden)), {"": "vae_state_dict"})
+    apply_precision(tokenizer, Precision.of(golden.dtype), POLICY)
     schedule = ScaleSchedule.of(golden.setting("schedule"))
-    encoded = tokenizer.encode_latent(golden.tensor("img").to(setup.device))
-    latent = encoded if setup.exact else golden.tensor("h").to(setup.device)
-    bits, total = tokenizer.quantise(latent, schedule)
-    codes = total if setup.exact else golden.tensor("z").to(setup.device)
-    record = {"h": encoded, "z": total, "rec": tokenizer.decode(codes)}
+    encoded = tokenizer.encode_latent(golden.tensor("img"))
+    bits, total = tokenizer.quantise(golden.resume("h", encoded), schedule)
+    record = {"h": encoded, "z": total, "rec": tokenizer.decode(golden.resume("z", total))}
     record |= {f"bits_{index}": frames_last(bit) for index, bit in enumerate(bits)}
     return record | _coarse_inputs(tokenizer, bits, schedule)
 
@@ -214,3 +200,22 @@ def _coarse_inputs(tokenizer: BitTokenizer, bits: list[Tensor], schedule: ScaleS
     pairs = zip(schedule.grids[1:], totals, strict=False)
     coarse = (F.interpolate(total, (grid.h, grid.w), mode="area") for grid, total in pairs)
     return {f"var_input_{index}": latent.unsqueeze(2) for index, latent in enumerate(coarse)}
+
+
+KINDS = (
+    Kind(
+        "infinity",
+        run_generation,
+        inputs=r"text_\w+|neg_\w+",
+        settings=frozenset({"cfg_insertion_layer", "embed_dim", "Ct5"}),
+        early=r"cond_BD|ca_kv|hidden_0|logits_0|blockout_s0_\w+|img_f32(_crop)?",
+        reduced="the text, the first scale, and the decoder on the golden's codes",
+    ),
+    Kind(
+        "bit tokenizer",
+        run_tokenizer,
+        inputs=r"img",
+        settings=frozenset({"vae_d", "schedule", "apply_spatial_patchify"}),
+        reduced="the encoder, the quantiser on the golden's latents, and the decoder on its codes",
+    ),
+)

@@ -1,64 +1,22 @@
-"""Looking into a generation without touching it: a model and a method that write down what passes through them."""
+"""Looking into a generation without touching it: a model that writes down what passes through it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from stepvar.conformance.golden import Golden, Record
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerHook, SublayerRef
 from stepvar.core.tokens import TokenMap
-from stepvar.methods.base import Method, ModelInfo, RunBlocks, SublayerRef
-from stepvar.models.base import Condition_contra, NextScaleModel, RunState
-
-Record = dict[str, Tensor]
-"""What was seen, by the names that goldens use."""
+from stepvar.models.base import Condition_contra, NextScaleModel
 
 
-@dataclass(frozen=True)
-class RecordBlocks(Method):
-    """A method that notes the features behind every block and behind the whole stack, and what another method keeps.
-
-    Where guidance mixes the branches behind a block, the block's features are those in front of the mixing.
-
-    Attributes:
-        record: where it is noted.
-        method: the method that acts; dense if none is given.
-    """
-
-    record: Record
-    method: Method = field(default_factory=Method)
-
-    def edit(self, plan: Plan) -> Plan:
-        return self.method.edit(plan)
-
-    def check(self, plan: Plan, info: ModelInfo) -> None:
-        self.method.check(plan, info)
-
-    def tokens_at(self, step: Step, layer: int, depth: int) -> int:
-        return self.method.tokens_at(step, layer, depth)
-
-    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
-        tokens = self.method.run_stack(run, tokens, step)
-        self.record[f"hidden_{step.index}"] = tokens.features
-        return tokens
-
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, ref: SublayerRef, step: Step) -> Tensor:
-        known = len(step.selections)
-        update = self.method.run_sublayer(run, tokens, ref, step)
-        if len(step.selections) > known:
-            short = {"self": "sa", "cross": "ca", "ffn": "ffn"}[ref.name]
-            self.record[f"kept_s{step.index}_l{ref.layer}_{short}"] = step.selections[-1]
-        if ref.name == "ffn":
-            self.record[f"blockout_s{step.index}_l{ref.layer}"] = tokens.features + update
-        return update
-
-
-class LatentState(RunState, Protocol):
-    """A state with a latent picture."""
+class LatentState(Protocol):
+    """A state with an accumulated latent."""
 
     latent: Tensor
 
@@ -73,37 +31,91 @@ class RecordableModel(NextScaleModel[Condition_contra, State], Protocol[Conditio
 
 
 class RecordingModel(Generic[Condition_contra, State]):
-    """A model that notes the tokens and logits of every scale; its subclasses note what only a family has."""
+    """A model that notes tokens, features and logits of every pass; its subclasses note what only a family has.
+
+    The features of a block are those in front of guidance, where guidance is applied behind the block.
+
+    Attributes:
+        naming: how the family's goldens name what they store of a pass.
+    """
+
+    naming: ClassVar[str] = "{name}_{index}"
 
     def __init__(self, model: RecordableModel[Condition_contra, State], record: Record) -> None:
         self.model, self.record = model, record
+
+    def note(self, step: Step, name: str, values: Tensor) -> None:
+        self.record[self.naming.format(name=name, index=step.index)] = values
 
     @property
     def info(self) -> ModelInfo:
         return self.model.info
 
-    def start(self, condition: Condition_contra, plan: Plan, method: Method) -> State:
-        return self.model.start(condition, plan, method)
+    def start(self, condition: Condition_contra, plan: Plan) -> State:
+        return self.model.start(condition, plan)
 
     def embed(self, state: State, step: Step) -> TokenMap:
         if step.index:
-            # A copy: at full size these are the latent picture itself, to which the loop adds in place.
-            self.record[f"tokens_in_{step.index}"] = self.model.next_tokens(state.latent, step).clone()
+            # A copy: at full size these are the accumulated latent itself, to which the loop adds in place.
+            self.note(step, "tokens_in", self.model.next_tokens(state.latent, step).clone())
         return self.model.embed(state, step)
 
-    def blocks(self, state: State, step: Step, method: Method) -> RunBlocks:
-        return self.model.blocks(state, step, method)
+    def blocks(self, state: State, step: Step, hook: SublayerHook) -> RunBlocks:
+        def noted(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
+            update = hook(sublayer, tokens, ref)
+            if ref.name == "ffn":  # the last of a block
+                self.record[f"blockout_s{step.index}_l{ref.layer}"] = tokens.features + update
+            return update
+
+        return self.model.blocks(state, step, noted)
 
     def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
         logits = self.model.predict(state, tokens, step)
-        self.record[f"logits_{step.index}"] = logits.flatten(2)
+        self.note(step, "hidden", tokens.features)
+        self.note(step, "logits", logits.flatten(2))
         return logits
 
-    def accumulate(self, state: State, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        self.model.accumulate(state, symbols, step, weights)
+    def accumulate(self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.model.accumulate(state, indices, step, weights)
 
-    def refine(self, state: State, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
-        self.model.refine(state, tokens, symbols, step, noise)
+    def refine(self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+        self.model.refine(state, tokens, indices, step, noise)
 
-    def decode(self, state: State) -> Tensor:
-        return self.model.decode(state)
+    def decode(self, state: State, tile: int | None = None) -> Tensor:
+        return self.model.decode(state, tile)
+
+
+def image_record(
+    golden: Golden,
+    latent: tuple[str, Tensor],
+    decode: Callable[[Tensor], Tensor],
+    name: str = "img_f32",
+) -> Record:
+    """The accumulated latent, and its image whole and cut to what the golden stores of it.
+
+    In low precision the golden's own latent is decoded, and no image made if the golden stores none.
+
+    Args:
+        latent: its name in the golden, and its values.
+        decode: makes an image of it, in the range of the golden's.
+        name: of the image.
+    """
+    if not golden.exact and latent[0] not in golden.tensors:
+        return dict([latent])
+    pixels = decode(golden.resume(*latent))
+    return {latent[0]: latent[1], name: pixels} | cropped(golden, pixels)
+
+
+def cropped(golden: Golden, pixels: Tensor) -> Record:
+    """The upper left corner of an image, as large as the golden stores it; empty if it stores none."""
+    if "img_f32_crop" not in golden.tensors:
+        return {}
+    stored = golden.tensors["img_f32_crop"]
+    if pixels.ndim > stored.ndim:  # an image is a video of one frame
+        pixels = pixels[:, :, 0]
+    return {"img_f32_crop": pixels[..., : stored.shape[-2], : stored.shape[-1]]}
+
+
+def unit_range(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] -> in [0, 1]."""
+    return (pixels + 1) / 2

@@ -6,35 +6,63 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from stepvar.conformance.goldens import Golden
+from stepvar.conformance.golden import Golden
 
 Status = Literal["pass", "fail", "skipped", "not supported"]
 
-GROUPS: dict[str, str] = {
-    "text": r"cond_BD|ca_kv|prefix_tokens",
-    "tokens": r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens|s\d+\.tokens_in",
-    "blocks": r"blockout_s\d+_l\d+",
-    "hidden": (
-        r"hidden_\d+|h|f|enc_moments|raw_features|step\d+\.hidden|block0_\w+_out"
-        r"|s\d+\.hidden|diff\.z"
+
+class Group(NamedTuple):
+    """Tensors with one tolerance.
+
+    Attributes:
+        names: pattern of their names.
+        float32, bfloat16, float16: the largest absolute error in each precision.
+        soft: likewise in float32 where soft codes are added; None: no other.
+    """
+
+    names: str
+    float32: float
+    bfloat16: float
+    float16: float
+    soft: float | None = None
+
+
+GROUPS: dict[str, Group] = {
+    "text": Group(r"cond_BD|ca_kv|prefix_tokens", 5e-4, 5e-4, 5e-4),
+    "tokens": Group(
+        r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens|s\d+\.tokens_in", 1e-5, 1e-5, 1e-5, 2e-3
     ),
-    "logits": r"logits_\d+|step\d+\.logits|s\d+\.logits",
-    "latents": r"summed_codes|z|f_hat(_last)?|s\d+\.f_hat|enc_f|enc_idx_or_rest\d+|acc_(fhat|next)\d+",
-    "image": r"img_f32(_crop)?|rec|decoded|recon_from_raw|vae_dec_out_T\d+|image|dec_out",
-    "residual": r"f_hat_final|diff\.(out|step\d+\.\w+)|net_out|net_cfg_out",
-    "units": (
+    "blocks": Group(r"blockout_s\d+_l\d+", 5e-4, 0.25, 0.03),
+    "hidden": Group(
+        r"hidden_\d+|h|f|enc_moments|raw_features|(step|s)\d+\.hidden|block0_\w+_out|diff\.z", 5e-4, 0.25, 0.03, 2e-3
+    ),
+    "logits": Group(r"logits_\d+|(step|s)\d+\.logits", 2e-4, 0.5, 0.06, 2e-3),
+    "latents": Group(
+        r"summed_codes|z|f_hat(_last)?|s\d+\.f_hat|enc_f|enc_idx_or_rest\d+|acc_(fhat|next)\d+", 1e-5, 1e-5, 1e-5, 2e-3
+    ),
+    "image": Group(r"img_f32(_crop)?|rec|decoded|recon_from_raw|vae_dec_out_T\d+|image|dec_out", 1e-3, 0.4, 0.05),
+    "residual": Group(r"f_hat_final|diff\.(out|step\d+\.\w+)|net_out|net_cfg_out", 2e-4, 2e-4, 2e-4, 2e-3),
+    "units": Group(
         r"rope_\w+|lat_\w+|pixel_unshuffle_out|restored|area_\d+_to_\d+|interp_\w+|resid_\w+|codes_sem|apg_out_\w+"
-        r"|rope[12]d_\w+|sched\d+_\w+|diff\.cfg|s\d+\.gumbel_\w+"
+        r"|rope[12]d_\w+|sched\d+_\w+|diff\.cfg|s\d+\.gumbel_\w+",
+        1e-5,
+        1e-5,
+        1e-5,
     ),
 }
-"""Groups of tensors with one tolerance each, by the tensors' names."""
+"""Groups of numbers.
+
+In float32 only the order of additions is free. A diffusion head multiplies the differences that this makes by its
+guidance and by the noise of its first steps; soft codes multiply differences of logits a hundredfold at late scales.
+In lower precision the bounds are about three times the worst error seen on a CPU: they tell a wrong result from a
+rounded one, and no more. What is computed in float32 there, too, keeps its bound.
+"""
 
 DISCRETE: dict[str, tuple[str, int]] = {
     "bits": (r"bits_\d+|bit_\w+|step\d+\.bits|gt_bits\d+", 0),
@@ -46,52 +74,14 @@ DISCRETE: dict[str, tuple[str, int]] = {
 
 Limits = Mapping[str, float]
 
-LIMITS: dict[torch.dtype, Limits] = {
-    torch.float32: {
-        "text": 5e-4,
-        "tokens": 1e-5,
-        "blocks": 5e-4,
-        "hidden": 5e-4,
-        "logits": 2e-4,
-        "latents": 1e-5,
-        "image": 1e-3,
-        "residual": 2e-4,
-        "units": 1e-5,
-    },
-    torch.bfloat16: {
-        "text": 5e-4,
-        "tokens": 1e-5,
-        "blocks": 0.25,
-        "hidden": 0.25,
-        "logits": 0.5,
-        "latents": 1e-5,
-        "image": 0.4,
-        "residual": 2e-4,
-        "units": 1e-5,
-    },
-    torch.float16: {
-        "text": 5e-4,
-        "tokens": 1e-5,
-        "blocks": 0.03,
-        "hidden": 0.03,
-        "logits": 0.06,
-        "latents": 1e-5,
-        "image": 0.05,
-        "residual": 2e-4,
-        "units": 1e-5,
-    },
-}
-"""Largest absolute errors of each group.
 
-In float32 only the order of additions is free. A diffusion head multiplies the differences that this makes by its
-guidance and by the noise of its first steps, soft codes by still more (see :data:`SOFT`). In lower precision the bounds
-are about three times the worst error seen on a CPU: they tell a wrong result from a rounded one, and no more. What is
-computed in float32 there, too, keeps its bound.
-"""
-
-
-SOFT: Limits = {"tokens": 2e-3, "hidden": 2e-3, "logits": 2e-3, "latents": 2e-3, "residual": 2e-3}
-"""Bounds in float32 where soft codes are added: at late scales they multiply a difference of logits a hundredfold."""
+def limits(golden: Golden) -> Limits:
+    """The largest absolute error of each group."""
+    column = {torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(golden.dtype, "float32")
+    found: dict[str, float] = {name: getattr(group, column) for name, group in GROUPS.items()}
+    if golden.exact and golden.soft:
+        found |= {name: group.soft for name, group in GROUPS.items() if group.soft is not None}
+    return found
 
 
 @dataclass(frozen=True)
@@ -99,17 +89,16 @@ class GoldenResult:
     """What came of one golden.
 
     Attributes:
-        name, path: which golden.
+        name: of the golden.
         kind: what it holds, such as ``"infinity"``.
-        status: ``"pass"`` or ``"fail"``; ``"not supported"`` for a kind that cannot be run yet and was named by
-            the user, which fails the run, and ``"skipped"`` for one found in a folder, which does not.
+        status: ``"pass"`` or ``"fail"``; ``"not supported"`` for a kind that cannot be run and was named by the user,
+            which fails the run, and ``"skipped"`` for one found in a folder, which does not.
         errors: worst absolute error of each group of tensors that the golden stores (see ``GROUPS``).
         differing: number of whole numbers that differ (see ``DISCRETE``).
         notes: why it failed, or what was not compared.
     """
 
     name: str
-    path: Path
     kind: str
     status: Status
     errors: dict[str, float] = field(default_factory=dict)
@@ -120,11 +109,6 @@ class GoldenResult:
     def passed(self) -> bool:
         """Whether nothing is wrong: it agrees, or was skipped."""
         return self.status in ("pass", "skipped")
-
-
-def all_passed(results: Sequence[GoldenResult]) -> bool:
-    """Whether nothing is wrong and something was compared: a run of skipped goldens proves nothing."""
-    return all(result.passed for result in results) and any(result.status == "pass" for result in results)
 
 
 def compare(golden: Golden, kind: str, computed: Mapping[str, Tensor], limits: Limits) -> GoldenResult:
@@ -150,7 +134,7 @@ def compare(golden: Golden, kind: str, computed: Mapping[str, Tensor], limits: L
     if not errors and not differing:
         notes.append("nothing could be compared")
     status: Status = "fail" if notes else "pass"
-    return GoldenResult(golden.name, golden.path, kind, status, errors, differing, tuple(notes))
+    return GoldenResult(golden.name, kind, status, errors, differing, tuple(notes))
 
 
 def _group(name: str, values: Tensor) -> tuple[str, int | None]:
@@ -159,8 +143,8 @@ def _group(name: str, values: Tensor) -> tuple[str, int | None]:
         for group, (names, tolerance) in DISCRETE.items():
             if re.fullmatch(names, name):
                 return group, tolerance
-    for group, names in GROUPS.items():
-        if re.fullmatch(names, name):
+    for group, about in GROUPS.items():
+        if re.fullmatch(about.names, name):
             return group, None
     raise KeyError(f"tensor {name!r} belongs to no group")
 
@@ -173,9 +157,38 @@ def _branches_in_common(group: str, ours: Tensor, theirs: Tensor) -> tuple[Tenso
     if group not in ("blocks", "hidden", "residual"):
         return ours, theirs
     rows = min(len(ours), len(theirs))
-    if max(len(ours), len(theirs)) == 2 * rows:
-        return ours[:rows], theirs[:rows]
-    return ours, theirs
+    return (ours[:rows], theirs[:rows]) if max(len(ours), len(theirs)) == 2 * rows else (ours, theirs)
+
+
+def all_passed(results: Sequence[GoldenResult]) -> bool:
+    """Whether nothing is wrong and something was compared: a run of skipped goldens proves nothing."""
+    return all(result.passed for result in results) and any(result.status == "pass" for result in results)
+
+
+def verdict(results: Sequence[GoldenResult], where: str) -> str:
+    """Whether this build computes what the original implementations computed: one line that begins with yes or no.
+
+    Args:
+        where: the device and the precision that were asked for.
+    """
+    run = [result for result in results if result.status != "skipped"]
+    wrong = [result.name for result in run if not result.passed]
+    if wrong:
+        return f"no: {len(wrong)} of {len(run)} goldens do not agree or cannot be run ({where}): {', '.join(wrong)}"
+    skipped = len(results) - len(run)
+    if not run:
+        return f"no: nothing was compared ({where}), {skipped} goldens were skipped"
+    more = f"; {skipped} more were skipped" if skipped else ""
+    return f"yes: this build reproduces the reference implementations on all {len(run)} goldens ({where}){more}"
+
+
+def skipped_lines(results: Sequence[GoldenResult]) -> list[str]:
+    """One line per kind of golden that was skipped: which ones, and why."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.status == "skipped":
+            names.setdefault((result.kind, "; ".join(result.notes)), []).append(result.name)
+    return [f"skipped goldens of kind {kind!r} ({', '.join(own)}): {why}" for (kind, why), own in names.items()]
 
 
 def results_table(results: Sequence[GoldenResult]) -> Table:

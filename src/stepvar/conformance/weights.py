@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,125 +21,96 @@ EXCLUDED = (
     "lfq_semantic.mask",
     "lfq_detail.mask",
 )
-"""Endings of the names of constants, which the rule leaves at zero."""
-
-_HALF = ("lvl_embed.weight", "pos_start", "pos_1LC")
-_UNIT = ("cfg_uncond", "class_emb.weight", ".mat_q", "quantize.embedding.weight")
+"""Endings of the names of constants, which every rule leaves at zero."""
 
 
-Spread = Callable[[str, Sequence[int]], tuple[float, float]]
-"""From a weight's name and shape to the mean and the standard deviation of its numbers."""
+@dataclass(frozen=True)
+class WeightRule:
+    """Normal numbers from a generator that starts at the CRC-32 of a weight's name plus a seed.
 
+    They are brought to a range in which an untrained model behaves like a trained one: gates are open, some attention
+    scales exceed their limit. Other weights than those of the patterns have a mean of 0 and a standard deviation of 1
+    over the square root of what a number of the output is a sum of.
 
-def rule_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """The weight of this name and shape, in float32 on the CPU.
-
-    Normal numbers from a generator that starts at CRC-32 of the name plus the seed, brought to a range in which
-    an untrained model behaves like a trained one: gates are open, some attention scales exceed their limit.
+    Attributes:
+        patterns: of whole names, each with the mean and the standard deviation; the first that fits counts.
+        gains: by name, factors on the standard deviation of the other weights.
+        vectors: standard deviation of the other weights with one dimension; their mean is 1 in a ``.weight``.
+        precision: of the normal numbers, before they are rounded to float32.
     """
-    if name.endswith(EXCLUDED):
-        return torch.zeros(tuple(shape))
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
-    normal = generator.standard_normal(tuple(shape), dtype=np.float32)
-    offset, factor = _range(name, shape)
-    # The rule is stated in float32: in double precision the last bits would differ.
-    return torch.from_numpy(np.asarray(np.float32(offset) + np.float32(factor) * normal))
+
+    patterns: tuple[tuple[str, float, float], ...]
+    gains: Mapping[str, float] = field(default_factory=dict)
+    vectors: float | None = None
+    precision: type[np.float32] | type[np.float64] = np.float64
+
+    def __call__(self, name: str, shape: Sequence[int], seed: int) -> Tensor:
+        """The weight of this name and shape, in float32 on the CPU."""
+        if name.endswith(EXCLUDED):
+            return torch.zeros(tuple(shape))
+        generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
+        normal = generator.standard_normal(tuple(shape), dtype=self.precision).astype(np.float32)
+        mean, deviation = self.spread(name, shape)
+        # The rules are stated in float32: in double precision the last bits would differ.
+        return torch.from_numpy(np.asarray(np.float32(mean) + np.float32(deviation) * normal))
+
+    def spread(self, name: str, shape: Sequence[int]) -> tuple[float, float]:
+        """Mean and standard deviation of a weight."""
+        for pattern, mean, deviation in self.patterns:
+            if re.fullmatch(pattern, name):
+                return mean, deviation
+        if len(shape) == 1 and self.vectors is not None:
+            return (1.0 if name.endswith(".weight") else 0.0), self.vectors
+        return 0.0, self.gains.get(name, 1.0) / math.sqrt(math.prod(shape[1:]))
 
 
-def _range(name: str, shape: Sequence[int]) -> tuple[float, float]:
-    """Mean and standard deviation of a weight."""
-    if name.endswith("scale_mul_1H11"):
-        return 2.5, 1.5
-    if name.endswith("ada_gss"):
-        return 0.0, 0.3
-    if name.endswith(_HALF):
-        return 0.0, 0.5
-    if name.endswith(_UNIT):
-        return 0.0, 1.0
-    if len(shape) == 1:
-        return (1.0 if name.endswith(".weight") else 0.0), 0.05
-    return 0.0, 1.0 / math.sqrt(math.prod(shape[1:]))
-
-
-def star_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """The weight of this name and shape by the rule of the InfinityStar goldens, in float32 on the CPU."""
-    return _wide_weight(name, shape, seed, _star_range)
-
-
-def _wide_weight(name: str, shape: Sequence[int], seed: int, spread: Spread) -> Tensor:
-    """Like :func:`rule_weight`, but the normal numbers are made in double precision."""
-    if name.endswith(EXCLUDED):
-        return torch.zeros(tuple(shape))
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
-    normal = generator.standard_normal(size=tuple(shape)).astype(np.float32)
-    offset, factor = spread(name, shape)
-    return torch.from_numpy(np.asarray(np.float32(offset) + np.float32(factor) * normal))
-
-
-_STAR_TOKENIZER = ("encoder.", "decoder.", "proj_", "scale_learnable_parameters")
-
-
-def _star_range(name: str, shape: Sequence[int]) -> tuple[float, float]:
-    """Mean and standard deviation of a weight of InfinityStar."""
-    tokenizer = name.startswith(_STAR_TOKENIZER)
-    if name.endswith(
-        (".gamma", "scale_learnable_parameters", "conv_y.conv.bias", "norm.weight", "hidden_sates.weight")
-    ):
-        return 1.0, 0.05
-    if name == "cfg_uncond":
-        return 0.0, 0.5
-    if name == "sos_token":
-        return 0.0, 0.02
-    if name.endswith(".bias"):
-        return 0.0, 0.05 if tokenizer else 0.1
-    gain = {"decoder.conv_out.conv.weight": 0.3, "word_embed.weight": 4.0}.get(name, 1.0)
-    return 0.0, gain / math.sqrt(math.prod(shape[1:]))
-
-
-Rule = Callable[[str, Sequence[int], int], Tensor]
-"""(name, shape, seed) -> weight."""
-
-
-def rule_weights(shapes: Mapping[str, Sequence[int]], seed: int, rule: Rule = rule_weight) -> dict[str, Tensor]:
-    """The weights of all names."""
-    return {name: rule(name, shape, seed) for name, shape in shapes.items()}
-
-
-def fill_by_rule(module: nn.Module, seed: int, rule: Rule = rule_weight) -> None:
-    """Overwrites all parameters and buffers of a module, in place."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    module.load_state_dict(rule_weights(shapes, seed, rule))
-
-
-_HART: tuple[tuple[str, float, float], ...] = (
-    (r".*(ln_wo_grad|in_ln)\.weight|(decoder|context)_norm\.weight|.*\.norm.*\.weight", 1.0, 0.05),
-    (r".*scale_mul_1H11", 1.0, 0.1),
-    (r".*scale_shift_table", 0.0, 0.3),
-    (r"lvl_embed\.weight", 0.0, 0.5),
-    (r"quantize\.embedding\.weight", 0.0, 1.0),
-    (r".*(\.bias|q_bias|v_bias)", 0.0, 0.1),
-    (r"pos_start|pos_1LC", 0.0, 0.3),
+INFINITY_RULE = WeightRule(
+    patterns=(
+        (r".*scale_mul_1H11", 2.5, 1.5),
+        (r".*ada_gss", 0.0, 0.3),
+        (r".*(lvl_embed\.weight|pos_start|pos_1LC)", 0.0, 0.5),
+        (r".*(cfg_uncond|class_emb\.weight|\.mat_q|quantize\.embedding\.weight)", 0.0, 1.0),
+    ),
+    vectors=0.05,
+    precision=np.float32,
 )
-"""Patterns of names, means and standard deviations; the first that fits counts."""
+"""Of the goldens of Infinity and VAR."""
 
-_HART_GAINS: dict[str, float] = {
-    "decoder.conv_out.weight": 0.3,
-    "word_embed.weight": 4.0,
-    "head_nm.ada_lin.1.weight": 0.3,
-    "context_embed.weight": 0.5,
-    "head.weight": 2.0,
-    "diffloss.net.final_layer.linear.weight": 0.5,
-}
+STAR_RULE = WeightRule(
+    patterns=(
+        (r".*(\.gamma|scale_learnable_parameters|conv_y\.conv\.bias|norm\.weight|hidden_sates\.weight)", 1.0, 0.05),
+        (r"cfg_uncond", 0.0, 0.5),
+        (r"sos_token", 0.0, 0.02),
+        (r"(encoder\.|decoder\.|proj_).*\.bias", 0.0, 0.05),
+        (r".*\.bias", 0.0, 0.1),
+    ),
+    gains={"decoder.conv_out.conv.weight": 0.3, "word_embed.weight": 4.0},
+)
+"""Of the goldens of InfinityStar."""
+
+HART_RULE = WeightRule(
+    patterns=(
+        (r".*(ln_wo_grad|in_ln)\.weight|(decoder|context)_norm\.weight|.*\.norm.*\.weight", 1.0, 0.05),
+        (r".*scale_mul_1H11", 1.0, 0.1),
+        (r".*scale_shift_table", 0.0, 0.3),
+        (r"lvl_embed\.weight", 0.0, 0.5),
+        (r"quantize\.embedding\.weight", 0.0, 1.0),
+        (r".*(\.bias|q_bias|v_bias)", 0.0, 0.1),
+        (r"pos_start|pos_1LC", 0.0, 0.3),
+    ),
+    gains={
+        "decoder.conv_out.weight": 0.3,
+        "word_embed.weight": 4.0,
+        "head_nm.ada_lin.1.weight": 0.3,
+        "context_embed.weight": 0.5,
+        "head.weight": 2.0,
+        "diffloss.net.final_layer.linear.weight": 0.5,
+    },
+)
+"""Of the goldens of HART."""
 
 
-def hart_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """The weight of this name and shape by the rule of the HART goldens, in float32 on the CPU."""
-    return _wide_weight(name, shape, seed, _hart_range)
-
-
-def _hart_range(name: str, shape: Sequence[int]) -> tuple[float, float]:
-    """Mean and standard deviation of a weight of HART."""
-    for pattern, mean, deviation in _HART:
-        if re.fullmatch(pattern, name):
-            return mean, deviation
-    return 0.0, _HART_GAINS.get(name, 1.0) / math.sqrt(math.prod(shape[1:]))
+def fill_by_rule(module: nn.Module, seed: int, rule: WeightRule = INFINITY_RULE) -> None:
+    """Overwrites all parameters and buffers of a module, in place."""
+    weights = {name: rule(name, tuple(tensor.shape), seed) for name, tensor in module.state_dict().items()}
+    module.load_state_dict(weights)

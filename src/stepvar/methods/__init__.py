@@ -5,6 +5,7 @@ from stepvar.methods.base import MethodState as MethodState
 from stepvar.methods.baselines import PCA as PCA
 from stepvar.methods.baselines import Dense as Dense
 from stepvar.methods.baselines import HighPass as HighPass
+from stepvar.methods.baselines import Magnitude as Magnitude
 from stepvar.methods.baselines import Random as Random
 from stepvar.methods.baselines import SkipLast as SkipLast
 from stepvar.methods.compose import Compose as Compose
@@ -12,7 +13,6 @@ from stepvar.methods.coverage import Coverage as Coverage
 from stepvar.methods.drop_guidance import DropGuidance as DropGuidance
 from stepvar.methods.fastvar import FastVAR as FastVAR
 from stepvar.methods.latent_delta import LatentDelta as LatentDelta
-from stepvar.methods.magnitude import Magnitude as Magnitude
 from stepvar.methods.pruning import Pruning as Pruning
 from stepvar.methods.pruning import PruningState as PruningState
 from stepvar.methods.registry import METHODS as METHODS

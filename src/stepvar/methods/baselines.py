@@ -1,4 +1,4 @@
-"""The baselines: what any other method has to beat, and each of StepVAR's scores alone."""
+"""The baselines: what any other method has to beat."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Stage
 from stepvar.methods.pruning import Pruning, PruningState
 from stepvar.methods.registry import register
+from stepvar.methods.scores import distance_to_mean, squared_norm
 from stepvar.methods.stepvar import structure_score, texture_score
 from stepvar.utils.device import to_device_async
 
@@ -78,6 +79,32 @@ class PCA(Pruning):
 
     def score(self, tokens: TokenMap, step: Step, state: PruningState) -> Tensor:
         return structure_score(tokens.features, self.power_iterations)
+
+
+@register
+@dataclass(frozen=True)
+class Magnitude(Pruning):
+    """Keeps the tokens with the largest features.
+
+    The preset ``l2-norm``, the default, ranks by the L2 norm, a selection that StepVAR's paper compares itself with.
+    The preset ``mean-distance`` ranks by the distance to the mean of the map, FastVAR's selection (arXiv 2503.23367,
+    section 3), with any restoration: it prunes as FastVAR does with ``scope="sublayer"``, ``propagate="update"``,
+    ``restore="cached"`` and ``branches="separate"``.
+
+    Attributes:
+        centred: measure from the mean of the map, rather than from zero.
+    """
+
+    name: ClassVar[str] = "magnitude"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "l2-norm": {"centred": False},
+        "mean-distance": {"centred": True},
+    }
+
+    centred: bool = False
+
+    def score(self, tokens: TokenMap, step: Step, state: PruningState) -> Tensor:
+        return distance_to_mean(tokens.features) if self.centred else squared_norm(tokens.features)
 
 
 @register

@@ -281,7 +281,7 @@ class Pruning(Method[State], ABC):
         """Keeps the ``count`` best tokens of a dense map, row by row or once per sample."""
         shared = self.branches == "shared"
         scored = tokens.with_features(tokens.features[: step.samples]) if shared else tokens
-        scores = checked_scores(self.score(scored, step, state), scored.features, self.name, step.index)
+        scores = checked_scores(self.score(scored, step, state), scored.features, self.name, step)
         kept = self._choose_by_frame(scores, count, step)
         selection = self.restoration.sources(kept, step.grid, self.temporal_weight)
         state.record(step, kept)

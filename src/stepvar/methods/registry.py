@@ -10,10 +10,11 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from itertools import starmap
+from typing import Any, NamedTuple, TypeVar
 
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method
@@ -50,11 +51,10 @@ def check_class(method: Any) -> type[Method]:
     where = f"{method.__module__}:{method.__qualname__}"
     if "__dataclass_params__" not in vars(method):
         raise UsageError(f"method {where}: its fields are its settings; decorate it with @dataclass(frozen=True)")
-    name = vars(method).get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise UsageError(
-            f"method {where}: name={name!r}; give it one of its own in lower case, such as name: ClassVar = 'my-method'"
-        )
+    name, settings = vars(method).get("name"), [field.name for field in fields(method)]
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or "name" in settings:
+        own = "give it one of its own in lower case, such as name: ClassVar[str] = 'my-method'"
+        raise UsageError(f"method {where}: name={name!r}; {own}")
     if missing := sorted(getattr(method, "__abstractmethods__", ())):
         raise UsageError(f"method {name!r}: {where} does not define {' and '.join(missing)}()")
     other = METHODS.get(name)
@@ -81,18 +81,16 @@ def _load(entry: EntryPoint) -> None:
             raise UsageError(f"its class has the name {method.name!r}; give both the same")
         register(method)
     except Exception as error:  # whatever another package does, the methods here go on
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        warnings.warn(f"method {entry.name!r} of entry point {entry.value!r} is left out: {problem}", stacklevel=2)
+        said = f"method {entry.name!r} of the entry point {entry.value} is left out: {_one_line(error)}"
+        warnings.warn(said, stacklevel=2)
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of a registered name, or of a path ``package.module:Class``.
+    """The class that is registered by a name, here or by another package.
 
     Raises:
         UsageError: if there is none, naming those that exist.
     """
-    if ":" in name:
-        return _import(name)
     if name not in METHODS:
         for entry in entry_points(group=ENTRY_POINTS, name=name):
             _load(entry)
@@ -102,29 +100,29 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def _import(path: str) -> type[Method]:
+def import_method(path: str) -> type[Method]:
+    """The class of a path ``package.module:Class``.
+
+    Raises:
+        UsageError: if it cannot be imported, or is no complete method.
+    """
     module_name, _, class_name = path.partition(":")
     try:
-        module = import_module(module_name)
+        method = getattr(import_module(module_name), class_name)
     except Exception as error:  # a module may fail in any way
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"method {path!r}: cannot import {module_name}: {problem}") from error
-    if not hasattr(module, class_name):
-        raise UsageError(f"method {path!r}: {module_name} has no class {class_name}")
-    return check_class(getattr(module, class_name))
+        raise UsageError(f"method {path!r}: cannot be imported: {_one_line(error)}") from error
+    return check_class(method)
 
 
-@dataclass(frozen=True)
-class NamedMethod:
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class NamedMethod(NamedTuple):
     """A method as it is named: its class, and the settings of the preset that was named with it."""
 
     method: type[Method]
     preset: Mapping[str, Any]
-
-    @property
-    def known(self) -> list[str]:
-        """Names of the settings."""
-        return [field.name for field in fields(self.method)]
 
 
 def parse_names(names: str) -> list[NamedMethod]:
@@ -137,17 +135,21 @@ def parse_names(names: str) -> list[NamedMethod]:
 
 
 def _parse_name(name: str) -> NamedMethod:
-    method_name, *rest = name.split(":")
-    if rest and ("." in method_name or rest[0][:1].isupper()):
-        method_name = f"{method_name}:{rest.pop(0)}"
-    method = find_method(method_name)
-    if not rest:
+    words = name.split(":")
+    size = 2 if is_class_path(name) else 1
+    path, preset = ":".join(words[:size]), ":".join(words[size:])
+    method = import_method(path) if size == 2 else find_method(path)
+    if len(words) == size:
         return NamedMethod(method, {})
-    preset = ":".join(rest)
     if preset not in method.presets:
         has = f"it has {', '.join(method.presets)}" if method.presets else "it has none"
-        raise UsageError(f"preset {preset!r}: not one of method {method_name!r}; {has}")
+        raise UsageError(f"preset {preset!r}: not one of method {path!r}; {has}")
     return NamedMethod(method, method.presets[preset])
+
+
+def is_class_path(name: str) -> bool:
+    """Whether a name is the path of a class, ``package.module:Class``; presets are in lower case."""
+    return name.partition(":")[2][:1].isupper()
 
 
 def assign_settings(parts: Sequence[NamedMethod], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -157,27 +159,24 @@ def assign_settings(parts: Sequence[NamedMethod], settings: Mapping[str, Any]) -
         UsageError: for a setting that no part has, or that several have.
     """
     owned: list[dict[str, Any]] = [{} for _ in parts]
-    names = [part.method.name for part in parts]
+    known = {part.method.name: [field.name for field in fields(part.method)] for part in parts}
     for setting, value in settings.items():
         owner, _, key = setting.rpartition(".")
-        if owner and owner not in names:
-            raise UsageError(f"{setting}: {owner!r} is not one of the methods given: {', '.join(names)}")
-        known = [index for index, part in enumerate(parts) if owner in ("", names[index]) and key in part.known]
-        if not known:
-            raise UsageError(f"{setting}: not a setting of {_describe(parts)}")
-        if len(known) > 1:
-            choices = " or ".join(f"{names[index]}.{key}" for index in known)
+        if owner and owner not in known:
+            raise UsageError(f"{setting}: {owner!r} is not one of the methods given: {', '.join(known)}")
+        found = [name for name, keys in known.items() if owner in ("", name) and key in keys]
+        if not found:
+            raise UsageError(f"{setting}: not a setting of {', or of '.join(starmap(_describe, known.items()))}")
+        if len(found) > 1:
+            choices = " or ".join(f"{name}.{key}" for name in found)
             raise UsageError(f"{setting}: several of the methods have it; say which: {choices}")
-        owned[known[0]][key] = value
+        owned[list(known).index(found[0])][key] = value
     return owned
 
 
-def _describe(parts: Sequence[NamedMethod]) -> str:
-    if len(parts) > 1:
-        return ", or of ".join(_describe([part]) for part in parts)
-    known = parts[0].known
-    has = f"its settings are {', '.join(known)}" if known else "it has no settings"
-    return f"method {parts[0].method.name!r}; {has}"
+def _describe(name: str, settings: Sequence[str]) -> str:
+    has = f"its settings are {', '.join(settings)}" if settings else "it has no settings"
+    return f"method {name!r}; {has}"
 
 
 def build(parts: Sequence[NamedMethod], owned: Sequence[Mapping[str, Any]]) -> Method:

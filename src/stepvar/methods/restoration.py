@@ -131,13 +131,10 @@ class Anchors(Restoration):
 
 
 @dataclass(frozen=True)
-class Cached(Restoration):
+class Cached(Nearest):
     """The values of the last pass that was not pruned, resized by area (FastVAR, section 3)."""
 
     reads_past: ClassVar[bool] = True
-
-    def sources(self, kept: Tensor, grid: Grid, temporal_weight: float = 1.0) -> Selection:
-        return Selection(kept, nearest_kept(kept, grid, temporal_weight))
 
     def restore(self, values: Tensor, selection: Selection, step: Step, past: CachedFeatures | None) -> Tensor:
         assert past is not None  # what reads the past is given it

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Step
 from stepvar.errors import UsageError
 
 Normalisation = Literal["none", "mean", "max", "zscore"]
@@ -18,28 +19,27 @@ NORMALISATIONS: tuple[Normalisation, ...] = ("none", "mean", "max", "zscore")
 TINY = torch.finfo(torch.float32).tiny
 
 
-def checked_scores(scores: Tensor, features: Tensor, name: str, index: int) -> Tensor:
+def checked_scores(scores: Tensor, features: Tensor, name: str, step: Step) -> Tensor:
     """The scores that a method gave to features (R, N, C), if they are one finite float32 number for each token.
 
     Whether they are finite is asked on the CPU only: elsewhere the answer would have to wait for the device at every
     selection. There a score that is NaN ranks first, as it does where the features are not finite themselves.
 
     Args:
-        name: of the method.
-        index: of the pass.
+        name: of the method, for errors.
 
     Raises:
         UsageError: if they are not.
     """
-    expected = tuple(features.shape[:2])
+    expected, place = tuple(features.shape[:2]), f"at pass {step.index} ({step.grid})"
     if tuple(scores.shape) != expected or scores.dtype != torch.float32:
         raise UsageError(
-            f"method {name!r}: score() gave {scores.dtype} of shape {tuple(scores.shape)} at pass {index}; "
+            f"method {name!r}: score() gave {scores.dtype} of shape {tuple(scores.shape)} {place}; "
             f"give torch.float32 of shape {expected}, one score for each token"
         )
     if scores.device.type == "cpu" and not scores.isfinite().all() and features.isfinite().all():
         raise UsageError(
-            f"method {name!r}: score() gave NaN or infinity at pass {index}, though all features are finite; "
+            f"method {name!r}: score() gave NaN or infinity {place}, though all features are finite; "
             "look for divisions by zero, logarithms and sums that overflow"
         )
     return scores

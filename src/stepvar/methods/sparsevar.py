@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -71,16 +70,13 @@ class SparseVAR(Pruning[SparseVARState]):
         return SparseVARState(sources=self.sources(plan))
 
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: SparseVARState) -> TokenMap:
-        def note(before: TokenMap, after: TokenMap) -> None:
-            error = (after.features.float() - before.features.float()).square().mean(dim=-1, keepdim=True)
-            if not after.is_dense:
-                error = gather_tokens(error, nearest_kept(after.positions, after.grid, self.temporal_weight))
-            noted.append(CachedFeatures.of(after.with_features(error), step))
-
-        noted: list[CachedFeatures] = []
-        block = run.depth // 2 if self.block is None else self.block
-        tokens = super().run_stack(WatchedBlocks(run, block, note), tokens, step, state)
-        state.block_error = noted[-1]
+        watched = WatchedBlocks(run, run.depth // 2 if self.block is None else self.block)
+        tokens = super().run_stack(watched, tokens, step, state)
+        before, after = watched.seen
+        error = (after.features.float() - before.features.float()).square().mean(dim=-1, keepdim=True)
+        if not after.is_dense:
+            error = gather_tokens(error, nearest_kept(after.positions, after.grid, self.temporal_weight))
+        state.block_error = CachedFeatures.of(after.with_features(error), step)
         return tokens
 
     def score(self, tokens: TokenMap, step: Step, state: SparseVARState) -> Tensor:
@@ -88,19 +84,19 @@ class SparseVAR(Pruning[SparseVARState]):
         return state.block_error.at(step, len(tokens.features), "trilinear").squeeze(-1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class WatchedBlocks:
     """Blocks of which one is watched.
 
     Attributes:
         run: the blocks.
         block: index of the one.
-        note: called with the maps in front of it and behind it.
+        seen: the maps in front of it and behind it, once it has run.
     """
 
     run: RunBlocks
     block: int
-    note: Callable[[TokenMap, TokenMap], None]
+    seen: tuple[TokenMap, TokenMap] = field(init=False)
 
     @property
     def depth(self) -> int:
@@ -112,5 +108,5 @@ class WatchedBlocks:
             return self.run(tokens, first, last)
         before = self.run(tokens, first, self.block)
         after = self.run(before, self.block, self.block + 1)
-        self.note(before, after)
+        self.seen = (before, after)
         return self.run(after, self.block + 1, last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepvar.core.plan import Plan, Step
+from stepvar.core.plan import Settings, Step, resolve
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.methods.cached_features import CachedFeatures, resample
 
@@ -13,7 +13,7 @@ GRIDS = ScaleSchedule.of([(1, 2), (1, 3)])
 
 
 def steps(guidance: tuple[float, float], samples: int = 1) -> list[Step]:
-    return list(Plan(GRIDS, guidance, (1.0, 1.0)).steps(samples))
+    return list(resolve(Settings(GRIDS, guidance, (1.0, 1.0)), samples, depth=1).steps)
 
 
 def test_area_mixes_the_cells_that_overlap() -> None:

@@ -15,6 +15,7 @@ from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
 from stepvar.text import TextFeatures
 from tests.helpers import SQUARE, Drawn, draw, draw_classes, equal_everywhere, make_settings, make_text
+from tests.methods.helpers import work
 
 
 def families(infinity: Infinity, var: VAR) -> list[tuple[Callable[..., Drawn[Any]], Any]]:
@@ -30,12 +31,12 @@ def test_the_conditional_branch_goes_on_alone(tiny_model: Infinity, tiny_var: VA
         assert [step.branches for step in dropped.steps] == [2] * (5 - last) + [1] * last
         assert equal_everywhere(dropped.logits[:-last], dense.logits[:-last])
         assert equal_everywhere(dropped.logits, by_hand.logits)
-        assert dropped.state.flops < dense.state.flops
+        assert work(dropped.plan) < work(dense.plan)
 
 
 @pytest.mark.parametrize("last", [1, 3])
 def test_the_unconditional_branch_goes_on_alone(tiny_model: Infinity, tiny_var: VAR, last: int) -> None:
-    """It draws what guidance of 0 mixes, at half the work; every other part of the generation is the same."""
+    """It gives what guidance of 0 combines, at half the work; every other part of the generation is the same."""
     for drawing, model in families(tiny_model, tiny_var):
         dense = drawing(model, make_settings(SQUARE))
         kept = drawing(model, make_settings(SQUARE), DropGuidance(last=last, branch="unconditional"))
@@ -46,12 +47,12 @@ def test_the_unconditional_branch_goes_on_alone(tiny_model: Infinity, tiny_var: 
         assert equal_everywhere(kept.logits[:-last], dense.logits[:-last])
         for one, other in zip(kept.logits, mixed.logits, strict=True):
             torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
-        assert kept.state.flops < mixed.state.flops
+        assert work(kept.plan) < work(mixed.plan)
 
 
-def test_the_unconditional_branch_is_drawn_from_where_the_other_must_run_too(tiny_model: Infinity) -> None:
-    plan = make_settings(SQUARE, (3.0, 3.0, 0.0, 3.0, 3.0))
-    zero, tiny = draw(tiny_model, plan), draw(tiny_model, make_settings(SQUARE, (3.0, 3.0, 1e-9, 3.0, 3.0)))
+def test_the_unconditional_branch_is_sampled_from_where_the_other_must_run_too(tiny_model: Infinity) -> None:
+    settings = make_settings(SQUARE, (3.0, 3.0, 0.0, 3.0, 3.0))
+    zero, tiny = draw(tiny_model, settings), draw(tiny_model, make_settings(SQUARE, (3.0, 3.0, 1e-9, 3.0, 3.0)))
     assert [step.branches for step in zero.steps] == [2] * 5
     for one, other in zip(zero.logits, tiny.logits, strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
@@ -74,10 +75,10 @@ def test_pruning_goes_on_with_the_branch_that_is_kept(tiny_model: Infinity) -> N
 
 
 def test_without_guidance_there_is_nothing_to_drop(tiny_model: Infinity) -> None:
-    plan = make_settings(SQUARE, 1.0)
+    settings = make_settings(SQUARE, 1.0)
     for branch in get_args(Branch):
-        dropped = draw(tiny_model, plan, DropGuidance(last=2, branch=branch))
-        assert equal_everywhere(draw(tiny_model, plan).logits, dropped.logits)
+        dropped = draw(tiny_model, settings, DropGuidance(last=2, branch=branch))
+        assert equal_everywhere(draw(tiny_model, settings).logits, dropped.logits)
         assert {step.branches for step in dropped.steps} == {1}
 
 

@@ -8,11 +8,20 @@ from hypothesis import strategies as st
 
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods import restoration
+from stepvar.methods import Method, restoration
 from stepvar.methods.cached_features import CachedFeatures
-from stepvar.methods.propagation import nearest_kept, spread
-from stepvar.methods.restoration import RESTORATIONS, Anchors, Blend, Cached, Nearest, Restoration, cell_positions
-from tests.helpers import make_settings
+from stepvar.methods.restoration import (
+    RESTORATIONS,
+    Anchors,
+    Blend,
+    Cached,
+    Nearest,
+    Restoration,
+    cell_positions,
+    nearest_kept,
+    spread,
+)
+from tests.methods.helpers import plan_of
 
 SIDES = st.sampled_from([1, 2, 3, 5, 7, 8, 11, 13])
 GRIDS = st.builds(Grid, st.sampled_from([1, 1, 2, 3]), SIDES, SIDES)
@@ -131,10 +140,15 @@ def test_spreading_leaves_kept_tokens_alone() -> None:
 
 
 def test_anchors_are_one_in_each_square_of_each_frame() -> None:
-    assert Anchors(2).anchors(Grid(1, 4, 5)) == (6, 8, 9, 16, 18, 19)
-    assert Anchors(4).anchors(Grid(2, 1, 2)) == (1, 3)
-    assert Anchors(9).anchors(Grid(1, 3, 3)) == (4,)
-    assert len(Anchors(4).anchors(Grid(1, 64, 64))) == 256
+    def anchors(stride: int, grid: Grid) -> list[int]:
+        found = Anchors(stride).anchors(grid, torch.device("cpu"))
+        assert len(found) == Anchors(stride).anchor_count(grid)
+        return found.tolist()
+
+    assert anchors(2, Grid(1, 4, 5)) == [6, 8, 9, 16, 18, 19]
+    assert anchors(4, Grid(2, 1, 2)) == [1, 3]
+    assert anchors(9, Grid(1, 3, 3)) == [4]
+    assert len(anchors(4, Grid(1, 64, 64))) == 256
 
 
 def test_anchors_stand_in_for_all_that_is_not_kept() -> None:
@@ -144,8 +158,8 @@ def test_anchors_stand_in_for_all_that_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("restoration", RESTORATIONS.values(), ids=RESTORATIONS)
-def test_restoring_from_every_token_changes_nothing(restoration: Restoration) -> None:
-    step = next(make_settings(ScaleSchedule.of([(3, 5)]), 1.0).steps(2))
+def test_restoration_from_every_token_changes_nothing(restoration: Restoration) -> None:
+    (step,) = plan_of(Method(), ScaleSchedule.of([(3, 5)]), 1.0, samples=2).steps
     everything, values = torch.arange(15).expand(2, -1), torch.randn(2, 15, 4)
     past = CachedFeatures(torch.randn(2, 15, 4), step.grid)
     restored = restoration.restore(values, restoration.sources(everything, step.grid), step, past)
@@ -153,7 +167,7 @@ def test_restoring_from_every_token_changes_nothing(restoration: Restoration) ->
 
 
 def test_cached_values_fill_what_is_not_kept() -> None:
-    first, second = make_settings(ScaleSchedule.of([(1, 2), (1, 4)]), 1.0).steps(1)
+    first, second = plan_of(Method(), ScaleSchedule.of([(1, 2), (1, 4)]), 1.0).steps
     past = CachedFeatures.of(TokenMap.dense(torch.tensor([[[1.0], [2.0]]]), first.grid), first)
     kept = torch.tensor([[0, 2]])
     restored = RESTORATIONS["cached"].restore(
@@ -163,6 +177,6 @@ def test_cached_values_fill_what_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize(("build", "said"), [(lambda: Blend(0), "neighbours=0"), (lambda: Anchors(0), "stride=0")])
-def test_wrong_settings_of_restorers(build: Callable[[], Restoration], said: str) -> None:
+def test_wrong_settings_of_restorations(build: Callable[[], Restoration], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         build()
