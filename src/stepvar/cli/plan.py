@@ -61,6 +61,7 @@ def plan(
     from stepvar.checkpoints.loading import meta_model
     from stepvar.cost.memory import check_fits
     from stepvar.methods import Method
+    from stepvar.models.meta import without_compiler
     from stepvar.pipeline import Pipeline
 
     pipe = Pipeline(meta_model(model, variant), None).to(dtype=precision).enable_tiled_decode(tile)
@@ -68,10 +69,11 @@ def plan(
         aspect_ratio=aspect_ratio, resolution=resolution, seconds=seconds, guidance_scale=guidance_scale
     )
     taken: dict[str, tuple[Plan, DryRun]] = {}
-    for one in (chosen, Method()):
-        if str(one) not in taken:
-            resolved = one.plan(settings, pipe.model.info, num_images)
-            taken[str(one)] = (resolved, pipe.dry_run(resolved, one, text))
+    with without_compiler():
+        for one in (chosen, Method()):
+            if str(one) not in taken:
+                resolved = one.plan(settings, pipe.model.info, num_images)
+                taken[str(one)] = (resolved, pipe.dry_run(resolved, one, text))
     own, *dense = taken.values()
     title = f"{pipe.name} {settings.schedule.name}, {chosen}, {num_images} at once, {dtype}"
     print_table(scales_table(title, *own, dense[0][1] if dense else None), whole=True)

@@ -145,7 +145,7 @@ def measure_ahead(
     Raises:
         UsageError: for a method that saves nothing.
     """
-    search = Search(pipe, as_method(method), settings or pipe.settings(), samples, Timings())
+    search = Search(pipe, as_method(method), settings or pipe.settings(), samples, "image", Timings())
     if not search.stages:
         raise UsageError(f"method {str(search.method)!r} has nothing to spare; choose another")
     with bar("measuring", None, progress) as advance:
@@ -234,7 +234,8 @@ class Search:
     def measure_ends(self, advance: Callable[[], None]) -> None:
         """Measures dense generation and the harshest settings, unless that was done before."""
         ends = [self.dense, *(stage(1.0) for stage in self.stages[-1:])]
-        if not all(self.timings.is_known(self.plan(method)) for method in ends):
+        decoded = self.scope == "scales" or "decode" in self.timings.stages
+        if not decoded or not all(self.timings.is_known(self.plan(method)) for method in ends):
             self.measure(ends, advance)
 
     def measure(self, methods: Sequence[Method], advance: Callable[[], None]) -> None:
@@ -290,7 +291,6 @@ class Search:
             "tile": str(pipe.tile),
             "text": "" if encoder is None else type(getattr(encoder, "encoder", encoder)).__name__,
             "method": repr(self.method),
-            "scope": self.scope,
         }
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,3 +32,31 @@ def build_on_meta(build: Callable[[Any], Any], config: Any) -> Any:
     """What ``build`` makes of a configuration, on the meta device."""
     with torch.device("meta"), NoInitialisation():
         return build(config)
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Keeps PyTorch from importing its compiler, which takes a second, for operations on the meta device.
+
+    PyTorch works out many shapes in functions that it hides from the compiler, and imports the compiler to hide them
+    from. Within the block a stand-in hides nothing; behind it all is as before. For commands that do nothing else: other
+    threads would find the stand-in, too.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    seen: list[Callable[..., Any]] = []
+
+    def disable(function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
+        seen.append(function)
+        return function
+
+    sys.modules[name] = stand_in = ModuleType(name)
+    stand_in.disable = disable  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        sys.modules.pop(name, None)
+        for function in seen:
+            vars(function).pop("__dynamo_disable", None)
