@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from stepvar.cli.speedup import SpeedupOption, fit_settings
 from stepvar.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -18,6 +17,7 @@ from stepvar.cli.options import (
     load_pipeline,
     output_path,
 )
+from stepvar.cli.speedup import SpeedupOption, fit_settings
 from stepvar.utils.files import check_writable, write_text
 
 CAPTION = "a large red striped circle left of a small blue star on grass"

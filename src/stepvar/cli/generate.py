@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepvar import __version__
-from stepvar.cli.speedup import SpeedupOfOption, SpeedupOption, fit_settings, method_to_fit, parse_scope
 from stepvar.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -29,6 +28,7 @@ from stepvar.cli.options import (
     parse_method,
     parse_numbers,
 )
+from stepvar.cli.speedup import SpeedupOfOption, SpeedupOption, fit_settings, method_to_fit, parse_scope
 from stepvar.errors import UsageError
 from stepvar.utils.files import check_writable, write_text
 

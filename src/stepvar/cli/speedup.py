@@ -53,7 +53,7 @@ def parse_scope(scope: str | None, speedup: float | None) -> str:
 
 
 def method_to_fit(name: str, given: dict[str, str | None], settings: Sequence[str]) -> Method:
-    """A method whose settings are open that a speed-up decides, from the same texts as :func:`~stepvar.cli.options.parse_method`.
+    """A method whose settings a speed-up may decide, from the texts of :func:`~stepvar.cli.options.parse_method`.
 
     Raises:
         UsageError: if one of them was given.

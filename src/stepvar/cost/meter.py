@@ -71,7 +71,7 @@ class Meter(TorchDispatchMode):
             device: whose tensors are watched.
             results: shapes of the results of operations on the meta device; may be shared by several meters.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.held = self.peak = 0
         self._device = device.type
         self._results = {} if results is None else results
