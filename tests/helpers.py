@@ -1,9 +1,9 @@
-"""A tiny model of each family and short ways to draw with it."""
+"""A tiny model of each family and short ways to generate with it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
 import torch
@@ -204,11 +204,12 @@ def draw(
     text: TextFeatures | None = None,
     negative: TextFeatures | None = None,
     first: int = 0,
+    forced: Mapping[int, Tensor] | None = None,
 ) -> Drawn[InfinityState]:
-    """Generates; image i has the seed ``first + i``."""
+    """Generates; image i has the seed ``first + i``; ``forced`` are bits (B, N, d) by pass in place of sampled ones."""
     text = text or make_text((5,), first)
     recording = RecordingInfinity(model, {})
-    return _draw(recording, TextCondition(text, negative), len(text), settings, method, first)
+    return _draw(recording, TextCondition(text, negative), len(text), settings, method, first, forced)
 
 
 def draw_classes(
@@ -225,11 +226,12 @@ def draw_video(
     text: TextFeatures | None = None,
     negative: TextFeatures | None = None,
     first: int = 0,
+    forced: Mapping[int, Tensor] | None = None,
 ) -> Drawn[StarState]:
-    """Generates; video i has the seed ``first + i``."""
+    """Generates; video i has the seed ``first + i``; ``forced`` are bits (B, N, d) by pass in place of sampled ones."""
     text = text or make_text((5,), first)
     recording = RecordingStar(model, {})
-    return _draw(recording, VideoCondition(text, negative), len(text), settings, method, first)
+    return _draw(recording, VideoCondition(text, negative), len(text), settings, method, first, forced)
 
 
 def draw_context(
@@ -247,10 +249,11 @@ def _draw(
     settings: Settings,
     method: Method | None,
     first: int,
+    forced: Mapping[int, Tensor] | None = None,
 ) -> Drawn[State]:
     noise, method, recorder = SeededNoise(range(first, first + samples)), method or Method(), Recorder()
-    plan = method.plan(settings, model.info, samples)
-    state = generate(model, condition, plan, method, noise, recorder=recorder)
+    plan = method.plan(replace(settings, forced=frozenset(forced or ())), model.info, samples)
+    state = generate(model, condition, plan, method, noise, forced, recorder)
     return Drawn(model.record, state, plan, recorder.selections)
 
 

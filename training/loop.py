@@ -141,13 +141,13 @@ def write_card(path: Path, values: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def sittings(folder: Path | None) -> list[dict[str, Any]]:
-    """The info of the trainings that a model folder has behind it."""
+def earlier_runs(folder: Path | None) -> list[dict[str, Any]]:
+    """The training runs that a model folder comes from, as its card lists them."""
     path = None if folder is None else folder / "training.json"
     if path is None or not path.exists():
         return []
-    behind: list[dict[str, Any]] = json.loads(path.read_text())["sittings"]
-    return behind
+    runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
+    return runs
 
 
 def device_name(device: torch.device) -> str:

@@ -1,6 +1,6 @@
 """Teaches the text encoder to read: ``python -m training.text --out runs/scenes --minutes 2``.
 
-Before any picture is seen, the encoder learns from captions alone what stands where: from its features, one learned
+Before any image is seen, the encoder learns from captions alone what stands where: from its features, one learned
 query per place (leftmost, rightmost, topmost, bottommost) must tell the shape, colour, texture and size of the object
 there. The transformer then starts from features in which attributes are already bound to places. Cheap on a CPU.
 """

@@ -67,7 +67,7 @@ def test_var_folders(tmp_path: Path, variant: str) -> None:
     loaded = load_model(tmp_path, variant)
     assert_holds(loaded, release)
     assert_holds(load_model(release.transformer), release)
-    assert (loaded.family, loaded.defaults["guidance_scale"], loaded.defaults["top_k"]) == ("var", 1.5, 900)
+    assert (loaded.family, loaded.defaults["guidance_scale"], loaded.defaults["top_k"]) == ("var", 2.5, 900)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])

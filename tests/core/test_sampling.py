@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stepvar.core import sampling
+from stepvar.core import noise as noise_module
 from stepvar.core.guidance import classifier_free_guidance
 from stepvar.core.noise import SeededNoise, StreamNoise
 from stepvar.core.sampling import gumbel_sample, sample, soft_weights, truncate
@@ -60,8 +60,8 @@ def test_truncate_works_entry_by_entry() -> None:
 
 
 def test_guidance_leads_from_the_second_half_to_the_first() -> None:
-    mixed = classifier_free_guidance(torch.tensor([[1.0], [2.0], [10.0], [20.0]]), 3.0)
-    assert mixed.tolist() == [[3.0 - 20.0], [6.0 - 40.0]]
+    guided = classifier_free_guidance(torch.tensor([[1.0], [2.0], [10.0], [20.0]]), 3.0)
+    assert guided.tolist() == [[3.0 - 20.0], [6.0 - 40.0]]
     assert torch.equal(classifier_free_guidance(torch.tensor([[1.0], [9.0]]), 1.0), torch.tensor([[1.0]]))
 
 
@@ -158,7 +158,7 @@ def test_draws_of_codes_never_change() -> None:
 @pytest.mark.parametrize("piece", [5, 64, 1 << 20])
 def test_draws_of_codes_do_not_depend_on_the_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = SeededNoise([7, 8]).exponential(2, (2, 37, 11), CPU)
-    monkeypatch.setattr(sampling, "CPU_PIECE", piece)
+    monkeypatch.setattr(noise_module, "CPU_PIECE", piece)
     assert torch.equal(SeededNoise([7, 8]).exponential(2, (2, 37, 11), CPU), wanted)
 
 
@@ -216,20 +216,20 @@ class NoNoise:
 def test_top_one_is_greedy_and_needs_no_draw() -> None:
     logits = torch.randn(2, 6, 4, 2, generator=torch.Generator().manual_seed(2))
     logits[0, 0, 0] = 1.0  # a tie goes to the first class
-    symbols = sample(logits, NoNoise(), 0, top_k=1, top_p=0.5)
-    assert torch.equal(symbols, logits.argmax(-1)) and symbols[0, 0, 0] == 0
+    indices = sample(logits, NoNoise(), 0, top_k=1, top_p=0.5)
+    assert torch.equal(indices, logits.argmax(-1)) and indices[0, 0, 0] == 0
 
 
 # Soft codes
 
 
-@pytest.mark.parametrize(("progress", "temperature"), [(0.0, 0.27), (0.5, 0.14175), (1.0, 0.0135)])
-def test_soft_weights_follow_their_formula(progress: float, temperature: float) -> None:
+@pytest.mark.parametrize(("relative_scale", "temperature"), [(0.0, 0.27), (0.5, 0.14175), (1.0, 0.0135)])
+def test_soft_weights_follow_their_formula(relative_scale: float, temperature: float) -> None:
     logits = truncate(torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0)), 4, 0.0)
     exponential = torch.empty(2, 3, 9).exponential_(generator=torch.Generator().manual_seed(5))
-    weights = soft_weights(logits, exponential, progress)
+    weights = soft_weights(logits, exponential, relative_scale)
     kept = torch.isfinite(logits)
-    expected = ((logits * (1 + progress) - exponential.log()).double() / temperature).exp() * kept
+    expected = ((logits * (1 + relative_scale) - exponential.log()).double() / temperature).exp() * kept
     torch.testing.assert_close(weights.double(), expected / expected.sum(-1, keepdim=True), atol=1e-4, rtol=0)
     assert (weights[~kept] == 0).all()
 
@@ -237,24 +237,24 @@ def test_soft_weights_follow_their_formula(progress: float, temperature: float) 
 def test_soft_weights_draw_behind_the_index() -> None:
     """Both from one generator, one behind the other, as the published implementation does."""
     logits = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0))
-    symbols, weights = gumbel_sample(logits, StreamNoise(torch.Generator().manual_seed(5)), 0, 0.3, top_k=4)
+    indices, weights = gumbel_sample(logits, StreamNoise(torch.Generator().manual_seed(5)), 0, 0.3, top_k=4)
     generator = torch.Generator().manual_seed(5)
-    assert torch.equal(symbols, sample(logits, StreamNoise(generator), 0, top_k=4))
+    assert torch.equal(indices, sample(logits, StreamNoise(generator), 0, top_k=4))
     second = torch.empty(1, 4, 9).exponential_(generator=generator)
     assert torch.equal(weights, soft_weights(truncate(logits, 4, 0.0), second, 0.3))
 
 
-def test_greedy_symbols_leave_the_first_draw_to_the_soft_weights() -> None:
+def test_greedy_indices_leave_the_first_draw_to_the_soft_weights() -> None:
     logits = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0))
-    symbols, weights = gumbel_sample(logits, StreamNoise(torch.Generator().manual_seed(5)), 0, 0.3, top_k=1)
-    assert torch.equal(symbols, logits.argmax(-1)) and torch.equal(symbols, weights.argmax(-1))
+    indices, weights = gumbel_sample(logits, StreamNoise(torch.Generator().manual_seed(5)), 0, 0.3, top_k=1)
+    assert torch.equal(indices, logits.argmax(-1)) and torch.equal(indices, weights.argmax(-1))
 
 
 def test_seeded_soft_weights_soften_the_code_drawn() -> None:
     logits = torch.randn(2, 50, 9, generator=torch.Generator().manual_seed(0))
-    symbols, weights = gumbel_sample(logits, SeededNoise([1, 2]), 3, 0.0)
-    assert torch.equal(weights.argmax(dim=-1), symbols)  # progress 0: the logits are not stretched
-    assert torch.equal(symbols, sample(logits, SeededNoise([1, 2]), 3))
+    indices, weights = gumbel_sample(logits, SeededNoise([1, 2]), 3, 0.0)
+    assert torch.equal(weights.argmax(dim=-1), indices)  # relative scale 0: the logits are not stretched
+    assert torch.equal(indices, sample(logits, SeededNoise([1, 2]), 3))
 
 
 def test_seeded_soft_weights_need_no_draw_of_their_own() -> None:

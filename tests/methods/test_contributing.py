@@ -19,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
+def shown(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     """The class on the page, which registers itself."""
     blocks = re.findall(
         r"^( *)```python\n(.*?)^\1```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
@@ -28,7 +28,6 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     assert len(source.splitlines()) < 40
     module: Any = ModuleType("stepvar.methods.contrast")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.delitem(METHODS, "contrast", raising=False)
     exec(compile(source, str(PAGE), "exec"), module.__dict__)
     assert METHODS["contrast"] is module.Contrast
     monkeypatch.setitem(matrix.CASES, "contrast", lambda: make_method("contrast"))

@@ -51,14 +51,11 @@ class Largest(Pruning):
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with a module of another package; what it registers is forgotten afterwards."""
+def elsewhere(own_registry: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a module of another package."""
     (tmp_path / "elsewhere_methods.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    before = dict(METHODS)
     yield tmp_path
-    METHODS.clear()
-    METHODS.update(before)
     sys.modules.pop("elsewhere_methods", None)
 
 
@@ -175,9 +172,8 @@ def test_what_is_no_class_is_refused() -> None:
             check_class(wrong)
 
 
-def test_registering_again_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registering_again_replaces(own_registry: None) -> None:
     """A cell of a notebook may be run twice; another class of the same name may not come in."""
-    monkeypatch.delitem(METHODS, "own", raising=False)
     first, again = (define(f"    name = 'own'\n{SCORE}") for _ in range(2))
     assert register(first) is first and register(again) is again and METHODS["own"] is again
 

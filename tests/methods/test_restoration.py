@@ -19,7 +19,7 @@ from stepvar.methods.restoration import (
     Restoration,
     cell_positions,
     nearest_kept,
-    spread,
+    restore_from_sources,
 )
 from tests.methods.helpers import plan_of
 
@@ -131,10 +131,10 @@ def test_spreading_leaves_kept_tokens_alone() -> None:
     grid = Grid(1, 1, 4)
     kept = torch.tensor([[0, 3], [1, 2]])
     values = torch.tensor([[100.0, 106.0], [122.0, 124.0]]).unsqueeze(-1)
-    nearest = spread(values, Nearest().sources(kept, grid)).squeeze(-1)
+    nearest = restore_from_sources(values, Nearest().sources(kept, grid)).squeeze(-1)
     assert nearest.tolist() == [[100.0, 100.0, 106.0, 106.0], [122.0, 122.0, 124.0, 124.0]]
     # At distances 1 and 2 the weights are 4/5 and 1/5.
-    blend = spread(values, Blend(2).sources(kept, grid)).squeeze(-1)
+    blend = restore_from_sources(values, Blend(2).sources(kept, grid)).squeeze(-1)
     expected = torch.tensor([[100.0, 101.2, 104.8, 106.0], [122.4, 122.0, 124.0, 123.6]])
     torch.testing.assert_close(blend, expected)
 
@@ -161,17 +161,17 @@ def test_anchors_stand_in_for_all_that_is_not_kept() -> None:
 def test_restoration_from_every_token_changes_nothing(restoration: Restoration) -> None:
     (step,) = plan_of(Method(), ScaleSchedule.of([(3, 5)]), 1.0, samples=2).steps
     everything, values = torch.arange(15).expand(2, -1), torch.randn(2, 15, 4)
-    past = CachedFeatures(torch.randn(2, 15, 4), step.grid)
-    restored = restoration.restore(values, restoration.sources(everything, step.grid), step, past)
+    cached = CachedFeatures(torch.randn(2, 15, 4), step.grid)
+    restored = restoration.restore(values, restoration.sources(everything, step.grid), step, cached)
     assert torch.equal(restored, values)
 
 
 def test_cached_values_fill_what_is_not_kept() -> None:
     first, second = plan_of(Method(), ScaleSchedule.of([(1, 2), (1, 4)]), 1.0).steps
-    past = CachedFeatures.of(TokenMap.dense(torch.tensor([[[1.0], [2.0]]]), first.grid), first)
+    cached = CachedFeatures.of(TokenMap.dense(torch.tensor([[[1.0], [2.0]]]), first.grid), first)
     kept = torch.tensor([[0, 2]])
     restored = RESTORATIONS["cached"].restore(
-        torch.tensor([[[7.0], [8.0]]]), Cached().sources(kept, second.grid), second, past
+        torch.tensor([[[7.0], [8.0]]]), Cached().sources(kept, second.grid), second, cached
     )
     assert restored.flatten().tolist() == [7.0, 1.0, 8.0, 2.0]
 

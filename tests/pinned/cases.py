@@ -211,7 +211,7 @@ CALL_ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "wrong aspect ratio": ("scenes", {"prompt": SCENE, "aspect_ratio": "wide"}),
     "unknown resolution": ("scenes", {"prompt": SCENE, "resolution": "9M"}),
     "guidance place out of range": ("scenes", {"prompt": SCENE, "guidance_at": [0, -8]}),
-    "unknown guidance": ("scenes", {"prompt": SCENE, "guidance": "apg"}),
+    "unknown guidance": ("scenes", {"prompt": SCENE, "guidance": "plain"}),
     "top p": ("scenes", {"prompt": SCENE, "top_p": 1}),
     "temperatures": ("scenes", {"prompt": SCENE, "temperature": [1.0, 1.0]}),
     "smooth codes of bits": ("scenes", {"prompt": SCENE, "more_smooth": True}),

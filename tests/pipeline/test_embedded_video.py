@@ -30,7 +30,7 @@ def test_its_judge_reads_renders() -> None:
 
 
 @pytest.mark.slow
-def test_it_draws_what_moves_where_its_caption_says() -> None:
+def test_it_generates_what_moves_where_its_caption_says() -> None:
     pipe, judge = Pipeline.from_pretrained("scenes-video"), load_clip_judge()
     clips = [clip for clip in map(parse_clip, CAPTIONS) if clip is not None]
     videos = pipe(CAPTIONS, seed=1, output_type="pt").videos

@@ -54,8 +54,8 @@ def loss_of(logits: dict[str, Tensor], labels: Tensor, places: Tensor, size: tup
 def damaged(videos: Tensor) -> Tensor:
     """Clips (B, 3, T, H, W) with every frame damaged by itself, and some clips blurred in time."""
     batch, _, frames = videos.shape[:3]
-    pictures = degrade(videos.transpose(1, 2).flatten(0, 1))
-    videos = pictures.unflatten(0, (batch, frames)).transpose(1, 2)
+    images = degrade(videos.transpose(1, 2).flatten(0, 1))
+    videos = images.unflatten(0, (batch, frames)).transpose(1, 2)
     before = torch.cat((videos[:, :, :1], videos[:, :, :-1]), dim=2)
     share = torch.rand(batch, 1, 1, 1, 1, device=videos.device) * 0.4
     shown = torch.rand(batch, 1, 1, 1, 1, device=videos.device) < 0.3
@@ -90,7 +90,7 @@ def train(options: Options) -> bool:
     source = ClipSource(options.data_seed(stage.progress.step), device, (FRAMES, height, width))
     module.train()
     while stage.running:
-        clips, seeds, videos = source.draw(options.preset.judge_batch)
+        clips, seeds, videos = source.sample(options.preset.judge_batch)
         labels, places = labels_of(clips), clip_paths(clips, seeds, FRAMES, height, width)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = module(damaged(videos))

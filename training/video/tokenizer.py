@@ -16,7 +16,7 @@ from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from training.loop import command_line, write_card
-from training.video.convolution import choose_convolution
+from training.video.convolution import fold_convolutions, folding_is_faster
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
 from training.video.pyramid import pyramids
@@ -54,7 +54,7 @@ def encode(tokenizer: VideoTokenizer, videos: Tensor) -> Tensor:
 
 
 def initialise(tokenizer: VideoTokenizer) -> None:
-    """Makes what the encoder draws certain: means are trained, and the variances are as good as zero from the start.
+    """Makes what the encoder samples certain: means are trained, and the variances are as good as zero from the start.
 
     A residual block starts as the identity.
     """
@@ -128,19 +128,20 @@ def train(options: Options) -> bool:
     """Trains, or goes on; writes ``tokenizer.safetensors`` and its card. Says whether it is finished."""
     torch.manual_seed(options.seed)
     preset, device = options.preset, options.device
-    choose_convolution(device, preset.layers)
     module = Autoencoder(preset).to(device)
+    if folding_is_faster(device, preset.layers):
+        fold_convolutions(module)
     channels_last(module)
     stage = Stage("tokenizer", module, options, PEAK_LR, decay=0.01)
     seed = options.data_seed(stage.progress.step)
     torch.manual_seed(seed)
     source = ClipSource(seed, device, preset.clip_size)
-    drawn: list[Tensor] = []
+    waiting: list[Tensor] = []
     # Most of the time on a GPU goes into elementwise work, which compiling fuses: twice as fast, after two minutes.
     loss_of = torch.compile(training_loss, dynamic=False) if device.type == "cuda" else training_loss
     while stage.running:
-        drawn = drawn or list(source.draw(preset.drawn)[2].split(preset.tokenizer_batch))
-        videos = drawn.pop()
+        waiting = waiting or list(source.sample(preset.rendered)[2].split(preset.tokenizer_batch))
+        videos = waiting.pop()
         loss, error = loss_of(module, videos)
         stage.minimise(loss, len(videos))
         stage.say(partial(_values, loss, error))

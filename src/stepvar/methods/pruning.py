@@ -198,7 +198,7 @@ class Pruning(Method[State], ABC):
         Raises:
             UsageError: if a pruned pass has none.
         """
-        if not self.restoration.reads_past:
+        if not self.restoration.reads_cache:
             return frozenset()
         found: set[int] = set()
         dense: dict[int, int] = {}

@@ -34,10 +34,10 @@ class Restoration(ABC):
     """Where the values of pruned tokens come from.
 
     Attributes:
-        reads_past: whether it needs the values of the last pass of the clip that was not pruned.
+        reads_cache: whether it needs the values of the last pass of the clip that was not pruned.
     """
 
-    reads_past: ClassVar[bool] = False
+    reads_cache: ClassVar[bool] = False
 
     def anchor_count(self, grid: Grid) -> int:
         """How many tokens it needs kept, whatever they score."""
@@ -55,9 +55,9 @@ class Restoration(ABC):
             temporal_weight: how many cells a step from frame to frame counts like.
         """
 
-    def restore(self, values: Tensor, selection: Selection, step: Step, past: CachedFeatures | None) -> Tensor:
+    def restore(self, values: Tensor, selection: Selection, step: Step, cached: CachedFeatures | None) -> Tensor:
         """Values (R, K, C) of the kept tokens -> values (R, N, C) of all, the kept ones unchanged."""
-        return spread(values, selection)
+        return restore_from_sources(values, selection)
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,11 @@ class Anchors(Restoration):
 class Cached(Nearest):
     """The values of the last pass that was not pruned, resized by area (FastVAR, section 3)."""
 
-    reads_past: ClassVar[bool] = True
+    reads_cache: ClassVar[bool] = True
 
-    def restore(self, values: Tensor, selection: Selection, step: Step, past: CachedFeatures | None) -> Tensor:
-        assert past is not None  # what reads the past is given it
-        return scatter_tokens(past.at(step, len(values), "area"), selection.kept, values)
+    def restore(self, values: Tensor, selection: Selection, step: Step, cached: CachedFeatures | None) -> Tensor:
+        assert cached is not None  # a plan that has none is refused
+        return scatter_tokens(cached.at(step, len(values), "area"), selection.kept, values)
 
 
 RESTORATIONS: dict[RestorationName, Restoration] = {
@@ -217,7 +217,7 @@ def _sweep(keys: Tensor, axis: int, cost_of_one: int) -> Tensor:
     return reached.movedim(-1, axis)
 
 
-def spread(values: Tensor, selection: Selection) -> Tensor:
+def restore_from_sources(values: Tensor, selection: Selection) -> Tensor:
     """Values (R, K, C) of the kept tokens at every token (R, N, C): each takes its source's, or a blend of several."""
     if selection.weights is None:
         return gather_tokens(values, selection.source)

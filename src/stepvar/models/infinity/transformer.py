@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
-from stepvar.models import layers
 from stepvar.models.blocks import residual
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.layers import (
@@ -23,6 +22,7 @@ from stepvar.models.layers import (
     HeadNorm,
     RMSNorm,
     SelfAttention,
+    layer_norm,
     merge_heads,
     split_heads,
 )
@@ -133,15 +133,14 @@ class Block(nn.Module):
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
 
         def attend_self(tokens: TokenMap) -> Tensor:
-            # Through the module, where the training recipe may put a compiled one.
-            x = layers.layer_norm(tokens.features, scale1, shift1)
+            x = layer_norm(tokens.features, scale1, shift1)
             return gate1 * self.sa(x, layer, context.attend, context.rotary(tokens.positions))
 
         def attend_text(tokens: TokenMap) -> Tensor:
             return self.ca(self.ca_norm(tokens.features), context.text).to(tokens.features.dtype)
 
         def feed_forward(tokens: TokenMap) -> Tensor:
-            return gate2 * self.ffn(layers.layer_norm(tokens.features, scale2, shift2))
+            return gate2 * self.ffn(layer_norm(tokens.features, scale2, shift2))
 
         sublayers = (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward))
         return residual(tokens, layer, sublayers, context.hook)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
-from stepvar.models import layers
 from stepvar.models.blocks import residual
-from stepvar.models.layers import AdaptiveLinear, Attend, FeedForward, HeadNorm, SelfAttention
+from stepvar.models.layers import AdaptiveLinear, Attend, FeedForward, HeadNorm, SelfAttention, layer_norm
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.var.config import VARConfig
 
@@ -65,10 +64,10 @@ class Block(nn.Module):
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
 
         def attend_self(tokens: TokenMap) -> Tensor:
-            return gate1 * self.attn(layers.layer_norm(tokens.features, scale1, shift1), layer, context.attend)
+            return gate1 * self.attn(layer_norm(tokens.features, scale1, shift1), layer, context.attend)
 
         def feed_forward(tokens: TokenMap) -> Tensor:
-            return gate2 * self.ffn(layers.layer_norm(tokens.features, scale2, shift2))
+            return gate2 * self.ffn(layer_norm(tokens.features, scale2, shift2))
 
         return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
 
