@@ -20,6 +20,10 @@ def live_peak(work: Callable[[], object]) -> int:
     class Watcher(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal peak
+            with self:  # what an operation that is made of others allocates in between counts, too
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
             result = func(*args, **(kwargs or {}))
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(tensor, torch.Tensor):
@@ -36,8 +40,11 @@ def live_peak(work: Callable[[], object]) -> int:
     return peak
 
 
-def counted_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of some work; fused attention on a CPU is not among those that PyTorch counts."""
+def counted_flops(work: Callable[[Callable[[], int]], object]) -> int:
+    """Floating-point operations of some work, which is given a function that tells those so far.
+
+    Fused attention on a CPU is not among those that PyTorch counts.
+    """
     with sdpa_kernel(SDPBackend.MATH), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        work()
+        work(counter.get_total_flops)
     return counter.get_total_flops()

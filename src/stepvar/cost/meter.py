@@ -23,6 +23,21 @@ ATEN = torch.ops.aten
 Effect = Literal["composite", "new", "in-place", "out", "other"]
 
 
+@dataclass(eq=False)
+class Storage:
+    """A storage that tensors were seen to use.
+
+    Attributes:
+        nbytes: its size.
+        times: how many like it there are (see :meth:`Meter.repeat`); 0 once it is gone.
+        reference: calls back when it is gone.
+    """
+
+    nbytes: int
+    times: int = 1
+    reference: object = None
+
+
 @dataclass(frozen=True)
 class Spent:
     """What a part of some work took.
@@ -35,22 +50,7 @@ class Spent:
 
     flops: int
     above: int
-    kept: tuple[int, ...]
-
-
-@dataclass
-class Storage:
-    """A storage that is alive.
-
-    Attributes:
-        nbytes: its size.
-        times: how many like it there are (see :meth:`Meter.repeat`).
-        reference: calls back when it is gone.
-    """
-
-    nbytes: int
-    times: int
-    reference: object
+    kept: tuple[Storage, ...]
 
 
 class Meter(TorchDispatchMode):
@@ -76,7 +76,7 @@ class Meter(TorchDispatchMode):
         self._device = device.type
         self._results = {} if results is None else results
         self._alive: dict[int, Storage] = {}
-        self._made: list[int] = []
+        self._made: list[Storage] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -104,21 +104,20 @@ class Meter(TorchDispatchMode):
         flops, held, peak, made = self.flops, self.held, self.peak, self._made
         self.peak, self._made = held, []
         yield found
-        passed_on = {tensor.untyped_storage()._cdata for tensor in leaving()}
-        kept = [key for key in self._made if key in self._alive]
-        found.append(
-            Spent(self.flops - flops, self.peak - held, tuple(key for key in kept if key not in passed_on))
-        )
+        passed_on = [self._alive.get(tensor.untyped_storage()._cdata) for tensor in leaving()]
+        kept = [storage for storage in self._made if storage.times]
+        own = tuple(storage for storage in kept if storage not in passed_on)
+        found.append(Spent(self.flops - flops, self.peak - held, own))
         self.peak, self._made = max(self.peak, peak), made + kept
 
     def repeat(self, spent: Spent) -> None:
         """Counts a part once more, without running it."""
         self.flops += spent.flops
         self.peak = max(self.peak, self.held + spent.above)
-        for key in spent.kept:
-            if key in self._alive:
-                self._alive[key].times += 1
-                self.held += self._alive[key].nbytes
+        for storage in spent.kept:
+            if storage.times:
+                storage.times += 1
+                self.held += storage.nbytes
         self.peak = max(self.peak, self.held)
 
     @contextmanager
@@ -177,18 +176,19 @@ class Meter(TorchDispatchMode):
     def _see(self, tensor: Tensor) -> None:
         if tensor.device.type != self._device:
             return
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._alive:
-            nbytes = storage.nbytes()
-            self._alive[key] = Storage(nbytes, 1, weakref.ref(storage, lambda _: self._gone(key)))
-            self._made.append(key)
-            self.held += nbytes
+        used = tensor.untyped_storage()
+        address = used._cdata
+        if address not in self._alive:
+            self._alive[address] = storage = Storage(used.nbytes())
+            storage.reference = weakref.ref(used, lambda _: self._gone(address))
+            self._made.append(storage)
+            self.held += storage.nbytes
             self.peak = max(self.peak, self.held)
 
-    def _gone(self, key: int) -> None:
-        storage = self._alive.pop(key)
+    def _gone(self, address: int) -> None:
+        storage = self._alive.pop(address)
         self.held -= storage.nbytes * storage.times
+        storage.times = 0
 
 
 @cache
