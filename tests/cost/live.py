@@ -7,14 +7,16 @@ from typing import Any
 from weakref import finalize
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def live_peak(work: Callable[[], object]) -> int:
-    """Most bytes that tensors made by some work hold at one time."""
-    held: dict[int, int] = {}
+def live_peak(work: Callable[[], object], model: nn.Module) -> int:
+    """Most bytes that tensors hold at one time during some work, beside the weights of a model."""
+    weights = (*model.parameters(), *model.buffers())
+    held = {weight.untyped_storage().data_ptr(): 0 for weight in weights}
     peak = 0
 
     class Watcher(TorchDispatchMode):

@@ -64,7 +64,7 @@ def real_run(
 
     counted_flops(counted)
     flops = [after - before for before, after in pairwise(behind)]
-    return dict(zip([step.index for step in plan.steps], flops, strict=True)), live_peak(whole)
+    return dict(zip([step.index for step in plan.steps], flops, strict=True)), live_peak(whole, model)
 
 
 def noise(plan: Plan) -> SeededNoise:
@@ -133,7 +133,7 @@ def test_memory_of_larger_images_and_tiles(part: str, tile: int | None) -> None:
     def whole() -> None:
         model.decode(generate(model, condition, plan, Method(), noise(plan)), tile)
 
-    assert dry.peak - dry.weights == pytest.approx(live_peak(whole), rel=0.1)
+    assert dry.peak - dry.weights == pytest.approx(live_peak(whole, model), rel=0.1)
 
 
 @pytest.mark.parametrize(
