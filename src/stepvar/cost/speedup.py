@@ -22,7 +22,6 @@ from stepvar.core.report import Recorder, Report
 from stepvar.cost.store import load, save
 from stepvar.cost.timings import Timings
 from stepvar.errors import UsageError
-from stepvar.generation import generate
 from stepvar.methods import as_method
 from stepvar.methods.base import Method, Stage
 from stepvar.models.inputs import EncodedInputs, InputProcessor
@@ -52,6 +51,7 @@ class Measurable(Protocol):
     inputs: InputProcessor
     text_encoder: Any
     tile: int | None
+    engine: Any
 
     @property
     def device(self) -> torch.device: ...
@@ -252,18 +252,18 @@ class Search:
 
     def _generate(self, plan: Plan, method: Method) -> Report:
         """One generation, which is decoded if no method acts and its pixels count."""
-        model, recorder = self.pipe.model, Recorder(self.pipe.device)
+        pipe, recorder = self.pipe, Recorder(self.pipe.device)
         whole = method == self.dense and self.scope == "image"
-        if isinstance(self.pipe.text_encoder, CachedEncoder):
-            self.pipe.text_encoder.clear()
+        if isinstance(pipe.text_encoder, CachedEncoder):
+            pipe.text_encoder.clear()
         with recorder.stage("condition"):
             condition = self._encoded(plan).condition
         noise = SeededNoise(range(self.samples))
-        state = generate(model, condition, plan, method, noise, recorder=recorder)
+        state = pipe.engine.generate(pipe.model, condition, plan, method, noise, recorder=recorder)
         if whole:
             with recorder.stage("decode"):
-                model.decode(state, self.pipe.tile)
-        return recorder.report("", str(method), self.samples, model.dtype)
+                pipe.model.decode(state, pipe.tile)
+        return recorder.report("", str(method), self.samples, pipe.model.dtype)
 
     def _encoded(self, plan: Plan) -> EncodedInputs:
         inputs = self.pipe.inputs
@@ -284,6 +284,7 @@ class Search:
             "threads": str(torch.get_num_threads()) if device.type == "cpu" else "",
             "model": f"{type(model).__name__}: {model.config!r}",
             "precision": repr(model.precision),
+            "engine": pipe.engine.name,
             "passes": repr(passes),
             "kv_scope": settings.schedule.kv_scope,
             "sampling": repr((settings.cfg_layers, bool(settings.top_p), bool(settings.smooth))),
