@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.table import Table
 
-    from stepvar.cost.planner import Budget
+    from stepvar.cost.speedup import Fitted
     from stepvar.evaluation.comparison import Comparison
     from stepvar.media.video import Video
     from stepvar.methods import Method
@@ -23,7 +23,7 @@ MAPS_SHOWN = 3
 
 
 def draw_comparison(
-    pipe: Pipeline, prompts: list[str], method: Method | Budget, seed: int, runs: int, quiet: bool, **settings: Any
+    pipe: Pipeline, prompts: list[str], method: Method | Fitted, seed: int, runs: int, quiet: bool, **settings: Any
 ) -> Comparison:
     """Runs a comparison behind a progress bar, which moves between generations only."""
     from stepvar.evaluation.comparison import compare

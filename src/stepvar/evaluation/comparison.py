@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from stepvar.core.report import Report
-from stepvar.cost.planner import Budget
+from stepvar.cost.speedup import Fitted
 from stepvar.errors import UsageError
 from stepvar.media.video import Video
 from stepvar.methods import Dense, Method, make_method
@@ -54,7 +54,7 @@ class Comparison:
     dense_reports: tuple[Report, ...]
     other_reports: tuple[Report, ...]
     psnr: float
-    budget: Budget | None = None
+    budget: Fitted | None = None
 
     @property
     def runs(self) -> int:
@@ -119,7 +119,7 @@ class Comparison:
 def compare(
     pipe: Pipeline,
     prompt: str | Sequence[str],
-    method: Method | str | Budget,
+    method: Method | str | Fitted,
     seed: int | Sequence[int],
     runs: int = 3,
     warmup: int = 1,
@@ -147,7 +147,7 @@ def compare(
         raise UsageError(f"runs={runs}: must be at least 1")
     if warmup < 0:
         raise UsageError(f"warmup={warmup}: must be 0 or more")
-    budget = method if isinstance(method, Budget) else None
+    budget = method if isinstance(method, Fitted) else None
     method = _method(method)
     subject: dict[str, Any] = {pipe.conditioner.argument: prompt}
     candidates: dict[str, Method] = {"dense": Dense(), "other": method}
@@ -174,8 +174,8 @@ def compare(
     )
 
 
-def _method(given: Method | str | Budget) -> Method:
-    if isinstance(given, Budget):
+def _method(given: Method | str | Fitted) -> Method:
+    if isinstance(given, Fitted):
         return given.method
     return make_method(given) if isinstance(given, str) else given
 

@@ -11,7 +11,7 @@ from stepvar.cli.options import parse_method
 from stepvar.errors import UsageError
 
 if TYPE_CHECKING:
-    from stepvar.cost.planner import Budget
+    from stepvar.cost.speedup import Fitted
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
@@ -24,9 +24,10 @@ SpeedupOfOption = Annotated[
     typer.Option("--speedup-of", help="What --speedup is of: the whole image (default), or the scales alone."),
 ]
 SCOPES = ("image", "scales")
-PLANNED = (
+SETTINGS = (
     "guidance_scale",
-    "guidance",
+    "guidance_schedule",
+    "guidance_type",
     "temperature",
     "top_k",
     "top_p",
@@ -52,7 +53,7 @@ def parse_scope(scope: str | None, speedup: float | None) -> str:
 
 
 def method_to_fit(name: str, given: dict[str, str | None], settings: Sequence[str]) -> Method:
-    """A method whose budgeted settings are open, from the same texts as :func:`~stepvar.cli.options.parse_method`.
+    """A method whose settings a speed-up may decide, from the texts of :func:`~stepvar.cli.options.parse_method`.
 
     Raises:
         UsageError: if one of them was given.
@@ -66,19 +67,19 @@ def method_to_fit(name: str, given: dict[str, str | None], settings: Sequence[st
     varied = method.varied if isinstance(method, Compose) else method
     for setting in settings:
         owner, _, key = setting.partition("=")[0].strip().replace("-", "_").rpartition(".")
-        if key in varied.budgeted and owner in ("", varied.name.replace("-", "_")):
+        if key in varied.speedup_settings and owner in ("", varied.name.replace("-", "_")):
             raise UsageError(f"speedup and {key}: give one of them; the speed-up decides {key} of {varied.name}")
     return method
 
 
-def fit_budget(
+def fit_settings(
     pipe: Pipeline, speedup: float, scope: str, method: Method, samples: int, settings: dict[str, Any], quiet: bool
-) -> Budget:
-    """The settings that meet a speed-up; the device and the model are measured on the first use."""
-    from stepvar.cost.calibration import plan_speedup
+) -> Fitted:
+    """The settings that meet a speed-up; a few of them are measured on the first use."""
+    from stepvar.cost.speedup import fit_speedup
 
-    plan = pipe.plan(**{name: settings[name] for name in PLANNED if name in settings})
-    budget = plan_speedup(speedup, pipe, method, plan, samples, scope, progress=not quiet)  # type: ignore[arg-type]
+    dense = pipe.settings(**{name: settings[name] for name in SETTINGS if name in settings})
+    fitted = fit_speedup(pipe, speedup, method, dense, samples, scope, progress=not quiet)  # type: ignore[arg-type]
     if not quiet:
-        print(budget)
-    return budget
+        print(fitted)
+    return fitted

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from stepvar.cost import calibration as module
-from stepvar.cost.costs import CostModel
-from stepvar.cost.device import DeviceRates
-from stepvar.cost.profile import Profile, Subject, thinning
+from stepvar.core.plan import Plan
+from stepvar.core.report import Report, ScaleReport
+from stepvar.cost.speedup import Search
 from stepvar.methods import Method
 from tests.cli.conftest import Run
 
 PROMPT = "a red circle on sand"
 
 
-RATES = DeviceRates(products=((1, 1e10), (4096, 1e10)), attention=1e10, bandwidth=1e10, launch=1e-6)
-
-
-def expected_profile(of: Subject, layers: int, advance: Callable[[], None]) -> Profile:
-    """What a device of these rates would take, and as long again for decoding."""
-    costs = CostModel(of.model, of.plan, of.samples, RATES)
-    dense, thinned = costs.scales(Method()), costs.scales(thinning(of.plan))
-    return Profile(
-        stack={index: scale.stack for index, scale in dense.items()},
-        thinned={index: scale.stack for index, scale in thinned.items()},
-        rest={index: scale.rest for index, scale in dense.items()},
-        condition=0.0,
-        prepare=0.0,
-        decode=costs.dense_seconds,
+def known_times(self: Search, plan: Plan, method: Method) -> Report:
+    """What a device would take whose time is the number of tokens, and half as long again for the rest."""
+    dense = method == Method()
+    scales = tuple(
+        ScaleReport(step.index, step.grid.shape, step.grid.size, step.grid.size, 1, 1e-6 * sum(step.tokens))
+        for step in plan.steps
     )
+    stages = {"condition": 0.0, "prepare": 0.0} | ({"decode": 1e-3} if dense else {})
+    return Report("", "", plan.samples, "cpu", "float32", scales, stages, 0)
 
 
 @pytest.fixture(autouse=True)
 def known_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device of known rates, and a cache of the test's own."""
+    """A device of known times, and a cache of the test's own."""
     monkeypatch.setenv("STEPVAR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "measure_rates", lambda device, dtype, advance: RATES)
-    monkeypatch.setattr(module, "measure_profile", expected_profile)
+    monkeypatch.setattr(Search, "_generate", known_times)
 
 
 def test_the_speed_up_achieved_stands_beside_the_one_asked(run: Run, shared_model: Path, tmp_path: Path) -> None:
@@ -52,7 +43,7 @@ def test_the_speed_up_achieved_stands_beside_the_one_asked(run: Run, shared_mode
     assert report["budget"]["asked_speedup"] == 1.05 and report["budget"]["speedup_of"] == "scales"
     assert report["budget"]["achieved_speedup"] == report["scales_speedup"]
     assert report["budget"]["settings"]["keep"] < 1
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_a_picture_alone_reports_its_plan(run: Run, shared_model: Path, tmp_path: Path) -> None:
@@ -96,8 +87,8 @@ def test_settings_of_the_other_methods_are_free(run: Run, shared_model: Path) ->
 def test_calibrate_measures_anew(run: Run, shared_model: Path, tmp_path: Path) -> None:
     result = run("calibrate", "--model", shared_model)
     assert result.status == 0, result.err
-    assert "decoding" in result.out and "GFLOP/s" in result.out
+    assert "decoding" in result.out and "speed-up" in result.out
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    assert len(files) == 2
+    assert len(files) == 1
     assert run("calibrate", "--model", shared_model, "--quiet").out == ""
     assert all(path.stat().st_mtime_ns > before for path, before in files.items())
