@@ -40,13 +40,13 @@ def demo(
     check_writable(numbers)
     pipe = load_pipeline(model, device, dtype)
 
-    from stepvar.cli.comparison import draw_comparison, print_comparison, sheet
+    from stepvar.cli.comparison import print_comparison, run_comparison, sheet
     from stepvar.cli.generate import describe
     from stepvar.media.sheets import save_png
     from stepvar.methods import StepVAR
 
     chosen = StepVAR() if speedup is None else fit_settings(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
-    comparison = draw_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
+    comparison = run_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
     save_png(sheet(comparison, [CAPTION]), out, describe(pipe, CAPTION, seed, comparison.method, {}))
     info = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
     write_text(numbers, json.dumps(info, indent=2) + "\n")

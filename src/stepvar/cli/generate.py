@@ -287,10 +287,10 @@ def _compare(
     quiet: bool,
     quality: int,
 ) -> None:
-    from stepvar.cli.comparison import draw_comparison, moving_sheet, print_comparison, sheet
+    from stepvar.cli.comparison import moving_sheet, print_comparison, run_comparison, sheet
     from stepvar.media.sheets import save_png
 
-    comparison = draw_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
+    comparison = run_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
     metadata = describe(pipe, "; ".join(prompts), seed, comparison.method, settings)
     if comparison.dense.videos:
         moving_sheet(comparison, prompts).save(files.out, quality=quality, metadata=metadata, progress=not quiet)

@@ -1,10 +1,10 @@
-"""Distances between sets of saved pictures by a network's features: FID and KID as they are usually meant."""
+"""Distances between sets of saved images by a network's features: FID and KID as they are usually meant."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.evaluation.distribution import Moments, frechet_distance, kernel_distance
-from stepvar.evaluation.drawing import DENSE, Candidate
+from stepvar.evaluation.candidates import DENSE, Candidate
 from stepvar.evaluation.folder import RunFolder
-from stepvar.evaluation.frames import read_frames, to_tensor
-from stepvar.evaluation.learned import Features
+from stepvar.evaluation.frames import Frames, middle_file, to_tensor
+from stepvar.evaluation.metrics.distribution import frechet_distance, kernel_distance
+from stepvar.evaluation.metrics.learned import Features
 from stepvar.utils.files import write_text
 
 FILE = "sets.json"
@@ -26,14 +26,14 @@ BATCH = 16
 
 
 def reference_files(folder: Path) -> list[Path]:
-    """The pictures of a folder.
+    """The images of a folder.
 
     Raises:
         UsageError: if it has fewer than two.
     """
     files = sorted(path for path in folder.glob("**/*") if path.suffix.lower() in SUFFIXES)
     if len(files) < 2:
-        raise UsageError(f"reference {str(folder)!r}: has {len(files)} pictures; give a folder with real ones")
+        raise UsageError(f"reference {str(folder)!r}: has {len(files)} images; give a folder with real ones")
     return files
 
 
@@ -45,17 +45,17 @@ def compare_sets(
     reference: Sequence[Path] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes the distances of every candidate's pictures to dense's, and to real ones if there are any.
+    """Writes the distances of every candidate's images to dense's, and to real ones if there are any.
 
     Args:
-        reference: files of real pictures.
+        reference: files of real images.
         tick: called after each set.
     """
-    real = _features([partial(_frame, path) for path in reference], features, device) if reference else None
+    real = _features(reference, features, device) if reference else None
     own: dict[str, Tensor] = {}
     for candidate in candidates:
         rows = [row for (method, _, _), row in sorted(folder.rows.items()) if method == candidate.label]
-        own[candidate.label] = _features([partial(_middle, folder, row) for row in rows], features, device)
+        own[candidate.label] = _features([middle_file(folder.path / row["image"]) for row in rows], features, device)
         tick()
     found: dict[str, dict[str, float]] = {}
     for label, values in own.items():
@@ -75,36 +75,20 @@ def read_sets(folder: RunFolder) -> dict[str, dict[str, float]]:
 
 def _distances(values: Tensor, other: Tensor, suffix: str, matched: bool = False) -> dict[str, float]:
     return {
-        f"FID{suffix}": frechet_distance(Moments.of(values), Moments.of(other)),
+        f"FID{suffix}": frechet_distance(values, other),
         f"KID{suffix}": kernel_distance(values, other, matched),
     }
 
 
-def _middle(folder: RunFolder, row: dict[str, str]) -> np.ndarray:
-    """The picture, or the middle frame of a video."""
-    frames = read_frames(folder.path / row["image"])
-    return frames[len(frames) // 2]
-
-
-def _frame(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _features(pictures: Sequence[Callable[[], np.ndarray]], features: Features, device: torch.device) -> Tensor:
-    """Features (pictures, C); pictures of one size go together."""
-    found: list[Tensor] = []
-    waiting: list[np.ndarray] = []
-
-    def flush() -> None:
-        if waiting:
-            found.append(features(to_tensor([picture[None] for picture in waiting], device)[:, 0]).double().cpu())
-            waiting.clear()
-
-    for picture in pictures:
-        array = picture()
-        if waiting and (len(waiting) == BATCH or waiting[0].shape != array.shape):
-            flush()
-        waiting.append(array)
-    flush()
+def _features(files: Sequence[Path], features: Features, device: torch.device) -> Tensor:
+    """Features (images, C); neighbours of one size go together."""
+    found = []
+    for _, images in groupby(map(_read, files), key=lambda image: image.shape):
+        while batch := list(islice(images, BATCH)):
+            found.append(features(to_tensor(batch, device)[:, 0]).double().cpu())
     return torch.cat(found)
+
+
+def _read(path: Path) -> Frames:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))[None]

@@ -1,23 +1,33 @@
-"""Judging pictures of scenes by program."""
+"""Judging images of scenes and videos of clips by program."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from stepvar.evaluation.prompts import Prompt
+from stepvar.evaluation.scenes.clips.grammar import Clip
+from stepvar.evaluation.scenes.clips.judge import ClipJudge, judge_clips
+from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.evaluation.scenes.grammar import BACKGROUNDS, Scene
 from stepvar.evaluation.scenes.judge import RELATION_SLOTS, WORDS, Judge, judge_scenes
+from stepvar.evaluation.scenes.render import render
+
+Subject = TypeVar("Subject", Scene, Clip)
 
 CATEGORIES: tuple[str, ...] = (
     "single object", "two objects", "colours", "position", "colour binding", "texture", "background",
 )  # fmt: skip
-"""What is asked of pictures, after the categories of GenEval (Ghosh et al. 2023):
+"""What is asked of images, after the categories of GenEval (Ghosh et al. 2023):
 
 ``single object``: one object, of the right shape. ``two objects``: two, of the right shapes, wherever they are.
 ``colours``, ``texture``: a single object has its own. ``position``: each shape of a pair is where the caption puts it.
@@ -32,13 +42,13 @@ def load_judge(device: str | torch.device = "cpu", path: Path | None = None) -> 
 
 
 @torch.inference_mode()
-def judge_pictures(
-    judge: Judge, pictures: Tensor, scenes: Sequence[Scene], batch: int = 64
+def judge_images(
+    judge: Judge, images: Tensor, scenes: Sequence[Scene], batch: int = 64
 ) -> list[dict[str, bool | None]]:
-    """What is right in each picture (B, 3, H, W) in [0, 1]; None where its caption does not say."""
+    """What is right in each image (B, 3, H, W) in [0, 1]; None where its caption does not say."""
     verdicts = []
     for start in range(0, len(scenes), batch):
-        logits = judge(2 * pictures[start : start + batch] - 1)
+        logits = judge(2 * images[start : start + batch] - 1)
         verdicts += judge_scenes(logits, scenes[start : start + batch])
     return verdicts
 
@@ -55,7 +65,7 @@ def accuracies(verdicts: Sequence[Mapping[str, bool | None]]) -> dict[str, tuple
 
 @dataclass(frozen=True)
 class Questions:
-    """What the categories ask of a batch of scenes, as tensors, so that many pictures are judged on the device.
+    """What the categories ask of a batch of scenes, as tensors, so that many images are judged on the device.
 
     Attributes:
         wanted: (B, 2, 4) the words of both objects, in the order of :data:`WORDS`; -1 where none is spoken or there
@@ -137,21 +147,95 @@ class Questions:
         return torch.stack(alone, dim=-1), torch.stack(placed, dim=-1)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What the judge says of a batch of pictures.
-
-    Attributes:
-        right: (B, categories) bool.
-        features: (B, 96) for distances between sets.
-    """
-
-    right: Tensor
-    features: Tensor
+def load_clip_judge(device: str | torch.device = "cpu", path: Path | None = None) -> ClipJudge:
+    """The judge that ships with the embedded video model, or the one at ``path``."""
+    shipped = Path(str(files("stepvar") / "weights" / "scenes-video" / "judge.safetensors"))
+    return ClipJudge.load(path or shipped, torch.device(device))
 
 
 @torch.inference_mode()
-def judge_batch(judge: Judge, pictures: Tensor, questions: Questions) -> Judged:
-    """Judges pictures (B, 3, H, W) in [0, 1] on their device, without waiting for it."""
-    logits = judge(2 * pictures - 1)
-    return Judged(questions.right(logits), logits["features"])
+def judge_videos(
+    judge: ClipJudge, videos: Tensor, clips: Sequence[Clip], batch: int = 16
+) -> list[dict[str, bool | None]]:
+    """What is right in each video (B, 3, T, H, W) in [0, 1]; None where its caption does not say."""
+    verdicts = []
+    for start in range(0, len(clips), batch):
+        logits = judge(2 * videos[start : start + batch] - 1)
+        verdicts += judge_clips(logits, clips[start : start + batch])
+    return verdicts
+
+
+class Domain(Protocol):
+    """An embedded domain: it can say what is right in an image or video, and render the real thing."""
+
+    def judge(self, prompts: Sequence[Prompt], videos: Tensor) -> list[dict[str, Any]]:
+        """Per video of (B, t, 3, H, W) in [0, 1]: ``right``, a verdict on each thing that its prompt asks for.
+
+        Where sets are compared, too, also ``features`` in base64; see :func:`decode_features`.
+        """
+        ...
+
+    def render(self, prompts: Sequence[Prompt], seeds: Sequence[int], like: Tensor) -> Tensor:
+        """Real renders of the prompts, of the shape of ``like`` (B, t, 3, H, W), in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Images of scenes."""
+
+    network: Judge
+
+    @torch.inference_mode()
+    def judge(self, prompts: Sequence[Prompt], videos: Tensor) -> list[dict[str, Any]]:
+        questions = Questions.of([_given(prompt.scene) for prompt in prompts], videos.device)
+        logits = self.network(2 * videos[:, 0] - 1)
+        features = logits["features"].to("cpu", torch.float16).numpy()
+        rows = []
+        verdicts = zip(questions.right(logits).tolist(), questions.asked.tolist(), features, strict=True)
+        for right, asked, own in verdicts:
+            seen = {name: saw for name, saw, is_asked in zip(CATEGORIES, right, asked, strict=True) if is_asked}
+            rows.append({"right": seen, "features": base64.b64encode(own.tobytes()).decode()})
+        return rows
+
+    def render(self, prompts: Sequence[Prompt], seeds: Sequence[int], like: Tensor) -> Tensor:
+        scenes = [_given(prompt.scene) for prompt in prompts]
+        height, width = like.shape[-2:]
+        return (render(scenes, seeds, height, width, like.device).unsqueeze(1) + 1) / 2
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Videos of moving scenes."""
+
+    network: ClipJudge
+
+    def judge(self, prompts: Sequence[Prompt], videos: Tensor) -> list[dict[str, Any]]:
+        clips = [_given(prompt.clip) for prompt in prompts]
+        verdicts = judge_videos(self.network, videos.transpose(1, 2), clips)
+        return [{"right": {name: saw for name, saw in verdict.items() if saw is not None}} for verdict in verdicts]
+
+    def render(self, prompts: Sequence[Prompt], seeds: Sequence[int], like: Tensor) -> Tensor:
+        clips = [_given(prompt.clip) for prompt in prompts]
+        frames, _, height, width = like.shape[1:]
+        return (render_clips(clips, seeds, frames, height, width, like.device).transpose(1, 2) + 1) / 2
+
+
+def domain_of(prompts: Sequence[Prompt], device: torch.device) -> Domain | None:
+    """The embedded domain that all prompts are of, with its judge; None for other prompts."""
+    if all(prompt.scene is not None for prompt in prompts):
+        return Scenes(load_judge(device))
+    if all(prompt.clip is not None for prompt in prompts):
+        return Clips(load_clip_judge(device))
+    return None
+
+
+def decode_features(stored: Sequence[str]) -> Tensor:
+    """(images, 96), of what :class:`Scenes` stored."""
+    rows = [np.frombuffer(base64.b64decode(text), dtype="<f2") for text in stored]
+    return torch.from_numpy(np.stack(rows).astype(np.float64))
+
+
+def _given(subject: Subject | None) -> Subject:
+    assert subject is not None  # domain_of has looked
+    return subject

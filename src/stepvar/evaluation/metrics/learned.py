@@ -35,7 +35,7 @@ Score = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
 
 
 def load_lpips(device: torch.device) -> Distance | Unavailable:
-    """LPIPS with AlexNet: one distance per pair of pictures (B, 3, H, W) in [0, 1] (Zhang et al. 2018)."""
+    """LPIPS with AlexNet: one distance per pair of images (B, 3, H, W) in [0, 1] (Zhang et al. 2018)."""
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -45,9 +45,9 @@ def load_lpips(device: torch.device) -> Distance | Unavailable:
     except Exception as error:  # a download that fails raises whatever its transport raises
         return Unavailable(f"the weights of its backbone could not be had ({type(error).__name__})")
 
-    def distance(pictures: Tensor, reference: Tensor) -> Tensor:
+    def distance(images: Tensor, reference: Tensor) -> Tensor:
         with torch.inference_mode():
-            return metric.net(pictures.float(), reference.float(), normalize=True).flatten()
+            return metric.net(images.float(), reference.float(), normalize=True).flatten()
 
     return distance
 
@@ -63,15 +63,15 @@ def load_inception(device: torch.device) -> Features | Unavailable:
     except Exception as error:
         return Unavailable(f"the weights of Inception-v3 could not be had ({type(error).__name__})")
 
-    def features(pictures: Tensor) -> Tensor:
+    def features(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return network((255 * pictures).round().to(torch.uint8))
+            return network((255 * images).round().to(torch.uint8))
 
     return features
 
 
 def load_clip(device: torch.device) -> Score:
-    """CLIP score: 100 times the cosine between a picture and its prompt, at least 0 (Hessel et al. 2021).
+    """CLIP score: 100 times the cosine between an image and its prompt, at least 0 (Hessel et al. 2021).
 
     Raises:
         UsageError: if the package or the weights are missing.
@@ -86,10 +86,8 @@ def load_clip(device: torch.device) -> Score:
     except OSError as error:
         raise UsageError(f"scores: 'clip' needs the weights of {CLIP_MODEL} ({_first_line(error)})") from None
 
-    def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        inputs = processor(
-            text=list(prompts), images=list(pictures), return_tensors="pt", padding=True, truncation=True
-        )
+    def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        inputs = processor(text=list(prompts), images=list(images), return_tensors="pt", padding=True, truncation=True)
         with torch.inference_mode():
             found = model(**inputs.to(device))
         cosine = torch.cosine_similarity(found.image_embeds, found.text_embeds, dim=-1)
@@ -113,8 +111,8 @@ def load_image_reward(device: torch.device) -> Score:
     except Exception as error:
         raise UsageError(f"scores: 'image-reward' could not load its weights ({_first_line(error)})") from None
 
-    def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        return [float(model.score(prompt, picture)) for picture, prompt in zip(pictures, prompts, strict=True)]
+    def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        return [float(model.score(prompt, image)) for image, prompt in zip(images, prompts, strict=True)]
 
     return score
 
@@ -130,9 +128,9 @@ def load_hps(device: torch.device) -> Score:
     except ImportError:
         raise UsageError("scores: 'hpsv2' needs its package; pip install 'stepvar[hpsv2]'") from None
 
-    def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        pairs = zip(pictures, prompts, strict=True)
-        return [float(hpsv2.score(picture, prompt, hps_version="v2.1")[0]) for picture, prompt in pairs]
+    def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        pairs = zip(images, prompts, strict=True)
+        return [float(hpsv2.score(image, prompt, hps_version="v2.1")[0]) for image, prompt in pairs]
 
     return score
 
@@ -142,7 +140,7 @@ SCORES: dict[str, Callable[[torch.device], Score]] = {
     "image-reward": load_image_reward,
     "hpsv2": load_hps,
 }
-"""Scores of a picture against its prompt, by the name they are asked for with."""
+"""Scores of an image against its prompt, by the name they are asked for with."""
 
 
 def load_scores(names: Sequence[str], device: torch.device) -> dict[str, Score]:

@@ -1,12 +1,11 @@
-"""The tables of an evaluation: for the terminal, in markdown and in HTML, from one list of cells."""
+"""The tables of an evaluation: for the terminal, in Markdown and on the page, from one list of cells."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stepvar.evaluation.results import FIDELITY
+from stepvar.evaluation.summary import FIDELITY
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,14 +26,14 @@ def overview(results: Results) -> Cells:
     scores = list(dict.fromkeys(name for method in methods for name in method["scores"]))
     timed = any(method["cost"] for method in methods)
     head = ["method", *(["speed-up, loop", "end to end", "operations"] if timed else [])]
-    head += [FIDELITY[name] for name in fidelity] + sets + scores + ["pictures"]
+    head += [FIDELITY[name] for name in fidelity] + sets + scores + ["images"]
     rows = []
     for method in methods:
         row = [method["label"], *(_cost(method) if timed else [])]
         row += [_fidelity(method, name) for name in fidelity]
         row += [f"{method['sets'][name]:.3g}" if name in method["sets"] else "" for name in sets]
         row += [_score(method["scores"].get(name)) for name in scores]
-        rows.append([*row, str(method["pictures"])])
+        rows.append([*row, str(method["images"])])
     return [head, *rows]
 
 
@@ -53,7 +52,7 @@ def categories(results: Results) -> Cells:
 
 
 def costs(results: Results) -> Cells:
-    """One row per method: measured time of a picture, and memory."""
+    """One row per method: measured time of an image, and memory."""
     rows = []
     for method in results["methods"]:
         cost = method["cost"]
@@ -89,10 +88,7 @@ def _fidelity(method: Mapping[str, Any], name: str) -> str:
     found = method["fidelity"].get(name)
     if found is None:
         return "reference" if method["label"] == "dense" else ""
-    if name in SHARES:
-        return f"{100 * found['mean']:.0f} % ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
-    digits = DIGITS[name]
-    return f"{found['mean']:.{digits}f} ({found['low']:.{digits}f}-{found['high']:.{digits}f})"
+    return percents(found) if name in SHARES else interval(found, DIGITS[name])
 
 
 def _score(found: Mapping[str, Any] | None) -> str:
@@ -102,10 +98,21 @@ def _score(found: Mapping[str, Any] | None) -> str:
 def _share(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
-    text = f"{100 * found['mean']:.0f} % ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
     change = found["against_dense"]
-    certain = change["low"] > 0 or change["high"] < 0
-    return f"{text}, {100 * change['mean']:+.0f}" if certain else text
+    return percents(found) + (f", {100 * change['mean']:+.0f}" if is_certain(change) else "")
+
+
+def interval(found: Mapping[str, float], digits: int) -> str:
+    return f"{found['mean']:.{digits}f} ({found['low']:.{digits}f}-{found['high']:.{digits}f})"
+
+
+def percents(found: Mapping[str, float]) -> str:
+    return f"{100 * found['mean']:.0f} % ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
+
+
+def is_certain(change: Mapping[str, float]) -> bool:
+    """Whether the interval of a difference does not hold 0."""
+    return change["low"] > 0 or change["high"] < 0
 
 
 def notes(results: Results) -> list[str]:
@@ -113,7 +120,7 @@ def notes(results: Results) -> list[str]:
     found = [
         "Intervals are 95 % bootstrap intervals over prompts; of times, the 10th and 90th percentile over rounds. "
         "A signed number behind a share is its difference from dense on the same prompts and seeds, given only where "
-        "its interval does not hold 0. floor-n is dense again with the draws of the last n scales made anew: "
+        "its interval does not hold 0. floor-n is dense generation with the last n scales sampled again: "
         "differences smaller than those say nothing. Detail left is high-frequency energy over that of dense. "
         "Flicker added, of videos, is the change from frame to frame where the dense video stands still, in levels of "
         "255, above what dense has there.",
@@ -125,7 +132,7 @@ def notes(results: Results) -> list[str]:
             "of the same scenes; they are not comparable with FID and KID from Inception."
         )
     if "FID to dense" in sets:
-        found.append("FID and KID to dense compare a method's pictures with the dense ones, by Inception's features.")
+        found.append("FID and KID to dense compare a method's images with the dense ones, by Inception's features.")
     return found + [f"{name}: {text}" for name, text in results["notes"].items()]
 
 
@@ -137,20 +144,6 @@ def to_markdown(cells: Cells) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]]) + "\n"
 
 
-def to_html(cells: Cells) -> str:
-    if not cells:
-        return ""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in cells[0])
-    body = "".join(
-        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for tag, cell in _tagged(row)) + "</tr>" for row in cells[1:]
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _tagged(row: Sequence[str]) -> list[tuple[str, str]]:
-    return [("th" if index == 0 else "td", cell) for index, cell in enumerate(row)]
-
-
 def markdown(results: Results) -> str:
     """All tables, with their notes."""
     tables = [to_markdown(cells) for cells in (overview(results), categories(results), costs(results))]
@@ -160,8 +153,8 @@ def markdown(results: Results) -> str:
 def title(results: Results) -> str:
     prompts = results["prompts"]
     seeds = len(results["seeds"])
-    drawn = f"{prompts['count']} prompts of {prompts['source']}, {seeds} seed{'s' if seeds > 1 else ''}"
-    return f"{results['model']}: {drawn}, on {results['device']}"
+    made = f"{prompts['count']} prompts of {prompts['source']}, {seeds} seed{'s' if seeds > 1 else ''}"
+    return f"{results['model']}: {made}, on {results['device']}"
 
 
 def rich_table(results: Results) -> Table:

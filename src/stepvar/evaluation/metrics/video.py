@@ -1,18 +1,15 @@
-"""Videos against the dense video of the same seed: fidelity frame by frame, flicker; and which way things move.
+"""Videos against the dense video of the same seed: flicker, and which way things move.
 
 Videos are (B, 3, F, H, W) in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from stepvar.evaluation.metrics import psnr, ssim
 
 STILL = 0.01
 """Change from frame to frame, as a share of the full range, up to which a place of the dense video stands still."""
@@ -22,22 +19,6 @@ NOISE = 0.02
 
 SHORTEST_WAY = 0.05
 """Way of an object over the whole video, as a share of the short side, below which it is not called a motion."""
-
-
-def per_frame(metric: Callable[[Tensor, Tensor], Tensor], videos: Tensor, reference: Tensor) -> Tensor:
-    """A metric of pictures on each frame: (B, F)."""
-    frames, dense = (video.transpose(1, 2).flatten(0, 1) for video in (videos, reference))
-    return metric(frames, dense).unflatten(0, (videos.shape[0], videos.shape[2]))
-
-
-def frame_psnr(videos: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each frame in dB: (B, F); infinite for equal ones."""
-    return per_frame(psnr, videos, reference)
-
-
-def frame_ssim(videos: Tensor, reference: Tensor) -> Tensor:
-    """Structural similarity of each frame: (B, F)."""
-    return per_frame(ssim, videos, reference)
 
 
 @dataclass(frozen=True)
