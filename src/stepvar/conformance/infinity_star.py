@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +47,7 @@ class RecordingStar(RecordingModel[VideoCondition, StarState]):
         super().__init__(model, record)
         self.forced = forced or {}
 
-    def start(self, condition: VideoCondition, plan: Plan) -> StarState:
-        staged = self.model.stage(condition, plan)
+    def begin(self, staged: Any, plan: Plan) -> StarState:
         self.record["prefix_tokens"] = self.model.text(staged.text, plan.guided)
         return self.model.begin(staged, plan)
 
