@@ -4,8 +4,8 @@ from stepvar.checkpoints.assign import fill_module
 from stepvar.checkpoints.convert import convert_model
 from stepvar.checkpoints.folders import read_config, save_model, save_weights
 from stepvar.checkpoints.loading import LoadedModel, load_model
-from stepvar.checkpoints.reading import read_state, read_weights
-from stepvar.checkpoints.sources import EMBEDDED, find_model, find_source
+from stepvar.checkpoints.reading import read_state
+from stepvar.checkpoints.sources import EMBEDDED, find_model
 
 __all__ = [
     "EMBEDDED",
@@ -13,11 +13,9 @@ __all__ = [
     "convert_model",
     "fill_module",
     "find_model",
-    "find_source",
     "load_model",
     "read_config",
     "read_state",
-    "read_weights",
     "save_model",
     "save_weights",
 ]

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from stepvar.checkpoints.assign import adapt, fill_module
-from stepvar.checkpoints.reading import read_state
-from stepvar.checkpoints.sources import Source, find_outline, find_source
-from stepvar.errors import CheckpointError, UsageError
+from stepvar.checkpoints.reading import Weights, read_state
+from stepvar.checkpoints.sources import Source, describing, find_outline, find_source
+from stepvar.errors import UsageError
+from stepvar.models.family import Part
 from stepvar.models.meta import build_on_meta
 from stepvar.text import WordEncoder
 
@@ -64,13 +65,13 @@ def load_model(
     if not dtype.is_floating_point:
         raise UsageError(f"dtype={dtype}: must be a type of floating-point numbers, such as torch.float32")
     source = find_source(name, variant, revision, tokenizer, local_files_only)
-    model = empty_model(source).to(dtype=dtype)
-    text_encoder = empty_text_encoder(source)
-    for part in source.family.parts:
-        fill_part(getattr(model, part), source, part)
-    if text_encoder is not None:
-        fill_part(text_encoder, source, "text_encoder")
-    return LoadedModel(source.name, source.family.name, _frozen(model), _frozen(text_encoder), dict(source.defaults))
+    model, modules = meta_modules(source)
+    model = model.to(dtype=dtype)
+    for part, module in modules.items():
+        fill_module(module, open_part(source, part, module), str(source.parts[part]))
+    for module in (model, *modules.values()):
+        module.eval().requires_grad_(False)
+    return LoadedModel(source.name, source.family.name, model, modules.get("text_encoder"), dict(source.defaults))
 
 
 def meta_model(name: str | Path, variant: str | None = None) -> LoadedModel:
@@ -80,47 +81,20 @@ def meta_model(name: str | Path, variant: str | None = None) -> LoadedModel:
         UsageError, CheckpointError: as :func:`load_model`.
     """
     source = find_outline(name, variant)
-    return LoadedModel(source.name, source.family.name, empty_model(source), None, dict(source.defaults))
+    return LoadedModel(source.name, source.family.name, meta_modules(source)[0], None, dict(source.defaults))
 
 
-def fill_part(module: nn.Module, source: Source, part: str) -> None:
-    """Gives one part of a model its weights.
+def meta_modules(source: Source) -> tuple[Any, dict[str, Any]]:
+    """The model on the meta device (shapes without memory), and the module of each part."""
+    with describing(source.about):
+        model = build_on_meta(source.family.build, source.config)
+        modules = {part: getattr(model, part) for part in source.family.parts}
+        if source.text_encoder is not None:
+            modules["text_encoder"] = build_on_meta(lambda settings: WordEncoder(**settings), source.text_encoder)
+    return model, modules
 
-    Raises:
-        CheckpointError: see :func:`load_model`.
-    """
+
+def open_part(source: Source, part: str, module: nn.Module) -> Weights:
+    """The weights of one part under its module's names, checked against it."""
     path = source.parts[part]
-    weights = read_state(path)
-    if part in source.family.parts:
-        weights = adapt(weights, module, source.family.parts[part], str(path))
-    fill_module(module, weights, str(path))
-
-
-def empty_model(source: Source) -> Any:
-    """The model on the meta device: shapes without memory.
-
-    Raises:
-        CheckpointError: if its configuration describes none.
-    """
-    return _build(source, source.family.build, source.config)
-
-
-def empty_text_encoder(source: Source) -> WordEncoder | None:
-    """The model's own text encoder, likewise; None if it has none."""
-    if source.text_encoder is None:
-        return None
-    encoder: WordEncoder = _build(source, lambda settings: WordEncoder(**settings), source.text_encoder)
-    return encoder
-
-
-def _build(source: Source, build: Any, settings: Any) -> Any:
-    try:
-        return build_on_meta(build, settings)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source.about}: {error}") from None
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source.about}: does not describe a model ({error!r}); fetch it again") from error
-
-
-def _frozen(module: Any) -> Any:
-    return None if module is None else module.eval().requires_grad_(False)
+    return adapt(read_state(path), module, source.family.parts.get(part, Part()), str(path))
