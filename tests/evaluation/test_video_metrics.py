@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stepvar.evaluation.metrics import psnr, ssim
-from stepvar.evaluation.scenes.clips import render_clips
 from stepvar.evaluation.scenes.clips.grammar import MOTIONS, sample_clip
+from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.evaluation.video import directions, flicker, frame_psnr, frame_ssim, motion
 
 
