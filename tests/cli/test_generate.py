@@ -1,4 +1,4 @@
-"""Drawing from the command line: files, metadata, reports, comparisons."""
+"""Generating from the command line: files, metadata, reports, comparisons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from stepvar import Pipeline, StepVAR
 from stepvar.errors import UsageError
-from stepvar.evaluation.comparison import Spread, compare
+from stepvar.evaluation.comparison import Spread, compare, psnr
 from stepvar.media.sheets import read_metadata
 
 PROMPT = "a large red circle on grass"
@@ -32,7 +32,7 @@ def generate(run, shared_model):
     return call
 
 
-def test_writes_a_picture_and_says_so(generate, tmp_path: Path) -> None:
+def test_writes_an_image_and_says_so(generate, tmp_path: Path) -> None:
     result = generate(PROMPT, "--seed", 7)
     assert pixels(tmp_path / "scene.png").shape == (32, 32, 3)
     assert "scene.png: 32x32, seed 7" in result.out
@@ -46,7 +46,7 @@ def test_a_seed_gives_the_same_file(generate, tmp_path: Path) -> None:
     assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
 
 
-def test_the_seed_drawn_at_random_is_told_and_repeats(generate, tmp_path: Path) -> None:
+def test_the_seed_chosen_at_random_is_told_and_repeats(generate, tmp_path: Path) -> None:
     result = generate(PROMPT, "--out", "first.png")
     (seed,) = re.findall(r"seed (\d+)", result.out)
     generate(PROMPT, "--out", "again.png", "--seed", seed)
@@ -72,7 +72,7 @@ def test_several_prompts_and_images_are_numbered(generate, tmp_path: Path) -> No
     assert np.abs(alone.astype(int) - batched.astype(int)).max() <= 1
 
 
-def test_metadata_says_how_to_draw_it_again(run, generate, tmp_path: Path) -> None:
+def test_metadata_says_how_to_generate_it_again(run, generate, tmp_path: Path) -> None:
     options = ("--seed", 2, "--keep", 0.25, "--last", 1, "--set", "scope=block", "--temperature", "0.9")
     generate(PROMPT, *options, "--negative-prompt", "a café at night")
     info = read_metadata(tmp_path / "scene.png")
@@ -136,7 +136,7 @@ def test_unknown_words_warn_once_in_one_line(generate) -> None:
     result = generate("a quick red circle", "--compare", "--runs", 1)
     assert result.err.startswith("stepvar: warning: ") and result.err.count("\n") == 1
     assert "quick" in result.err
-    assert "quick" in generate("a quick red circle").err  # each command warns anew
+    assert "quick" in generate("a quick red circle").err  # each command warns again
 
 
 def test_compare_writes_a_sheet_and_the_numbers(generate, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_compare_writes_a_sheet_and_the_numbers(generate, tmp_path: Path) -> Non
     assert read_metadata(tmp_path / "scene.png")["prompt"] == PROMPT
 
 
-def test_compare_with_equal_pictures_is_valid_json(generate, tmp_path: Path) -> None:
+def test_compare_with_equal_images_is_valid_json(generate, tmp_path: Path) -> None:
     result = generate(PROMPT, "--compare", "--runs", 1, "--keep", 1, "--report", "numbers.json")
     assert json.loads((tmp_path / "numbers.json").read_text())["psnr"] is None
     assert "infinite" in result.out
@@ -164,7 +164,7 @@ def test_compare_takes_times_from_the_reports_round_by_round(shared_model: Path)
     pipe, calls = Pipeline.from_pretrained(shared_model), []
 
     class Watched:
-        conditioner = pipe.conditioner
+        inputs = pipe.inputs
 
         def __call__(self, *arguments, **settings):
             output = pipe(*arguments, **settings)
@@ -191,3 +191,10 @@ def test_demo_writes_both_files_and_prints_the_table(run, shared_model: Path, tm
     assert numbers["method_report"]["method"] == "stepvar"
     assert numbers["prompt"] == read_metadata(tmp_path / "shown.png")["prompt"]
     assert all(word in result.out for word in ("dense", "stepvar", "speed-up", "shown.png", "shown.json"))
+
+
+def test_psnr_of_known_images() -> None:
+    a, b = (Image.new("RGB", (32, 32), (level,) * 3) for level in (100, 110))
+    assert psnr([a], [b]) == pytest.approx(28.1308, abs=1e-4)  # 20 log10(255 / 10)
+    assert psnr([a, a], [a, b]) == pytest.approx(28.1308 + 3.0103, abs=1e-3)  # half the error
+    assert psnr([a], [a]) == float("inf")

@@ -79,7 +79,7 @@ def test_scales_have_streams_of_their_own(classes: int) -> None:
     early = noise.exponential(0, (1, 25, classes), CPU)
     late = noise.exponential(4, (1, 25, classes), CPU)
     fresh = SeededNoise([3])
-    assert torch.equal(fresh.exponential(4, (1, 25, classes), CPU), late)  # without scale 0 having been drawn
+    assert torch.equal(fresh.exponential(4, (1, 25, classes), CPU), late)  # without those of scale 0
     assert torch.equal(noise.exponential(4, (1, 25, classes), CPU), late)  # and asked again
     assert not torch.equal(early, late)
 
@@ -104,7 +104,7 @@ def test_draws_of_bits_never_change() -> None:
     assert single.flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
 
-# Draws of codes
+# Draws of indices
 
 
 def uniform(draws: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def test_draws_are_as_frequent_as_probable(noise: SeededNoise | StreamNoise) -> 
     assert ((frequencies - probabilities).abs() < 4 * deviation).all()
 
 
-def test_truncated_classes_are_never_drawn() -> None:
+def test_truncated_classes_are_never_sampled() -> None:
     logits = torch.tensor([2.0, 1.5, 1.0, -1.0]).expand(1, 5000, 4)
     assert set(sample(logits, SeededNoise([0]), 0, top_k=2).unique().tolist()) == {0, 1}
     assert set(sample(logits, SeededNoise([0]), 0, top_p=0.9).unique().tolist()) == {0, 1, 2}
@@ -250,7 +250,7 @@ def test_greedy_indices_leave_the_first_draw_to_the_soft_weights() -> None:
     assert torch.equal(indices, logits.argmax(-1)) and torch.equal(indices, weights.argmax(-1))
 
 
-def test_seeded_soft_weights_soften_the_code_drawn() -> None:
+def test_seeded_soft_weights_soften_the_sampled_code() -> None:
     logits = torch.randn(2, 50, 9, generator=torch.Generator().manual_seed(0))
     indices, weights = gumbel_sample(logits, SeededNoise([1, 2]), 3, 0.0)
     assert torch.equal(weights.argmax(dim=-1), indices)  # relative scale 0: the logits are not stretched

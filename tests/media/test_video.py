@@ -24,10 +24,10 @@ def make_video(frames: int = 9, height: int = 48, width: int = 64, fps: float = 
     """A coloured slope over which a bright square moves right, two pixels per frame."""
     y, x = np.mgrid[:height, :width]
     slope = np.stack([60 + 100 * x / width, 60 + 100 * y / height, np.full_like(x, 90)], axis=-1)
-    pictures = np.repeat(slope[None], frames, axis=0)
+    pixels = np.repeat(slope[None], frames, axis=0)
     for index in range(frames):
-        pictures[index, 10:26, 4 + 2 * index : 20 + 2 * index] = (230, 200, 40)
-    return Video(pictures.round().astype(np.uint8), fps)
+        pixels[index, 10:26, 4 + 2 * index : 20 + 2 * index] = (230, 200, 40)
+    return Video(pixels.round().astype(np.uint8), fps)
 
 
 def error(ours: Video, theirs: Video) -> float:
@@ -177,7 +177,7 @@ def test_videos_that_lie_on_their_side_are_turned(tmp_path: Path) -> None:
     assert error(found, Video(np.rot90(video.frames, -1, axes=(1, 2)))) < 4
 
 
-def test_between_tensors_pictures_and_frames() -> None:
+def test_between_tensors_images_and_frames() -> None:
     video = make_video()
     pixels = video.tensor()
     assert pixels.shape == (3, 9, 48, 64) and pixels.min() >= -1 and pixels.max() <= 1
@@ -249,7 +249,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
     (tmp_path / "boat.mp4").write_bytes(b"not a video at all" * 100)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "frame_0.png").write_bytes(b"no picture")
+    (tmp_path / "bad" / "frame_0.png").write_bytes(b"no image")
     cases = {
         "missing.mp4": "no such file",
         "boat.mp4": "cannot be read as a video",

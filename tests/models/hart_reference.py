@@ -19,7 +19,7 @@ State = Mapping[str, Tensor]
 
 
 class Reference:
-    """One generation without sampling: the most likely codes, hard, and the noise given."""
+    """One generation without sampling: the most likely codes, hard, and the noise as it is told."""
 
     def __init__(self, config: HARTConfig, weights: State, tokenizer: State) -> None:
         self.config, self.w, self.t = config, weights, tokenizer
@@ -112,7 +112,7 @@ class Reference:
         return self.linear(self.norm(x, "head_nm.ln_wo_grad") * (1 + scale) + shift, "head")
 
     def run(self, features: Tensor, mask: Tensor, places: Tensor, cfg: float, noise: list[Tensor]) -> dict[str, Any]:
-        """Indices per scale, the last hidden states, and the latent picture."""
+        """Indices per scale, the last hidden states, and the accumulated latent."""
         config, samples = self.config, len(features)
         both = torch.cat([features, torch.zeros_like(features)])
         self.mask = torch.cat([mask, torch.zeros_like(mask)]).float()

@@ -303,7 +303,7 @@ def test_schedules_that_it_cannot_run(tiny: HART) -> None:
         tiny.schedule(1.5)
     with pytest.raises(UsageError, match=r"resolution '1M': this model .* 16x16 only"):
         tiny.schedule(resolution="1M")
-    with pytest.raises(UsageError, match="runs 5 scales of one image"):
+    with pytest.raises(UsageError, match="runs 5 scales of one"):
         draw_context(tiny, make_settings(ScaleSchedule.of([(1, 1), (2, 2)]), 1.0))
     learned = make_hart(replace(TINY_HART, positions="learned", context_norm=False))
     with pytest.raises(UsageError, match="knows only its own"):

@@ -51,7 +51,7 @@ def test_seconds() -> None:
     for seconds in (6, 0.5, 7.5, -1):
         with pytest.raises(UsageError, match=rf"seconds={seconds:g}: this model .* 1, 2, 3, 4, 5, 10 seconds"):
             latents_of(config, seconds)
-    with pytest.raises(UsageError, match="seconds=10: this model .* 1, 2, 3, 4, 5 seconds, or 0 for a still"):
+    with pytest.raises(UsageError, match=r"seconds=10: this model .* 1, 2, 3, 4, 5 seconds, or 0 for a still"):
         schedule_for(CONFIGS["720p"], 1.0, 41)
     assert schedule_for(config, 1.0, 9)[-1] == Grid(8, 40, 40)  # two seconds: a clip of 8 latent frames
 

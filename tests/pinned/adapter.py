@@ -67,7 +67,7 @@ SHORT = clip_schedule(
 
 @dataclass(frozen=True)
 class Tiny:
-    """A small model of a family with weights by a rule, and what it draws."""
+    """A small model of a family with weights by a rule, and what it generates."""
 
     model: Any
     schedules: Mapping[str, ScaleSchedule]
@@ -128,7 +128,7 @@ def method_names() -> list[str]:
 
 
 def method_of(name: str, settings: Mapping[str, Any]) -> Any:
-    """A method from plain data: ``restore`` may be a list, a restorer's name and its settings."""
+    """A method from plain data: ``restore`` may be a list, the name of a restoration and its settings."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     if "recalled" in values:
         values["context_clips"] = values.pop("recalled")
@@ -140,7 +140,7 @@ def method_of(name: str, settings: Mapping[str, Any]) -> Any:
 
 
 class Listening:
-    """A model that notes its logits and the codes that were drawn from them."""
+    """A model that notes its logits and the indices that were sampled from them."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -179,10 +179,10 @@ def run(
     stream: bool = False,
     dtype: str = "float32",
 ) -> Result:
-    """Draws with the tiny model of a family; sequences are repeated until they give one value per pass.
+    """Generates with the tiny model of a family; sequences are repeated until they give one value per pass.
 
     Args:
-        places: which prompts or classes are drawn.
+        places: which prompts or classes are generated.
         seeds: one for each of them; with ``stream`` the first one is the seed of a common stream.
     """
     subject, acting = tiny(family, dtype), method_of(method, settings or {})
@@ -262,7 +262,7 @@ WORDS: dict[str, Any] = {
 
 @cache
 def pipeline(name: str) -> Pipeline:
-    """An embedded model, or ``"tiny-star"`` and ``"tiny-teller"``, small models of videos and of stories."""
+    """An embedded model, or ``"tiny-star"`` and ``"tiny-teller"``, small models of videos, the second clip by clip."""
     if not name.startswith("tiny-"):
         return Pipeline.from_pretrained(name)
     config = TINY_STAR
@@ -288,10 +288,10 @@ def draw(
     tile: int | None = None,
     **arguments: Any,
 ) -> Result:
-    """Draws with a pipeline.
+    """Generates with a pipeline.
 
     Args:
-        image, video, story: whether to begin with a picture, a video or a story, always the same one.
+        image, video, story: whether to go on from an image, a video or clip by clip, always from the same one.
         tile: side of the tiles that are decoded; None: all at once.
         arguments: of the call, as they are.
     """

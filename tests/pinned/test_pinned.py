@@ -6,7 +6,7 @@ that rounds alike (``environment`` of the file). Elsewhere codes, logits, select
 rounding may flip them; tokens, kept tokens, branches, operations and the texts of errors still are, and where all codes
 agree, a few pixels to 1e-4. The first test is skipped there, to say so.
 
-``python -m tests.pinned.record`` records anew. Only ``adapter.py`` knows names inside the package.
+``python -m tests.pinned.record`` records again. Only ``adapter.py`` knows names inside the package.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def test_arithmetic_is_as_recorded() -> None:
 
 
 def test_every_case_is_recorded() -> None:
-    assert list(WORKS) == list(recorded()["cases"]), "record the cases anew: python -m tests.pinned.record"
+    assert list(WORKS) == list(recorded()["cases"]), "record the cases again: python -m tests.pinned.record"
 
 
 def test_every_method_has_a_case() -> None:

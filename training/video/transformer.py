@@ -19,8 +19,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from stepvar.checkpoints import fill_module, read_weights, save_weights
 from stepvar.checkpoints.folders import write_config
 from stepvar.models.infinity_star.model import as_cells
-from stepvar.models.infinity_star.schedules import clip_slices
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
+from stepvar.models.infinity_star.schedules import clip_slices
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import Block, InfinityStarTransformer, run_block
 from stepvar.models.layers import Attend, Rotary
