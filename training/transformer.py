@@ -82,7 +82,9 @@ class TextToBits(nn.Module):
         transformer = self.transformer
         features = self.text(words, lengths)
         null = transformer.null_text(len(features), features.shape[1])
-        mask = None if min(lengths) == features.shape[1] else length_mask(lengths, features.shape[1]).to(features.device)
+        mask = (
+            None if min(lengths) == features.shape[1] else length_mask(lengths, features.shape[1]).to(features.device)
+        )
         features = torch.where(dropped[:, None, None], null, features)
         condition = transformer.condition(features, mask)
         x = torch.cat([transformer.first_tokens(condition), transformer.word_embed(tokens)], dim=1)

@@ -15,6 +15,7 @@ from stepvar.checkpoints.reading import Weights, read_state
 from stepvar.checkpoints.sources import Source, describing, find_outline, find_source
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.family import Part
+from stepvar.models.meta import build_on_meta
 from stepvar.text import WordEncoder
 
 
@@ -86,11 +87,11 @@ def meta_model(name: str | Path, variant: str | None = None) -> LoadedModel:
 
 def meta_modules(source: Source) -> tuple[Any, dict[str, Any]]:
     """The model on the meta device (shapes without memory), and the module of each part."""
-    with describing(source.about), torch.device("meta"):
-        model = source.family.build(source.config)
+    with describing(source.about):
+        model = build_on_meta(source.family.build, source.config)
         modules = {part: getattr(model, part) for part in source.family.parts}
         if source.text_encoder is not None:
-            modules["text_encoder"] = WordEncoder(**source.text_encoder)
+            modules["text_encoder"] = build_on_meta(lambda settings: WordEncoder(**settings), source.text_encoder)
     return model, modules
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerHook, SublayerRef
 from stepvar.core.tokens import TokenMap
-from stepvar.models.base import Condition_contra, NextScaleModel
+from stepvar.models.base import Condition_contra, NextScaleModel, Staged
 
 
 class LatentState(Protocol):
@@ -51,8 +51,14 @@ class RecordingModel(Generic[Condition_contra, State]):
     def info(self) -> ModelInfo:
         return self.model.info
 
-    def start(self, condition: Condition_contra, plan: Plan) -> State:
-        return self.model.start(condition, plan)
+    def stage(self, condition: Condition_contra, plan: Plan, padded: bool = False) -> Staged:
+        return self.model.stage(condition, plan, padded)
+
+    def begin(self, staged: Any, plan: Plan) -> State:
+        return self.model.begin(staged, plan)
+
+    def start(self, condition: Condition_contra | Staged, plan: Plan) -> State:
+        return self.begin(condition if isinstance(condition, Staged) else self.stage(condition, plan), plan)
 
     def embed(self, state: State, step: Step) -> TokenMap:
         if step.index:
@@ -90,6 +96,7 @@ def image_record(
     latent: tuple[str, Tensor],
     decode: Callable[[Tensor], Tensor],
     name: str = "img_f32",
+    unit_range: bool = False,
 ) -> Record:
     """The accumulated latent, and its image whole and cut to what the golden stores of it.
 
@@ -97,12 +104,14 @@ def image_record(
 
     Args:
         latent: its name in the golden, and its values.
-        decode: makes an image of it, in the range of the golden's.
+        decode: makes an image in [-1, 1] of it.
         name: of the image.
+        unit_range: whether the golden's images are in [0, 1].
     """
     if not golden.exact and latent[0] not in golden.tensors:
         return dict([latent])
     pixels = decode(golden.resume(*latent))
+    pixels = (pixels + 1) / 2 if unit_range else pixels
     return {latent[0]: latent[1], name: pixels} | cropped(golden, pixels)
 
 
@@ -114,8 +123,3 @@ def cropped(golden: Golden, pixels: Tensor) -> Record:
     if pixels.ndim > stored.ndim:  # an image is a video of one frame
         pixels = pixels[:, :, 0]
     return {"img_f32_crop": pixels[..., : stored.shape[-2], : stored.shape[-1]]}
-
-
-def unit_range(pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> in [0, 1]."""
-    return (pixels + 1) / 2
