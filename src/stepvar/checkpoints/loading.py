@@ -96,38 +96,33 @@ def meta_modules(source: Source) -> tuple[Any, dict[str, Any]]:
 
 
 def open_part(source: Source, part: str, module: nn.Module) -> Weights:
-    """The weights of one part under its module's names, checked against it."""
-    path = source.parts[part]
-    return adapt(read_state(path), module, source.family.parts.get(part, Part()), str(path))
-
-
-def adapt(weights: Weights, module: nn.Module, part: Part, source: str) -> Weights:
-    """The weights of a published file as a module knows them, checked against it.
+    """The weights of one part as its module knows them, checked against it.
 
     They have the module's names, in the file's order, without what is ignorable, and tables cut to the module's rows.
     """
-    own = module.state_dict()
-    stored_to_own = {stored: name for name, stored in part.rename(weights.keys(), own.keys()).items()}
+    path, rules = source.parts[part], source.family.parts.get(part, Part())
+    own, weights = module.state_dict(), read_state(path)
+    stored_to_own = {stored: name for name, stored in rules.rename(weights.keys(), own.keys()).items()}
     names = {
         stored_to_own.get(stored, stored): stored
         for stored in weights
-        if stored in own or stored in stored_to_own or not _matches(stored, part.ignorable)
+        if stored in own or stored in stored_to_own or not _matches(stored, rules.ignorable)
     }
     meta = {name: weights.meta[stored] for name, stored in names.items()}
-    for name in part.tables:
+    for name in rules.tables:
         if name in meta and name in own:
             table, rows = meta[name], len(own[name])
             if table.shape[1:] == own[name].shape[1:] and len(table) < rows:
                 raise CheckpointError(
-                    f"{source}: {name} has {len(table)} rows, the model needs {rows}; "
+                    f"{path}: {name} has {len(table)} rows, the model needs {rows}; "
                     "state the length that it was trained with in a config.json beside it"
                 )
             meta[name] = table[:rows]
-    _check_fit(own, meta, source)
+    _check_fit(own, meta, str(path))
 
     def read(name: str) -> Tensor:
         tensor = weights[names[name]]
-        return tensor[: len(meta[name])] if name in part.tables else tensor
+        return tensor[: len(meta[name])] if name in rules.tables else tensor
 
     return Weights(meta, read)
 
