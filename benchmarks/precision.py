@@ -31,7 +31,7 @@ from stepvar.models.infinity import TextCondition
 from stepvar.models.model import VARModel
 from stepvar.models.precision import Precision
 from stepvar.pipeline import Pipeline
-from stepvar.utils.determinism import full_precision
+from stepvar.utils.device import full_precision
 from stepvar.utils.files import write_text
 
 BF16, FP16 = torch.bfloat16, torch.float16

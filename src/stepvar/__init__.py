@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from stepvar.methods import *  # noqa: F403
     from stepvar.output import Output as Output
     from stepvar.pipeline import Pipeline as Pipeline
-    from stepvar.utils.determinism import deterministic as deterministic
+    from stepvar.utils.device import deterministic as deterministic
 
 __version__ = "0.1.0"
 
-_HOMES = {"Output": "output", "Pipeline": "pipeline", "Video": "media.video", "deterministic": "utils.determinism"}
+_HOMES = {"Output": "output", "Pipeline": "pipeline", "Video": "media.video", "deterministic": "utils.device"}
 """The modules of the public names; classes that are not listed are methods."""
 
 

@@ -12,7 +12,7 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
 from stepvar.core.sampling import sample_pass
-from stepvar.core.stack import Sublayer, SublayerRef
+from stepvar.core.stack import Sublayer, SublayerRef, run_dense
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, MethodState
 from stepvar.models.base import NextScaleModel
@@ -69,8 +69,8 @@ def run_pass(
         return method.run_sublayer(sublayer, tokens, ref, step, method_state)
 
     if step.computed:
-        tokens = model.embed(state, step)
-        tokens = method.run_stack(model.blocks(state, step, hook), tokens, step, method_state)
+        blocks = model.blocks(state, step, hook if method.acts_on_sublayers else run_dense)
+        tokens = method.run_stack(blocks, model.embed(state, step), step, method_state)
     if forced is not None:
         model.accumulate(state, forced, step)
         return

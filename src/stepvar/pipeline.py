@@ -16,8 +16,8 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Settings, Step
 from stepvar.core.report import Recorder
 from stepvar.core.tokens import ScaleSchedule
+from stepvar.engine import Engine, EngineName
 from stepvar.errors import UsageError
-from stepvar.generation import generate
 from stepvar.methods import Method, as_method
 from stepvar.models.inputs import GenerationInputs
 from stepvar.models.registry import FAMILIES
@@ -35,7 +35,7 @@ class Pipeline:
         tile: side of the tiles of decoding in latent cells; None: images are decoded in one piece.
     """
 
-    def __init__(self, loaded: LoadedModel, text_encoder: Encoder[Any] | None) -> None:
+    def __init__(self, loaded: LoadedModel, text_encoder: Encoder[Any] | None, engine: EngineName = "auto") -> None:
         self.name = loaded.name
         self.model = loaded.model
         self.text_encoder = text_encoder
@@ -44,6 +44,7 @@ class Pipeline:
         self.inputs = self.family.inputs(self.model, self.text_encoder)
         self.progress = True
         self.tile: int | None = None
+        self.engine = Engine(engine)
 
     @classmethod
     def from_pretrained(
@@ -56,6 +57,7 @@ class Pipeline:
         text_encoder: Encoder[Any] | str | Path | None = "auto",
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        engine: EngineName = "auto",
     ) -> Pipeline:
         """Loads a model.
 
@@ -68,13 +70,14 @@ class Pipeline:
             text_encoder: "auto" loads what the model was trained with (Flan-T5-XL for the released Infinity models);
                 the name or folder of another model of its kind, an encoder, or None to work with features only.
             device, dtype: where and in what precision; see :meth:`to`.
+            engine: "eager", "graphs" (CUDA graphs; experimental), or "auto"; see :class:`~stepvar.engine.Engine`.
 
         Raises:
             UsageError: if there is no such model or variant.
             CheckpointError: if its files are missing, damaged or do not fit.
         """
         loaded = load_model(name, variant=variant, revision=revision, dtype=dtype, tokenizer=tokenizer)
-        return cls(loaded, _text_encoder(loaded, text_encoder)).to(device, dtype)
+        return cls(loaded, _text_encoder(loaded, text_encoder), engine).to(device, dtype)
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +89,7 @@ class Pipeline:
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Moves the model to a device or a precision, in place; the text encoder follows to the device."""
+        self.engine.clear()
         self.model.to(device=device, dtype=dtype)
         if self.text_encoder is not None and device is not None:
             self.text_encoder.to(device=device)
@@ -224,7 +228,9 @@ class Pipeline:
             encoded = inputs.encode(schedule, make_generators(seeds, generator, samples))
         shown = self.progress if progress is None else progress
         with scale_bar(shown, plan.pass_weights, callback_on_scale_end) as on_scale_end:
-            state = generate(self.model, encoded.condition, plan, method, noise, encoded.forced, recorder, on_scale_end)
+            state = self.engine.generate(
+                self.model, encoded.condition, plan, method, noise, encoded.forced, recorder, on_scale_end
+            )
         with recorder.stage("decode"):
             pixels = self.model.decode(state, self.tile)
         report = recorder.report(

@@ -13,7 +13,7 @@ from stepvar.conformance import hart, infinity, infinity_star, infinity_star_uni
 from stepvar.conformance.golden import PACKAGED, Golden, Kind, find_goldens, read_tensors
 from stepvar.conformance.results import GoldenResult, Status, compare, limits
 from stepvar.errors import StepvarError, UsageError
-from stepvar.utils.determinism import full_precision
+from stepvar.utils.device import full_precision
 
 KINDS: tuple[Kind, ...] = (
     *infinity.KINDS,

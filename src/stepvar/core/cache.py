@@ -33,6 +33,7 @@ class KVCache:
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.lengths = [0] * len(shapes)
+        self.dtype = dtype
 
     @property
     def nbytes(self) -> int:
@@ -59,16 +60,34 @@ class KVCache:
             ValueError: if more tokens arrive than were planned for the layer.
         """
         rows = slice(0, len(keys)) if rows is None else rows
-        start, end = self.lengths[layer], self.lengths[layer] + keys.shape[2]
+        start, end = self._extend(layer, keys.shape[2])
+        self.keys[layer][rows, :, start:end] = keys
+        self.values[layer][rows, :, start:end] = values
+        return self.read(layer, rows)
+
+    def reserve(self, layer: int, count: int, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Room for ``count`` more tokens of a layer, to be written by the caller.
+
+        Returns:
+            Views for the keys and the values of the new tokens (R, heads, count, head_dim), and views of the keys and
+            the values of all tokens so far, the new ones included.
+
+        Raises:
+            ValueError: if more tokens arrive than were planned for the layer.
+        """
+        start, end = self._extend(layer, count)
+        keys, values = self.keys[layer][rows, :, :end], self.values[layer][rows, :, :end]
+        return keys[:, :, start:], values[:, :, start:], keys, values
+
+    def _extend(self, layer: int, count: int) -> tuple[int, int]:
+        start, end = self.lengths[layer], self.lengths[layer] + count
         capacity = self.keys[layer].shape[2]
         if end > capacity:
             raise ValueError(
                 f"layer {layer}: {end} tokens exceed the {capacity} planned; the method's tokens_at() is too low"
             )
-        self.keys[layer][rows, :, start:end] = keys
-        self.values[layer][rows, :, start:end] = values
         self.lengths[layer] = end
-        return self.read(layer, rows)
+        return start, end
 
     def read(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens so far."""

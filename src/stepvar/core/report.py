@@ -60,6 +60,7 @@ class Report:
         stages: seconds of what is not a scale (text, preparation, decoding).
         peak_memory: bytes; on CUDA the allocator's peak during the generation, on the CPU the peak resident
             size of the whole process so far.
+        engine: how the generation ran: "eager", or "graphs"; behind a colon, why not as asked.
         seeds: of the images; None when the caller gave a generator.
         schedule: name of the scale schedule.
         settings: the method's.
@@ -74,6 +75,7 @@ class Report:
     scales: tuple[ScaleReport, ...]
     stages: dict[str, float]
     peak_memory: int
+    engine: str = "eager"
     seeds: tuple[int, ...] | None = None
     schedule: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -165,12 +167,14 @@ class Recorder:
 
     Attributes:
         selections: for each pass the indices (R, K) of the tokens that the method kept, in order.
+        engine: how the generation ran, and why.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     scales: list[tuple[Step, Callable[[], float]]] = field(default_factory=list)
     stages: dict[str, Callable[[], float]] = field(default_factory=dict)
     selections: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -204,6 +208,7 @@ class Recorder:
             scales=scales,
             stages={name: read() for name, read in self.stages.items()},
             peak_memory=peak_memory(self.device),
+            engine=self.engine,
             **more,
         )
 

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stepvar.kernels import ops
+
 KVScope = Literal["all", "clip"]
 
 
@@ -196,7 +198,7 @@ class Selection:
 
 def gather_tokens(features: Tensor, index: Tensor) -> Tensor:
     """features (R, N, C) at index (R, M) -> (R, M, C)."""
-    return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+    return ops.gather_rows(features, index)
 
 
 def scatter_tokens(features: Tensor, index: Tensor, values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.utils.determinism import full_precision
+from stepvar.utils.device import full_precision
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 NO_ENERGY = 1e-10  # of a constant picture, by rounding

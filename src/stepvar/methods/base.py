@@ -107,6 +107,16 @@ class Method(Generic[State]):
         return {name: repr(value) if is_dataclass(value) else value for name, value in values.items()}
 
     @property
+    def acts_on_sublayers(self) -> bool:
+        """Whether the method does anything around sub-layers; where it does not, models may fuse them."""
+        return type(self).run_sublayer is not Method.run_sublayer
+
+    @property
+    def static(self) -> bool:
+        """Whether the plan says all that the method will do, so that a captured generation can be replayed."""
+        return True
+
+    @property
     def acts_on_tokens(self) -> bool:
         """Whether the method does anything but edit settings."""
         acts = ("tokens_at", "run_stack", "run_sublayer")

@@ -89,6 +89,14 @@ class Compose(Method):
     def run_sublayer(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: MethodState) -> Tensor:
         return self.acting.run_sublayer(run, tokens, ref, step, state)
 
+    @property
+    def acts_on_sublayers(self) -> bool:
+        return self.acting.acts_on_sublayers
+
+    @property
+    def static(self) -> bool:
+        return all(part.static for part in self.parts)
+
     def settings(self) -> dict[str, Any]:
         return {part.name: part.settings() for part in self.parts}
 

@@ -171,6 +171,10 @@ class Pruning(Method[State], ABC):
         return self.count_at(step) < step.grid.size
 
     @property
+    def acts_on_sublayers(self) -> bool:
+        return self.scope == "sublayer"
+
+    @property
     def restoration(self) -> Restoration:
         """The strategy that :attr:`restore` names."""
         return self.restore if isinstance(self.restore, Restoration) else RESTORATIONS[self.restore]

@@ -23,6 +23,7 @@ from torch import Tensor
 from stepvar.core.plan import Step
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.errors import UsageError
+from stepvar.kernels import ops
 from stepvar.methods.pruning import Pruning, PruningState
 from stepvar.methods.registry import register
 from stepvar.methods.scores import NORMALISATIONS, TINY, Normalisation, normalise
@@ -39,6 +40,8 @@ def texture_score(features: Tensor, grid: Grid) -> Tensor:
     Returns:
         (R, N) in float32.
     """
+    if ops.use_triton(features):  # the same in one pass over the map
+        return ops.texture_energy(features, *grid.shape)
     rows, _, channels = features.shape
     frames = features.float().view(rows * grid.t, grid.h, grid.w, channels).permute(0, 3, 1, 2)
     low = F.avg_pool2d(frames, 3, stride=1, padding=1, count_include_pad=False)

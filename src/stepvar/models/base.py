@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,10 @@ from stepvar.core.tokens import TokenMap
 
 State = TypeVar("State")
 Condition_contra = TypeVar("Condition_contra", contravariant=True)
+
+
+class Staged:
+    """Base of the staged conditions of the families: frozen dataclasses whose tensors lie on the model's device."""
 
 
 class NextScaleModel(Protocol[Condition_contra, State]):
@@ -26,8 +30,23 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """What methods may know of the model."""
         ...
 
-    def start(self, condition: Condition_contra, plan: Plan) -> State:
-        """Prepares a generation: everything that all passes share is computed or allocated here."""
+    def stage(self, condition: Condition_contra, plan: Plan, padded: bool = False) -> Staged:
+        """A condition on the model's device: everything that is copied from the host for a generation.
+
+        Args:
+            padded: whether texts are padded to one of a few lengths, so that prompts of other lengths fit in its place.
+
+        Raises:
+            UsageError: for a condition or a plan that is not the model's.
+        """
+        ...
+
+    def begin(self, staged: Any, plan: Plan) -> State:
+        """Prepares a generation on the device: everything that all passes share is computed or allocated here."""
+        ...
+
+    def start(self, condition: Condition_contra | Staged, plan: Plan) -> State:
+        """Stages a condition, if it is not staged yet, and begins."""
         ...
 
     def embed(self, state: State, step: Step) -> TokenMap:

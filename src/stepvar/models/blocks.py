@@ -13,8 +13,9 @@ from torch import Tensor
 from stepvar.core.cache import KVCache
 from stepvar.core.guidance import cfg_insertion_blocks, classifier_free_guidance
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import Sublayer, SublayerHook, SublayerRef
+from stepvar.core.stack import Sublayer, SublayerHook, SublayerRef, run_dense
 from stepvar.core.tokens import TokenMap
+from stepvar.kernels import ops
 
 
 class CachedState(Protocol):
@@ -34,6 +35,61 @@ def residual(tokens: TokenMap, layer: int, sublayers: Sequence[tuple[str, Sublay
     return tokens
 
 
+class ResidualStream:
+    """The residual stream x (R, N, C) with an update that is still to be added.
+
+    Updates are added together with the normalisation that follows: one pass over x in place of several.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self._update: Tensor | None = None
+        self._gate: Tensor | None = None
+        self._owned = False  # whether x is a tensor of this stream, which may be written into
+
+    def layer_norm(self, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """``norm(x) * (1 + scale) + shift``, see :func:`~stepvar.kernels.ops.add_layer_norm`."""
+        update, gate = self._take()
+        return self._settle(ops.add_layer_norm(self._x, update, gate, scale, shift, dtype, inplace=self._owned), update)
+
+    def affine_layer_norm(self, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        """Layer norm with a weight and a bias (C,)."""
+        update, gate = self._take()
+        return self._settle(
+            ops.add_affine_layer_norm(self._x, update, gate, weight, bias, eps, dtype, inplace=self._owned), update
+        )
+
+    def rms_norm(
+        self, weight: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        """Root-mean-square norm with a weight (C,), and a modulation if there is one."""
+        update, gate = self._take()
+        return self._settle(
+            ops.add_rms_norm(self._x, update, gate, weight, scale, shift, eps, dtype, inplace=self._owned), update
+        )
+
+    def add(self, update: Tensor, gate: Tensor | None = None) -> None:
+        """Adds ``gate * update`` when the stream is next read."""
+        self._x, self._update, self._gate = self.read(), update, gate
+
+    def read(self) -> Tensor:
+        """x with all updates added; the caller must not write into it."""
+        update, gate = self._take()
+        if update is not None:
+            self._x, self._owned = ops.add_gated(self._x, update, gate, inplace=self._owned), True
+        return self._x
+
+    def _take(self) -> tuple[Tensor | None, Tensor | None]:
+        update, gate = self._update, self._gate
+        self._update = self._gate = None
+        return update, gate
+
+    def _settle(self, result: tuple[Tensor, Tensor], update: Tensor | None) -> Tensor:
+        self._x = result[0]
+        self._owned = self._owned or update is not None
+        return result[1]
+
+
 class BlockRun(ABC, Generic[State]):
     """The blocks of one pass; a family says what a block is."""
 
@@ -46,7 +102,31 @@ class BlockRun(ABC, Generic[State]):
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
         """Runs one block, whose sub-layers go through :meth:`hook` and whose attention is :meth:`attend`."""
 
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        """Runs one block on a stream, without a hook; families without fused blocks run the plain ones."""
+        raise NotImplementedError
+
+    def can_fuse(self, tokens: TokenMap) -> bool:
+        """Whether blocks run fused: nothing acts around their sub-layers, and there are kernels for the tokens.
+
+        Not in float32, which is for exact comparison with the reference implementations.
+        """
+        overridden = type(self).run_fused_block is not BlockRun.run_fused_block
+        exact = self.state.cache.dtype == torch.float32
+        return overridden and not exact and self._hook is run_dense and ops.use_triton(tokens.features)
+
+    def _run_fused(self, tokens: TokenMap, first: int, last: int) -> TokenMap:
+        stream = ResidualStream(tokens.features)
+        for layer in range(first, last):
+            self.run_fused_block(stream, tokens.positions, layer)
+            if layer in self.cfg_blocks:
+                guided = classifier_free_guidance(stream.read(), self.step.guidance)
+                stream = ResidualStream(guided.repeat(2, 1, 1))
+        return tokens.with_features(stream.read())
+
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
+        if self.can_fuse(tokens):
+            return self._run_fused(tokens, first, self.depth if last is None else last)
         for layer in range(first, self.depth if last is None else last):
             tokens = self.run_block(tokens, layer)
             if layer in self.cfg_blocks:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from stepvar.core.noise import Noise
-from stepvar.core.plan import Step
+from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import ModelInfo
 from stepvar.core.tokens import TokenMap
+from stepvar.models.base import Staged
 from stepvar.models.precision import Policy, Precision, apply_precision
 
 Self = TypeVar("Self", bound="VARModel")
+Table = TypeVar("Table")
+
+TABLES = 16
+"""Tables that a model keeps at most: rotary tables of a schedule take a few megabytes."""
 
 
 class Tokenizer(Protocol):
@@ -45,6 +51,7 @@ class VARModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.precision = Precision()
+        self._tables: dict[Hashable, Any] = {}
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +95,31 @@ class VARModel(nn.Module):
 
     def half(self: Self) -> Self:
         return self.set_precision(torch.float16)
+
+    def stage(self, condition: Any, plan: Plan, padded: bool = False) -> Staged:
+        raise NotImplementedError
+
+    def begin(self, staged: Any, plan: Plan) -> Any:
+        raise NotImplementedError
+
+    def start(self, condition: Any, plan: Plan) -> Any:
+        """See :class:`~stepvar.models.base.NextScaleModel`."""
+        return self.begin(condition if isinstance(condition, Staged) else self.stage(condition, plan), plan)
+
+    def table(self, key: Hashable, make: Callable[[], Table]) -> Table:
+        """What depends on no condition, made once and kept for the next generations on the same device.
+
+        Args:
+            key: what it depends on; the most recent ones are kept.
+        """
+        place = (self.device, key)
+        table = self._tables.get(place)
+        if table is None:
+            table = make()
+            while len(self._tables) >= TABLES:
+                self._tables.pop(next(iter(self._tables)), None)
+            self._tables[place] = table
+        return table  # type: ignore[no-any-return]
 
     def refine(self, state: Any, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
         """Nothing: in most families the indices say all."""

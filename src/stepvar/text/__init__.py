@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from stepvar.text.cached import CachedEncoder
-from stepvar.text.context import ContextFeatures
-from stepvar.text.features import Encoder, TextEncoder, TextFeatures
-from stepvar.text.offload import OffloadableEncoder
+from stepvar.text.features import ContextFeatures, Encoder, TextEncoder, TextFeatures, pad_to_device, text_bucket
+from stepvar.text.pretrained import LongPromptWarning, OffloadableEncoder
 from stepvar.text.qwen2 import Qwen2Encoder
-from stepvar.text.t5 import LongPromptWarning, T5Encoder
+from stepvar.text.t5 import T5Encoder
 from stepvar.text.words import UnknownWordWarning, WordEncoder
 
 __all__ = [
@@ -22,4 +21,6 @@ __all__ = [
     "TextFeatures",
     "UnknownWordWarning",
     "WordEncoder",
+    "pad_to_device",
+    "text_bucket",
 ]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from stepvar.errors import OutputError
@@ -28,60 +27,40 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside ``path``, renamed to ``path`` at the end, removed on any failure.
+    """Gives a path to write a file or folder to, renamed to ``path`` at the end, removed on any failure.
+
+    It has the name of ``path`` and lies in a temporary folder beside it.
 
     Raises:
         OutputError: if writing fails (no space, no permission).
     """
     check_writable(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror or error}; free space or choose another place") from error
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside ``path``, renamed to ``path`` at the end, removed on any failure.
+    """Likewise for a new folder, which is empty at first.
 
     Raises:
         OutputError: if ``path`` exists, or writing fails (no space, no permission).
     """
     if path.exists():
         raise OutputError(f"{path}: exists; choose another folder or remove it first")
-    check_writable(path)
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}; free space or choose another place") from error
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

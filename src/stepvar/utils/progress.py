@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
+from contextlib import contextmanager
+from itertools import count as count_from
+from typing import Any
 
 
 @contextmanager
@@ -18,16 +16,8 @@ def bar(title: str, total: int | None, shown: bool, time_left: bool = False) -> 
     Args:
         time_left: whether the bar says how long it will take, for steps that take equally long.
     """
-    if not is_shown(shown):
-        yield lambda known_total=None: None
-        return
-    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
-
-    progress = _progress(MofNCompleteColumn(), *([TimeRemainingColumn()] if time_left else []))
-    task = progress.add_task(title, total=total)
-    with progress:
-        progress.refresh()
-        yield lambda known_total=None: progress.update(task, advance=1, total=known_total, refresh=True)
+    with _updates(title, total, "?" if total is None else total, shown, time_left) as update:
+        yield lambda known_total=total: update(advance=1, total=known_total, count=known_total)
 
 
 @contextmanager
@@ -39,54 +29,39 @@ def scale_bar(
     Args:
         weights: what each pass takes beside the others, by its index, for the time that is left.
     """
-    with _weighted_bar(weights) if is_shown(shown) else nullcontext(_ignore) as advance:
+    with _updates("scales", sum(weights.values()), len(weights), shown, time_left=True) as update:
 
         def on_scale_end(step: Any, state: Any) -> None:
-            advance(weights.get(step.index, 0.0))
+            update(advance=weights.get(step.index, 0.0))
             if also is not None:
                 also(step, state)
 
         yield on_scale_end
 
 
-def _ignore(weight: float) -> None:
-    """Moves no bar."""
-
-
-def is_shown(asked: bool) -> bool:
-    """Bars are for terminals."""
-    return asked and sys.stderr.isatty()
-
-
 @contextmanager
-def _weighted_bar(weights: Mapping[int, float]) -> Iterator[Callable[[float], None]]:
-    from rich.progress import TextColumn, TimeRemainingColumn
-
-    progress = _progress(TextColumn("{task.fields[done]}/{task.fields[count]}"), TimeRemainingColumn())
-    task = progress.add_task("scales", total=sum(weights.values()), done=0, count=len(weights))
-    done = 0
-
-    def advance(weight: float) -> None:
-        nonlocal done
-        done += 1
-        progress.update(task, advance=weight, done=done, refresh=True)
-
-    with progress:
-        progress.refresh()
-        yield advance
-
-
-def _progress(*columns: ProgressColumn) -> Progress:
+def _updates(
+    title: str, total: float | None, count: int | str, shown: bool, time_left: bool
+) -> Iterator[Callable[..., None]]:
+    """Gives the ``update`` of a bar's task, which also counts the calls, out of ``count``."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda **changes: None
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     # Drawn only when moved: a refreshing thread would take time from what is being measured.
-    return Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        *columns,
+        TextColumn("{task.fields[done]}/{task.fields[count]}", style="progress.download"),
+        *([TimeRemainingColumn()] if time_left else []),
         console=Console(stderr=True),
         auto_refresh=False,
         transient=True,
         speed_estimate_period=24 * 3600.0,  # by all steps so far: those of large videos take minutes
     )
+    task, calls = progress.add_task(title, total=total, done=0, count=count), count_from(1)
+    with progress:
+        progress.refresh()
+        yield lambda **changes: progress.update(task, done=next(calls), refresh=True, **changes)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from stepvar.models.layers import EPS
 from stepvar.models.precision import for_weight
 from stepvar.models.work import Work
-from stepvar.utils.device import to_device_async
 
 TRAINED_STEPS = 1000
 GAIN = 0.6
@@ -190,6 +189,10 @@ class DiffusionHead(nn.Module):
         self.net = DiffusionNet(channels, condition, width, depth)
         self.schedule = NoiseSchedule.of(steps)
 
+    def timesteps(self, device: torch.device) -> Tensor:
+        """The kept steps, written on the device: a copy from the host could not be captured in a graph."""
+        return torch.stack([torch.full((), step, device=device) for step in self.schedule.timesteps])
+
     def sample(self, condition: Tensor, guidance: float, draw: Draw) -> Tensor:
         """Residuals (B, N, channels) in float32; arguments as for :meth:`steps`."""
         *_, (x, _) = self.steps(condition, guidance, draw)
@@ -207,7 +210,7 @@ class DiffusionHead(nn.Module):
             draw: draw 0 is the start, draw i the noise of step i.
         """
         schedule, embedded = self.schedule, self.net.embed(condition)
-        times = self.net.time_embed(to_device_async(torch.tensor(schedule.timesteps), condition.device))
+        times = self.net.time_embed(self.timesteps(condition.device))
         x = draw(0)
         for turn, step in enumerate(reversed(range(len(schedule))), start=1):
             noise, share = self.net(x, embedded, times[step])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -16,16 +16,27 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.models.blocks import BlockRun, planned_cache
+from stepvar.models.base import Staged
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.rope import map_rotary, text_rotary
 from stepvar.models.hart.tokenizer import HybridTokenizer
 from stepvar.models.hart.transformer import POLICY, BlockContext, Conditioning, HARTTransformer
-from stepvar.models.layers import Rotary
+from stepvar.models.layers import FusedAttention, Rotary
 from stepvar.models.precision import parts_policy
 from stepvar.models.var.codebook import CodebookModel
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.text import ContextFeatures
+from stepvar.utils.device import to_device_async
+
+
+@dataclass(frozen=True)
+class StagedContext(Staged):
+    """Texts on the device: features (B, T, C), mask of the words (B, T), places (B, T)."""
+
+    features: Tensor
+    mask: Tensor
+    places: Tensor
 
 
 @dataclass
@@ -37,12 +48,14 @@ class HARTState:
         cache: keys and values so far.
         latent: (B, d, H, W) float32, the sum of what the scales add.
         null_hidden: (1, 1 or T, C), the unconditional text tokens behind the blocks; None where one branch runs alone.
+        constants: what fused blocks derive from weights alone.
     """
 
     condition: Conditioning
     cache: KVCache
     latent: Tensor
     null_hidden: Tensor | None = None
+    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 class HARTRun(BlockRun[HARTState]):
@@ -61,6 +74,14 @@ class HARTRun(BlockRun[HARTState]):
         rows = None if modulation is None else modulation[self.rows]
         context = BlockContext(rows, self.rotary, self.attend, self.hook)
         return self.model.transformer.ordered_blocks[layer](tokens, layer, context)
+
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        modulation = self.state.condition.modulation[layer]
+        rows = None if modulation is None else modulation[self.rows]
+        rotary = self.rotary(positions)
+        cos, sin = (None, None) if rotary is None else (part.squeeze(1) for part in rotary)
+        attention = FusedAttention(self.state.cache, self.rows, (cos, sin), None, self.state.constants)
+        self.model.transformer.ordered_blocks[layer].fused(stream, layer, rows, attention)
 
     def rotary(self, positions: Tensor) -> Rotary | None:
         """Cosines and sines of the tokens at ``positions`` (R, N), computed once for maps that keep theirs."""
@@ -82,20 +103,21 @@ class HART(CodebookModel):
         self.transformer = HARTTransformer(config)
         self.tokenizer = HybridTokenizer(config.tokenizer)
 
-    def start(self, condition: ContextFeatures, plan: Plan) -> HARTState:
-        """Prepares a generation.
-
-        Raises:
-            UsageError: for text of another size than the model's, or a schedule that it cannot run.
-        """
-        config, samples = self.config, len(condition)
+    def stage(self, condition: ContextFeatures, plan: Plan, padded: bool = False) -> StagedContext:
         self.check(condition, plan.schedule)
-        text = condition.to(self.device, self.precision.residual)
+        features, mask, places = (
+            part if part.device == self.device else to_device_async(part, self.device)
+            for part in (condition.features, condition.mask, condition.places)
+        )
+        return StagedContext(features.to(self.precision.residual), mask, places)
+
+    def begin(self, staged: StagedContext, plan: Plan) -> HARTState:
+        config, samples = self.config, plan.samples
         cache = planned_cache(
             plan, config.heads, config.head_dim, self.precision.blocks, self.device, prefix=config.prefix
         )
         state = HARTState(
-            condition=self.transformer.condition(text.features, text.mask, text.places, plan.guided),
+            condition=self.transformer.condition(staged.features, staged.mask, staged.places, plan.guided),
             cache=cache,
             latent=torch.zeros(samples, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
         )

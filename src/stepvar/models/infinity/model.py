@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,19 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.models.blocks import BlockRun, planned_cache
+from stepvar.models.base import Staged
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import RotaryTables
 from stepvar.models.infinity.schedules import schedule_for
 from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity.tokenizer import BitTokenizer, latent_grid, resize
 from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
-from stepvar.models.layers import Rotary
+from stepvar.models.layers import FusedAttention, Rotary
 from stepvar.models.model import VARModel
 from stepvar.models.precision import for_weight, parts_policy
-from stepvar.text import TextFeatures
+from stepvar.text import TextFeatures, pad_to_device, text_bucket
+from stepvar.utils.device import to_device_async
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,47 @@ class TextCondition:
 
     prompts: TextFeatures
     negative: TextFeatures | None = None
+
+
+@dataclass(frozen=True)
+class StagedText(Staged):
+    """Texts on the device.
+
+    Attributes:
+        prompts: (B, L, text_channels).
+        negative: (B, L, text_channels); None: the learned null text, if there is guidance.
+        mask: (R, 1, 1, L), which tokens of a row are there; None: all.
+    """
+
+    prompts: Tensor
+    negative: Tensor | None
+    mask: Tensor | None
+
+
+def stage_text(
+    condition: TextCondition, guided: bool, padded: bool, longest: int, device: torch.device, dtype: torch.dtype
+) -> StagedText:
+    """Prompts and negative prompts on a device, padded to the same length.
+
+    Args:
+        longest: tokens that the model reads at most.
+    """
+    prompts, negative = condition.prompts, condition.negative if guided else None
+    size = max(prompts.features.shape[1], 0 if negative is None else negative.features.shape[1])
+    if padded:
+        size = max(size, text_bucket(size, longest))
+    lengths = prompts.lengths
+    if guided:
+        lengths += prompts.lengths if negative is None else negative.lengths
+    mask = None
+    if padded or min(lengths) < size:
+        places = torch.arange(size) < torch.tensor(lengths)[:, None]
+        mask = to_device_async(places[:, None, None, :], device)
+    return StagedText(
+        pad_to_device(prompts, size, device, dtype),
+        None if negative is None else pad_to_device(negative, size, device, dtype),
+        mask,
+    )
 
 
 @dataclass
@@ -44,12 +87,14 @@ class InfinityState:
         rotary: position tables of all scales.
         cache: keys and values so far.
         latent: (B, d, H, W) float32, the sum of codes at full size.
+        constants: what fused blocks derive from weights alone.
     """
 
     condition: Conditioning
     rotary: RotaryTables
     cache: KVCache
     latent: Tensor
+    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 class InfinityRun(BlockRun[InfinityState]):
@@ -62,10 +107,9 @@ class InfinityRun(BlockRun[InfinityState]):
         self._rotary: tuple[Tensor, Rotary] | None = None
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        config, transformer = self.model.config, self.model.transformer
-        per_chunk = config.depth // config.block_chunks
-        if layer == 0 or (config.level_every_chunk and layer % per_chunk == 0):
-            tokens = tokens.with_features(tokens.features + transformer.lvl_embed.weight[self.step.index])
+        if self._adds_level(layer):
+            level = self.model.transformer.lvl_embed.weight[self.step.index]
+            tokens = tokens.with_features(tokens.features + level)
         context = BlockContext(
             modulation=self.condition.modulation[layer],
             text=self.condition.memory[layer],
@@ -74,6 +118,21 @@ class InfinityRun(BlockRun[InfinityState]):
             hook=self.hook,
         )
         return self.model.block_list[layer](tokens, layer, context)
+
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        transformer = self.model.transformer
+        if self._adds_level(layer):
+            stream.add(transformer.lvl_embed.weight[self.step.index].expand_as(stream.read()))
+        state = self.state
+        rotary = state.rotary.tables(self.step.index)
+        attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants)
+        modulation, text = self.condition.modulation[layer], self.condition.memory[layer]
+        self.model.block_list[layer].fused(stream, layer, modulation, text, attention)
+
+    def _adds_level(self, layer: int) -> bool:
+        """Whether the embedding of the scale is added in front of a block."""
+        config = self.model.config
+        return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
 
     def _rotary_at(self, positions: Tensor) -> Rotary:
         # Consecutive blocks see the same positions: gather their angles once.
@@ -99,31 +158,29 @@ class Infinity(VARModel):
     def schedule(self, height_over_width: float, resolution: str | None = None) -> ScaleSchedule:
         return schedule_for(resolution or self.config.resolution, height_over_width)
 
-    def start(self, condition: TextCondition, plan: Plan) -> InfinityState:
+    def stage(self, condition: TextCondition, plan: Plan, padded: bool = False) -> StagedText:
         if plan.settings.smooth:
             raise UsageError("smooth: Infinity's codes are bits, which have no codebook to blend; leave it off")
-        batch = len(condition.prompts)
-        config = self.config
+        longest = self.config.text_maxlen
+        return stage_text(condition, plan.guided, padded, longest, self.device, self.precision.residual)
+
+    def begin(self, staged: StagedText, plan: Plan) -> InfinityState:
+        batch, config = len(staged.prompts), self.config
         cache = planned_cache(plan, config.heads, config.head_dim, self.precision.blocks, self.device)
         return InfinityState(
-            condition=self.condition(condition, plan.guided),
-            rotary=RotaryTables(plan.schedule, config.head_dim, self.device),
+            condition=self.condition(staged, plan.guided),
+            rotary=self.table(plan.schedule, lambda: RotaryTables(plan.schedule, config.head_dim, self.device)),
             cache=cache,
             latent=torch.zeros(batch, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
         )
 
-    def condition(self, condition: TextCondition, guided: bool) -> Conditioning:
+    def condition(self, staged: StagedText, guided: bool) -> Conditioning:
         """The conditional rows, and behind them the unconditional ones when guidance is used."""
-        prompts = condition.prompts.to(self.device, self.precision.residual)
-        if not guided:
-            return self.transformer.condition(prompts.features, prompts.lengths)
-        if condition.negative is None:
-            null = self.transformer.null_text(prompts.lengths, prompts.features.shape[1])
-            negative = TextFeatures(null, prompts.lengths)
-        else:
-            negative = condition.negative.to(self.device, self.precision.residual)
-        both = TextFeatures.join(prompts, negative)
-        return self.transformer.condition(both.features, both.lengths)
+        text = staged.prompts
+        if guided:
+            null = self.transformer.null_text(len(text), text.shape[1])
+            text = torch.cat([text, null if staged.negative is None else staged.negative])
+        return self.transformer.condition(text, staged.mask)
 
     def embed(self, state: InfinityState, step: Step) -> TokenMap:
         if step.index == 0:

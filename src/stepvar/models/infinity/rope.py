@@ -45,6 +45,10 @@ class RotaryTables:
         tables = [rotary_table(grid, frame, head_dim) for grid in schedule]
         self._tables = [(cos.to(device), sin.to(device)) for cos, sin in tables]
 
+    def tables(self, scale: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (cells, head_dim / 2) of every cell of a scale."""
+        return self._tables[scale]
+
     def at(self, scale: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (R, 1, N, head_dim / 2) for the tokens of a scale at ``positions`` (R, N)."""
         cos, sin = self._tables[scale]

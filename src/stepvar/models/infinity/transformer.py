@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
-from stepvar.models.blocks import residual
+from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.layers import (
     EPS,
@@ -19,6 +19,7 @@ from stepvar.models.layers import (
     Attend,
     Chunk,
     FeedForward,
+    FusedAttention,
     HeadNorm,
     RMSNorm,
     SelfAttention,
@@ -129,6 +130,21 @@ class Block(nn.Module):
         self.ca_norm = nn.LayerNorm(width, eps=EPS)
         self.ffn = FeedForward(width, config.ffn_width)
 
+    def fused(
+        self, stream: ResidualStream, layer: int, modulation: Tensor, text: TextMemory, attention: FusedAttention
+    ) -> None:
+        """As :meth:`forward` without a hook, on a residual stream.
+
+        Args:
+            modulation: (R, 6, C), as in :class:`BlockContext`.
+        """
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
+        dtype = self.sa.mat_qkv.weight.dtype
+        stream.add(self.sa.fused(stream.layer_norm(scale1, shift1, dtype), layer, attention), gate1)
+        norm = self.ca_norm
+        stream.add(self.ca(stream.affine_layer_norm(norm.weight, norm.bias, norm.eps, dtype), text))
+        stream.add(self.ffn.fused(stream.layer_norm(scale2, shift2, dtype)), gate2)
+
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
 
@@ -203,12 +219,8 @@ class InfinityTransformer(nn.Module):
         """All blocks in order."""
         return [module for module in self.block_chunks.modules() if isinstance(module, Block)]
 
-    def condition(self, text: Tensor, lengths: Sequence[int]) -> Conditioning:
-        """Text features (R, L, text_channels), padded behind ``lengths`` -> what the blocks need of them."""
-        mask = None
-        if min(lengths) < text.shape[1]:
-            place = torch.arange(text.shape[1], device=text.device)
-            mask = (place < torch.tensor(lengths, device=text.device)[:, None])[:, None, None, :]
+    def condition(self, text: Tensor, mask: Tensor | None) -> Conditioning:
+        """Text features (R, L, text_channels), of which ``mask`` (R, 1, 1, L) is there -> what the blocks need."""
         text = self.text_norm(text)
         pooled = self.text_proj_for_sos.ca(text, mask)
         text = self.text_proj_for_ca(text)
@@ -221,9 +233,9 @@ class InfinityTransformer(nn.Module):
             tuple(TextMemory(*block.ca.keys_values(text), mask) for block in blocks),
         )
 
-    def null_text(self, lengths: Sequence[int], padded: int) -> Tensor:
-        """The learned unconditional text: as many of its rows as each prompt has tokens, (B, padded, text_channels)."""
-        return self.cfg_uncond[:padded].expand(len(lengths), -1, -1)
+    def null_text(self, batch: int, length: int) -> Tensor:
+        """The learned unconditional text: as many of its rows as each prompt has tokens, (batch, length, ...)."""
+        return self.cfg_uncond[:length].expand(batch, -1, -1)
 
     def first_tokens(self, condition: Conditioning) -> Tensor:
         """(R, 1, C): what the 1x1 scale starts from."""

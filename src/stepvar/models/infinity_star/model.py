@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.models.blocks import BlockRun, planned_cache
+from stepvar.models.base import Staged
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
+from stepvar.models.infinity.model import StagedText, TextCondition, stage_text
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, shrink
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
@@ -59,6 +61,15 @@ class VideoCondition:
     negative: TextFeatures | None = None
     segments: tuple[Segment, ...] = ()
     before: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StagedVideo(Staged):
+    """What a video is to show, on the device; see :class:`VideoCondition`."""
+
+    text: StagedText
+    segments: tuple[Segment, ...]
+    before: Tensor | None
 
 
 @dataclass
@@ -114,11 +125,30 @@ class StarRun(BlockRun[StarState]):
             cache.append(layer, k, v, rows)
         return result
 
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        self.model.block_list[layer].fused(stream, layer, self._rotary_at(positions), self._join)
+
+    def _join(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """As :meth:`attend`, the new keys and values written behind the old ones."""
+        cache, rows = self.state.cache, self.step.row_slice
+        old = cache.read(layer, rows)
+        start, end = old[0].shape[2], old[0].shape[2] + x.shape[1]
+        keys, values = (part.new_empty(*part.shape[:2], end, part.shape[3]) for part in old)
+        keys[:, :, :start], values[:, :, :start] = old
+
+        def attend(q: Tensor) -> Tensor:
+            result = grouped_attention(q, keys, values, self._mask(end))
+            if self.is_read:
+                cache.forget(layer, self.state.prefix)
+                cache.append(layer, keys[:, :, start:], values[:, :, start:], rows)
+            return result
+
+        return keys[:, :, start:], values[:, :, start:], attend
+
     def _mask(self, seen: int) -> Tensor | None:
         if self.state.text_mask is None:
             return None
-        mask = self.state.text_mask[self.step.row_slice]
-        return torch.cat([mask, mask.new_ones(*mask.shape[:3], seen - mask.shape[3])], dim=3)
+        return _extend(self.state.text_mask[self.step.row_slice], seen)
 
     def _rotary_at(self, positions: Tensor) -> Rotary:
         # Consecutive blocks see the same positions: look their angles up once.
@@ -163,53 +193,56 @@ class InfinityStar(VARModel):
         latents = config.usual_latents if seconds is None else latents_of(config, seconds)
         return schedule_for(config, height_over_width, latents, resolution)
 
-    def start(self, condition: VideoCondition, plan: Plan) -> StarState:
-        """Allocates the caches, and runs text and segments through the blocks."""
+    def stage(self, condition: VideoCondition, plan: Plan, padded: bool = False) -> StagedVideo:
         if plan.settings.smooth:
             raise UsageError("smooth: InfinityStar's codes are bits, which have no codebook to blend; leave it off")
         if plan.schedule.kv_scope != "clip":
             raise UsageError(f"schedule {plan.schedule.name!r}: needs the clips of a schedule of this model")
-        config, batch = self.config, len(condition.prompts)
-        text, lengths = self.text(condition, plan.guided)
-        prefix = text.shape[1] + sum(segment.latent[0, 0].numel() for segment in condition.segments)
+        text = TextCondition(condition.prompts, condition.negative)
+        longest = self.config.text_maxlen
+        segments = tuple(replace(one, latent=one.latent.to(self.device)) for one in condition.segments)
+        staged = stage_text(text, plan.guided, padded, longest, self.device, self.precision.residual)
+        return StagedVideo(staged, segments, condition.before)
+
+    def begin(self, staged: StagedVideo, plan: Plan) -> StarState:
+        """Allocates the caches, and runs text and segments through the blocks."""
+        config, batch = self.config, plan.samples
+        text, mask = self.text(staged.text, plan.guided), staged.text.mask
+        prefix = text.shape[1] + sum(segment.latent[0, 0].numel() for segment in staged.segments)
         clips = clip_slices(plan.schedule)
         coordinates = [config.text_maxlen + len(plan.schedule), clips[-1].stop, *plan.schedule.grids[-1].shape]
-        coordinates += [config.text_maxlen + segment.scale + 1 for segment in condition.segments]
+        coordinates += [config.text_maxlen + segment.scale + 1 for segment in staged.segments]
         full = plan.schedule.grids[-1]
         state = StarState(
-            rotary=RotaryTable(config.head_dim, max(coordinates), self.device),
+            rotary=self.table(("rotary", max(coordinates)), lambda: self._rotary_table(max(coordinates))),
             cache=planned_cache(
                 plan, config.kv_heads, config.head_dim, self.precision.blocks, self.device, prefix=prefix
             ),
             prefix=prefix,
-            text_mask=_mask(lengths, text.shape[1], prefix, self.device),
+            text_mask=None if mask is None else _extend(mask, prefix),
             latent=torch.zeros(batch, config.token_channels, clips[-1].stop, full.h, full.w, device=self.device),
             clips=clips,
-            before=condition.before,
+            before=staged.before,
         )
-        self._cache_context(
-            state,
-            text,
-            text_coordinates(text.shape[1], self.device),
-            _mask(lengths, text.shape[1], text.shape[1], self.device),
-        )
-        for segment in condition.segments:
+        self._cache_context(state, text, text_coordinates(text.shape[1], self.device), mask)
+        for segment in staged.segments:
             self._cache_segment(state, segment, plan.schedule.frame or full)
         return state
 
-    def text(self, condition: VideoCondition, guided: bool) -> tuple[Tensor, tuple[int, ...]]:
-        """Text tokens (R, L, C) and their numbers: conditional rows, and behind them unconditional ones if guided."""
-        prompts = condition.prompts.to(self.device, self.precision.residual)
-        if guided and condition.negative is None:
-            null = self.transformer.null_text(len(prompts), prompts.features.shape[1])
-            prompts = TextFeatures.join(prompts, TextFeatures(null, prompts.lengths))
-        elif guided and condition.negative is not None:
-            prompts = TextFeatures.join(prompts, condition.negative.to(self.device, self.precision.residual))
-        return self.transformer.text_tokens(prompts.features), prompts.lengths
+    def _rotary_table(self, length: int) -> RotaryTable:
+        return RotaryTable(self.config.head_dim, length, self.device)
+
+    def text(self, staged: StagedText, guided: bool) -> Tensor:
+        """Text tokens (R, L, C): conditional rows, and behind them unconditional ones if guided."""
+        text = staged.prompts
+        if guided:
+            null = self.transformer.null_text(len(text), text.shape[1])
+            text = torch.cat([text, null if staged.negative is None else staged.negative])
+        return self.transformer.text_tokens(text)
 
     def segment_tokens(self, segment: Segment) -> Tensor:
         """Tokens (B, t h w, C) of the latent frames of a segment."""
-        return self.transformer.cell_tokens(as_cells(segment.latent.to(self.device)))
+        return self.transformer.cell_tokens(as_cells(segment.latent))
 
     def _cache_segment(self, state: StarState, segment: Segment, frame: Grid) -> None:
         grid = Grid(*segment.latent.shape[2:])
@@ -277,10 +310,6 @@ def as_cells(latent: Tensor) -> Tensor:
     return latent.flatten(2).transpose(1, 2)
 
 
-def _mask(lengths: Sequence[int], text: int, total: int, device: torch.device) -> Tensor | None:
-    """Which of ``total`` tokens are there (R, 1, 1, total), of which the first ``text`` are padded texts; None: all."""
-    if min(lengths) == text:
-        return None
-    places = torch.arange(total, device=device)
-    ends = torch.tensor(list(lengths), device=device)[:, None]
-    return ((places < ends) | (places >= text))[:, None, None, :]
+def _extend(mask: Tensor, total: int) -> Tensor:
+    """A mask (R, 1, 1, L) with more tokens behind, all of which are there: (R, 1, 1, total)."""
+    return torch.cat([mask, mask.new_ones(*mask.shape[:3], total - mask.shape[3])], dim=3)

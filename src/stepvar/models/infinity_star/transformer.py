@@ -10,9 +10,20 @@ from torch import Tensor, nn
 
 from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, TokenMap
-from stepvar.models.blocks import residual
+from stepvar.kernels import ops
+from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity_star.config import InfinityStarConfig
-from stepvar.models.layers import Attend, Chunk, GatedFeedForward, RMSNorm, Rotary, merge_heads, rotate, split_heads
+from stepvar.models.layers import (
+    EPS,
+    Attend,
+    Chunk,
+    GatedFeedForward,
+    RMSNorm,
+    Rotary,
+    merge_heads,
+    rotate,
+    split_heads,
+)
 from stepvar.models.precision import Policy, for_weight
 
 POLICY: Policy = (
@@ -32,6 +43,10 @@ class BlockContext:
     hook: SublayerHook
 
 
+Join = Callable[[int, Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
+"""(layer, tokens) -> room for their keys and values (R, kv_heads, N, head_dim), and the attention of queries to all."""
+
+
 class Attention(nn.Module):
     """Attention with fewer heads of keys and values than of queries; queries and keys are normalised per head."""
 
@@ -44,6 +59,26 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
         self.q_norm = RMSNorm(config.head_dim)
         self.k_norm = RMSNorm(config.head_dim)
+
+    def fused(self, x: Tensor, layer: int, rotary: Rotary, join: Join) -> Tensor:
+        """As :meth:`forward` on x (R, N, C) in the format of the weights; ``join`` says where keys and values go."""
+        cos, sin = (part.squeeze(1) for part in rotary)
+        new_keys, new_values, attend = join(layer, x)
+        q = ops.qkv_rms_rotary(
+            self.q_proj(x),
+            self.k_proj(x),
+            self.v_proj(x),
+            self.heads,
+            self.kv_heads,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            EPS,
+            cos,
+            sin,
+            new_keys,
+            new_values,
+        )
+        return self.o_proj(merge_heads(attend(q)))
 
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary) -> Tensor:
         x = for_weight(x, self.q_proj.weight)
@@ -62,6 +97,13 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.width)
         self.mlp = GatedFeedForward(config.width, config.ffn_width)
+
+    def fused(self, stream: ResidualStream, layer: int, rotary: Rotary, join: Join) -> None:
+        """As :meth:`forward` without a hook, on a residual stream."""
+        dtype, weight = self.attn.q_proj.weight.dtype, self.input_layernorm.weight
+        stream.add(self.attn.fused(stream.rms_norm(weight, None, None, EPS, dtype), layer, rotary, join))
+        weight = self.post_attention_layernorm.weight
+        stream.add(self.mlp.fused(stream.rms_norm(weight, None, None, EPS, dtype)))
 
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         def attend_self(tokens: TokenMap) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,13 +13,16 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
-from stepvar.models.blocks import BlockRun, planned_cache
+from stepvar.models.base import Staged
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
+from stepvar.models.layers import FusedAttention
 from stepvar.models.precision import for_weight, parts_policy
 from stepvar.models.var.codebook import CodebookModel
 from stepvar.models.var.config import VARConfig
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.var.tokenizer import VQTokenizer
 from stepvar.models.var.transformer import POLICY, BlockContext, Conditioning, VARTransformer
+from stepvar.utils.device import to_device_async
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,13 @@ class ClassCondition:
     """The class of each image; a negative number is the null class, an image of anything."""
 
     labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StagedClasses(Staged):
+    """Classes on the device: labels (R,), conditional rows first."""
+
+    labels: Tensor
 
 
 @dataclass
@@ -42,6 +52,7 @@ class VARState:
     condition: Conditioning
     cache: KVCache
     latent: Tensor
+    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 class VARRun(BlockRun[VARState]):
@@ -54,6 +65,11 @@ class VARRun(BlockRun[VARState]):
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
         modulation = self.state.condition.modulation[layer][self.step.row_slice]
         return self.model.transformer.blocks[layer](tokens, layer, BlockContext(modulation, self.attend, self.hook))
+
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        attention = FusedAttention(self.state.cache, self.rows, (None, None), None, self.state.constants)
+        modulation = self.state.condition.modulation[layer][self.step.row_slice]
+        self.model.transformer.ordered_blocks[layer].fused(stream, layer, modulation, attention)
 
 
 class VAR(CodebookModel):
@@ -68,32 +84,26 @@ class VAR(CodebookModel):
         self.transformer = VARTransformer(config)
         self.tokenizer = VQTokenizer(config.tokenizer)
 
-    def start(self, condition: ClassCondition, plan: Plan) -> VARState:
-        """Prepares a generation.
-
-        Raises:
-            UsageError: for a class that does not exist or a schedule that is not the model's.
-        """
-        config = self.config
-        if plan.schedule.grids != config.schedule.grids:
-            raise UsageError(f"schedule {plan.schedule.name!r}: this model knows only its own, {config.schedule.name}")
-        cache = planned_cache(plan, config.heads, config.head_dim, self.precision.blocks, self.device)
-        return VARState(
-            condition=self.condition(condition, plan.guided),
-            cache=cache,
-            latent=torch.zeros(len(condition.labels), *config.latent_size(plan.schedule.grids[-1]), device=self.device),
-        )
-
-    def condition(self, condition: ClassCondition, guided: bool) -> Conditioning:
-        """The conditional rows, and behind them the unconditional ones when guidance is used."""
-        null = self.transformer.null_class
+    def stage(self, condition: ClassCondition, plan: Plan, padded: bool = False) -> StagedClasses:
+        known, null = self.config.schedule, self.transformer.null_class
+        if plan.schedule.grids != known.grids:
+            raise UsageError(f"schedule {plan.schedule.name!r}: this model knows only its own, {known.name}")
         for label in condition.labels:
             if label >= null:
                 raise UsageError(f"class {label}: must be between 0 and {null - 1}")
         labels = [null if label < 0 else label for label in condition.labels]
-        if guided:
+        if plan.guided:
             labels += [null] * len(labels)
-        return self.transformer.condition(torch.tensor(labels, device=self.device))
+        return StagedClasses(to_device_async(torch.tensor(labels), self.device))
+
+    def begin(self, staged: StagedClasses, plan: Plan) -> VARState:
+        config = self.config
+        cache = planned_cache(plan, config.heads, config.head_dim, self.precision.blocks, self.device)
+        return VARState(
+            condition=self.transformer.condition(staged.labels),
+            cache=cache,
+            latent=torch.zeros(plan.samples, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
+        )
 
     def embed(self, state: VARState, step: Step) -> TokenMap:
         if step.index == 0:

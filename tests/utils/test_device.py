@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import stepvar
-from stepvar.utils.determinism import WORKSPACE, deterministic, full_precision
+from stepvar.utils.device import WORKSPACE, deterministic, full_precision
 
 
 def state() -> tuple[object, ...]:
