@@ -20,7 +20,7 @@ from stepvar.models.infinity import Infinity, schedule_for
 from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from stepvar.models.infinity.transformer import Block, BlockContext, InfinityTransformer, TextMemory
-from stepvar.text import WordEncoder
+from stepvar.text import WordEncoder, length_mask
 from training.data import SceneSource
 from training.loop import (
     Progress,
@@ -81,9 +81,10 @@ class TextToBits(nn.Module):
         """words (B, L), dropped (B,) bool: without text, tokens (B, N - 1, d) -> logits (B, N, d, 2)."""
         transformer = self.transformer
         features = self.text(words, lengths)
-        null = transformer.null_text(lengths, features.shape[1])
+        null = transformer.null_text(len(features), features.shape[1])
+        mask = None if min(lengths) == features.shape[1] else length_mask(lengths, features.shape[1]).to(features.device)
         features = torch.where(dropped[:, None, None], null, features)
-        condition = transformer.condition(features, lengths)
+        condition = transformer.condition(features, mask)
         x = torch.cat([transformer.first_tokens(condition), transformer.word_embed(tokens)], dim=1)
         x = x.float() + transformer.lvl_embed.weight[positions.levels]
         run = _compiled_block if self.compiled else run_block

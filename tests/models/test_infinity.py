@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stepvar.core.plan import resolve
-from stepvar.methods import HighPass
+from stepvar.methods import HighPass, Method
 from stepvar.models.infinity import Infinity, TextCondition
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
 from stepvar.text import TextFeatures
@@ -65,7 +65,8 @@ def test_guidance_on_the_logits(tiny_model: Infinity) -> None:
 def behind(model: Infinity, watch: Watch, scale: int, layer: int) -> Tensor:
     """Features behind a block, from what its last sub-layer was given."""
     tokens = watch.seen[(scale, layer, "ffn")]
-    condition = model.condition(TextCondition(make_text((5,))), guided=True)
+    plan = Method().plan(make_settings(SQUARE), model.info, 1)
+    condition = model.condition(model.stage(TextCondition(make_text((5,))), plan), guided=True)
     _, gate, _, scale2, _, shift2 = condition.modulation[layer].unsqueeze(2).unbind(1)
     x = torch.nn.functional.layer_norm(tokens.features, (TINY.width,), eps=1e-6) * (1 + scale2) + shift2
     return tokens.features + gate * model.block_list[layer].ffn(x)

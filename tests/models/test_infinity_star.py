@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stepvar.core.guidance import AdaptiveProjectedGuidance
 from stepvar.errors import UsageError
-from stepvar.methods import HighPass, SkipLast, StepVAR
+from stepvar.methods import HighPass, Method, SkipLast, StepVAR
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes
 from stepvar.models.infinity_star.model import InfinityStar, VideoCondition
 from stepvar.models.infinity_star.rope import text_coordinates, token_coordinates
@@ -45,7 +45,7 @@ def sees(query: int, key: int) -> bool:
 def test_a_whole_video_at_once_under_a_mask_gives_the_same_logits(star: InfinityStar) -> None:
     """Without cache and without grouped heads: all passes in one sequence, each seeing what it may."""
     generated = generate_star(star, make_settings(CLIPS, 1.0))
-    text = star.text(VideoCondition(make_text((5,))), guided=False)[0]
+    text = star.text(star.stage(VideoCondition(make_text((5,))), generated.plan).text, guided=False)
     tokens = torch.cat([text, *generated.passes("tokens_in")], dim=1)
     owner, coordinates = [-1] * 5, [text_coordinates(5, star.device)]
     first = [0, 1, 4]

@@ -47,8 +47,9 @@ class RecordingStar(RecordingModel[VideoCondition, StarState]):
         self.forced = forced or {}
 
     def start(self, condition: VideoCondition, plan: Plan) -> StarState:
-        self.record["prefix_tokens"] = self.model.text(condition, plan.guided)[0]
-        return self.model.start(condition, plan)
+        staged = self.model.stage(condition, plan)
+        self.record["prefix_tokens"] = self.model.text(staged.text, plan.guided)
+        return self.model.begin(staged, plan)
 
     def embed(self, state: StarState, step: Step) -> TokenMap:
         tokens = self.model.embed(state, step)

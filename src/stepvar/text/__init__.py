@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepvar.text.cached import CachedEncoder
-from stepvar.text.features import ContextFeatures, Encoder, TextEncoder, TextFeatures, pad_to_device, text_bucket
+from stepvar.text.features import ContextFeatures, Encoder, TextEncoder, TextFeatures, length_mask, pad_to_device, text_bucket
 from stepvar.text.pretrained import LongPromptWarning, OffloadableEncoder
 from stepvar.text.qwen2 import Qwen2Encoder
 from stepvar.text.t5 import T5Encoder
@@ -21,6 +21,7 @@ __all__ = [
     "TextFeatures",
     "UnknownWordWarning",
     "WordEncoder",
+    "length_mask",
     "pad_to_device",
     "text_bucket",
 ]

@@ -95,6 +95,11 @@ def text_bucket(length: int, longest: int) -> int:
     return min(next((bucket for bucket in BUCKETS if bucket >= length), longest), longest)
 
 
+def length_mask(lengths: Sequence[int], size: int) -> Tensor:
+    """Which of ``size`` tokens are there, for texts of these lengths: (B, 1, 1, size), on the CPU."""
+    return (torch.arange(size) < torch.tensor(list(lengths))[:, None])[:, None, None, :]
+
+
 def pad_to_device(text: TextFeatures, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Features (B, length, C) on a device, padded with zeros."""
     padded = F.pad(text.features, (0, 0, 0, length - text.features.shape[1]))

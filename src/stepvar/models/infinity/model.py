@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +26,7 @@ from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioni
 from stepvar.models.layers import FusedAttention, Rotary
 from stepvar.models.model import VARModel
 from stepvar.models.precision import for_weight, parts_policy
-from stepvar.text import TextFeatures, pad_to_device, text_bucket
+from stepvar.text import TextFeatures, length_mask, pad_to_device, text_bucket
 from stepvar.utils.device import to_device_async
 
 
@@ -51,6 +52,18 @@ class StagedText(Staged):
     negative: Tensor | None
     mask: Tensor | None
 
+    def rows(self, guided: bool, null_text: Callable[[int, int], Tensor]) -> Tensor:
+        """All rows (R, L, text_channels): the prompts, and behind them the unconditional texts if guided.
+
+        Args:
+            null_text: (batch, length) -> as many rows of the learned null text as there are, up to the length.
+        """
+        if not guided:
+            return self.prompts
+        batch, length, _ = self.prompts.shape
+        negative = null_text(batch, length) if self.negative is None else self.negative
+        return torch.cat([self.prompts, F.pad(negative, (0, 0, 0, length - negative.shape[1]))])
+
 
 def stage_text(
     condition: TextCondition, guided: bool, padded: bool, longest: int, device: torch.device, dtype: torch.dtype
@@ -69,8 +82,7 @@ def stage_text(
         lengths += prompts.lengths if negative is None else negative.lengths
     mask = None
     if padded or min(lengths) < size:
-        places = torch.arange(size) < torch.tensor(lengths)[:, None]
-        mask = to_device_async(places[:, None, None, :], device)
+        mask = to_device_async(length_mask(lengths, size), device)
     return StagedText(
         pad_to_device(prompts, size, device, dtype),
         None if negative is None else pad_to_device(negative, size, device, dtype),
@@ -176,11 +188,7 @@ class Infinity(VARModel):
 
     def condition(self, staged: StagedText, guided: bool) -> Conditioning:
         """The conditional rows, and behind them the unconditional ones when guidance is used."""
-        text = staged.prompts
-        if guided:
-            null = self.transformer.null_text(len(text), text.shape[1])
-            text = torch.cat([text, null if staged.negative is None else staged.negative])
-        return self.transformer.condition(text, staged.mask)
+        return self.transformer.condition(staged.rows(guided, self.transformer.null_text), staged.mask)
 
     def embed(self, state: InfinityState, step: Step) -> TokenMap:
         if step.index == 0:

@@ -234,11 +234,7 @@ class InfinityStar(VARModel):
 
     def text(self, staged: StagedText, guided: bool) -> Tensor:
         """Text tokens (R, L, C): conditional rows, and behind them unconditional ones if guided."""
-        text = staged.prompts
-        if guided:
-            null = self.transformer.null_text(len(text), text.shape[1])
-            text = torch.cat([text, null if staged.negative is None else staged.negative])
-        return self.transformer.text_tokens(text)
+        return self.transformer.text_tokens(staged.rows(guided, self.transformer.null_text))
 
     def segment_tokens(self, segment: Segment) -> Tensor:
         """Tokens (B, t h w, C) of the latent frames of a segment."""
