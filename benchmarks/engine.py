@@ -1,8 +1,8 @@
 """Time of a generation by engine and method, on released sizes with random weights.
 
-``python -m benchmarks.engine --model 2b`` prints medians in milliseconds: the loop over scales, preparation, decoding, and
-the whole call from text features on the host to uint8 pixels on the host. Engines and methods are interleaved round by
-round; graphs are compared to eager, bit by bit.
+``python -m benchmarks.engine --model 2b`` prints medians in milliseconds: the loop over scales, preparation, decoding,
+and the whole call from text features on the host to uint8 pixels on the host. Engines and methods are interleaved round
+by round; graphs are compared to eager, bit by bit.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from stepvar.checkpoints import LoadedModel
+from benchmarks.workload import random_pipeline
 from stepvar.methods import METHODS, make_method
-from stepvar.models.precision import Precision
 from stepvar.models.registry import families_of_variant
 from stepvar.pipeline import Pipeline
 
@@ -30,24 +28,6 @@ METHOD_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "stepvar+drop": ("stepvar+drop-guidance", {"stepvar.keep": 0.5, "stepvar.last": 3, "drop-guidance.last": 2}),
 }
 ENGINES = ("eager", "graphs")
-
-
-def random_pipeline(variant: str, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """A released size with random weights, made on the device in their own precision."""
-    family = families_of_variant(variant)[0]
-    with torch.device("meta"):
-        model = family.build(family.variants[variant].config)
-    model.set_precision(Precision.of(dtype))
-    model.to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.ndim > 1:
-                tensor.normal_(0, prod(tensor.shape[1:]) ** -0.5, generator=generator)
-            else:
-                tensor.fill_(0.0 if name.endswith("bias") else 1.0)
-    model.eval().requires_grad_(False)
-    return Pipeline(LoadedModel(variant, family.name, model, None, dict(family.variants[variant].defaults)), None)
 
 
 def inputs_of(pipe: Pipeline, batch: int, index: int) -> dict[str, Any]:
@@ -165,7 +145,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--check-methods", action="store_true", help="capture every method of the registry instead")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args(given)
-    pipe = random_pipeline(arguments.model, torch.device(arguments.device), getattr(torch, arguments.dtype))
+    family, device = families_of_variant(arguments.model)[0], torch.device(arguments.device)
+    variant, dtype = family.variants[arguments.model], getattr(torch, arguments.dtype)
+    pipe = random_pipeline(family, variant.config, device, dtype, arguments.model, **variant.defaults)
     if arguments.check_methods:
         check_methods(pipe, arguments)
         return

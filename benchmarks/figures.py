@@ -1,9 +1,10 @@
-"""The pictures of the documentation, drawn by the embedded model: ``python -m benchmarks.figures``."""
+"""The images of the documentation, by the embedded model: ``python -m benchmarks.figures``."""
 
 from __future__ import annotations
 
 import argparse
 import random
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stepvar.core.plan import Plan, Step
-from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Step
+from stepvar.core.stack import RunBlocks
 from stepvar.core.tokens import TokenMap
 from stepvar.evaluation.comparison import compare
 from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
-from stepvar.generation import generate
 from stepvar.media.sheets import contact_sheet, difference, kept_overlay, save_png
 from stepvar.methods import HighPass, Method, Random, SkipLast, StepVAR
-from stepvar.methods.base import RunBlocks
-from stepvar.methods.scores import structure_magnitude, texture_energy
-from stepvar.models.inputs import Subject
-from stepvar.output import to_images
+from stepvar.methods.base import MethodState
+from stepvar.methods.stepvar import structure_score, texture_score
 from stepvar.pipeline import Pipeline
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -30,14 +28,19 @@ CAPTION = "a large red striped circle left of a small blue star on grass"
 SEED = 7
 
 
-class ScoreSpy(Method):
-    """Dense generation that remembers the two scores of every scale."""
+@dataclass(frozen=True)
+class RecordScores(Method[MethodState]):
+    """Dense generation that records the two scores of every scale.
 
-    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
+    Attributes:
+        scores: (texture, structure) by pass, each (B, N); filled by the generation.
+    """
+
+    scores: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: MethodState) -> TokenMap:
         features = tokens.features[: step.samples]
-        scores = (texture_energy(features, step.grid), structure_magnitude(features, 8))
-        step.memo.setdefault("scores", {})[step.index] = scores
-        step.memo.setdefault("steps", {})[step.index] = step
+        self.scores[step.index] = texture_score(features, step.grid), structure_score(features, 8)
         return run(tokens)
 
 
@@ -48,7 +51,7 @@ def heat(scores: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Image.
 
 
 def pyramid(pipe: Pipeline) -> Image.Image:
-    """The picture after every second scale."""
+    """The image after every second scale."""
     tiles: list[tuple[str, Image.Image]] = []
 
     def keep(step: Step, state: object) -> None:
@@ -56,29 +59,15 @@ def pyramid(pipe: Pipeline) -> Image.Image:
             tiles.append((f"after {step.grid}", pipe.preview(state)[0]))
 
     pipe(CAPTION, seed=SEED, callback_on_scale_end=keep)
-    return contact_sheet(tiles, 4, [CAPTION, "the picture after each scale"])
+    return contact_sheet(tiles, 4, [CAPTION, "the image after each scale"])
 
 
 def scores(pipe: Pipeline) -> Image.Image:
     """Both scores and what is kept by them, at the last scale."""
-    schedule = pipe.schedule()
-    count = len(schedule)
-    guidance, temperature = pipe.defaults["guidance_scale"], pipe.defaults["temperature"]
-    plan = Plan(schedule, (guidance,) * count, (temperature,) * count)
-    caught: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
-    text = pipe.conditioner.request(Subject(CAPTION), 1).condition()
-    state = generate(
-        pipe.model,
-        text,
-        1,
-        plan,
-        ScoreSpy(),
-        SeededNoise([SEED]),
-        on_scale_end=lambda step, _: caught.update(step.memo),
-    )
-    dense = to_images(pipe.model.decode(state), "pil")[0]
-    last = schedule.grids[-1]
-    texture, structure = caught["scores"][count - 1]
+    record = RecordScores()
+    dense = pipe(CAPTION, seed=SEED, method=record).images[0]
+    last = pipe.schedule().grids[-1]
+    texture, structure = record.scores[max(record.scores)]
     tiles = [("dense", dense)]
     for name, score in (("texture score", texture), ("structure score", structure)):
         tiles.append((name, heat(score[0], dense.size, (last.h, last.w))))
@@ -104,9 +93,9 @@ def rivals(pipe: Pipeline) -> Image.Image:
     ]
     differences = []
     for label, method in methods:
-        picture = pipe(CAPTION, seed=SEED, method=method).images[0]
-        tiles.append((label, picture))
-        differences.append((f"{label}: difference x4", difference(dense, picture, 4)))
+        image = pipe(CAPTION, seed=SEED, method=method).images[0]
+        tiles.append((label, image))
+        differences.append((f"{label}: difference x4", difference(dense, image, 4)))
     blank = Image.new("RGB", dense.size, "white")
     return contact_sheet([*tiles, ("", blank), *differences], len(tiles), [CAPTION, "the same seed with every method"])
 
@@ -123,9 +112,9 @@ def samples(pipe: Pipeline) -> Image.Image:
     """The first held-out captions as they come, none chosen."""
     scenes = held_out_scenes(6, seed=3, objects=1) + held_out_scenes(6, seed=4, objects=2)
     captions = [caption(scene, random.Random(number)) for number, scene in enumerate(scenes)]
-    pictures = pipe(captions, seed=list(range(100, 100 + len(scenes)))).images
-    tiles = list(zip(captions, pictures, strict=True))
-    return contact_sheet(tiles, 4, ["held-out captions, drawn densely, as they come"])
+    images = pipe(captions, seed=list(range(100, 100 + len(scenes)))).images
+    tiles = list(zip(captions, images, strict=True))
+    return contact_sheet(tiles, 4, ["held-out captions, dense, as they come"])
 
 
 def main() -> None:

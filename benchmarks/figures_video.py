@@ -1,4 +1,4 @@
-"""The pictures of the documentation of videos: ``python -m benchmarks.figures_video``."""
+"""The images of the documentation of videos: ``python -m benchmarks.figures_video``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def strip(video: Video, count: int = FRAMES) -> Image.Image:
     """Frames side by side, evenly spread from the first to the last."""
     images = video.images()
     width, height = video.size
-    picture = Image.new("RGB", (count * width, height))
+    found = Image.new("RGB", (count * width, height))
     for place in range(count):
-        picture.paste(images[round(place * (len(images) - 1) / (count - 1))], (place * width, 0))
-    return picture
+        found.paste(images[round(place * (len(images) - 1) / (count - 1))], (place * width, 0))
+    return found
 
 
 def sheet(tiles: Sequence[tuple[str, Video]], columns: int, heading: Sequence[str]) -> Image.Image:
@@ -39,7 +39,7 @@ def samples(pipe: Pipeline) -> Image.Image:
     clips = held_out_clips(8, seed=3)
     captions = [clip_caption(clip) for clip in clips]
     videos = pipe(captions, seed=list(range(100, 100 + len(clips)))).videos
-    return sheet(list(zip(captions, videos, strict=True)), 2, ["held-out captions, drawn densely, as they come"])
+    return sheet(list(zip(captions, videos, strict=True)), 2, ["held-out captions, dense, as they come"])
 
 
 def rivals(pipe: Pipeline) -> Image.Image:

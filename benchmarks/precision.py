@@ -24,7 +24,7 @@ from stepvar.conformance.golden import Golden, Record, find_goldens, read_tensor
 from stepvar.conformance.recording import RecordingModel
 from stepvar.core.noise import Noise, SeededNoise
 from stepvar.core.plan import Settings, Step
-from stepvar.evaluation.metrics import psnr
+from stepvar.evaluation.metrics.fidelity import psnr
 from stepvar.generation import generate
 from stepvar.methods import Method
 from stepvar.models.infinity import TextCondition

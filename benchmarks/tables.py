@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budget, precision, quality_video, speed
+from benchmarks import precision, quality_video, speed
 from benchmarks.study.tables import single, write_tables
 from stepvar.utils.files import write_text
 
@@ -39,7 +39,7 @@ def quality(result: dict[str, Any]) -> str:
         shares = [percent(row["accuracy"][name][0]) for name in names]
         lines.append(f"| {row['guidance']} | {row['temperature']} | " + " | ".join(shares) + " |")
     counts = ", ".join(f"{name.replace('_', ' ')} {result['rows'][0]['accuracy'][name][1]}" for name in names)
-    return "\n".join(lines) + f"\n\nPictures judged: {counts}.\n" + info(result)
+    return "\n".join(lines) + f"\n\nImages judged: {counts}.\n" + info(result)
 
 
 WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -47,7 +47,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "clips": lambda result: quality_video.markdown(result["rows"]) + info(result),
     "precision": lambda result: precision.markdown(result) + "\n" + info(result),
     "speed": lambda result: speed.markdown(result) + "\n" + info(result),
-    "budget": lambda result: budget.markdown(result) + "\n" + info(result),
+    "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "single": single,
 }
 """From the first word of a result's name to what writes its table."""

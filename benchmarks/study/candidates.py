@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepvar.evaluation.costs import match_cost
-from stepvar.evaluation.drawing import Candidate, noise_floor
+from stepvar.evaluation.candidates import Candidate, noise_floor
+from stepvar.evaluation.match import SpeedupOf, match_cost
 from stepvar.methods import Method, make_method
 from stepvar.methods.restoration import Blend
 from stepvar.methods.scores import NORMALISATIONS
@@ -28,37 +28,38 @@ class Entry:
 
     Attributes:
         group: the question that it belongs to.
-        candidate: what draws.
+        label: unique in its group and budget.
+        method: what generates.
         budget: the speed-up that it was set to; None: it costs what it costs.
         knob: the setting that was found for the budget.
         speedup: the dense operations over its own.
+        resampled: of the noise floor, how many of the last scales are sampled again.
     """
 
     group: str
-    candidate: Candidate
+    label: str
+    method: Method
     budget: float | None = None
     knob: float | None = None
     speedup: float = 1.0
+    resampled: int = 0
 
     @property
     def key(self) -> str:
         """Unique in the study."""
-        return f"{self.group}/{self.candidate.label}" + (f"@{self.budget}" if self.budget else "")
+        return f"{self.group}/{self.label}" + (f"@{self.budget}" if self.budget else "")
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.key, self.method, self.resampled)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "group": self.group,
-            "label": self.candidate.label,
-            "method": str(self.candidate.method),
-            "settings": repr(self.candidate.method),
-            "budget": self.budget,
-            "knob": self.knob,
-            "speedup": self.speedup,
-        }
+        names = ("group", "label", "budget", "knob", "speedup")
+        own = {name: getattr(self, name) for name in names}
+        return own | {"method": str(self.method), "settings": repr(self.method)}
 
 
 Build = Callable[[float], Method]
-SpeedupOf = Callable[[Method], float]
 
 
 def kept(name: str, **settings: Any) -> Build:
@@ -78,15 +79,15 @@ TUNABLE: dict[str, Build] = {
     "stepvar, weight 1": kept("stepvar", structure_weight=1.0),
     "high-pass": kept("high-pass"),
     "pca": kept("pca"),
-    "l2-norm": kept("l2-norm"),
-    "mean-distance": kept("mean-distance"),
+    "l2-norm": kept("magnitude:l2-norm"),
+    "mean-distance": kept("magnitude:mean-distance"),
     "latent-delta": kept("latent-delta"),
     "random": kept("random"),
     "sparsevar": kept("sparsevar"),
     "fastvar": fastvar,
     "coverage": kept("coverage"),
-    "blend": kept("blend"),
-    "taper": kept("taper"),
+    "blend": kept("stepvar:blend"),
+    "taper": kept("stepvar:taper"),
 }
 """Methods that can be set to any budget."""
 
@@ -107,24 +108,31 @@ FIXED: dict[str, tuple[str, dict[str, Any]]] = {
 """Methods that cost what they cost."""
 
 
-def entries(speedup_of: SpeedupOf) -> Iterator[Entry]:
-    """All candidates but dense, the important ones first."""
-    for last in (1, 2, 3):
-        yield Entry("floor", noise_floor(last))
-    for budget in BUDGETS:
-        for label, build in (TUNABLE | (COMPOSED if budget > BUDGETS[0] else {})).items():
-            yield at_budget("methods", label, build, budget, speedup_of)
-    for label, (name, settings) in FIXED.items():
-        method = make_method(name, **settings)
-        yield Entry("methods", Candidate(label, method), speedup=speedup_of(method))
-    for group, label, build in variants():
-        yield at_budget(group, label, build, ABLATED, speedup_of)
+def entries(speedup_of: SpeedupOf, groups: Sequence[str] = (), budgets: Sequence[float] = BUDGETS) -> list[Entry]:
+    """The candidates of some groups, or of all, but dense; the important ones first."""
+    found: list[Entry] = []
+    if _takes_part("floor", groups):
+        floors = [noise_floor(last) for last in (1, 2, 3)]
+        found += [Entry("floor", floor.label, floor.method, resampled=floor.resampled) for floor in floors]
+    if _takes_part("methods", groups):
+        for budget in budgets:
+            for label, build in (TUNABLE | (COMPOSED if budget > BUDGETS[0] else {})).items():
+                found.append(at_budget("methods", label, build, budget, speedup_of))
+        for label, (name, settings) in FIXED.items():
+            method = make_method(name, **settings)
+            found.append(Entry("methods", label, method, speedup=speedup_of(method)))
+    chosen = [row for row in variants() if _takes_part(row[0], groups)]
+    return found + [at_budget(group, label, build, ABLATED, speedup_of) for group, label, build in chosen]
+
+
+def _takes_part(group: str, groups: Sequence[str]) -> bool:
+    return not groups or group in groups
 
 
 def at_budget(group: str, label: str, build: Build, budget: float, speedup_of: SpeedupOf) -> Entry:
     """A tunable method at a budget, or as near as it can come."""
     found = match_cost(build, speedup_of, budget)
-    return Entry(group, Candidate(label, found.method), budget, round(found.knob, 4), found.speedup)
+    return Entry(group, label, found.method, budget, round(found.knob, 4), found.speedup)
 
 
 def variants() -> Iterator[tuple[str, str, Build]]:
@@ -142,14 +150,15 @@ def variants() -> Iterator[tuple[str, str, Build]]:
         for what in ("state", "update"):
             for name in ("stepvar", "random"):
                 yield "shape", f"{name}, {scope}, {what}", kept(name, scope=scope, propagate=what)
-    for name in ("stepvar", "mean-distance", "random"):
+    scores = {"stepvar": "stepvar", "mean-distance": "magnitude:mean-distance", "random": "random"}
+    for label, name in scores.items():
         for restore in ("nearest", "blend", "anchors", "cached"):
             for what in ("state", "update"):
-                yield "restore", f"{name}, {restore}, {what}", kept(name, restore=restore, propagate=what)
-    for name in ("stepvar", "mean-distance"):
+                yield "restore", f"{label}, {restore}, {what}", kept(name, restore=restore, propagate=what)
+    for label in ("stepvar", "mean-distance"):
         for restore in ("nearest", "cached"):
             settings = {"restore": restore, "propagate": "update", "scope": "sublayer"}
-            yield "restore", f"{name}, {restore}, update, each sub-layer", kept(name, **settings)
+            yield "restore", f"{label}, {restore}, update, each sub-layer", kept(scores[label], **settings)
     for branches in ("shared", "separate"):
         yield "branches", branches, kept("stepvar", branches=branches)
     for last in (1, 2, 3, 4):
@@ -159,4 +168,4 @@ def variants() -> Iterator[tuple[str, str, Build]]:
     for neighbours in (2, 4, 8):
         yield "variants", f"blend of {neighbours}", kept("stepvar", restore=Blend(neighbours))
     for taper in (0.0, 0.25, 0.5, 1.0):
-        yield "variants", f"taper {taper:g}", kept("taper", taper=taper)
+        yield "variants", f"taper {taper:g}", kept("stepvar", taper=taper)

@@ -13,7 +13,7 @@ RIVALS = {
     "structure + texture against PCA alone": ("stepvar", "pca"),
     "structure + texture against the L2 norm": ("stepvar", "l2-norm"),
     "structure + texture against the distance to the mean": ("stepvar", "mean-distance"),
-    "structure + texture against the latent's change": ("stepvar", "latent-delta"),
+    "structure + texture against the latent delta": ("stepvar", "latent-delta"),
     "structure + texture against random": ("stepvar", "random"),
     "StepVAR against FastVAR": ("stepvar", "fastvar"),
     "StepVAR against SparseVAR": ("stepvar", "sparsevar"),

@@ -13,9 +13,12 @@ from torch import Tensor
 from stepvar.checkpoints import LoadedModel, load_model
 from stepvar.core.arguments import PerScale, SamplingArguments, make_generators, make_noise, parse_aspect_ratio
 from stepvar.core.noise import Noise
-from stepvar.core.plan import Settings, Step
+from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.report import Recorder
 from stepvar.core.tokens import ScaleSchedule
+from stepvar.cost.dry_run import DryRun, dry_run, flop_counter
+from stepvar.cost.memory import TEXT_TOKENS, check_fits, fits_easily, memory_of
+from stepvar.cost.speedup import Fitted, Scope, fit_speedup
 from stepvar.engine import Engine, EngineName
 from stepvar.errors import UsageError
 from stepvar.methods import Method, as_method
@@ -222,6 +225,7 @@ class Pipeline:
         schedule = inputs.schedule(self.schedule(ratio, resolution, inputs.seconds))
         settings = replace(self._settings(schedule, arguments), forced=inputs.forced_passes(schedule))
         plan = method.plan(settings, self.model.info, samples)
+        self._check_memory(plan, method)
 
         recorder = Recorder(self.device)
         with recorder.stage("condition"):
@@ -241,10 +245,56 @@ class Pipeline:
             seeds=seeds,
             schedule=schedule.name,
             settings=method.settings(),
+            count=flop_counter(self.model, encoded.condition, plan, method, encoded.forced),
         )
         images, videos = to_media(pixels, self._fps, output_type)
         following = inputs.next_continuation(state.latent)
         return Output(images, report, seeds, recorder.kept_maps(), inputs.captions, videos, following)
+
+    def _check_memory(self, plan: Plan, method: Method) -> None:
+        """Refuses what the device can never hold, with advice; what else is there is not counted."""
+        available = memory_of(self.device)
+        if available is not None and not fits_easily(self.model, plan, available):
+            check_fits(self.dry_run(plan, method), available, f"device {self.device.type}")
+
+    def dry_run(self, plan: Plan, method: Method, text_tokens: int = TEXT_TOKENS) -> DryRun:
+        """The operations and the memory of a generation, without a text encoder; nothing is computed.
+
+        Args:
+            plan: as the method resolved it.
+            text_tokens: of a prompt, where its length is free.
+        """
+        wanted = self.inputs.example(text_tokens, plan.schedule)
+        condition = self.inputs.prepare(wanted, plan.samples).encode(plan.schedule, ()).condition
+        return dry_run(self.model, condition, plan, method, tile=self.tile)
+
+    def for_speedup(
+        self,
+        speedup: float,
+        method: Method | str = "stepvar",
+        *,
+        samples: int = 1,
+        scope: Scope = "image",
+        progress: bool | None = None,
+        **arguments: Any,
+    ) -> Fitted:
+        """Settings of a method that make a generation this many times as fast as a dense one.
+
+        A few settings are measured on the first use (see :mod:`stepvar.cost.speedup`).
+
+        Args:
+            speedup: 1 or more.
+            method: whose settings are to be found; those that the speed-up does not decide are kept.
+            samples: images generated at once.
+            scope: what the speed-up is of: a whole ``"image"``, from prompt to pixels, or the loop over ``"scales"``.
+            progress: whether to show a bar; None: as :attr:`progress` says.
+            arguments: of :meth:`settings`, for the dense generation.
+
+        Raises:
+            UsageError: for a method that saves nothing, or a speed-up that cannot be had; it names the largest.
+        """
+        shown, settings = self.progress if progress is None else progress, self.settings(**arguments)
+        return fit_speedup(self, speedup, method, settings, samples, scope, progress=shown)
 
     @property
     def _fps(self) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from stepvar import Pipeline
 from stepvar.core.tokens import Grid
 from stepvar.errors import UsageError
-from stepvar.evaluation.metrics import psnr
+from stepvar.evaluation.metrics.fidelity import psnr
 from stepvar.models.autoencoder import SHARED_STATISTICS, GroupNorm
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from stepvar.models.tiling import (

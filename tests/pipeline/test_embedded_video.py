@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stepvar import Pipeline
-from stepvar.evaluation.clips import judge_videos, load_clip_judge
+from stepvar.evaluation.metrics.scenes import judge_videos, load_clip_judge
 from stepvar.evaluation.scenes.clips.grammar import parse_clip
 from stepvar.evaluation.scenes.clips.judge import ClipJudge
 from stepvar.evaluation.scenes.clips.render import render_clips

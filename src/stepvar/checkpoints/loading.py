@@ -13,6 +13,7 @@ from stepvar.checkpoints.assign import adapt, fill_module
 from stepvar.checkpoints.reading import read_state
 from stepvar.checkpoints.sources import Source, find_outline, find_source
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.models.meta import build_on_meta
 from stepvar.text import WordEncoder
 
 
@@ -114,8 +115,7 @@ def empty_text_encoder(source: Source) -> WordEncoder | None:
 
 def _build(source: Source, build: Any, settings: Any) -> Any:
     try:
-        with torch.device("meta"):
-            return build(settings)
+        return build_on_meta(build, settings)
     except CheckpointError as error:
         raise CheckpointError(f"{source.about}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

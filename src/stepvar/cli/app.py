@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    status: Any = typer.main.get_command(app).main(arguments, prog_name="stepvar", standalone_mode=False)
+    status: Any = typer.main.get_command(app).main(arguments, prog_name="stepvar", standalone_mode=False, obj=arguments)
     return status if isinstance(status, int) else 0
 
 

@@ -1,4 +1,4 @@
-"""Showing a comparison with dense generation: a sheet of pictures, still or moving, and a table of costs."""
+"""Showing a comparison with dense generation: a sheet of images, still or moving, and a table of costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.table import Table
 
-    from stepvar.cost.planner import Budget
+    from stepvar.cost.speedup import Fitted
     from stepvar.evaluation.comparison import Comparison
     from stepvar.media.video import Video
     from stepvar.methods import Method
@@ -22,8 +22,8 @@ MAPS_SHOWN = 3
 """Maps of kept tokens on a sheet: those of the finest scales."""
 
 
-def draw_comparison(
-    pipe: Pipeline, prompts: list[str], method: Method | Budget, seed: int, runs: int, quiet: bool, **settings: Any
+def run_comparison(
+    pipe: Pipeline, prompts: list[str], method: Method | Fitted, seed: int, runs: int, quiet: bool, **settings: Any
 ) -> Comparison:
     """Runs a comparison behind a progress bar, which moves between generations only."""
     from stepvar.evaluation.comparison import compare
@@ -33,7 +33,7 @@ def draw_comparison(
 
 
 def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
-    """One row per picture: dense, the method, their difference, and which tokens were computed."""
+    """One row per image: dense, the method, their difference, and which tokens were computed."""
     from stepvar.media.sheets import contact_sheet, difference, kept_overlay
 
     dense, other = comparison.dense.images, comparison.other.images
@@ -80,10 +80,10 @@ def _headline(comparison: Comparison) -> str:
 
 def _asked(comparison: Comparison) -> str:
     """The speed-up that was asked for beside the one achieved."""
-    budget = comparison.budget
-    if budget is None:
+    fitted = comparison.fitted
+    if fitted is None:
         return ""
-    return f"; {budget.asked:g} asked of the {budget.scope}, {comparison.achieved.median:.2f} achieved"
+    return f"; {fitted.asked:g} asked of the {fitted.scope}, {comparison.achieved.median:.2f} achieved"
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -114,7 +114,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def _costs(output: Output, seconds: tuple[float, ...]) -> tuple[str, str, str]:
-    from stepvar.evaluation.comparison import Spread
+    from stepvar.evaluation.statistics import Spread
 
     time = Spread.of(seconds)
     return (

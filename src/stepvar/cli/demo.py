@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from stepvar.cli.budget import SpeedupOption, fit_budget
 from stepvar.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -18,6 +17,7 @@ from stepvar.cli.options import (
     load_pipeline,
     output_path,
 )
+from stepvar.cli.speedup import SpeedupOption, fit_settings
 from stepvar.utils.files import check_writable, write_text
 
 CAPTION = "a large red striped circle left of a small blue star on grass"
@@ -40,13 +40,13 @@ def demo(
     check_writable(numbers)
     pipe = load_pipeline(model, device, dtype)
 
-    from stepvar.cli.comparison import draw_comparison, print_comparison, sheet
+    from stepvar.cli.comparison import print_comparison, run_comparison, sheet
     from stepvar.cli.generate import describe
     from stepvar.media.sheets import save_png
     from stepvar.methods import StepVAR
 
-    chosen = StepVAR() if speedup is None else fit_budget(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
-    comparison = draw_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
+    chosen = StepVAR() if speedup is None else fit_settings(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
+    comparison = run_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
     save_png(sheet(comparison, [CAPTION]), out, describe(pipe, CAPTION, seed, comparison.method, {}))
     info = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
     write_text(numbers, json.dumps(info, indent=2) + "\n")

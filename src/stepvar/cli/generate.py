@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepvar import __version__
-from stepvar.cli.budget import SpeedupOfOption, SpeedupOption, fit_budget, method_to_fit, parse_scope
 from stepvar.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -29,6 +28,7 @@ from stepvar.cli.options import (
     parse_method,
     parse_numbers,
 )
+from stepvar.cli.speedup import SpeedupOfOption, SpeedupOption, fit_settings, method_to_fit, parse_scope
 from stepvar.errors import UsageError
 from stepvar.utils.files import check_writable, write_text
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from stepvar.core.plan import Step
-    from stepvar.cost.planner import Budget
+    from stepvar.cost.speedup import Fitted
     from stepvar.methods import Method
     from stepvar.output import Output
     from stepvar.pipeline import Pipeline
@@ -228,7 +228,7 @@ def generate(
     seed = secrets.randbelow(2**31) if seed is None else seed
     budget = None
     if speedup is not None:
-        budget = fit_budget(pipe, speedup, scope, chosen, len(prompt) * num_images, settings, quiet)
+        budget = fit_settings(pipe, speedup, scope, chosen, len(prompt) * num_images, settings, quiet)
         chosen = budget.method
     if compare:
         _compare(pipe, prompt, budget or chosen, seed, runs, settings, files, quiet, quality)
@@ -245,7 +245,7 @@ def _generate(
     files: Files,
     quiet: bool,
     quality: int,
-    budget: Budget | None,
+    budget: Fitted | None,
 ) -> None:
     from stepvar.media.sheets import save_png
 
@@ -279,7 +279,7 @@ def _generate(
 def _compare(
     pipe: Pipeline,
     prompts: list[str],
-    method: Method | Budget,
+    method: Method | Fitted,
     seed: int,
     runs: int,
     settings: dict[str, Any],
@@ -287,10 +287,10 @@ def _compare(
     quiet: bool,
     quality: int,
 ) -> None:
-    from stepvar.cli.comparison import draw_comparison, moving_sheet, print_comparison, sheet
+    from stepvar.cli.comparison import moving_sheet, print_comparison, run_comparison, sheet
     from stepvar.media.sheets import save_png
 
-    comparison = draw_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
+    comparison = run_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
     metadata = describe(pipe, "; ".join(prompts), seed, comparison.method, settings)
     if comparison.dense.videos:
         moving_sheet(comparison, prompts).save(files.out, quality=quality, metadata=metadata, progress=not quiet)

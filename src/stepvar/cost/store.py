@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from stepvar.errors import OutputError
 from stepvar.utils.files import write_text
-
-Value = TypeVar("Value")
 
 
 def cache_folder() -> Path:
@@ -28,34 +26,20 @@ def cache_file(kind: str, key: Mapping[str, Any]) -> Path:
     return cache_folder() / f"{kind}-{digest}.json"
 
 
-def kept(
-    kind: str,
-    key: Mapping[str, Any],
-    measure: Callable[[], Value],
-    write: Callable[[Value], dict[str, Any]],
-    read: Callable[[dict[str, Any]], Value],
-    again: bool = False,
-) -> Value:
-    """A measurement from its file, or made now and kept.
+def load(kind: str, key: Mapping[str, Any]) -> Any:
+    """What was saved under a key; None if there is nothing, or a file that is damaged or of something else."""
+    try:
+        stored = json.loads(cache_file(kind, key).read_text(encoding="utf-8"))
+        return stored["value"] if stored["key"] == dict(key) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
-    A file that is damaged, of something else or unreadable is made anew. Where nothing can be written, the
-    measurement is made each time.
 
-    Args:
-        again: measure whatever is there.
-    """
+def save(kind: str, key: Mapping[str, Any], value: Any) -> None:
+    """Keeps plain data under a key, as far as files can be written."""
     path = cache_file(kind, key)
-    if not again:
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["key"] == dict(key):
-                return read(stored["value"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            pass
-    value = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"key": dict(key), "value": write(value)}, indent=1) + "\n")
+        write_text(path, json.dumps({"key": dict(key), "value": value}, indent=1) + "\n")
     except (OSError, OutputError):
         pass
-    return value

@@ -1,24 +1,46 @@
-"""Which methods an evaluation compares: those asked for, dense, and the null methods that they must beat."""
+"""Which methods an evaluation compares: those asked for, dense, and the baselines that they must beat."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from stepvar.errors import UsageError
-from stepvar.evaluation.drawing import DENSE, Candidate, noise_floor
-from stepvar.methods import METHODS, Compose, Method, Random, make_method
+from stepvar.methods import Compose, Dense, DropGuidance, Method, Random, SkipLast
 from stepvar.methods.pruning import Pruning
 
 FLOORS = (1, 2)
-"""Numbers of last scales whose draws are made anew for the noise floor."""
+"""Numbers of last scales that are sampled again for the noise floor."""
 
-NULLS = ("skip-last", "drop-guidance")
-"""Methods beside random pruning that every table has, with their default settings."""
+BASELINES: tuple[Method, ...] = (SkipLast(), DropGuidance())
+"""Methods beside random pruning that every table has."""
 
 
-def with_nulls(methods: Sequence[tuple[str, Method]], floors: Sequence[int] = FLOORS) -> list[Candidate]:
-    """Dense first, then the methods asked for, then null methods that are not among them, then the noise floor.
+@dataclass(frozen=True)
+class Candidate:
+    """One row of a comparison.
+
+    Attributes:
+        label: its name in tables.
+        method: what generates.
+        resampled: how many of the last scales take other random numbers: with dense generation, the noise floor.
+    """
+
+    label: str
+    method: Method
+    resampled: int = 0
+
+
+DENSE = Candidate("dense", Dense())
+
+
+def noise_floor(last: int) -> Candidate:
+    """Dense generation with the last scales sampled again and nothing pruned."""
+    return Candidate(f"floor-{last}", Dense(), resampled=last)
+
+
+def with_baselines(methods: Sequence[tuple[str, Method]], floors: Sequence[int] = FLOORS) -> list[Candidate]:
+    """Dense first, then the methods asked for, then baselines that are not among them, then the noise floor.
 
     Random pruning takes the settings of each pruning method asked for, so that it costs the same.
 
@@ -33,26 +55,22 @@ def with_nulls(methods: Sequence[tuple[str, Method]], floors: Sequence[int] = FL
         if labels.count(label) > 1:
             raise UsageError(f"methods: {label!r} is given {labels.count(label)} times; give each once")
     found = [DENSE, *(Candidate(label, method) for label, method in methods if label != DENSE.label)]
-    for null in [null for _, method in methods for null in _random(method)] or [Random()]:
-        _add(found, Candidate(_label(null), null))
-    for name in NULLS:
-        if not any(isinstance(candidate.method, METHODS[name]) for candidate in found):
-            _add(found, Candidate(name, make_method(name)))
+    for baseline in [equal for _, method in methods for equal in _random(method)] or [Random()]:
+        if all(baseline != other.method for other in found):
+            found.append(Candidate(_label(baseline), baseline))
+    for baseline in BASELINES:
+        if not any(isinstance(candidate.method, type(baseline)) for candidate in found):
+            found.append(Candidate(baseline.name, baseline))
     return found + [noise_floor(last) for last in floors]
-
-
-def _add(found: list[Candidate], candidate: Candidate) -> None:
-    if all(candidate.method != other.method for other in found):
-        found.append(candidate)
 
 
 def _random(method: Method) -> list[Method]:
     """Random pruning with the settings of a pruning method, or of the one in a composition."""
     if isinstance(method, Compose):
         return [
-            Compose(*(null if part is own else part for part in method.parts))
+            Compose(*(baseline if part is own else part for part in method.parts))
             for own in method.parts
-            for null in _random(own)
+            for baseline in _random(own)
         ]
     if not isinstance(method, Pruning) or isinstance(method, Random):
         return []

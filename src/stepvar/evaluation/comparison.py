@@ -1,4 +1,4 @@
-"""Dense generation against a method, from the same draws and at the same time."""
+"""Dense generation against a method, with the same random numbers and at the same time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 
 from stepvar.core.report import Report
-from stepvar.cost.planner import Budget
+from stepvar.cost.speedup import Fitted
 from stepvar.errors import UsageError
+from stepvar.evaluation.run import interleaved
+from stepvar.evaluation.statistics import Spread
 from stepvar.media.video import Video
 from stepvar.methods import Dense, Method, make_method
 from stepvar.output import Output
@@ -21,31 +23,15 @@ from stepvar.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median and range of a few measurements."""
-
-    median: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
-
-    def to_dict(self) -> dict[str, float]:
-        return {"median": self.median, "min": self.lowest, "max": self.highest}
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """The same prompts and seeds, drawn dense and with a method.
+    """The same prompts and seeds, dense and with a method.
 
     Attributes:
         method: the method that was compared.
-        dense, other: what each drew, with the report of its last run.
+        dense, other: what each generated, with the report of its last run.
         dense_reports, other_reports: of each run that counts; entry i of both is from the same round.
-        psnr: of the other pictures or frames against the dense ones, in dB over all pixels; infinite if equal.
-        budget: the speed-up that was asked for, where one was.
+        psnr: of the other images or frames against the dense ones, in dB over all pixels; infinite if equal.
+        fitted: the speed-up that was asked for, where one was.
     """
 
     method: Method
@@ -54,7 +40,7 @@ class Comparison:
     dense_reports: tuple[Report, ...]
     other_reports: tuple[Report, ...]
     psnr: float
-    budget: Budget | None = None
+    fitted: Fitted | None = None
 
     @property
     def runs(self) -> int:
@@ -83,8 +69,8 @@ class Comparison:
 
     @property
     def achieved(self) -> Spread:
-        """The speed-up of what the budget asked it of."""
-        of_scales = self.budget is not None and self.budget.scope == "scales"
+        """The speed-up of what it was asked of."""
+        of_scales = self.fitted is not None and self.fitted.scope == "scales"
         return self.scales_speedup if of_scales else self.speedup
 
     @property
@@ -98,8 +84,8 @@ class Comparison:
         return self.other.report.flops / self.dense.report.flops
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, for JSON; ``psnr`` is None where the pictures are equal."""
-        asked = {} if self.budget is None else self.budget.to_dict() | {"achieved_speedup": self.achieved.to_dict()}
+        """All numbers, for JSON; ``psnr`` is None where the images are equal."""
+        asked = {} if self.fitted is None else self.fitted.to_dict() | {"achieved_speedup": self.achieved.to_dict()}
         return {
             "method": {"name": str(self.method), "settings": repr(self.method)},
             "runs": self.runs,
@@ -119,22 +105,22 @@ class Comparison:
 def compare(
     pipe: Pipeline,
     prompt: str | Sequence[str],
-    method: Method | str | Budget,
+    method: Method | str | Fitted,
     seed: int | Sequence[int],
     runs: int = 3,
     warmup: int = 1,
     on_run_end: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Draws the same pictures or videos dense and with ``method``, several times in turn.
+    """Generates the same images or videos dense and with ``method``, several times in turn.
 
     The speed of a machine drifts, so each round runs both, one directly after the other and in changing
     order, and times are compared within a round only.
 
     Args:
-        prompt: what to draw: prompts, or classes for a model that draws those.
-        method: a method, its name, or a budget, whose speed-up is then reported beside the one achieved.
-        seed: as for the pipeline, but needed: both must draw the same.
+        prompt: prompts, or classes for a model that takes those.
+        method: a method, its name, or one fitted to a speed-up, which is then reported beside the one achieved.
+        seed: as for the pipeline, but needed: both must take the same random numbers.
         runs: rounds that count.
         warmup: rounds in front of them that do not.
         on_run_end: called after each of the ``2 * (runs + warmup)`` generations, between two of them.
@@ -147,53 +133,53 @@ def compare(
         raise UsageError(f"runs={runs}: must be at least 1")
     if warmup < 0:
         raise UsageError(f"warmup={warmup}: must be 0 or more")
-    budget = method if isinstance(method, Budget) else None
+    fitted = method if isinstance(method, Fitted) else None
     method = _method(method)
-    subject: dict[str, Any] = {pipe.conditioner.argument: prompt}
-    candidates: dict[str, Method] = {"dense": Dense(), "other": method}
-    reports: dict[str, list[Report]] = {name: [] for name in candidates}
-    outputs: dict[str, Output] = {}
-    for number in range(warmup + runs):
-        order = list(candidates) if number % 2 == 0 else list(reversed(candidates))
-        for name in order:
-            outputs[name] = pipe(
-                **subject, method=candidates[name], seed=seed, output_type="pil", progress=False, **settings
-            )
-            if number >= warmup:
-                reports[name].append(outputs[name].report)
-            if on_run_end is not None:
-                on_run_end()
+    given: dict[str, Any] = {pipe.inputs.argument: prompt, "seed": seed, **settings}
+
+    def run(candidate: Method, _: int) -> Output:
+        output = pipe(**given, method=candidate, output_type="pil", progress=False)
+        if on_run_end is not None:
+            on_run_end()
+        return output
+
+    dense = Dense()
+    last: dict[bool, Output] = {}
+    reports: dict[bool, list[Report]] = {True: [], False: []}
+    for _, candidate, output in interleaved((dense, method), range(runs), run, warmup):
+        last[candidate is dense] = output
+        reports[candidate is dense].append(output.report)
     return Comparison(
         method=method,
-        dense=outputs["dense"],
-        other=outputs["other"],
-        dense_reports=tuple(reports["dense"]),
-        other_reports=tuple(reports["other"]),
-        psnr=psnr(pictures_of(outputs["dense"]), pictures_of(outputs["other"])),
-        budget=budget,
+        dense=last[True],
+        other=last[False],
+        dense_reports=tuple(reports[True]),
+        other_reports=tuple(reports[False]),
+        psnr=psnr(images_of(last[True]), images_of(last[False])),
+        fitted=fitted,
     )
 
 
-def _method(given: Method | str | Budget) -> Method:
-    if isinstance(given, Budget):
+def _method(given: Method | str | Fitted) -> Method:
+    if isinstance(given, Fitted):
         return given.method
     return make_method(given) if isinstance(given, str) else given
 
 
-def pictures_of(output: Output) -> list[Image.Image]:
-    """The pictures of an output, or the frames of its videos, one behind the other."""
+def images_of(output: Output) -> list[Image.Image]:
+    """The images of an output, or the frames of its videos, one behind the other."""
     videos: list[Video] = output.videos
     return [image for video in videos for image in video.images()] or list(output.images)
 
 
-def psnr(reference: Sequence[Image.Image], pictures: Sequence[Image.Image]) -> float:
-    """Peak signal-to-noise ratio in dB of 8-bit pictures, over the pixels of all of them; inf if equal.
+def psnr(reference: Sequence[Image.Image], images: Sequence[Image.Image]) -> float:
+    """Peak signal-to-noise ratio in dB of 8-bit images, over the pixels of all of them; inf if equal.
 
-    Picture by picture, since a video would take gigabytes as numbers.
+    Image by image, since a video would take gigabytes as numbers.
     """
     errors = [
         np.square(np.asarray(a.convert("RGB"), np.float64) - np.asarray(b.convert("RGB"), np.float64)).mean()
-        for a, b in zip(reference, pictures, strict=True)
+        for a, b in zip(reference, images, strict=True)
     ]
     error = statistics.fmean(errors)
     return 10 * math.log10(255**2 / error) if error else math.inf

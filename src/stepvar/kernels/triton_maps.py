@@ -16,11 +16,11 @@ TILE = 4096
 @triton.jit
 def _three_wide(x, y, col, c, h, w, C, inside):
     """The cells of row y at ``col``, and the sum of each with its neighbours to the left and right."""
-    inside = inside & (y >= 0) & (y < h)
+    end = tl.where((y >= 0) & (y < h), w, 0)  # a row outside of the map has no cells
     place = x + (y * w + col)[:, None] * C + c[None, :]
-    centre = tl.load(place, mask=inside & (col < w)[:, None], other=0.0).to(tl.float32)
-    left = tl.load(place - C, mask=inside & ((col > 0) & (col <= w))[:, None], other=0.0).to(tl.float32)
-    right = tl.load(place + C, mask=inside & (col + 1 < w)[:, None], other=0.0).to(tl.float32)
+    centre = tl.load(place, mask=inside & (col < end)[:, None], other=0.0).to(tl.float32)
+    left = tl.load(place - C, mask=inside & ((col > 0) & (col <= end))[:, None], other=0.0).to(tl.float32)
+    right = tl.load(place + C, mask=inside & (col + 1 < end)[:, None], other=0.0).to(tl.float32)
     return centre, left + centre + right
 
 
@@ -53,7 +53,7 @@ def _texture(
         next_centre, below = _three_wide(x, y + 1, col, c, h, w, C, inside)
         rows = 3 - (y == 0).to(tl.int32) - (y == h - 1).to(tl.int32)
         high = centre - (above + here + below) / (rows * columns).to(tl.float32)[:, None]
-        tl.store(out + y * w + col, tl.sum(high * high, 1), mask=(col < w) & (y < h))
+        tl.store(out + y * w + col, tl.sum(high * high, 1), mask=col < tl.where(y < h, w, 0))
         above = here
         here = below
         centre = next_centre
@@ -160,26 +160,35 @@ def _moments(
     tl.store(place + C * programs, deviations, mask=c < C)
 
 
-@triton.jit(do_not_specialize=["rows", "programs", "chunk"])
+@triton.jit(do_not_specialize=["rows", "programs", "rows_each"])
 def _combine(
-    parts, mean, variance, rows, programs, chunk, SIZE: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr
+    parts,
+    mean,
+    variance,
+    rows,
+    programs,
+    rows_each,
+    SIZE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """The moments of one group of an image from those of its channels in each program's rows (Chan et al.)."""
     group = tl.program_id(0)
     image = tl.program_id(1).to(tl.int64)
     parts += (image * 2 * GROUPS + group) * SIZE * programs
     total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, SIZE * programs, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        count = tl.minimum(rows - (i % programs) * chunk, chunk).to(tl.float32)
+    for block in range(BLOCKS):
+        i = block * BLOCK + tl.arange(0, BLOCK)
+        count = tl.minimum(rows - (i % programs) * rows_each, rows_each).to(tl.float32)
         total += tl.load(parts + i, mask=i < SIZE * programs, other=0.0) * count
     number = rows.to(tl.float32) * SIZE
     centre = tl.sum(total, 0) / number
     total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, SIZE * programs, BLOCK):
-        i = start + tl.arange(0, BLOCK)
+    for block in range(BLOCKS):
+        i = block * BLOCK + tl.arange(0, BLOCK)
         inside = i < SIZE * programs
-        count = tl.minimum(rows - (i % programs) * chunk, chunk).to(tl.float32)
+        count = tl.minimum(rows - (i % programs) * rows_each, rows_each).to(tl.float32)
         apart = tl.load(parts + i, mask=inside, other=0.0) - centre
         deviations = tl.load(parts + GROUPS * SIZE * programs + i, mask=inside, other=0.0)
         total += tl.where(inside, deviations + count * apart * apart, 0.0)
@@ -221,6 +230,7 @@ def group_moments(
             SIZE=width // groups,
             GROUPS=groups,
             BLOCK=4096,
+            BLOCKS=triton.cdiv(width // groups * programs, 4096),
             num_warps=8,
         )
     return x if out is None else out, mean, variance

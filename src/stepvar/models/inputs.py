@@ -119,8 +119,13 @@ class InputProcessor(ABC):
         """
 
     @abstractmethod
-    def example(self) -> GenerationInputs:
-        """Inputs for which no text is encoded, to measure with: a class, or features that mean nothing."""
+    def example(self, tokens: int = 16, schedule: ScaleSchedule | None = None) -> GenerationInputs:
+        """Inputs for which no text is encoded, to measure with: a class, or features that mean nothing.
+
+        Args:
+            tokens: of the text, where its length is free.
+            schedule: what is to be generated; None: the model's own.
+        """
 
     def start_continuation(self, video: Any, schedule: Callable[[float], ScaleSchedule], generator: Generator) -> Any:
         """What the first of several clips goes on from.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stepvar.errors import CheckpointError, UsageError
-from stepvar.evaluation.clips import judge_videos
+from stepvar.evaluation.metrics.scenes import judge_videos
 from stepvar.evaluation.scenes.clips.grammar import MOTIONS, Clip, parse_clip, sample_clip
 from stepvar.evaluation.scenes.clips.judge import (
     ATTRIBUTES,

@@ -200,7 +200,7 @@ def test_the_loss_falls_on_one_batch() -> None:
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3)
     losses = []
     for _ in range(8):
-        loss = recipe.loss_of(judge(batch.pictures), batch)
+        loss = recipe.loss_of(judge(batch.images), batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

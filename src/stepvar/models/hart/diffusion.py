@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from stepvar.models.layers import EPS
 from stepvar.models.precision import for_weight
-from stepvar.models.work import Work
 
 TRAINED_STEPS = 1000
 GAIN = 0.6
@@ -167,18 +166,6 @@ class DiffusionNet(nn.Module):
             x = block(x, active)
         noise, variance = self.final_layer(x, active).float().chunk(2, dim=-1)
         return noise, variance
-
-    def work(self, rows: int, samples: int, count: int, steps: int) -> Work:
-        """A residual of ``count`` tokens in ``steps`` steps."""
-        width, tokens = self.width, rows * count
-        per_block = 5 * width * width
-        per_token = per_block * len(self.res_blocks) + 2 * width * width + 2 * width * self.channels
-        products = (
-            tokens * (self.condition * width + steps * per_token) + steps * samples * count * self.channels * width
-        )
-        times = steps * (2 * self.time_embed.frequencies + width) * width
-        moved = steps * tokens * width * 10 * (len(self.res_blocks) + 1)
-        return Work(tokens, 2 * (products + times), 0, moved, steps * 12 * (len(self.res_blocks) + 1))
 
 
 class DiffusionHead(nn.Module):

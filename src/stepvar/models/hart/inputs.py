@@ -72,7 +72,7 @@ class ContextInputProcessor(InputProcessor):
             raise UsageError("prompt: the pipeline was made without a text encoder; give prompt_embeds")
         return ContextInputs(self.encoder, texts("prompt", inputs.prompt), times)
 
-    def example(self) -> GenerationInputs:
+    def example(self, tokens: int = 16, schedule: ScaleSchedule | None = None) -> GenerationInputs:
         return GenerationInputs(prompt_embeds=torch.zeros(1, self.config.context_tokens, self.config.context_channels))
 
     def _features(self, given: object) -> ContextFeatures:

@@ -85,8 +85,8 @@ class TextInputProcessor(InputProcessor):
             negatives = negatives * len(prompts) if isinstance(negatives, list) else negatives.repeat(len(prompts))
         return TextInputs(self.encoder, prompts, negatives, times)
 
-    def example(self) -> GenerationInputs:
-        return GenerationInputs(prompt_embeds=torch.zeros(1, 16, self.channels))
+    def example(self, tokens: int = 16, schedule: ScaleSchedule | None = None) -> GenerationInputs:
+        return GenerationInputs(prompt_embeds=torch.zeros(1, tokens, self.channels))
 
     def _one_of(
         self, name: str, words: str | Sequence[str] | None, features: Tensor | Sequence[Tensor] | ContextFeatures | None

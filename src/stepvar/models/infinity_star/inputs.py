@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Generator, Tensor
 
 from stepvar.core.tokens import ScaleSchedule
@@ -99,6 +100,14 @@ class VideoInputProcessor(TextInputProcessor):
             begins = begins * len(plain.prompts)
         begins = [one for one in begins for _ in range(times)]
         return VideoInputs(self.model, dressed, captions, seconds, begins, self._continuation(inputs, len(captions)))
+
+    def example(self, tokens: int = 16, schedule: ScaleSchedule | None = None) -> GenerationInputs:
+        wanted, config = super().example(tokens), self.model.config
+        if not config.continues_videos:
+            return wanted
+        grid = (schedule or self.model.schedule(1.0)).grids[-1]
+        former = torch.zeros(1, config.token_channels, 1 + config.clip_frames, grid.h, grid.w)
+        return replace(wanted, continuation=Continuation(former, former[:, :, :1]))
 
     def _continuation(self, inputs: GenerationInputs, samples: int) -> Continuation | None:
         given, continues = inputs.continuation, self.model.config.continues_videos

@@ -56,7 +56,7 @@ class ClassInputProcessor(InputProcessor):
         labels = [self._label(one) for one in several]
         return ClassInputs(tuple(label for label in labels for _ in range(times)), self._named)
 
-    def example(self) -> GenerationInputs:
+    def example(self, tokens: int = 16, schedule: ScaleSchedule | None = None) -> GenerationInputs:
         return GenerationInputs(class_labels=0)
 
     @property
