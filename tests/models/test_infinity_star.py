@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stepvar.core.guidance import AdaptiveProjectedGuidance
 from stepvar.errors import UsageError
-from stepvar.methods import HighPass, Method, SkipLast, StepVAR
+from stepvar.methods import HighPass, SkipLast, StepVAR
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes
 from stepvar.models.infinity_star.model import InfinityStar, VideoCondition
 from stepvar.models.infinity_star.rope import text_coordinates, token_coordinates

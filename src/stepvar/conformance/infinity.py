@@ -20,7 +20,7 @@ from stepvar.errors import CheckpointError
 from stepvar.generation import generate
 from stepvar.methods import FastVAR, Method
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
-from stepvar.models.infinity.model import InfinityState
+from stepvar.models.infinity.model import InfinityState, StagedText
 from stepvar.models.infinity.tokenizer import POLICY, BitTokenizer, resize
 from stepvar.models.precision import Precision, apply_precision
 from stepvar.text import TextFeatures
@@ -31,8 +31,8 @@ class RecordingInfinity(RecordingModel[TextCondition, InfinityState]):
 
     model: Infinity
 
-    def start(self, condition: TextCondition, plan: Plan) -> InfinityState:
-        state = super().start(condition, plan)
+    def begin(self, staged: StagedText, plan: Plan) -> InfinityState:
+        state = super().begin(staged, plan)
         self.record["cond_BD"] = state.condition.pooled
         return state
 

@@ -23,7 +23,7 @@ from stepvar.models.infinity_star.checkpoint import PARTS
 from stepvar.models.infinity_star.codes import CodePass, quantise
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.continuation import context_segments, continued
-from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
+from stepvar.models.infinity_star.model import InfinityStar, StagedVideo, StarState, VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule, code_passes
 from stepvar.models.infinity_star.tokenizer import POLICY, VideoTokenizer, VideoTokenizerConfig
 from stepvar.models.precision import Precision, apply_precision
@@ -46,10 +46,9 @@ class RecordingStar(RecordingModel[VideoCondition, StarState]):
         super().__init__(model, record)
         self.forced = forced or {}
 
-    def start(self, condition: VideoCondition, plan: Plan) -> StarState:
-        staged = self.model.stage(condition, plan)
+    def begin(self, staged: StagedVideo, plan: Plan) -> StarState:
         self.record["prefix_tokens"] = self.model.text(staged.text, plan.guided)
-        return self.model.begin(staged, plan)
+        return super().begin(staged, plan)
 
     def embed(self, state: StarState, step: Step) -> TokenMap:
         tokens = self.model.embed(state, step)
