@@ -81,10 +81,9 @@ class TextToBits(nn.Module):
         """words (B, L), dropped (B,) bool: without text, tokens (B, N - 1, d) -> logits (B, N, d, 2)."""
         transformer = self.transformer
         features = self.text(words, lengths)
-        null = transformer.null_text(len(features), features.shape[1])
-        mask = (
-            None if min(lengths) == features.shape[1] else length_mask(lengths, features.shape[1]).to(features.device)
-        )
+        batch, size = words.shape
+        null = transformer.null_text(batch, size)
+        mask = None if min(lengths) == size else length_mask(lengths, size).to(words.device)
         features = torch.where(dropped[:, None, None], null, features)
         condition = transformer.condition(features, mask)
         x = torch.cat([transformer.first_tokens(condition), transformer.word_embed(tokens)], dim=1)

@@ -55,7 +55,7 @@ class RecordingStar(RecordingModel[VideoCondition, StarState]):
 
     def begin(self, staged: Any, plan: Plan) -> StarState:
         self.record["prefix_tokens"] = self.model.text(staged.text, plan.guided)
-        return super().begin(staged, plan)
+        return self.model.begin(staged, plan)
 
     def embed(self, state: StarState, step: Step) -> TokenMap:
         tokens = self.model.embed(state, step)
