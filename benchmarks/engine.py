@@ -77,7 +77,7 @@ def measure(pipe: Pipeline, arguments: argparse.Namespace) -> list[dict[str, Any
     """Medians over the rounds of every engine and method, interleaved."""
     from stepvar.engine import Engine
 
-    engines = {name: Engine(name) for name in arguments.engines}  # type: ignore[arg-type]
+    engines = {name: Engine(name) for name in arguments.engines}
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     first: dict[tuple[str, str], list[float]] = {}
     for round_ in range(arguments.rounds + 2):  # two to warm up: the first runs eagerly, the second is captured
@@ -114,7 +114,7 @@ def check_methods(pipe: Pipeline, arguments: argparse.Namespace) -> None:
     """Whether every registered method and restoration captures, and is equal to eager to the bit."""
     from stepvar.engine import Engine
 
-    cases = [(name, {}) for name in METHODS]
+    cases: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in METHODS]
     cases += [("stepvar", {"restore": restore}) for restore in ("blend", "anchors", "cached")]
     cases += [("stepvar", {"scope": scope, "propagate": "update"}) for scope in ("block", "sublayer")]
     cases += [("fastvar:hart", {}), ("magnitude:mean-distance", {}), ("stepvar", {"branches": "separate"})]

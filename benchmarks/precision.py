@@ -79,7 +79,8 @@ def run(subject: Subject, precision: Precision) -> Record:
     """Hidden features, logits and own indices of every scale, and the image at the end."""
     record: Record = {}
     model = subject.model().set_precision(precision)
-    following, method = FollowingModel(model, subject.indices, record), Method()
+    following: Any = FollowingModel(model, subject.indices, record)
+    method: Method[Any] = Method()
     plan = method.plan(subject.settings, model.info, subject.samples)
     state = generate(following, subject.condition, plan, method, subject.noise)
     return record | {"image": model.decode(state)}
