@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stepvar.evaluation.metrics.fidelity import fidelity, psnr, ssim
 from stepvar.evaluation.metrics.video import directions, flicker, motion
-from stepvar.evaluation.scenes.clips import render_clips
 from stepvar.evaluation.scenes.clips.grammar import MOTIONS, sample_clip
+from stepvar.evaluation.scenes.clips.render import render_clips
 
 
 def moving(right: float, down: float, frames: int = 9, side: int = 48, radius: float = 7) -> Tensor:

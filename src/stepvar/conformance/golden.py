@@ -130,36 +130,29 @@ def find_goldens(paths: Iterable[str | Path]) -> list[Golden]:
     """
     found: list[Golden] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            found += _in_folder(path)
-            continue
-        path = path.with_suffix(".json") if path.suffix == ".safetensors" else path
-        about = _read_json(path)
-        if not _is_golden(about):
-            raise CheckpointError(f"{path}: is no golden (it lists no tensors); name one, or a folder of them")
-        found.append(Golden(path, about, named=True))
+        folder = path.is_dir()
+        file = path.with_suffix(".json") if path.suffix == ".safetensors" else path
+        read = [Golden(one, _read(one, _load_json), not folder) for one in (path.rglob("*.json") if folder else [file])]
+        goldens = [one for one in read if isinstance(one.about, dict) and isinstance(one.about.get("tensors"), dict)]
+        if folder and not goldens:
+            raise UsageError(f"{path}: holds no goldens; name a folder of NAME.json and NAME.safetensors pairs")
+        if not goldens:
+            raise CheckpointError(f"{file}: is no golden (it lists no tensors); name one, or a folder of them")
+        found += sorted(goldens, key=lambda golden: golden.path)
     return found
 
 
-def _in_folder(folder: Path) -> list[Golden]:
-    read = [(path, _read_json(path)) for path in sorted(folder.rglob("*.json"))]
-    found = [Golden(path, about, named=False) for path, about in read if _is_golden(about)]
-    if not found:
-        raise UsageError(f"{folder}: holds no goldens; name a folder of NAME.json and NAME.safetensors pairs")
-    return found
+def _load_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _is_golden(about: Any) -> bool:
-    return isinstance(about, dict) and isinstance(about.get("tensors"), dict)
-
-
-def _read_json(path: Path) -> Any:
+def _read(path: Path, load: Callable[[Path], Any]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; check the path or copy the golden again") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); copy the golden again") from None
+        raise CheckpointError(f"{path}: missing; a golden is a pair of files, check the path or copy both") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged or truncated ({error}); copy the golden again") from None
 
 
 def read_tensors(golden: Golden) -> Golden:
@@ -169,12 +162,7 @@ def read_tensors(golden: Golden) -> Golden:
         CheckpointError: if their file is missing or damaged, or lacks a tensor that the JSON file lists.
     """
     path = golden.path.with_suffix(".safetensors")
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; a golden is a pair of files, copy both") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged or truncated ({error}); copy the golden again") from None
+    tensors = _read(path, load_file)
     for name, entry in golden.about["tensors"].items():
         shape = _listed_shape(entry)
         if name not in tensors or list(tensors[name].shape) != shape:
@@ -233,4 +221,4 @@ def _listed_weights(golden: Golden, entry: str) -> dict[str, tuple[int, ...]]:
     path = golden.path.parent / Path(str(golden.about.get("param_list"))).name
     if not path.is_file():
         return {}
-    return {name: tuple(shape) for name, shape in _read_json(path)[entry]}
+    return {name: tuple(shape) for name, shape in _read(path, _load_json)[entry]}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stepvar.conformance.golden import Golden, Kind, Record, build
-from stepvar.conformance.recording import RecordingModel, image_record, unit_range
+from stepvar.conformance.recording import RecordingModel, image_record
 from stepvar.conformance.weights import HART_RULE
 from stepvar.core.guidance import hold_last, linear_hold, relative_scales
 from stepvar.core.noise import Noise, StreamNoise
@@ -98,7 +98,6 @@ class RecordingHART(RecordingModel[ContextFeatures, HARTState]):
         return torch.cat([features, null.expand_as(features)])
 
 
-@torch.inference_mode()
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
     model = build_model(golden).to(golden.dtype)
@@ -107,16 +106,11 @@ def run_generation(golden: Golden) -> Record:
     method, noise = Method(), GoldenNoise(golden, record)
     plan = method.plan(read_settings(golden, model), model.info, len(text))
     latent = generate(RecordingHART(model, record), text, plan, method, noise).latent
-    decode = model.tokenizer.decode
-    return record | image_record(golden, ("f_hat_final", latent), lambda latent: unit_range(decode(latent)), "image")
+    return record | image_record(golden, ("f_hat_final", latent), model.tokenizer.decode, "image", unit_range=True)
 
 
 def build_model(golden: Golden) -> HART:
-    """The model of a golden, its weights made by the rule, in float32.
-
-    Raises:
-        CheckpointError: if the model has other weights than the golden lists.
-    """
+    """The model of a golden, its weights made by the rule, in float32."""
     config = HARTConfig.published(golden.setting("transformer"), golden.setting("vae"))
     lists = {"transformer": "transformer_params", "tokenizer": "vae_params"}
     return build(golden, lambda: HART(config), lists, HART_RULE)
@@ -136,7 +130,6 @@ def read_settings(golden: Golden, model: HART) -> Settings:
     )
 
 
-@torch.inference_mode()
 def run_modules(golden: Golden) -> Record:
     """Runs each module on what the golden gives it; in low precision all but the tokenizer, in float32."""
     model = build_model(golden)

@@ -90,6 +90,7 @@ def image_record(
     latent: tuple[str, Tensor],
     decode: Callable[[Tensor], Tensor],
     name: str = "img_f32",
+    unit_range: bool = False,
 ) -> Record:
     """The accumulated latent, and its image whole and cut to what the golden stores of it.
 
@@ -97,12 +98,14 @@ def image_record(
 
     Args:
         latent: its name in the golden, and its values.
-        decode: makes an image of it, in the range of the golden's.
+        decode: makes an image in [-1, 1] of it.
         name: of the image.
+        unit_range: whether the golden's images are in [0, 1].
     """
     if not golden.exact and latent[0] not in golden.tensors:
         return dict([latent])
     pixels = decode(golden.resume(*latent))
+    pixels = (pixels + 1) / 2 if unit_range else pixels
     return {latent[0]: latent[1], name: pixels} | cropped(golden, pixels)
 
 
@@ -114,8 +117,3 @@ def cropped(golden: Golden, pixels: Tensor) -> Record:
     if pixels.ndim > stored.ndim:  # an image is a video of one frame
         pixels = pixels[:, :, 0]
     return {"img_f32_crop": pixels[..., : stored.shape[-2], : stored.shape[-1]]}
-
-
-def unit_range(pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> in [0, 1]."""
-    return (pixels + 1) / 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from stepvar.conformance.golden import Golden
@@ -195,12 +195,17 @@ def results_table(results: Sequence[GoldenResult]) -> Table:
     """One row per golden: worst absolute errors, numbers of differing whole numbers, outcome."""
     groups = [group for group in GROUPS if any(group in result.errors for result in results)]
     counts = [group for group in DISCRETE if any(group in result.differing for result in results)]
-    table = Table(title="Goldens: worst absolute error, differing bits, indices and pixels")
-    table.add_column("golden")
-    table.add_column("kind")
-    for group in (*groups, *counts):
-        table.add_column(group, justify="right")
-    table.add_column("result")
+    counted = [Column(group, justify="right") for group in (*groups, *counts)]
+    notes = [f"{result.name}: {note}" for result in results if result.status != "skipped" for note in result.notes]
+    table = Table(
+        "golden",
+        "kind",
+        *counted,
+        "result",
+        title="Goldens: worst absolute error, differing bits, indices and pixels",
+        caption="\n".join(notes) or None,
+        caption_justify="left",
+    )
     for result in results:
         table.add_row(
             result.name,
@@ -209,7 +214,4 @@ def results_table(results: Sequence[GoldenResult]) -> Table:
             *(str(result.differing[group]) if group in result.differing else "" for group in counts),
             result.status,
         )
-    notes = [f"{result.name}: {note}" for result in results if result.status != "skipped" for note in result.notes]
-    table.caption = "\n".join(notes) or None
-    table.caption_justify = "left"
     return table

@@ -9,20 +9,13 @@ from pathlib import Path
 
 import torch
 
-from stepvar.conformance import hart, infinity, infinity_star, infinity_star_units, infinity_units, var
+from stepvar.conformance import hart, infinity, infinity_star, var
 from stepvar.conformance.golden import PACKAGED, Golden, Kind, find_goldens, read_tensors
 from stepvar.conformance.results import GoldenResult, Status, compare, limits
 from stepvar.errors import StepvarError, UsageError
 from stepvar.utils.device import full_precision
 
-KINDS: tuple[Kind, ...] = (
-    *infinity.KINDS,
-    *infinity_units.KINDS,
-    *var.KINDS,
-    *hart.KINDS,
-    *infinity_star.KINDS,
-    *infinity_star_units.KINDS,
-)
+KINDS: tuple[Kind, ...] = (*infinity.KINDS, *var.KINDS, *hart.KINDS, *infinity_star.KINDS)
 
 
 def verify(
@@ -50,9 +43,9 @@ def verify(
     found = [replace(golden, device=str(device), dtype=dtype) for golden in find_goldens(paths or [PACKAGED])]
     kinds = [next((kind for kind in KINDS if kind.fits(golden)), None) for golden in found]
     # All files are read first, so that a damaged one is known before the work.
-    read = [(read_tensors(golden) if kind else golden, kind) for golden, kind in zip(found, kinds, strict=True)]
-    with full_precision():
-        return [_run(golden, kind) if kind else _unsupported(golden) for golden, kind in read]
+    read = [read_tensors(golden) if kind else golden for golden, kind in zip(found, kinds, strict=True)]
+    with full_precision(), torch.inference_mode():
+        return [_run(golden, kind) for golden, kind in zip(read, kinds, strict=True)]
 
 
 def _check(device: str | torch.device, dtype: torch.dtype) -> None:
@@ -66,26 +59,25 @@ def _check(device: str | torch.device, dtype: torch.dtype) -> None:
         raise UsageError(f"device={str(device)!r}: cannot be used ({reason}); try 'cpu'") from None
 
 
-def _unsupported(golden: Golden) -> GoldenResult:
-    status: Status = "not supported" if golden.named else "skipped"
-    kind = str(golden.config.get("kind", "unknown"))
-    return GoldenResult(golden.name, kind, status, notes=("this version cannot run them",))
-
-
-def _run(golden: Golden, kind: Kind) -> GoldenResult:
+def _run(golden: Golden, kind: Kind | None) -> GoldenResult:
+    if kind is None:
+        stated = str(golden.config.get("kind", "unknown"))
+        status: Status = "not supported" if golden.named else "skipped"
+        return GoldenResult(golden.name, stated, status, notes=("this version cannot run them",))
     try:
         computed = kind.run(golden)
     except StepvarError as error:
         return GoldenResult(golden.name, kind.name, "fail", notes=(str(error),))
-    if golden.exact:
-        result = compare(golden, kind.name, computed, limits(golden))
-        missing = [name for name in golden.tensors if name not in computed and not re.fullmatch(kind.inputs, name)]
-        if not missing:
-            return result
-        return replace(result, status="fail", notes=(*result.notes, f"stored but not computed: {', '.join(missing)}"))
-    early = {name: value for name, value in computed.items() if re.fullmatch(kind.early, name)}
-    if not early.keys() & golden.tensors.keys():
-        note = "stores nothing that can be compared in low precision"
-        return GoldenResult(golden.name, kind.name, "skipped", notes=(note,))
-    result = compare(golden, kind.name, early, limits(golden))
-    return replace(result, notes=(*result.notes, f"compared in low precision: {kind.reduced}"))
+    if not golden.exact:
+        computed = {name: value for name, value in computed.items() if re.fullmatch(kind.early, name)}
+        if not computed.keys() & golden.tensors.keys():
+            note = "stores nothing that can be compared in low precision"
+            return GoldenResult(golden.name, kind.name, "skipped", notes=(note,))
+    result = compare(golden, kind.name, computed, limits(golden))
+    if not golden.exact:
+        return replace(result, notes=(*result.notes, f"compared in low precision: {kind.reduced}"))
+    missing = [name for name in golden.tensors if name not in computed and not re.fullmatch(kind.inputs, name)]
+    if missing:
+        note = f"stored but not computed: {', '.join(missing)}"
+        return replace(result, status="fail", notes=(*result.notes, note))
+    return result

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stepvar.conformance.golden import Golden, Kind, Record, build
-from stepvar.conformance.recording import RecordingModel, image_record, unit_range
+from stepvar.conformance.recording import RecordingModel, image_record
 from stepvar.core.guidance import linear, relative_scales
 from stepvar.core.noise import StreamNoise
 from stepvar.core.plan import Settings, Step
@@ -27,7 +27,6 @@ class RecordingVAR(RecordingModel[ClassCondition, VARState]):
         super().accumulate(state, indices, step, weights)
 
 
-@torch.inference_mode()
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
     model = build_model(golden).to(golden.dtype)
@@ -37,16 +36,11 @@ def run_generation(golden: Golden) -> Record:
     method = Method()
     plan = method.plan(read_settings(golden, model), model.info, len(condition.labels))
     state = generate(RecordingVAR(model, record), condition, plan, method, StreamNoise(generator))
-    decode = model.tokenizer.decode
-    return record | image_record(golden, ("f_hat", state.latent), lambda latent: unit_range(decode(latent)))
+    return record | image_record(golden, ("f_hat", state.latent), model.tokenizer.decode, unit_range=True)
 
 
 def build_model(golden: Golden) -> VAR:
-    """The model of a golden, its weights made by the rule, in float32.
-
-    Raises:
-        CheckpointError: if the model has other weights than the golden lists.
-    """
+    """The model of a golden, its weights made by the rule, in float32."""
     config = VARConfig(
         depth=golden.setting("depth"),
         width=golden.setting("embed_dim"),
@@ -86,7 +80,6 @@ def read_settings(golden: Golden, model: VAR) -> Settings:
     )
 
 
-@torch.inference_mode()
 def run_tokenizer(golden: Golden) -> Record:
     """Encodes the golden's image, quantises it scale by scale, decodes it."""
     tokenizer = build(golden, lambda: VQTokenizer(_tokenizer_config(golden)), {"": "vae_state_dict"})

@@ -50,17 +50,16 @@ class WeightRule:
             return torch.zeros(tuple(shape))
         generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
         normal = generator.standard_normal(tuple(shape), dtype=self.precision).astype(np.float32)
-        mean, deviation = self.spread(name, shape)
+        mean, deviation = self._spread(name, shape)
         # The rules are stated in float32: in double precision the last bits would differ.
         return torch.from_numpy(np.asarray(np.float32(mean) + np.float32(deviation) * normal))
 
-    def spread(self, name: str, shape: Sequence[int]) -> tuple[float, float]:
-        """Mean and standard deviation of a weight."""
+    def _spread(self, name: str, shape: Sequence[int]) -> tuple[float, float]:
         for pattern, mean, deviation in self.patterns:
             if re.fullmatch(pattern, name):
                 return mean, deviation
         if len(shape) == 1 and self.vectors is not None:
-            return (1.0 if name.endswith(".weight") else 0.0), self.vectors
+            return float(name.endswith(".weight")), self.vectors
         return 0.0, self.gains.get(name, 1.0) / math.sqrt(math.prod(shape[1:]))
 
 

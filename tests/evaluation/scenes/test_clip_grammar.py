@@ -13,7 +13,6 @@ from stepvar.evaluation.scenes.clips.grammar import (
     SPEEDS,
     Clip,
     clip_caption,
-    clip_describes,
     held_out_clips,
     is_held_out_clip,
     parse_clip,
@@ -21,6 +20,7 @@ from stepvar.evaluation.scenes.clips.grammar import (
     sample_training_clip,
 )
 from stepvar.evaluation.scenes.grammar import SceneObject
+from tests.evaluation.scenes.truth import clip_describes
 
 seeds = st.integers(0, 2**32)
 clips = st.builds(lambda seed: sample_clip(random.Random(seed)), seeds)

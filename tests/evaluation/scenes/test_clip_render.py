@@ -32,10 +32,10 @@ def darkness(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize(("height", "width", "frames"), [(48, 48, 5), (40, 64, 3), (64, 40, 1)])
 def test_clips_have_the_size_asked_for_and_stay_in_range(height: int, width: int, frames: int) -> None:
-    pictures = render_clips(clips_of(12), range(12), frames, height, width)
-    assert pictures.shape == (12, 3, frames, height, width)
-    assert bool(torch.isfinite(pictures).all())
-    assert pictures.min() >= -1.0 and pictures.max() <= 1.0
+    images = render_clips(clips_of(12), range(12), frames, height, width)
+    assert images.shape == (12, 3, frames, height, width)
+    assert bool(torch.isfinite(images).all())
+    assert images.min() >= -1.0 and images.max() <= 1.0
 
 
 def test_a_clip_does_not_depend_on_the_batch() -> None:
@@ -83,15 +83,15 @@ def test_rolling_right_turns_clockwise_and_the_light_stays() -> None:
     assert _correlation(_disc(slid[:, 0], path[0], 0.0), _disc(slid[:, -1], path[-1], 0.0)) > 0.95
 
 
-def _disc(picture: Tensor, place: Tensor, angle: float) -> Tensor:
+def _disc(image: Tensor, place: Tensor, angle: float) -> Tensor:
     """Grey values around ``place``, read along axes that are turned clockwise by ``angle``."""
     x, y, radius = (float(value) for value in place)
     v, u = torch.meshgrid(torch.linspace(-0.6, 0.6, 24), torch.linspace(-0.6, 0.6, 24), indexing="ij")
     right = u * math.cos(angle) - v * math.sin(angle)
     down = u * math.sin(angle) + v * math.cos(angle)
-    size = picture.shape[-1]
+    size = image.shape[-1]
     grid = torch.stack(((x + radius * right) / size, (y + radius * down) / size), dim=-1) * 2 - 1
-    return torch.nn.functional.grid_sample(picture[None], grid[None], align_corners=False)[0].mean(0)
+    return torch.nn.functional.grid_sample(image[None], grid[None], align_corners=False)[0].mean(0)
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

@@ -59,12 +59,12 @@ def test_forward_has_the_documented_shapes(height: int, width: int) -> None:
 def test_the_judge_is_small_and_refuses_other_inputs() -> None:
     judge = Judge()
     assert sum(value.numel() for value in judge.parameters()) <= 600_000
-    with pytest.raises(ValueError, match="pictures"):
+    with pytest.raises(ValueError, match="images"):
         judge(torch.zeros(3, 64, 64))
 
 
 @pytest.mark.parametrize("relation", list(RELATION_SLOTS))
-def test_a_right_picture_is_right_in_everything(relation: str) -> None:
+def test_a_right_image_is_right_in_everything(relation: str) -> None:
     scene = replace(PAIR, relation=relation)
     verdict = judge_scene(seen(scene), scene)
     assert set(verdict) == set(ATTRIBUTES)
@@ -129,15 +129,15 @@ def test_judge_scenes_reads_a_batch() -> None:
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
     torch.manual_seed(0)
     judge = Judge().eval()
-    pictures = torch.rand(2, 3, 128, 128) * 2 - 1
+    images = torch.rand(2, 3, 128, 128) * 2 - 1
     judge.save(tmp_path / "exact.safetensors", dtype=torch.float32)
     judge.save(tmp_path / "half.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exact.safetensors", "half.safetensors"]
     assert (tmp_path / "half.safetensors").stat().st_size < 1_100_000
     with torch.no_grad():
-        expected = judge(pictures)
-        exact = Judge.load(tmp_path / "exact.safetensors")(pictures)
-        half = Judge.load(tmp_path / "half.safetensors")(pictures)
+        expected = judge(images)
+        exact = Judge.load(tmp_path / "exact.safetensors")(images)
+        half = Judge.load(tmp_path / "half.safetensors")(images)
     for name, value in expected.items():
         torch.testing.assert_close(exact[name], value)
         torch.testing.assert_close(half[name], value, rtol=0.02, atol=0.02)
@@ -156,13 +156,13 @@ def test_load_refuses_what_is_not_a_judge(tmp_path: Path) -> None:
         Judge.load(tmp_path / "other.safetensors")
 
 
-def test_degraded_pictures_keep_their_shape_and_range() -> None:
+def test_degraded_images_keep_their_shape_and_range() -> None:
     torch.manual_seed(0)
-    pictures = torch.rand(12, 3, 48, 72) * 2 - 1
-    damaged = degrade(pictures)
-    assert damaged.shape == pictures.shape
+    images = torch.rand(12, 3, 48, 72) * 2 - 1
+    damaged = degrade(images)
+    assert damaged.shape == images.shape
     assert damaged.min() >= -1.0 and damaged.max() <= 1.0
-    assert not torch.equal(damaged, pictures)
+    assert not torch.equal(damaged, images)
 
 
 def test_labels_put_objects_into_the_slots_of_their_relation() -> None:

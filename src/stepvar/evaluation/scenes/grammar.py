@@ -10,20 +10,16 @@ import itertools
 import random
 import re
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from stepvar.errors import UsageError
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond")
-COLOURS: tuple[str, ...] = (
-    "red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black",
-)  # fmt: skip
+COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted", "checkered")
 SIZES: tuple[str, ...] = ("small", "large")
-BACKGROUNDS: tuple[str, ...] = (
-    "sky", "sunset", "snow", "night", "grass", "sand", "water", "wood", "brick",
-)  # fmt: skip
+BACKGROUNDS: tuple[str, ...] = ("sky", "sunset", "snow", "night", "grass", "sand", "water", "wood", "brick")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 
 INVERSE: dict[str, str] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -69,15 +65,15 @@ SYNONYMS: dict[str, str] = {
 }
 """Accepted words and the word of the captions that each stands for."""
 
-_IGNORED = frozenset({"a", "the", "to", "is"})
-_PREPOSITIONS = frozenset({"on", "in", "under", "at"})
-_ATTRIBUTES: dict[str, str] = {
-    **{word: "size" for word in SIZES},
-    **{word: "colour" for word in COLOURS},
-    **{word: "texture" for word in TEXTURES},
-}
-_RELATION_WORDS: dict[tuple[str, ...], str] = {tuple(relation.split()): relation for relation in RELATIONS}
-HELD_OUT_ONE_IN = 16
+VOCABULARY: tuple[str, ...] = tuple(
+    sorted(
+        {"a", "an", "and", "plain", *SHAPES, *COLOURS, *TEXTURES, *SIZES, *BACKGROUNDS, *SYNONYMS}
+        | set(" ".join(itertools.chain(RELATIONS, *_PHRASES.values())).split())
+    )
+)
+"""Every word that captions use, and the synonyms; sorted."""
+
+_HELD_OUT_ONE_IN = 16
 
 
 @dataclass(frozen=True)
@@ -104,44 +100,39 @@ class Scene:
 
 
 def sample_scene(rng: random.Random, objects: int | None = None) -> Scene:
-    """Draw a fully specified scene uniformly.
+    """Sample a fully specified scene uniformly; two objects differ in colour and in shape and have a relation.
 
-    ``objects`` is 1 or 2 (``None``: either, evenly). Two objects always differ in colour and in shape
-    and always have a relation. Raises ``UsageError`` for another number of objects.
+    ``objects`` is 1 or 2 (``None``: either, evenly). Raises ``UsageError`` for another number of objects.
     """
     count = rng.randint(1, 2) if objects is None else objects
     if count not in (1, 2):
         raise UsageError(f"a scene has 1 or 2 objects, not {count}")
-    shapes = rng.sample(SHAPES, count)
-    colours = rng.sample(COLOURS, count)
-    members = tuple(
-        SceneObject(shape, colour, rng.choice(TEXTURES), rng.choice(SIZES))
-        for shape, colour in zip(shapes, colours, strict=True)
-    )
+    kinds = zip(rng.sample(SHAPES, count), rng.sample(COLOURS, count), strict=True)
+    members = tuple(SceneObject(*kind, rng.choice(TEXTURES), rng.choice(SIZES)) for kind in kinds)
     relation = rng.choice(RELATIONS) if count == 2 else None
     return Scene(members, relation, rng.choice(BACKGROUNDS))
 
 
 def sample_training_scene(rng: random.Random, objects: int | None = None) -> Scene:
-    """Draw like :func:`sample_scene`, but never a held-out scene."""
-    while True:
-        scene = sample_scene(rng, objects)
-        if not is_held_out(scene):
-            return scene
+    """Sample like :func:`sample_scene`, but never a held-out scene."""
+    while is_held_out(scene := sample_scene(rng, objects)):
+        pass
+    return scene
 
 
-def noun_phrase(item: SceneObject, plain_spoken: bool = False) -> str:
-    texture = item.texture if item.texture != "plain" or plain_spoken else None
-    words = [word for word in (item.size, item.colour, texture, item.shape) if word is not None]
-    article = "an" if words and words[0][0] in "aeiou" else "a"
-    return " ".join([article, *words])
-
-
-def _loosen(item: SceneObject, rng: random.Random) -> str:
-    # The texture is never left out: its absence means "plain", so leaving it out would be a lie.
-    size = None if rng.random() < 0.25 else item.size
-    colour = None if rng.random() < 0.04 else item.colour
-    return noun_phrase(replace(item, size=size, colour=colour), plain_spoken=rng.random() < 0.1)
+def noun_phrase(item: SceneObject, rng: random.Random | None = None) -> str:
+    """An object in words; ``rng``: a true paraphrase, which may leave out the size or the colour."""
+    size, colour, texture = item.size, item.colour, item.texture
+    plain_spoken = False
+    if rng is not None:
+        # The texture is never left out: its absence means "plain", so leaving it out would be a lie.
+        size = None if rng.random() < 0.25 else size
+        colour = None if rng.random() < 0.04 else colour
+        plain_spoken = rng.random() < 0.1
+    if texture == "plain" and not plain_spoken:
+        texture = None
+    words = [word for word in (size, colour, texture, item.shape) if word is not None]
+    return " ".join(["an" if words and words[0][0] in "aeiou" else "a", *words])
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
@@ -151,16 +142,15 @@ def caption(scene: Scene, rng: random.Random | None = None) -> str:
     ``rng``: a true paraphrase, which may leave out sizes, a colour, the relation or the background, or
     name the two objects in the other order.
     """
-    say = noun_phrase if rng is None else (lambda item: _loosen(item, rng))
     relation, members = scene.relation, scene.objects
     if rng is not None and len(members) == 2:
-        draw = rng.random()
-        if draw < 0.12:
+        chance = rng.random()
+        if chance < 0.12:
             relation = None
-        if draw < 0.06 or draw > 0.75:
+        if chance < 0.06 or chance > 0.75:
             members = (members[1], members[0])
             relation = INVERSE[relation] if relation is not None else None
-    text = f" {relation or 'and'} ".join(say(item) for item in members)
+    text = f" {relation or 'and'} ".join(noun_phrase(item, rng) for item in members)
     background = background_phrase(scene.background, rng)
     return f"{text} {background}" if background else text
 
@@ -171,23 +161,28 @@ def background_phrase(background: str | None, rng: random.Random | None) -> str 
     phrases = _PHRASES[background]
     if rng is None:
         return phrases[0]
-    draw = rng.random()
-    if draw < 0.05:
+    chance = rng.random()
+    if chance < 0.05:
         return None
-    return phrases[0] if draw < 0.6 else rng.choice(phrases)
+    return phrases[0] if chance < 0.6 else rng.choice(phrases)
 
 
-def words(text: str) -> tuple[str, ...]:
-    """Split a caption into lower-case words, without punctuation and with synonyms replaced."""
-    return tuple(SYNONYMS.get(word, word) for word in re.findall(r"[^\W\d_]+", text.lower()))
+def content_words(text: str, synonyms: Mapping[str, str] = SYNONYMS) -> list[str]:
+    """The lower-case words of a caption without punctuation and articles, synonyms replaced."""
+    found = (synonyms.get(word, word) for word in re.findall(r"[^\W\d_]+", text.lower()))
+    return [word for word in found if word not in ("a", "the", "to", "is")]
 
 
-_BACKGROUND_WORDS: dict[tuple[str, ...], str] = {
-    tuple(word for word in words(phrase)[1:] if word not in _IGNORED): background
-    for background, phrases in _PHRASES.items()
-    for phrase in phrases
-}
-_BACKGROUND_WORDS.update({(background,): background for background in BACKGROUNDS})
+_ATTRIBUTES = {**dict.fromkeys(SIZES, "size"), **dict.fromkeys(COLOURS, "colour"), **dict.fromkeys(TEXTURES, "texture")}
+# What follows the preposition, in content words.
+_BACKGROUND_WORDS = {
+    " ".join(content_words(phrase)[1:]): background for background, phrases in _PHRASES.items() for phrase in phrases
+} | {background: background for background in BACKGROUNDS}
+_OBJECT = f"(?:(?:{'|'.join(_ATTRIBUTES)}) )*(?:{'|'.join(SHAPES)})"
+_CAPTION = re.compile(
+    f"(?P<first>{_OBJECT})(?: (?P<relation>and|{'|'.join(RELATIONS)}) (?P<second>{_OBJECT}))?"
+    f"(?: (?:on|in|under|at) (?P<background>{'|'.join(_BACKGROUND_WORDS)}))?"
+)
 
 
 def parse(text: str) -> Scene | None:
@@ -196,48 +191,18 @@ def parse(text: str) -> Scene | None:
     Case, commas, articles and extra spaces do not matter, and synonyms are accepted. Attributes that
     the caption does not speak of are ``None``, except the texture: no texture word means "plain".
     """
-    rest = [word for word in words(text) if word not in _IGNORED]
-    first, rest = _take_object(rest)
-    if first is None:
+    found = _CAPTION.fullmatch(" ".join(content_words(text)))
+    if found is None:
         return None
-    members: tuple[SceneObject, ...] = (first,)
-    relation: str | None = None
-    if rest and rest[0] not in _PREPOSITIONS:
-        relation, rest, understood = _take_relation(rest)
-        second, rest = _take_object(rest)
-        if not understood or second is None:
+    members: list[SceneObject] = []
+    for phrase in filter(None, (found["first"], found["second"])):
+        *words, shape = phrase.split()
+        said = {_ATTRIBUTES[word]: word for word in words}
+        if len(said) < len(words):
             return None
-        members = (first, second)
-    if not rest:
-        return Scene(members, relation, None)
-    background = _BACKGROUND_WORDS.get(tuple(rest[1:]))
-    if rest[0] not in _PREPOSITIONS or background is None:
-        return None
-    return Scene(members, relation, background)
-
-
-def _take_object(rest: list[str]) -> tuple[SceneObject | None, list[str]]:
-    found: dict[str, str] = {}
-    for index, word in enumerate(rest):
-        if word in SHAPES:
-            texture = found.get("texture", "plain")
-            item = SceneObject(word, found.get("colour"), texture, found.get("size"))
-            return item, rest[index + 1 :]
-        kind = _ATTRIBUTES.get(word)
-        if kind is None or kind in found:
-            break
-        found[kind] = word
-    return None, rest
-
-
-def _take_relation(rest: list[str]) -> tuple[str | None, list[str], bool]:
-    if rest[0] == "and":
-        return None, rest[1:], True
-    for length in (1, 2):
-        relation = _RELATION_WORDS.get(tuple(rest[:length]))
-        if relation is not None:
-            return relation, rest[length:], True
-    return None, rest, False
+        members.append(SceneObject(shape, said.get("colour"), said.get("texture", "plain"), said.get("size")))
+    relation = None if found["relation"] == "and" else found["relation"]
+    return Scene(tuple(members), relation, _BACKGROUND_WORDS.get(found["background"]))
 
 
 def normal_form(scene: Scene) -> Scene:
@@ -256,26 +221,6 @@ def normal_form(scene: Scene) -> Scene:
     return scene
 
 
-def describes(spoken: Scene, scene: Scene) -> bool:
-    """Whether everything that ``spoken`` says is true of the fully specified ``scene``."""
-    if len(spoken.objects) != len(scene.objects):
-        return False
-    if spoken.background not in (None, scene.background):
-        return False
-    swapped = (scene.objects[1], scene.objects[0]) if len(scene.objects) == 2 else scene.objects
-    inverse = INVERSE[scene.relation] if scene.relation is not None else None
-    for members, relation in ((scene.objects, scene.relation), (swapped, inverse)):
-        pairs = zip(spoken.objects, members, strict=True)
-        if spoken.relation in (None, relation) and all(_object_describes(said, item) for said, item in pairs):
-            return True
-    return False
-
-
-def _object_describes(spoken: SceneObject, item: SceneObject) -> bool:
-    fields = ("shape", "colour", "texture", "size")
-    return all(getattr(spoken, name) in (None, getattr(item, name)) for name in fields)
-
-
 def is_held_out(scene: Scene) -> bool:
     """Whether a scene belongs to the 1/16 of distinct scenes that are never trained on.
 
@@ -290,17 +235,18 @@ def is_held_out_text(text: str) -> bool:
     digest = zlib.crc32(text.encode("ascii"))
     # The low bits of a CRC are linear in the text; mixing spreads similar captions evenly.
     mixed = ((digest ^ (digest >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-    return (mixed >> 12) % HELD_OUT_ONE_IN == 0
+    return (mixed >> 12) % _HELD_OUT_ONE_IN == 0
 
 
 def held_out_scenes(n: int, seed: int = 0, objects: int | None = None) -> list[Scene]:
-    """Draw ``n`` distinct held-out scenes, the same ones for the same arguments.
+    """Sample ``n`` distinct held-out scenes, the same ones for the same arguments.
 
     With ``objects`` ``None`` half of them have one object, as far as there are that many. Raises
     ``UsageError`` when there are fewer than ``n`` (about 320 have one object).
     """
     rng = random.Random(seed)
-    singles = rng.sample(_single_held_out(), k=len(_single_held_out())) if objects != 2 else []
+    singles = [] if objects == 2 else _single_held_out()
+    singles = rng.sample(singles, len(singles))
     if objects == 1:
         if n > len(singles):
             raise UsageError(f"only {len(singles)} one-object scenes are held out, not {n}")
@@ -320,16 +266,3 @@ def _single_held_out() -> list[Scene]:
     kinds = itertools.product(SHAPES, COLOURS, TEXTURES, SIZES, BACKGROUNDS)
     scenes = (Scene((SceneObject(*kind[:4]),), None, kind[4]) for kind in kinds)
     return [scene for scene in scenes if is_held_out(scene)]
-
-
-def _vocabulary() -> Iterable[str]:
-    yield from ("a", "an", "and", "plain")
-    for group in (SHAPES, COLOURS, TEXTURES, SIZES, BACKGROUNDS):
-        yield from group
-    for phrase in itertools.chain(RELATIONS, *_PHRASES.values()):
-        yield from phrase.split()
-    yield from SYNONYMS
-
-
-VOCABULARY: tuple[str, ...] = tuple(sorted(set(_vocabulary())))
-"""Every word that captions use, and the synonyms; sorted."""

@@ -1,42 +1,31 @@
-"""A small network that says what is in a picture of a scene, and the rules that compare it to a scene."""
+"""A small network that says what is in an image of a scene, and the rules that compare it to a scene."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.utils.files import atomic_path
 
 from .grammar import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
 
 SLOTS: tuple[str, ...] = ("leftmost", "rightmost", "topmost", "bottommost")
-WORDS: dict[str, tuple[str, ...]] = {
-    "shape": SHAPES,
-    "colour": COLOURS,
-    "texture": TEXTURES,
-    "size": SIZES,
-}
+WORDS: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}
 """The attributes of an object and their words, in the order of the logits."""
 
-RELATION_SLOTS: dict[str, tuple[int, int]] = {
-    "left of": (0, 1),
-    "right of": (1, 0),
-    "above": (2, 3),
-    "below": (3, 2),
-}
+RELATION_SLOTS: dict[str, tuple[int, int]] = {"left of": (0, 1), "right of": (1, 0), "above": (2, 3), "below": (3, 2)}
 """The slots where the first and the second object of a scene must be."""
 
-ATTRIBUTES: tuple[str, ...] = (
-    "background", "count", "shape", "colour", "texture", "size", "colour_binding", "objects",
-)  # fmt: skip
+ATTRIBUTES: tuple[str, ...] = ("background", "count", *WORDS, "colour_binding", "objects")
 """The keys of :func:`judge_scene`."""
 
 SHORT_SIDE = 128
@@ -44,23 +33,19 @@ Self = TypeVar("Self", bound="StoredJudge")
 
 
 class StoredJudge(nn.Module):
-    """A network without arguments that is kept in a file of its own; ``form`` names the kind of file."""
+    """A network that finds objects in images, kept in a file of its own; ``form`` names the kind of file."""
 
     form: ClassVar[str]
+    query: nn.Conv2d
 
     def save(self, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
         """Write the weights as safetensors (``dtype`` for the floating ones), whole or not at all."""
-        target = Path(path)
         tensors = {
             name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
             for name, value in self.state_dict().items()
         }
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
+        with atomic_path(Path(path)) as temporary:
             save_file(tensors, temporary, metadata={"format": self.form})
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls: type[Self], path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
@@ -68,19 +53,37 @@ class StoredJudge(nn.Module):
 
         Raises ``CheckpointError`` when there is no file or it is not a judge.
         """
+        judge = cls()
         try:
             with safe_open(Path(path), framework="pt") as file:
                 if (file.metadata() or {}).get("format") != cls.form:
                     raise CheckpointError(f"{path} is not a judge: its format is not {cls.form!r}")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            judge.load_state_dict(load_file(path))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-        judge = cls()
-        try:
-            judge.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not hold the weights of a judge: {error}") from error
         return judge.to(device).eval()
+
+    def find(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What each query finds in features (B, C, h, w).
+
+        Returns:
+            The log-probability of its place (B, queries, h w), the mean place (B, queries, 2), (x, y) in short sides
+            from the centre, and the features there (B, queries, C).
+        """
+        height, width = features.shape[2:]
+        y, x = (
+            (torch.arange(side, device=features.device, dtype=torch.float32) + 0.5 - 0.5 * side) / min(height, width)
+            for side in (height, width)
+        )
+        coordinates = torch.stack(torch.meshgrid(x, y, indexing="xy"))[None]
+        query = self.query(torch.cat((features, coordinates.expand(len(features), -1, -1, -1)), dim=1))
+        attention: Tensor = query.float().flatten(2).log_softmax(-1)
+        weights = attention.exp()
+        # Not a matrix product, which autocast would round.
+        place = (weights[:, :, None] * coordinates.flatten(2)).sum(-1)
+        return attention, place, torch.einsum("bsn,bcn->bsc", weights.to(features.dtype), features.flatten(2))
 
 
 class Residual(nn.Module):
@@ -107,9 +110,9 @@ def down(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 class Judge(StoredJudge):
-    """Reads pictures (B, 3, H, W) in [-1, 1] of any size.
+    """Reads images (B, 3, H, W) in [-1, 1] of any size.
 
-    The picture is resized to a short side of 128 pixels. One attention query for each slot (leftmost,
+    The image is resized to a short side of 128 pixels. One attention query for each slot (leftmost,
     rightmost, topmost, bottommost object) finds an object and says its attributes. Where there is one
     object, all slots are that object; where there are two, the slots of the axis that separates them
     are meaningful.
@@ -134,58 +137,43 @@ class Judge(StoredJudge):
         self.scenery = nn.Linear(coarse, len(BACKGROUNDS))
         self.counting = nn.Sequential(nn.Linear(2 * coarse + 8, 64), nn.GELU(), nn.Linear(64, 2))
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Logits of a batch of pictures (B, 3, H, W).
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of a batch of images (B, 3, H, W).
 
         ``background`` (B, 9), ``count`` (B, 2: one or two objects), and for each slot ``shape``
         (B, 4, 8), ``colour`` (B, 4, 9), ``texture`` (B, 4, 4) and ``size`` (B, 4, 2); ``attention``
         (B, 4, h, w), the log-probability of each slot's place, and ``place`` (B, 4, 2), its mean
         (x, y) in short sides from the centre; ``features`` (B, 96), the mean of the last map, which
-        distances between sets of pictures are taken from. Raises ``UsageError`` for another shape of input.
+        distances between sets of images are taken from. Raises ``UsageError`` for another shape of input.
         """
-        if pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise UsageError(f"the judge reads (B, 3, H, W) pictures, not {tuple(pictures.shape)}")
-        features = self.trunk(resized(pictures.float()))
-        coordinates = coordinates_of(features)
-        query = self.query(torch.cat((features, coordinates.expand(len(features), -1, -1, -1)), dim=1))
-        attention = query.float().flatten(2).log_softmax(-1)
-        weights = attention.exp()
-        flat = features.flatten(2)
-        found = self.say(torch.einsum("bsn,bcn->bsc", weights.to(flat.dtype), flat))
-        # Not a matrix product, which autocast would round.
-        place = (weights[:, :, None] * coordinates.flatten(2)).sum(-1)
-        scene = torch.cat((flat.mean(-1), flat.amax(-1), place.flatten(1).to(flat.dtype)), dim=1)
-        logits = {name: head(found).float() for name, head in self.attributes.items()}
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise UsageError(f"the judge reads (B, 3, H, W) images, not {tuple(images.shape)}")
+        features = self.trunk(resized(images.float()))
+        attention, place, found = self.find(features)
+        found, flat = self.say(found), features.flatten(2)
         pooled = flat.mean(-1)
-        logits["features"] = pooled.float()
-        logits["background"] = self.scenery(pooled).float()
-        logits["count"] = self.counting(scene).float()
-        logits["attention"] = attention.view(len(features), len(SLOTS), *features.shape[2:])
-        logits["place"] = place
-        return logits
+        scene = torch.cat((pooled, flat.amax(-1), place.flatten(1).to(flat.dtype)), dim=1)
+        return {name: head(found).float() for name, head in self.attributes.items()} | {
+            "features": pooled.float(),
+            "background": self.scenery(pooled).float(),
+            "count": self.counting(scene).float(),
+            "attention": attention.unflatten(2, features.shape[2:]),
+            "place": place,
+        }
 
 
-def resized(pictures: Tensor, side: int = SHORT_SIDE) -> Tensor:
-    """Pictures (B, 3, H, W) with a short side of ``side`` pixels."""
-    height, width = pictures.shape[2:]
+def resized(images: Tensor, side: int = SHORT_SIDE) -> Tensor:
+    """Images (B, 3, H, W) with a short side of ``side`` pixels."""
+    height, width = images.shape[2:]
     scale = side / min(height, width)
     size = (max(side, round(height * scale)), max(side, round(width * scale)))
     if size == (height, width):
-        return pictures
-    return F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
-
-
-def coordinates_of(features: Tensor) -> Tensor:
-    """x and y of each cell in short sides from the centre, (1, 2, h, w)."""
-    height, width = features.shape[2:]
-    unit = min(height, width)
-    y = (torch.arange(height, device=features.device, dtype=torch.float32) + 0.5 - 0.5 * height) / unit
-    x = (torch.arange(width, device=features.device, dtype=torch.float32) + 0.5 - 0.5 * width) / unit
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"))[None]
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
 def judge_scene(logits: Mapping[str, Tensor], scene: Scene, index: int = 0) -> dict[str, bool | None]:
-    """Compare picture ``index`` of a batch of logits of :class:`Judge` to the scene that was asked for.
+    """Compare image ``index`` of a batch of logits of :class:`Judge` to the scene that was asked for.
 
     Keys are :data:`ATTRIBUTES`; ``None`` where the scene does not speak of it. ``shape``, ``colour``,
     ``texture`` and ``size`` are right when they are right for every object, the objects taken in the
@@ -207,18 +195,17 @@ def judge_scene(logits: Mapping[str, Tensor], scene: Scene, index: int = 0) -> d
         placed = seen if scene.relation is None else stated
         colour, shape = (_right(scene.objects, placed, name) for name in ("colour", "shape"))
         verdict["colour_binding"] = colour
-        spoken = [value for value in (colour, shape) if value is not None]
-        verdict["objects"] = all(spoken) if spoken else None
+        verdict["objects"] = _all_spoken((colour, shape))
     return verdict
 
 
 def judge_scenes(logits: Mapping[str, Tensor], scenes: Sequence[Scene]) -> list[dict[str, bool | None]]:
-    """:func:`judge_scene` of every picture of a batch; one copy from the device for all of them.
+    """:func:`judge_scene` of every image of a batch; one copy from the device for all of them.
 
-    Raises ``UsageError`` when there are not as many scenes as pictures.
+    Raises ``UsageError`` when there are not as many scenes as images.
     """
     if len(logits["count"]) != len(scenes):
-        raise UsageError(f"{len(logits['count'])} pictures and {len(scenes)} scenes: give as many")
+        raise UsageError(f"{len(logits['count'])} images and {len(scenes)} scenes: give as many")
     host = {name: value.detach().cpu() for name, value in logits.items() if name not in ("attention", "features")}
     return [judge_scene(host, scene, index) for index, scene in enumerate(scenes)]
 
@@ -245,11 +232,15 @@ def _read(logits: Mapping[str, Tensor], index: int, slots: tuple[int, ...]) -> d
 
 
 def _agreement(objects: Sequence[SceneObject], seen: Sequence[Mapping[str, str]]) -> int:
-    pairs = list(zip(objects, seen, strict=True))
-    return sum(getattr(item, name) == found[name] for item, found in pairs for name in WORDS)
+    return sum(getattr(item, name) == found[name] for item, found in zip(objects, seen, strict=True) for name in WORDS)
 
 
 def _right(objects: Sequence[SceneObject], seen: Sequence[Mapping[str, str]], name: str) -> bool | None:
     pairs = [(getattr(item, name), found[name]) for item, found in zip(objects, seen, strict=True)]
-    spoken = [wanted == found for wanted, found in pairs if wanted is not None]
+    return _all_spoken(None if wanted is None else wanted == found for wanted, found in pairs)
+
+
+def _all_spoken(rights: Iterable[bool | None]) -> bool | None:
+    """Whether all is right that is spoken of; None: nothing is."""
+    spoken = [right for right in rights if right is not None]
     return all(spoken) if spoken else None

@@ -6,7 +6,6 @@ generator's state. The integer hash gives the same bits on every device.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -32,8 +31,6 @@ def lattice(keys: Tensor, rows: int, columns: int, salt: int) -> Tensor:
     return high_bits(hashed, 24).to(torch.float32).mul_(2.0**-24).view(-1, rows, columns)
 
 
-@functools.lru_cache(maxsize=1024)
-@torch.inference_mode(False)
 def _knots(length: int, cell: float, device: torch.device) -> tuple[Tensor, Tensor, int]:
     # In float64 on the CPU, so that every device agrees on the cell of each pixel.
     position = (torch.arange(length, dtype=torch.float64) + 0.5) / cell

@@ -15,17 +15,17 @@ from torch import Tensor
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
-def _circle(u: Tensor, v: Tensor) -> Tensor:
+def circle(u: Tensor, v: Tensor) -> Tensor:
     return torch.hypot(u, v) - 1.0
 
 
-def _box(u: Tensor, v: Tensor) -> Tensor:
+def square(u: Tensor, v: Tensor) -> Tensor:
     a, b = u.abs() - 0.82, v.abs() - 0.82
     outside = torch.hypot(a.clamp(min=0.0), b.clamp(min=0.0))
     return outside + torch.maximum(a, b).clamp(max=0.0) - 0.04
 
 
-def _triangle(u: Tensor, v: Tensor) -> Tensor:
+def triangle(u: Tensor, v: Tensor) -> Tensor:
     side, slope = 1.02, math.sqrt(3.0)
     # The centroid is put a little low, so that the triangle looks centred.
     x, y = u.abs() - side, v + 0.14 + side / slope
@@ -35,7 +35,7 @@ def _triangle(u: Tensor, v: Tensor) -> Tensor:
     return -torch.hypot(x, y) * torch.sign(y) - 0.05
 
 
-def _star(u: Tensor, v: Tensor) -> Tensor:
+def star(u: Tensor, v: Tensor) -> Tensor:
     outer, ratio = 1.14, 0.50
     kx, ky = math.cos(math.pi / 5), -math.sin(math.pi / 5)
     x, y = u.abs(), v + 0.06
@@ -48,7 +48,7 @@ def _star(u: Tensor, v: Tensor) -> Tensor:
     return torch.hypot(x - bx * h, y - by * h) * torch.sign(y * bx - x * by) - 0.04
 
 
-def _heart(u: Tensor, v: Tensor) -> Tensor:
+def heart(u: Tensor, v: Tensor) -> Tensor:
     scale = 1.72
     x, y = u.abs() * (1.0 / scale), (v + 0.98) * (1.0 / scale)
     lobe = torch.hypot(x - 0.25, y - 0.75) - math.sqrt(2.0) / 4.0
@@ -57,11 +57,11 @@ def _heart(u: Tensor, v: Tensor) -> Tensor:
     return torch.where(x + y > 1.0, lobe, inner) * scale - 0.04
 
 
-def _ring(u: Tensor, v: Tensor) -> Tensor:
+def ring(u: Tensor, v: Tensor) -> Tensor:
     return (torch.hypot(u, v) - 0.76).abs() - 0.27
 
 
-def _cross(u: Tensor, v: Tensor) -> Tensor:
+def cross(u: Tensor, v: Tensor) -> Tensor:
     long, short = 1.0, 0.34
     a, b = u.abs(), v.abs()
     x, y = torch.maximum(a, b) - long, torch.minimum(a, b) - short
@@ -71,7 +71,7 @@ def _cross(u: Tensor, v: Tensor) -> Tensor:
     return torch.sign(k) * torch.hypot(wx.clamp(min=0.0), wy.clamp(min=0.0)) - 0.03
 
 
-def _diamond(u: Tensor, v: Tensor) -> Tensor:
+def diamond(u: Tensor, v: Tensor) -> Tensor:
     bx, by = 0.74, 1.16
     x, y = u.abs(), v.abs()
     h = (((bx - 2.0 * x) * bx - (by - 2.0 * y) * by) / (bx * bx + by * by)).clamp(-1.0, 1.0)
@@ -80,25 +80,18 @@ def _diamond(u: Tensor, v: Tensor) -> Tensor:
 
 
 DISTANCES: dict[str, Field] = {
-    "circle": _circle,
-    "square": _box,
-    "triangle": _triangle,
-    "star": _star,
-    "heart": _heart,
-    "ring": _ring,
-    "cross": _cross,
-    "diamond": _diamond,
+    shape.__name__: shape for shape in (circle, square, triangle, star, heart, ring, cross, diamond)
 }
 """Signed distance of each shape."""
 
 
-def _striped(u: Tensor, v: Tensor) -> Tensor:
+def striped(u: Tensor, v: Tensor) -> Tensor:
     period = 0.52
     across = (u + v) * (math.sqrt(0.5) * 2.0 * math.pi / period)
     return torch.sin(across) * (period / (2.0 * math.pi))
 
 
-def _dotted(u: Tensor, v: Tensor) -> Tensor:
+def dotted(u: Tensor, v: Tensor) -> Tensor:
     pitch, size = 0.56, 0.17
     row = torch.round(v * (1.0 / pitch))
     # Every other row is moved by half a pitch.
@@ -106,11 +99,11 @@ def _dotted(u: Tensor, v: Tensor) -> Tensor:
     return size - torch.hypot((x - torch.round(x)) * pitch, v - row * pitch)
 
 
-def _checkered(u: Tensor, v: Tensor) -> Tensor:
+def checkered(u: Tensor, v: Tensor) -> Tensor:
     cell = 0.46
     wave = torch.sin(u * (math.pi / cell)) * torch.sin(v * (math.pi / cell))
     return wave * (cell / math.pi)
 
 
-MASKS: dict[str, Field] = {"striped": _striped, "dotted": _dotted, "checkered": _checkered}
+MASKS: dict[str, Field] = {texture.__name__: texture for texture in (striped, dotted, checkered)}
 """Distance into the second tint of each texture: positive where the tint is, near 0 at its edges."""

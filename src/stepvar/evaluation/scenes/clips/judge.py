@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stepvar.errors import UsageError
 
 from ..grammar import BACKGROUNDS
-from ..judge import WORDS, Residual, StoredJudge, coordinates_of, down, resized
+from ..judge import WORDS, Residual, StoredJudge, down, resized
 from .grammar import MOTIONS, SPEEDS, Clip
 
 HEADS: dict[str, int] = {
@@ -74,24 +74,17 @@ class ClipJudge(StoredJudge):
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise UsageError(f"the judge of clips reads (B, 3, T, H, W), not {tuple(clips.shape)}")
         features = self.trunk(resized(watched(clips), SIDE).contiguous(memory_format=torch.channels_last))
-        coordinates = coordinates_of(features)
-        query = self.query(torch.cat((features, coordinates.expand(len(features), -1, -1, -1)), dim=1))
-        attention = query.float().flatten(1).log_softmax(-1)
-        weights = attention.exp()
-        flat = features.flatten(2)
-        found = torch.einsum("bn,bcn->bc", weights.to(flat.dtype), flat).unflatten(0, (-1, FRAMES))
-        # Not a matrix product, which autocast would round.
-        place = (weights[:, None] * coordinates.flatten(2)).sum(-1).unflatten(0, (-1, FRAMES))
+        attention, place, found = (value.unflatten(0, (-1, FRAMES)).squeeze(2) for value in self.find(features))
         said = self.say(found).mean(1)
         logits = {name: head(said).float() for name, head in self.attributes.items()}
-        logits["background"] = self.scenery(flat.mean(-1).unflatten(0, (-1, FRAMES)).mean(1)).float()
-        seen = torch.cat((self.watch(found), 4.0 * place.to(flat.dtype)), dim=-1)
+        logits["background"] = self.scenery(features.flatten(2).mean(-1).unflatten(0, (-1, FRAMES)).mean(1)).float()
+        seen = torch.cat((self.watch(found), 4.0 * place.to(features.dtype)), dim=-1)
         moving = self.follow(seen.transpose(1, 2))
         # Places relative to their mean: a motion is the same wherever it happens.
         relative = 4.0 * (place - place.mean(1, keepdim=True)).flatten(1)
         moving = torch.cat((moving.mean(-1), moving.amax(-1), relative.to(moving.dtype)), dim=-1)
         logits |= {name: head(moving).float() for name, head in self.moves.items()}
-        logits["attention"] = attention.view(-1, FRAMES, *features.shape[2:])
+        logits["attention"] = attention.unflatten(2, features.shape[2:])
         return logits
 
 
@@ -110,15 +103,15 @@ def words_of(clip: Clip) -> dict[str, int | None]:
     Whether it rolls is only asked of what moves sideways and does not look the same from every side.
     """
     item = clip.item
-    table: dict[str, int | None] = {
-        name: None if (word := getattr(item, name)) is None else words.index(word) for name, words in WORDS.items()
-    }
     round_and_plain = item.shape in (None, "circle", "ring") and item.texture in (None, "plain")
-    table["background"] = None if clip.background is None else BACKGROUNDS.index(clip.background)
-    table["motion"] = None if clip.motion is None else MOTIONS.index(clip.motion)
-    table["speed"] = None if clip.speed is None else SPEEDS.index(clip.speed)
-    table["rolling"] = int(clip.rolling) if clip.motion in ("left", "right") and not round_and_plain else None
-    return table
+    spoken = {
+        **{name: (words, getattr(item, name)) for name, words in WORDS.items()},
+        "background": (BACKGROUNDS, clip.background),
+        "motion": (MOTIONS, clip.motion),
+        "speed": (SPEEDS, clip.speed),
+    }
+    codes = {name: None if word is None else words.index(word) for name, (words, word) in spoken.items()}
+    return codes | {"rolling": int(clip.rolling) if clip.motion in ("left", "right") and not round_and_plain else None}
 
 
 def judge_clips(logits: Mapping[str, Tensor], clips: Sequence[Clip]) -> list[dict[str, bool | None]]:
