@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks import command_line
 from stepvar.kernels import decoder, fp8, ops
+from stepvar.kernels.norm import Norm
 from stepvar.models.hart.config import RELEASED as HART
 from stepvar.models.infinity.config import CONFIGS as INFINITY
 from stepvar.models.infinity_star.config import CONFIGS as STAR
@@ -90,7 +91,7 @@ def flattened(outcome: Outcome) -> list[Tensor]:
     return [tensor for part in outcome if part is not None for tensor in flattened(part)]
 
 
-def normed(x: Tensor, norm: ops.Norm) -> Tensor:
+def normed(x: Tensor, norm: Norm) -> Tensor:
     if norm.kind == "layer":
         x = x - x.mean(-1, keepdim=True)
     x = x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
@@ -106,10 +107,10 @@ def norm_cases(given: Inputs) -> Iterator[Case]:
         gate, scale, shift = given.random(2, 3, width).unsqueeze(2).unbind(1)
         weight, bias = given.random(2, width)
         norm = {
-            "layer": ops.Norm("layer", scale=scale, shift=shift),
-            "affine": ops.Norm("layer", weight=weight, bias=bias),
-            "rms": ops.Norm("rms", weight=weight),
-            "rms modulated": ops.Norm("rms", weight=weight, scale=scale, shift=shift),
+            "layer": Norm("layer", scale=scale, shift=shift),
+            "affine": Norm("layer", weight=weight, bias=bias),
+            "rms": Norm("rms", weight=weight),
+            "rms modulated": Norm("rms", weight=weight, scale=scale, shift=shift),
         }.get(kind)
 
         def reference() -> Outcome:
@@ -179,7 +180,7 @@ def attention_cases(given: Inputs) -> Iterator[Case]:
         def reference() -> Outcome:
             q, k, v = (part.double().unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in parts)
             if kind == "rms":
-                q, k = (normed(q, ops.Norm("rms", weight=q_weight)), normed(k, ops.Norm("rms", weight=k_weight)))
+                q, k = (normed(q, Norm("rms", weight=q_weight)), normed(k, Norm("rms", weight=k_weight)))
             elif kind == "scaled":
                 q = 0.3 * q
             else:
@@ -296,7 +297,7 @@ def fp8_cases(given: Inputs) -> Iterator[Case]:
     config = INFINITY["2b"]
     x = given.random(2, given.tokens(64), config.width)
     hidden = given.random(2, given.tokens(64), config.ffn_width, dtype=HALF)
-    norm = ops.Norm("layer")
+    norm = Norm("layer")
     yield Case(
         "add_norm_quantised, Infinity-2B",
         lambda: fp8.add_norm_quantised(x, None, None, norm),

@@ -161,7 +161,7 @@ def make_settings(schedule: ScaleSchedule, guidance: float | Sequence[float] = 3
 
 
 @dataclass
-class Drawn(Generic[State]):
+class Generation(Generic[State]):
     """What a generation went through."""
 
     record: dict[str, Tensor]
@@ -197,7 +197,7 @@ class Drawn(Generic[State]):
         return [self.record[name] for name in names if name in self.record]
 
 
-def draw(
+def generate_infinity(
     model: Infinity,
     settings: Settings,
     method: Method | None = None,
@@ -205,21 +205,21 @@ def draw(
     negative: TextFeatures | None = None,
     first: int = 0,
     forced: Mapping[int, Tensor] | None = None,
-) -> Drawn[InfinityState]:
+) -> Generation[InfinityState]:
     """Generates; image i has the seed ``first + i``; ``forced`` are bits (B, N, d) by pass in place of sampled ones."""
     text = text or make_text((5,), first)
     recording = RecordingInfinity(model, {})
-    return _draw(recording, TextCondition(text, negative), len(text), settings, method, first, forced)
+    return _generate(recording, TextCondition(text, negative), len(text), settings, method, first, forced)
 
 
-def draw_classes(
+def generate_var(
     model: VAR, settings: Settings, method: Method | None = None, labels: Sequence[int] = (3,), first: int = 0
-) -> Drawn[VARState]:
+) -> Generation[VARState]:
     """Generates; image i has the seed ``first + i``."""
-    return _draw(RecordingVAR(model, {}), ClassCondition(tuple(labels)), len(labels), settings, method, first)
+    return _generate(RecordingVAR(model, {}), ClassCondition(tuple(labels)), len(labels), settings, method, first)
 
 
-def draw_video(
+def generate_star(
     model: InfinityStar,
     settings: Settings,
     method: Method | None = None,
@@ -227,22 +227,22 @@ def draw_video(
     negative: TextFeatures | None = None,
     first: int = 0,
     forced: Mapping[int, Tensor] | None = None,
-) -> Drawn[StarState]:
+) -> Generation[StarState]:
     """Generates; video i has the seed ``first + i``; ``forced`` are bits (B, N, d) by pass in place of sampled ones."""
     text = text or make_text((5,), first)
     recording = RecordingStar(model, {})
-    return _draw(recording, VideoCondition(text, negative), len(text), settings, method, first, forced)
+    return _generate(recording, VideoCondition(text, negative), len(text), settings, method, first, forced)
 
 
-def draw_context(
+def generate_hart(
     model: HART, settings: Settings, method: Method | None = None, text: ContextFeatures | None = None, first: int = 0
-) -> Drawn[HARTState]:
+) -> Generation[HARTState]:
     """Generates; image i has the seed ``first + i``."""
     text = text or make_context((3,), first)
-    return _draw(RecordingHART(model, {}), text, len(text), settings, method, first)
+    return _generate(RecordingHART(model, {}), text, len(text), settings, method, first)
 
 
-def _draw(
+def _generate(
     model: RecordingModel[Any, State],
     condition: Any,
     samples: int,
@@ -250,11 +250,11 @@ def _draw(
     method: Method | None,
     first: int,
     forced: Mapping[int, Tensor] | None = None,
-) -> Drawn[State]:
+) -> Generation[State]:
     noise, method, recorder = SeededNoise(range(first, first + samples)), method or Method(), Recorder()
     plan = method.plan(replace(settings, forced=frozenset(forced or ())), model.info, samples)
     state = generate(model, condition, plan, method, noise, forced, recorder)
-    return Drawn(model.record, state, plan, recorder.selections)
+    return Generation(model.record, state, plan, recorder.selections)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.checkpoints import fill_module, read_weights, save_weights
+from stepvar.checkpoints import fill_module, read_state, save_weights
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.evaluation.scenes.grammar import held_out_scenes
 from stepvar.evaluation.scenes.render import render
@@ -102,7 +102,7 @@ def train(
     torch.manual_seed(seed)
     tokenizer = BitTokenizer(preset.model.tokenizer)
     if init is not None:
-        fill_module(tokenizer, read_weights(init), str(init))
+        fill_module(tokenizer, read_state(init), str(init))
         tokenizer.encoder.requires_grad_(False)
     tokenizer.to(device)
     mean = averaged(tokenizer, 0.999)

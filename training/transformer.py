@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.checkpoints import fill_module, read_weights, save_model
+from stepvar.checkpoints import fill_module, read_state, save_model
 from stepvar.core.stack import run_dense
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.models.infinity import Infinity, schedule_for
@@ -82,7 +82,9 @@ class TextToBits(nn.Module):
         transformer = self.transformer
         features = self.text(words, lengths)
         null = transformer.null_text(len(features), features.shape[1])
-        mask = None if min(lengths) == features.shape[1] else length_mask(lengths, features.shape[1]).to(features.device)
+        mask = (
+            None if min(lengths) == features.shape[1] else length_mask(lengths, features.shape[1]).to(features.device)
+        )
         features = torch.where(dropped[:, None, None], null, features)
         condition = transformer.condition(features, mask)
         x = torch.cat([transformer.first_tokens(condition), transformer.word_embed(tokens)], dim=1)
@@ -218,7 +220,7 @@ def bit_loss(logits: Tensor, targets: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    fill_module(module, read_weights(path), str(path))
+    fill_module(module, read_state(path), str(path))
 
 
 class Trainer:

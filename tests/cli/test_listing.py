@@ -62,7 +62,7 @@ def test_info_of_files_without_settings(run, tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg")
     assert "JPEG" in run("info", "photo.jpg").error()
     (tmp_path / "text.png").write_text("no picture")
-    assert "not a picture" in run("info", "text.png").error()
+    assert "not an image" in run("info", "text.png").error()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from stepvar.core.plan import Plan, Settings, Step, resolve
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.methods import FastVAR, SkipLast
 from tests.core.test_tokens import VIDEO
-from tests.helpers import SQUARE, draw, equal_everywhere, make_model, make_settings
+from tests.helpers import SQUARE, equal_everywhere, generate_infinity, make_model, make_settings
 
 DEPTH = 3
 
@@ -151,14 +151,14 @@ def test_forced_scales_are_not_skipped() -> None:
 def test_forced_codes_are_taken_in_place_of_sampled_ones() -> None:
     """The bits that were sampled, forced: the rest of the image is the same."""
     model, settings = make_model(), make_settings(SQUARE)
-    drawn = draw(model, settings)
-    bits = {index: drawn.bits[index][:, 0].flatten(1, 2).long() for index in (0, 1, 2)}
-    again = draw(model, settings, forced=bits)
-    assert equal_everywhere(drawn.bits, again.bits)
-    assert torch.equal(drawn.state.latent, again.state.latent)
+    generated = generate_infinity(model, settings)
+    bits = {index: generated.bits[index][:, 0].flatten(1, 2).long() for index in (0, 1, 2)}
+    again = generate_infinity(model, settings, forced=bits)
+    assert equal_everywhere(generated.bits, again.bits)
+    assert torch.equal(generated.state.latent, again.state.latent)
     assert sorted(name for name in again.record if name.startswith("logits")) == ["logits_3", "logits_4"]
-    other = draw(model, settings, forced={0: 1 - bits[0]})
-    assert not equal_everywhere(drawn.bits[1:], other.bits[1:])
+    other = generate_infinity(model, settings, forced={0: 1 - bits[0]})
+    assert not equal_everywhere(generated.bits[1:], other.bits[1:])
     assert torch.equal(other.bits[0][:, 0].flatten(1, 2), 1 - bits[0])
 
 

@@ -77,7 +77,7 @@ def test_a_pass_takes_nothing_from_the_host(row: FamilyRow, case: str) -> None:
     model = on_meta(row)
     plan = method.plan(make_settings(row.schedule, 3.0), model.info, 2)
     staged = map_tensors(model.stage(row.condition(range(2)), plan, padded=True), lambda tensor: tensor.to("meta"))
-    tape = NoiseTape(MetaNoise())  # type: ignore[arg-type]
+    tape = NoiseTape(MetaNoise())
     with torch.inference_mode():
         method_state = method.start(plan)
         for attempt in range(2):  # tables are made in the first generation, which is never captured

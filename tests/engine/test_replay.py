@@ -10,7 +10,6 @@ import torch
 
 from stepvar.core.noise import SeededNoise
 from stepvar.core.report import Recorder
-from stepvar.engine import graphs
 from stepvar.engine.graphs import CapturedGeneration
 from stepvar.engine.noise import NoiseTape
 from stepvar.generation import generate
@@ -57,9 +56,9 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         def wait_stream(self, _: Any) -> None: ...
 
     for name in ("Stream", "stream", "current_stream"):
-        monkeypatch.setattr(graphs.torch.cuda, name, Nothing)
-    monkeypatch.setattr(graphs.torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(graphs.torch.cuda, "memory_allocated", lambda _: 0)
+        monkeypatch.setattr(torch.cuda, name, Nothing)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
 
 
 @pytest.mark.parametrize("method", ["dense", "stepvar", "fastvar", "stepvar+drop-guidance", "sparsevar"])

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stepvar.kernels import decoder, fp8, ops
+from stepvar.kernels import decoder, fp8
+from stepvar.kernels.norm import Norm
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -75,7 +76,7 @@ def test_what_is_quantised_behind_an_operation_is_its_outcome() -> None:
     for got, expected in (
         (fp8.gelu_quantised(x), F.gelu(x, approximate="tanh")),
         (fp8.swiglu_quantised(x, up), F.silu(x) * up),
-        (fp8.add_norm_quantised(x, up, None, ops.Norm("layer"))[1], F.layer_norm(x + up, (64,), eps=1e-6)),
+        (fp8.add_norm_quantised(x, up, None, Norm("layer"))[1], F.layer_norm(x + up, (64,), eps=1e-6)),
     ):
         quantised = fp8.quantise_rows(expected)
         assert torch.equal(got.values.float(), quantised.values.float()) and torch.equal(got.scale, quantised.scale)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stepvar.kernels import decoder, fp8, ops
+from stepvar.kernels.norm import Norm
 
 pytest.importorskip("triton")
 
@@ -303,7 +304,7 @@ def check_quantised(got: fp8.Quantised, expected: fp8.Quantised) -> None:
 def test_quantised_rows(width: int) -> None:
     x, up = random(2, 3, width, dtype=HALF), random(2, 3, width, seed=1, dtype=HALF)
     x[0, 1] = 0
-    norm = ops.Norm("layer")
+    norm = Norm("layer")
     got = [fp8.quantise_rows(x), fp8.gelu_quantised(x), fp8.swiglu_quantised(x, up)]
     total, normed = fp8.add_norm_quantised(x.float(), up, None, norm)
     with ops.kernels("plain"):

@@ -78,8 +78,6 @@ def test_difference_is_amplified_and_clipped() -> None:
 def test_enlarge_keeps_the_shape_and_never_shrinks() -> None:
     assert enlarge(plain(32, 16)).size == (TILE, TILE // 2)
     assert enlarge(plain(TILE + 5, 10)).size == (TILE + 5, 10)
-    small = Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255]]], dtype=np.uint8))
-    assert set(np.unique(np.asarray(enlarge(small, smooth=False)))) == {0, 255}
 
 
 def test_sheet_places_every_image_below_its_title() -> None:
@@ -110,7 +108,7 @@ def test_sheet_has_cells_of_one_size_and_breaks_long_lines() -> None:
 
 
 def test_sheet_refuses_nothing() -> None:
-    with pytest.raises(UsageError, match="0 pictures"):
+    with pytest.raises(UsageError, match="0 images"):
         contact_sheet([], 2)
     with pytest.raises(UsageError, match="0 columns"):
         contact_sheet([("a", plain())], 0)

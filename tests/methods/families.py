@@ -36,7 +36,7 @@ class FamilyRow:
 
     Attributes:
         family: its name in the registry.
-        schedule: what is drawn; t > 1 for a family that draws videos, not square for one that draws other shapes.
+        schedule: what is generated; t > 1 for a family that draws videos, not square for one that draws other shapes.
         model: makes the model.
         condition: from the places of the images in the batch to what they show; the same image for the same place.
         first_tokens: tokens that the first pass runs beside those of its grid.

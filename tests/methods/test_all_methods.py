@@ -14,16 +14,16 @@ from stepvar.models.infinity import Infinity
 from tests.helpers import (
     SQUARE,
     WIDE,
-    draw,
     equal_everywhere,
+    generate_infinity,
     make_settings,
 )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_images_can_be_decoded(tiny_model: Infinity, name: str) -> None:
-    drawn = draw(tiny_model, make_settings(WIDE), make_method(name))
-    pixels = tiny_model.decode(drawn.state)
+    generated = generate_infinity(tiny_model, make_settings(WIDE), make_method(name))
+    pixels = tiny_model.decode(generated.state)
     assert pixels.shape == (1, 3, 2 * 6, 2 * 9)
     assert pixels.abs().max() <= 1 and pixels.std() > 0.01
 
@@ -50,7 +50,10 @@ def test_unknown_names_and_settings_say_what_exists() -> None:
 @pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
 def test_skipping_scales_shifts_no_draw(tiny_model: Infinity, schedule: ScaleSchedule) -> None:
     settings = make_settings(schedule)
-    dense, short = draw(tiny_model, settings, Dense()), draw(tiny_model, settings, SkipLast(2))
+    dense, short = (
+        generate_infinity(tiny_model, settings, Dense()),
+        generate_infinity(tiny_model, settings, SkipLast(2)),
+    )
     assert len(short.steps) == len(schedule) - 2
     assert equal_everywhere(short.bits, dense.bits[:-2])
     assert equal_everywhere(short.logits, dense.logits[:-2])

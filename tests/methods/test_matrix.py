@@ -142,12 +142,12 @@ def test_matrix(case: str, row: FamilyRow, guidance: str) -> None:
         torch.testing.assert_close(together[1:], single, atol=5e-4, rtol=0)
 
 
-def check_counts(row: FamilyRow, method: Method, drawn: Generation) -> None:
+def check_counts(row: FamilyRow, method: Method, generated: Generation) -> None:
     """What was planned is what ran, and what is reported."""
-    for step, scale in zip(drawn.plan.steps, drawn.report.scales, strict=True):
+    for step, scale in zip(generated.plan.steps, generated.report.scales, strict=True):
         depth, extra = len(step.tokens), row.first_tokens if step.index == 0 else 0
         assert step.tokens == tuple(method.tokens_at(step, layer, depth) for layer in range(depth))
-        assert [drawn.tokens[(step.index, layer)] - extra for layer in range(depth)] == list(step.tokens)
+        assert [generated.tokens[(step.index, layer)] - extra for layer in range(depth)] == list(step.tokens)
         assert scale.kept == min(step.tokens) and scale.tokens == step.grid.size
         assert scale.branches == step.branches
 
@@ -167,8 +167,8 @@ def test_half_precision(row: FamilyRow) -> None:
     model = row.model.__wrapped__().bfloat16()  # type: ignore[attr-defined]
     row = replace(row, model=lambda: model)
     for case in CASES.values():
-        drawn = run(row, make_settings(row.schedule), case(), [0, 1])
-        assert torch.isfinite(drawn.latent).all()
+        generated = run(row, make_settings(row.schedule), case(), [0, 1])
+        assert torch.isfinite(generated.latent).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -208,5 +208,5 @@ def test_a_method_of_ones_own_composes_with_the_others() -> None:
     """What is not in the registry works as well: the seam asks for no name."""
     row, plan = ROWS[0], make_settings(ROWS[0].schedule)
     seen = Seen(make_method("stepvar"))
-    drawn = run(row, plan, Compose(seen, make_method("drop-guidance")), [0])
-    assert drawn.plan.steps[-1].branches == 1 and seen.tokens == drawn.tokens
+    generated = run(row, plan, Compose(seen, make_method("drop-guidance")), [0])
+    assert generated.plan.steps[-1].branches == 1 and seen.tokens == generated.tokens

@@ -26,7 +26,7 @@ from stepvar.methods.pruning import Propagated, Pruning, Scope
 from stepvar.methods.restoration import RESTORATIONS, Anchors, Blend
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
-from tests.helpers import SQUARE, WIDE, draw, draw_classes, equal_everywhere, make_settings, make_text
+from tests.helpers import SQUARE, WIDE, equal_everywhere, generate_infinity, generate_var, make_settings, make_text
 from tests.methods.helpers import noting_states, plan_of
 
 SELECTIONS = [name for name, method in METHODS.items() if issubclass(method, Pruning)]
@@ -45,8 +45,10 @@ def test_fastvar_is_one_point_of_the_product(tiny_model: Infinity, tiny_var: VAR
     fast = FastVAR(prune=(0.25, 0.5), skip=0, blocks_before=1, blocks_after=1)
     ours = Magnitude(centred=True, keep=(0.75, 0.5), **AS_FASTVAR)
     plan, text = make_settings(SQUARE, guidance), make_text((5, 3))
-    assert equal_everywhere(draw(tiny_model, plan, fast, text).logits, draw(tiny_model, plan, ours, text).logits)
-    one, other = draw_classes(tiny_var, plan, fast, (3, 7)), draw_classes(tiny_var, plan, ours, (3, 7))
+    assert equal_everywhere(
+        generate_infinity(tiny_model, plan, fast, text).logits, generate_infinity(tiny_model, plan, ours, text).logits
+    )
+    one, other = generate_var(tiny_var, plan, fast, (3, 7)), generate_var(tiny_var, plan, ours, (3, 7))
     assert equal_everywhere(one.logits, other.logits) and one.state.cache.lengths == other.state.cache.lengths
 
 
@@ -54,7 +56,9 @@ def test_fastvar_with_skipped_scales_is_too(tiny_model: Infinity) -> None:
     fast = FastVAR(prune=(0.25,), skip=1, blocks_before=1, blocks_after=1)
     ours = Compose(Magnitude(centred=True, keep=(0.75, 1.0), **AS_FASTVAR), SkipLast(1))
     settings = make_settings(SQUARE)
-    assert equal_everywhere(draw(tiny_model, settings, fast).logits, draw(tiny_model, settings, ours).logits)
+    assert equal_everywhere(
+        generate_infinity(tiny_model, settings, fast).logits, generate_infinity(tiny_model, settings, ours).logits
+    )
 
 
 @pytest.mark.parametrize("scope", get_args(Scope))
@@ -63,17 +67,19 @@ def test_fastvar_with_skipped_scales_is_too(tiny_model: Infinity) -> None:
 def test_every_restoration_at_every_depth(tiny_model: Infinity, restore: str, what: str, scope: str) -> None:
     method = make_method("stepvar", keep=(0.75, 0.5), restore=restore, propagate=what, scope=scope)
     plan, text = make_settings(WIDE), make_text((5, 3))
-    drawn = draw(tiny_model, plan, method, text)
-    assert all(torch.isfinite(logits).all() for logits in drawn.logits)
-    cache = drawn.state.cache
+    generated = generate_infinity(tiny_model, plan, method, text)
+    assert all(torch.isfinite(logits).all() for logits in generated.logits)
+    cache = generated.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys] == [sum((1, 4, 6, 24, 26, 27))] * 4
     per_scale = {"stack": 1, "block": 4, "sublayer": 12}[scope]
-    assert [len(drawn.kept(step)) for step in drawn.steps] == [0] * 4 + [per_scale] * 2
-    assert equal_everywhere(draw(tiny_model, plan, text=text).logits[:-2], drawn.logits[:-2])
-    alone = draw(tiny_model, plan, method, make_text((3,), 1), first=1)
-    torch.testing.assert_close(drawn.logits[-1][1:], alone.logits[-1], atol=2e-4, rtol=0)
+    assert [len(generated.kept(step)) for step in generated.steps] == [0] * 4 + [per_scale] * 2
+    assert equal_everywhere(generate_infinity(tiny_model, plan, text=text).logits[:-2], generated.logits[:-2])
+    alone = generate_infinity(tiny_model, plan, method, make_text((3,), 1), first=1)
+    torch.testing.assert_close(generated.logits[-1][1:], alone.logits[-1], atol=2e-4, rtol=0)
     everything = make_method("stepvar", keep=1.0, restore=restore, propagate=what, scope=scope)
-    assert equal_everywhere(draw(tiny_model, plan, everything).logits, draw(tiny_model, plan).logits)
+    assert equal_everywhere(
+        generate_infinity(tiny_model, plan, everything).logits, generate_infinity(tiny_model, plan).logits
+    )
 
 
 @pytest.mark.parametrize("restore", RESTORATIONS)
@@ -83,21 +89,24 @@ def test_every_selection_with_every_restoration(tiny_var: VAR, name: str, restor
         with pytest.raises(UsageError, match="anchors cover the map already"):
             make_method(name, restore=restore)
         return
-    drawn = draw_classes(tiny_var, make_settings(SQUARE), make_method(name, restore=restore), (3, 7))
-    cache = drawn.state.cache
+    generated = generate_var(tiny_var, make_settings(SQUARE), make_method(name, restore=restore), (3, 7))
+    cache = generated.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys] and min(cache.lengths) < SQUARE.size
-    assert torch.isfinite(drawn.state.latent).all()
+    assert torch.isfinite(generated.state.latent).all()
 
 
 def test_restorations_differ(tiny_model: Infinity) -> None:
     settings = make_settings(SQUARE)
-    drawn = {name: draw(tiny_model, settings, make_method("stepvar", restore=name)).logits[-1] for name in RESTORATIONS}
-    blends = draw(tiny_model, settings, StepVAR(restore=Blend(2))).logits[-1]
-    finer = draw(tiny_model, settings, StepVAR(restore=Anchors(2))).logits[-1]
-    different = [*drawn.values(), blends, finer]
+    generated = {
+        name: generate_infinity(tiny_model, settings, make_method("stepvar", restore=name)).logits[-1]
+        for name in RESTORATIONS
+    }
+    blends = generate_infinity(tiny_model, settings, StepVAR(restore=Blend(2))).logits[-1]
+    finer = generate_infinity(tiny_model, settings, StepVAR(restore=Anchors(2))).logits[-1]
+    different = [*generated.values(), blends, finer]
     assert not any(torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
-    named = draw(tiny_model, settings, make_method("stepvar:blend")).logits[-1]
-    assert torch.equal(named, drawn["blend"])
+    named = generate_infinity(tiny_model, settings, make_method("stepvar:blend")).logits[-1]
+    assert torch.equal(named, generated["blend"])
 
 
 def test_anchors_are_always_kept() -> None:
@@ -112,7 +121,7 @@ def test_anchors_are_always_kept() -> None:
 
 def test_cached_restoration_needs_something_to_cache(tiny_model: Infinity) -> None:
     with pytest.raises(UsageError, match="restore='cached': needs a scale that is not pruned"):
-        draw(tiny_model, make_settings(ScaleSchedule(SQUARE.grids[1:])), StepVAR(last=4, restore="cached"))
+        generate_infinity(tiny_model, make_settings(ScaleSchedule(SQUARE.grids[1:])), StepVAR(last=4, restore="cached"))
 
 
 def test_the_last_scale_that_is_not_pruned_is_cached(tiny_model: Infinity) -> None:
@@ -120,8 +129,8 @@ def test_the_last_scale_that_is_not_pruned_is_cached(tiny_model: Infinity) -> No
     settings = make_settings(SQUARE)
     kind, states = noting_states(StepVAR)
     method = kind(keep=(0.5, 1.0, 0.5), restore="cached", propagate="update")
-    drawn = draw(tiny_model, settings, method)
-    assert [len(drawn.kept(step)) for step in drawn.steps] == [0, 0, 1, 0, 1]
+    generated = generate_infinity(tiny_model, settings, method)
+    assert [len(generated.kept(step)) for step in generated.steps] == [0, 0, 1, 0, 1]
     assert states[0].sources == {1, 3}
     past = states[0].cached[0]
     assert past.grid == SQUARE[3] and past.values.shape == (2, 36, 64)
@@ -130,7 +139,7 @@ def test_the_last_scale_that_is_not_pruned_is_cached(tiny_model: Infinity) -> No
 @pytest.mark.parametrize("method", [LatentDelta(last=4), SparseVAR(keep=(0.1,) * 4)], ids=str)
 def test_the_first_scale_has_nothing_before_it(tiny_model: Infinity, method: Pruning) -> None:
     with pytest.raises(UsageError, match=r"selects by the scale before.*prune at most the last 3 scales"):
-        draw(tiny_model, make_settings(ScaleSchedule(SQUARE.grids[1:])), method)
+        generate_infinity(tiny_model, make_settings(ScaleSchedule(SQUARE.grids[1:])), method)
 
 
 def test_texts_name_restorations() -> None:

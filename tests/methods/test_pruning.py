@@ -23,9 +23,9 @@ from tests.helpers import (
     TINY,
     TINY_VAR,
     WIDE,
-    draw,
-    draw_classes,
     equal_everywhere,
+    generate_infinity,
+    generate_var,
     make_settings,
     make_text,
 )
@@ -126,15 +126,15 @@ def test_a_sequence_counts_from_the_end() -> None:
 def test_at_least_one_token_is_kept(tiny_model: Infinity) -> None:
     method = HighPass(keep=1e-9, last=5)
     assert counts(method) == [1] * 5
-    drawn = draw(tiny_model, make_settings(SQUARE), method)
-    assert [bits.shape[2:4] for bits in drawn.bits] == [(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)]
-    assert all(torch.isfinite(logits).all() for logits in drawn.logits)
+    generated = generate_infinity(tiny_model, make_settings(SQUARE), method)
+    assert [bits.shape[2:4] for bits in generated.bits] == [(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)]
+    assert all(torch.isfinite(logits).all() for logits in generated.logits)
 
 
 @pytest.mark.parametrize("method", [HighPass(keep=1), StepVAR(keep=1.0, last=5, scope="block"), PCA(keep=(1.0, 1))])
 def test_keeping_everything_is_dense_to_the_bit(tiny_model: Infinity, method: Pruning) -> None:
     settings = make_settings(WIDE)
-    dense, kept = draw(tiny_model, settings), draw(tiny_model, settings, method)
+    dense, kept = generate_infinity(tiny_model, settings), generate_infinity(tiny_model, settings, method)
     assert equal_everywhere(dense.logits, kept.logits)
     assert torch.equal(dense.state.latent, kept.state.latent)
     assert work(dense.plan) == work(kept.plan)
@@ -142,7 +142,7 @@ def test_keeping_everything_is_dense_to_the_bit(tiny_model: Infinity, method: Pr
 
 def test_pruning_changes_late_scales_only(tiny_model: Infinity) -> None:
     settings = make_settings(SQUARE)
-    dense, pruned = draw(tiny_model, settings), draw(tiny_model, settings, HighPass(keep=0.5))
+    dense, pruned = generate_infinity(tiny_model, settings), generate_infinity(tiny_model, settings, HighPass(keep=0.5))
     assert equal_everywhere(dense.logits[:-1], pruned.logits[:-1])
     assert not torch.equal(dense.logits[-1], pruned.logits[-1])
     assert work(pruned.plan) < work(dense.plan)
@@ -178,7 +178,7 @@ def test_highest_scores_are_kept() -> None:
 
 def test_spans_leave_outer_blocks_dense(tiny_model: Infinity) -> None:
     method = WatchedHighPass(keep=0.5, blocks_before=1, blocks_after=2)
-    draw(tiny_model, make_settings(SQUARE), method)
+    generate_infinity(tiny_model, make_settings(SQUARE), method)
     for sublayer in ("self", "cross", "ffn"):
         assert [method.seen[(4, layer, sublayer)] for layer in range(4)] == [64, 32, 64, 64]
         assert [method.seen[(3, layer, sublayer)] for layer in range(4)] == [36] * 4
@@ -190,14 +190,15 @@ def test_spans_leave_outer_blocks_dense(tiny_model: Infinity) -> None:
 def test_empty_span_is_dense(tiny_model: Infinity, outside: dict[str, Any]) -> None:
     settings = make_settings(SQUARE)
     assert equal_everywhere(
-        draw(tiny_model, settings).logits, draw(tiny_model, settings, HighPass(keep=0.5, **outside)).logits
+        generate_infinity(tiny_model, settings).logits,
+        generate_infinity(tiny_model, settings, HighPass(keep=0.5, **outside)).logits,
     )
 
 
 def test_scope_says_how_often_tokens_are_selected(tiny_model: Infinity) -> None:
     settings = make_settings(SQUARE)
-    once = draw(tiny_model, settings, HighPass(keep=0.5, blocks_before=1))
-    each = draw(tiny_model, settings, HighPass(keep=0.5, blocks_before=1, scope="block"))
+    once = generate_infinity(tiny_model, settings, HighPass(keep=0.5, blocks_before=1))
+    each = generate_infinity(tiny_model, settings, HighPass(keep=0.5, blocks_before=1, scope="block"))
     assert [len(once.kept(step)) for step in once.steps] == [0, 0, 0, 0, 1]
     assert [len(each.kept(step)) for step in each.steps] == [0, 0, 0, 0, 3]
     assert torch.equal(once.kept(once.steps[4])[0], each.kept(each.steps[4])[0])
@@ -230,12 +231,12 @@ def test_separate_selections_follow_each_branch() -> None:
 
 def test_separate_needs_guidance_outside_the_stack(tiny_model: Infinity) -> None:
     method = HighPass(keep=0.5, branches="separate")
-    assert len(draw(tiny_model, make_settings(SQUARE), method).bits) == 5
+    assert len(generate_infinity(tiny_model, make_settings(SQUARE), method).bits) == 5
     for places in ((-2,), (0, -1)):
         with pytest.raises(UsageError, match=r"branches='separate'.*use 'shared'"):
-            draw(tiny_model, make_settings(SQUARE, cfg_layers=places), method)
+            generate_infinity(tiny_model, make_settings(SQUARE, cfg_layers=places), method)
     # Without guidance nothing is combined, and there is nothing to forbid.
-    assert len(draw(tiny_model, make_settings(SQUARE, 1.0, cfg_layers=(-2,)), method).bits) == 5
+    assert len(generate_infinity(tiny_model, make_settings(SQUARE, 1.0, cfg_layers=(-2,)), method).bits) == 5
 
 
 @pytest.mark.parametrize(
@@ -250,8 +251,8 @@ def test_separate_needs_guidance_outside_the_stack(tiny_model: Infinity) -> None
 )
 @pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
 def test_caches_are_filled_to_the_last_place(tiny_model: Infinity, schedule: Any, settings: dict[str, Any]) -> None:
-    drawn = draw(tiny_model, make_settings(schedule), StepVAR(**settings))
-    cache = drawn.state.cache
+    generated = generate_infinity(tiny_model, make_settings(schedule), StepVAR(**settings))
+    cache = generated.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys]
     assert len(cache.lengths) == TINY.depth and min(cache.lengths) < schedule.size
 
@@ -268,8 +269,8 @@ def test_caches_are_filled_to_the_last_place(tiny_model: Infinity, schedule: Any
 )
 def test_absolute_positions_are_pruned_along(tiny_var: VAR, settings: dict[str, Any]) -> None:
     given = make_settings(SQUARE)
-    dense = draw_classes(tiny_var, given, labels=(3, 7))
-    pruned = draw_classes(tiny_var, given, StepVAR(**settings), labels=(3, 7))
+    dense = generate_var(tiny_var, given, labels=(3, 7))
+    pruned = generate_var(tiny_var, given, StepVAR(**settings), labels=(3, 7))
     cache = pruned.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys]
     assert len(cache.lengths) == TINY_VAR.depth and min(cache.lengths) < SQUARE.size
@@ -281,17 +282,17 @@ def test_absolute_positions_are_pruned_along(tiny_var: VAR, settings: dict[str, 
 def test_keeping_everything_is_dense_for_classes_too(tiny_var: VAR) -> None:
     settings = make_settings(SQUARE)
     dense, kept = (
-        draw_classes(tiny_var, settings),
-        draw_classes(tiny_var, settings, StepVAR(keep=1.0, last=5, scope="block")),
+        generate_var(tiny_var, settings),
+        generate_var(tiny_var, settings, StepVAR(keep=1.0, last=5, scope="block")),
     )
     assert equal_everywhere(dense.logits, kept.logits) and torch.equal(dense.state.latent, kept.state.latent)
 
 
 def test_random_choice_is_that_of_the_seed(tiny_model: Infinity) -> None:
     settings = make_settings(SQUARE)
-    batch = draw(tiny_model, settings, Random(keep=0.5), make_text(LENGTHS)).selections[4][0]
-    alone = draw(tiny_model, settings, Random(keep=0.5)).selections[4][0]
-    other = draw(tiny_model, settings, Random(keep=0.5, seed=1)).selections[4][0]
+    batch = generate_infinity(tiny_model, settings, Random(keep=0.5), make_text(LENGTHS)).selections[4][0]
+    alone = generate_infinity(tiny_model, settings, Random(keep=0.5)).selections[4][0]
+    other = generate_infinity(tiny_model, settings, Random(keep=0.5, seed=1)).selections[4][0]
     assert batch.tolist() == alone.tolist() * 3
     assert not torch.equal(alone, other)
     step = late_step(branches=1)

@@ -13,7 +13,7 @@ from stepvar.errors import UsageError
 from stepvar.methods import PruningState, StepVAR, make_method
 from stepvar.methods.restoration import nearest_kept
 from stepvar.models.infinity_star import InfinityStar
-from tests.helpers import CLIPS, SQUARE, draw_video, equal_everywhere, make_settings, make_star, make_text
+from tests.helpers import CLIPS, SQUARE, equal_everywhere, generate_star, make_settings, make_star, make_text
 from tests.methods.helpers import plan_of
 
 
@@ -28,13 +28,13 @@ def last_step() -> Step:
 
 def test_every_frame_keeps_as_many(star: InfinityStar) -> None:
     method = StepVAR(keep=0.3, last=1, selection="frame", context_clips="pruned")
-    drawn = draw_video(star, make_settings(CLIPS), method, make_text((5, 3)))
-    (kept,) = drawn.kept(drawn.steps[-1])
-    assert method.count_at(drawn.steps[-1]) == 3 * round(0.3 * 24) == kept.shape[1]
+    generated = generate_star(star, make_settings(CLIPS), method, make_text((5, 3)))
+    (kept,) = generated.kept(generated.steps[-1])
+    assert method.count_at(generated.steps[-1]) == 3 * round(0.3 * 24) == kept.shape[1]
     for row in kept:
         assert (row // 24).bincount(minlength=3).tolist() == [7, 7, 7]
         assert row.tolist() == sorted(set(row.tolist()))
-    assert drawn.state.cache.lengths == [5 + 21] * 3
+    assert generated.state.cache.lengths == [5 + 21] * 3
 
 
 def test_the_best_of_each_frame_are_kept() -> None:
@@ -66,25 +66,25 @@ def test_what_the_next_clip_sees_is_left_dense(star: InfinityStar) -> None:
     settings = make_settings(CLIPS)
     final = [clip[-1] for clip in settings.clips]
     for context_clips in ("dense", "pruned"):
-        drawn = draw_video(star, settings, StepVAR(keep=0.5, last=1, context_clips=context_clips))
-        assert set(drawn.selections) == (set(final) if context_clips == "pruned" else {final[2]})
-        assert [drawn.steps[index].is_context for index in final] == [True, True, False]
+        generated = generate_star(star, settings, StepVAR(keep=0.5, last=1, context_clips=context_clips))
+        assert set(generated.selections) == (set(final) if context_clips == "pruned" else {final[2]})
+        assert [generated.steps[index].is_context for index in final] == [True, True, False]
     assert not any(step.is_context for step in plan_of(StepVAR(), SQUARE).steps)
     with pytest.raises(UsageError, match="context_clips='all': must be one of dense, pruned"):
         StepVAR(context_clips="all")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["stepvar", "coverage", "random", "high-pass", "stepvar:taper"])
-def test_methods_by_frame_draw(star: InfinityStar, name: str) -> None:
+def test_methods_by_frame_generate(star: InfinityStar, name: str) -> None:
     method = make_method(name, selection="frame", temporal_weight=2.0)
-    drawn = draw_video(star, make_settings(CLIPS), method)
-    assert drawn.kept(drawn.steps[-1])[0].shape[1] % 3 == 0
-    assert torch.isfinite(star.decode(drawn.state)).all()
+    generated = generate_star(star, make_settings(CLIPS), method)
+    assert generated.kept(generated.steps[-1])[0].shape[1] % 3 == 0
+    assert torch.isfinite(star.decode(generated.state)).all()
 
 
 def test_all_tokens_kept_is_dense(star: InfinityStar) -> None:
-    dense = draw_video(star, make_settings(CLIPS))
-    kept = draw_video(star, make_settings(CLIPS), StepVAR(keep=1.0, selection="frame", temporal_weight=3))
+    dense = generate_star(star, make_settings(CLIPS))
+    kept = generate_star(star, make_settings(CLIPS), StepVAR(keep=1.0, selection="frame", temporal_weight=3))
     assert equal_everywhere(dense.passes("logits"), kept.passes("logits"))
 
 

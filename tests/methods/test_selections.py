@@ -17,7 +17,7 @@ from stepvar.methods.coverage import cell_sides, lattice
 from stepvar.methods.pruning import Pruning, taper_factor
 from stepvar.methods.restoration import cell_positions, nearest_kept
 from stepvar.models.infinity import Infinity
-from tests.helpers import SQUARE, WIDE, Watch, draw, make_settings
+from tests.helpers import SQUARE, WIDE, Watch, generate_infinity, make_settings
 from tests.methods.helpers import noting_states, plan_of
 
 CPU = torch.device("cpu")
@@ -69,9 +69,9 @@ def test_latent_delta_sees_what_enters_the_blocks(tiny_model: Infinity) -> None:
     """Also for selections further up the stack."""
     settings = make_settings(WIDE)
     watch = Watch()
-    draw(tiny_model, settings, watch)
-    inside = draw(tiny_model, settings, LatentDelta(last=1, blocks_before=2)).selections[5]
-    outside = draw(tiny_model, settings, LatentDelta(last=1)).selections[5]
+    generate_infinity(tiny_model, settings, watch)
+    inside = generate_infinity(tiny_model, settings, LatentDelta(last=1, blocks_before=2)).selections[5]
+    outside = generate_infinity(tiny_model, settings, LatentDelta(last=1)).selections[5]
     assert torch.equal(inside[0], outside[0])
     assert len(watch.seen) == len(WIDE) * 12
 
@@ -100,8 +100,8 @@ def test_sparsevar_fills_from_anchors() -> None:
 
 def test_sparsevar_goes_on_from_pruned_scales(tiny_model: Infinity) -> None:
     kind, states = noting_states(SparseVAR)
-    drawn = draw(tiny_model, make_settings(SQUARE), kind(keep=(0.5, 0.5)))
-    assert [len(drawn.kept(step)) for step in drawn.steps] == [0, 0, 0, 1, 1]
+    generated = generate_infinity(tiny_model, make_settings(SQUARE), kind(keep=(0.5, 0.5)))
+    assert [len(generated.kept(step)) for step in generated.steps] == [0, 0, 0, 1, 1]
     assert states[0].block_error.values.shape == (2, 64, 1)
 
 
@@ -111,7 +111,7 @@ def test_sparsevar_goes_on_from_pruned_scales(tiny_model: Infinity) -> None:
 )
 def test_the_measuring_block_exists(tiny_model: Infinity, method: SparseVAR, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        draw(tiny_model, make_settings(SQUARE), method)
+        generate_infinity(tiny_model, make_settings(SQUARE), method)
 
 
 @pytest.mark.parametrize(

@@ -156,8 +156,8 @@ class Reference:
         return 0.5 * codes + 0.5 * F.conv2d(codes, self.t[f"{name}.weight"], self.t[f"{name}.bias"], padding=1)
 
     def diffuse(self, x: Tensor, indices: Tensor, t: float, noise: list[Tensor]) -> Tensor:
-        drawn = self.linear(self.t["quantize.embedding.weight"][indices], "word_embed").repeat(2, 1, 1)
-        z = self.norm(x + drawn, "decoder_norm")
+        embedded = self.linear(self.t["quantize.embedding.weight"][indices], "word_embed").repeat(2, 1, 1)
+        z = self.norm(x + embedded, "decoder_norm")
         sample, steps = noise[0], self.config.diffusion_steps
         kept = [round(i * 999 / (steps - 1)) for i in range(steps)]
         alphas, left = [], 1.0

@@ -20,10 +20,10 @@ from stepvar.text import ContextFeatures
 from tests.helpers import (
     SQUARE,
     TINY_HART,
-    Drawn,
+    Generation,
     Watch,
-    draw_context,
     equal_everywhere,
+    generate_hart,
     make_context,
     make_hart,
     make_settings,
@@ -63,19 +63,19 @@ def ramped(**settings: Any) -> Settings:
 def test_flavours_equal_the_slow_formulas(flavour: str) -> None:
     config = replace(TINY_HART, **FLAVOURS[flavour])
     model, text = make_hart(config), make_context((3, 5))
-    drawn = draw_context(model, ramped(top_k=1), text=text)
+    generated = generate_hart(model, ramped(top_k=1), text=text)
     last, shape = len(SQUARE) - 1, (2, 64, 6)
     noise = [SeededNoise((0, 1)).normal(last, index, shape, torch.device("cpu")) for index in range(8)]
     reference = Reference(config, model.transformer.state_dict(), model.tokenizer.state_dict())
     slow = reference.run(text.features, text.mask, text.places, 4.5, noise)
-    assert equal_everywhere(drawn.indices, slow["indices"])
-    torch.testing.assert_close(drawn.record[f"s{last:02}.hidden"], slow["hidden"], atol=5e-4, rtol=0)
-    torch.testing.assert_close(drawn.state.latent, slow["latent"], atol=5e-4, rtol=0)
+    assert equal_everywhere(generated.indices, slow["indices"])
+    torch.testing.assert_close(generated.record[f"s{last:02}.hidden"], slow["hidden"], atol=5e-4, rtol=0)
+    torch.testing.assert_close(generated.state.latent, slow["latent"], atol=5e-4, rtol=0)
 
 
 def test_flavours_differ() -> None:
     latents = [
-        draw_context(make_hart(replace(TINY_HART, **change)), ramped(top_k=1)).state.latent
+        generate_hart(make_hart(replace(TINY_HART, **change)), ramped(top_k=1)).state.latent
         for change in FLAVOURS.values()
     ]
     for index, latent in enumerate(latents):
@@ -90,22 +90,22 @@ def test_padding_is_attended_and_read(tiny: HART) -> None:
     features = text.features.clone()
     features[:, 3] += 1  # padding in the middle
     other = ContextFeatures(features, text.mask, text.places)
-    first, second = (draw_context(tiny, ramped(top_k=1), text=one) for one in (text, other))
+    first, second = (generate_hart(tiny, ramped(top_k=1), text=one) for one in (text, other))
     assert not torch.allclose(first.logits[0], second.logits[0])
 
 
 def test_rotation_starts_behind_the_text(tiny: HART) -> None:
     text = make_context((3,))
     moved = ContextFeatures(text.features, text.mask, text.places + 2)
-    first, second = (draw_context(tiny, make_settings(SQUARE, 1.0, top_k=1), text=one) for one in (text, moved))
+    first, second = (generate_hart(tiny, make_settings(SQUARE, 1.0, top_k=1), text=one) for one in (text, moved))
     # Text turns as a whole; maps do not, because their rows and columns share pairs of channels.
     torch.testing.assert_close(first.logits[0], second.logits[0], atol=1e-4, rtol=0)
     assert not torch.allclose(first.logits[1], second.logits[1], atol=1e-3)
 
 
 def test_unconditional_text_is_run_once(tiny: HART) -> None:
-    drawn = draw_context(tiny, ramped(top_k=1), text=make_context((3, 5, 2)))
-    cache, state = drawn.state.cache, drawn.state
+    generated = generate_hart(tiny, ramped(top_k=1), text=make_context((3, 5, 2)))
+    cache, state = generated.state.cache, generated.state
     assert state.null_hidden is not None and state.null_hidden.shape == (1, 1, 48)
     for keys in (*cache.keys, *cache.values):
         null = keys[3:, :, :5]
@@ -116,7 +116,7 @@ def test_unconditional_text_is_run_once(tiny: HART) -> None:
 def test_features_are_checked(tiny: HART) -> None:
     short = ContextFeatures.of(torch.zeros(1, 4, 12))
     with pytest.raises(UsageError, match="4 tokens and 12 channels: this model reads exactly 5 tokens"):
-        draw_context(tiny, ramped(), text=short)
+        generate_hart(tiny, ramped(), text=short)
     with pytest.raises(UsageError, match="NaN"):
         ContextFeatures.of(torch.full((1, 5, 12), float("nan")))
     with pytest.raises(UsageError, match=r"mask of shape \(1, 4\): must be \(1, 5\)"):
@@ -132,60 +132,60 @@ def test_features_are_checked(tiny: HART) -> None:
 
 
 def test_image_of_a_batch_is_the_one_generated_alone(tiny: HART) -> None:
-    batch = draw_context(tiny, ramped(smooth=SMOOTH), text=make_context((3, 5)))
+    batch = generate_hart(tiny, ramped(smooth=SMOOTH), text=make_context((3, 5)))
     for index, words in enumerate((3, 5)):
-        alone = draw_context(tiny, ramped(smooth=SMOOTH), text=make_context((words,), index), first=index)
+        alone = generate_hart(tiny, ramped(smooth=SMOOTH), text=make_context((words,), index), first=index)
         assert equal_everywhere([i[index : index + 1] for i in batch.indices], alone.indices)
         torch.testing.assert_close(batch.state.latent[index : index + 1], alone.state.latent, atol=2e-3, rtol=0)
 
 
 def test_seeds_repeat_and_methods_shift_nothing(tiny: HART) -> None:
-    first, again = (draw_context(tiny, ramped()) for _ in range(2))
+    first, again = (generate_hart(tiny, ramped()) for _ in range(2))
     assert torch.equal(first.state.latent, again.state.latent)
-    other = draw_context(tiny, ramped(), text=make_context((3,)), first=1)
+    other = generate_hart(tiny, ramped(), text=make_context((3,)), first=1)
     assert not torch.equal(first.state.latent, other.state.latent)
-    whole = draw_context(tiny, ramped(), StepVAR(keep=1.0))
+    whole = generate_hart(tiny, ramped(), StepVAR(keep=1.0))
     assert torch.equal(first.state.latent, whole.state.latent)
-    pruned = draw_context(tiny, ramped(), StepVAR(keep=0.5, last=1))
+    pruned = generate_hart(tiny, ramped(), StepVAR(keep=0.5, last=1))
     assert equal_everywhere(pruned.indices[:-1], first.indices[:-1])
 
 
 def test_without_guidance_one_branch_runs(tiny: HART) -> None:
-    plain = draw_context(tiny, make_settings(SQUARE, 1.0, top_k=1))
+    plain = generate_hart(tiny, make_settings(SQUARE, 1.0, top_k=1))
     assert [step.branches for step in plain.steps] == [1] * 5 and plain.state.null_hidden is None
-    guided = draw_context(tiny, ramped(top_k=1))
+    guided = generate_hart(tiny, ramped(top_k=1))
     assert [step.branches for step in guided.steps] == [2] * 5
     torch.testing.assert_close(plain.logits[0], guided.logits[0], atol=1e-4, rtol=0)  # the ramp begins at none
     assert not torch.allclose(plain.state.latent, guided.state.latent)
 
 
 def test_one_branch_alone_at_the_end(tiny: HART) -> None:
-    both = draw_context(tiny, ramped(top_k=1))
+    both = generate_hart(tiny, ramped(top_k=1))
     for branch in ("conditional", "unconditional"):
-        drawn = draw_context(tiny, ramped(top_k=1), DropGuidance(last=2, branch=branch))
-        assert [step.branches for step in drawn.steps] == [2, 2, 2, 1, 1]
-        assert equal_everywhere(drawn.indices[:3], both.indices[:3])
-        assert torch.isfinite(drawn.state.latent).all()
+        generated = generate_hart(tiny, ramped(top_k=1), DropGuidance(last=2, branch=branch))
+        assert [step.branches for step in generated.steps] == [2, 2, 2, 1, 1]
+        assert equal_everywhere(generated.indices[:3], both.indices[:3])
+        assert torch.isfinite(generated.state.latent).all()
     # With no guidance at all, the unconditional branch alone sees no text.
-    null = [draw_context(tiny, make_settings(SQUARE, 0.0, top_k=1), text=make_context((n,), n)) for n in (2, 4)]
+    null = [generate_hart(tiny, make_settings(SQUARE, 0.0, top_k=1), text=make_context((n,), n)) for n in (2, 4)]
     assert equal_everywhere(null[0].logits, null[1].logits)
     assert null[0].state.null_hidden is None
 
 
 def test_unconditional_alone_is_the_branch_that_guidance_leads_away_from(tiny: HART) -> None:
-    mixed = draw_context(tiny, make_settings(SQUARE, 3.0, top_k=1))
-    null = draw_context(tiny, make_settings(SQUARE, 0.0, top_k=1))
+    mixed = generate_hart(tiny, make_settings(SQUARE, 3.0, top_k=1))
+    null = generate_hart(tiny, make_settings(SQUARE, 0.0, top_k=1))
     torch.testing.assert_close(mixed.record["s00.logits"][1:], null.logits[0], atol=1e-4, rtol=0)
 
 
 def test_guidance_inside_the_stack(tiny: HART) -> None:
-    inside = draw_context(tiny, ramped(top_k=1, cfg_layers=(-2,)))
+    inside = generate_hart(tiny, ramped(top_k=1, cfg_layers=(-2,)))
     # Behind block 1 both branches are the same, and stay so.
     hidden = inside.record["s04.hidden"]
     assert hidden.shape[0] == 2 and not torch.allclose(hidden[0], hidden[1])  # they attend to keys of their own
     assert torch.isfinite(inside.state.latent).all()
     watch = Watch()
-    draw_context(tiny, ramped(top_k=1, cfg_layers=(-2,)), watch)
+    generate_hart(tiny, ramped(top_k=1, cfg_layers=(-2,)), watch)
     seen = watch.seen[(3, 2, "self")].features
     assert torch.equal(seen[0], seen[1])
 
@@ -200,23 +200,23 @@ def test_ramps() -> None:
 
 
 def test_the_residual_is_added_at_the_last_scale_only(tiny: HART) -> None:
-    drawn = draw_context(tiny, ramped(top_k=1))
-    *_, last = tiny.tokenizer.sums(drawn.indices, SQUARE)
-    rest = drawn.state.latent - last
+    generated = generate_hart(tiny, ramped(top_k=1))
+    *_, last = tiny.tokenizer.sums(generated.indices, SQUARE)
+    rest = generated.state.latent - last
     assert rest.abs().max() > 0.05 and rest.abs().max() <= 0.6 * 1.5
-    assert torch.equal(drawn.record["s04.f_hat"], last)
-    short = draw_context(tiny, ramped(top_k=1), SkipLast(1))
-    *_, before, _ = tiny.tokenizer.sums(drawn.indices, SQUARE)
+    assert torch.equal(generated.record["s04.f_hat"], last)
+    short = generate_hart(tiny, ramped(top_k=1), SkipLast(1))
+    *_, before, _ = tiny.tokenizer.sums(generated.indices, SQUARE)
     assert torch.equal(short.state.latent, before)
 
 
 def test_the_head_sees_the_dense_map_and_hard_codes(tiny: HART) -> None:
     for method in (StepVAR(keep=0.3), FastVAR(prune=(0.5, 0.75), skip=0, blocks_before=0, blocks_after=0)):
-        drawn = draw_context(tiny, ramped(smooth=SMOOTH), method)
-        assert drawn.record["diff.z"].shape == (2 * 64, 48)
-        codes = tiny.transformer.word_embed(tiny.tokenizer.codebook[drawn.indices[-1]]).repeat(2, 1, 1)
-        expected = tiny.transformer.decoder_norm(drawn.record["s04.hidden"] + codes).flatten(0, 1)
-        torch.testing.assert_close(drawn.record["diff.z"], expected)
+        generated = generate_hart(tiny, ramped(smooth=SMOOTH), method)
+        assert generated.record["diff.z"].shape == (2 * 64, 48)
+        codes = tiny.transformer.word_embed(tiny.tokenizer.codebook[generated.indices[-1]]).repeat(2, 1, 1)
+        expected = tiny.transformer.decoder_norm(generated.record["s04.hidden"] + codes).flatten(0, 1)
+        torch.testing.assert_close(generated.record["diff.z"], expected)
 
 
 def test_residual_noise_belongs_to_its_position(tiny: HART) -> None:
@@ -232,14 +232,14 @@ def test_residual_noise_belongs_to_its_position(tiny: HART) -> None:
 
 
 def test_soft_codes_change_the_sum_and_not_the_first_sample(tiny: HART) -> None:
-    hard, soft = (draw_context(tiny, ramped(smooth=s)) for s in ((), SMOOTH))
+    hard, soft = (generate_hart(tiny, ramped(smooth=s)) for s in ((), SMOOTH))
     assert torch.equal(hard.indices[0], soft.indices[0])
     assert not torch.allclose(hard.state.latent, soft.state.latent)
 
 
 def test_top_k_per_scale(tiny: HART) -> None:
-    greedy = draw_context(tiny, ramped(top_k=1))
-    only_last = draw_context(tiny, ramped(top_k=(1, 1, 1, 1, 0)))
+    greedy = generate_hart(tiny, ramped(top_k=1))
+    only_last = generate_hart(tiny, ramped(top_k=(1, 1, 1, 1, 0)))
     assert equal_everywhere(greedy.indices[:-1], only_last.indices[:-1])
     assert not torch.equal(greedy.indices[-1], only_last.indices[-1])
 
@@ -282,8 +282,8 @@ def test_rotary_follows_positions() -> None:
 
 
 def test_every_map_that_blocks_see_is_thinned_alike(tiny: HART) -> None:
-    dense, thin = Watch(), draw_context(tiny, ramped(top_k=1), HighPass(keep=(0.5, 0.25)))
-    draw_context(tiny, ramped(top_k=1), dense)
+    dense, thin = Watch(), generate_hart(tiny, ramped(top_k=1), HighPass(keep=(0.5, 0.25)))
+    generate_hart(tiny, ramped(top_k=1), dense)
     assert [[kept.shape[1] for kept in thin.kept(step)] for step in thin.steps] == [[], [], [], [18], [16]]
     lengths = [5 + 4 + 16 + 18 + 16] * 3
     assert thin.state.cache.lengths == lengths
@@ -292,9 +292,9 @@ def test_every_map_that_blocks_see_is_thinned_alike(tiny: HART) -> None:
 
 def test_a_grid_that_is_not_square(tiny: HART) -> None:
     wide = ScaleSchedule.of([(1, 1), (1, 2), (2, 4), (3, 6), (4, 8)])
-    drawn = draw_context(tiny, make_settings(wide, RAMP, top_k=1), StepVAR(keep=0.5))
-    assert drawn.state.latent.shape == (1, 6, 4, 8) and torch.isfinite(drawn.state.latent).all()
-    assert tiny.decode(drawn.state).shape == (1, 3, 8, 16)
+    generated = generate_hart(tiny, make_settings(wide, RAMP, top_k=1), StepVAR(keep=0.5))
+    assert generated.state.latent.shape == (1, 6, 4, 8) and torch.isfinite(generated.state.latent).all()
+    assert tiny.decode(generated.state).shape == (1, 3, 8, 16)
 
 
 def test_schedules_that_it_cannot_run(tiny: HART) -> None:
@@ -304,10 +304,10 @@ def test_schedules_that_it_cannot_run(tiny: HART) -> None:
     with pytest.raises(UsageError, match=r"resolution '1M': this model .* 16x16 only"):
         tiny.schedule(resolution="1M")
     with pytest.raises(UsageError, match="runs 5 scales of one"):
-        draw_context(tiny, make_settings(ScaleSchedule.of([(1, 1), (2, 2)]), 1.0))
+        generate_hart(tiny, make_settings(ScaleSchedule.of([(1, 1), (2, 2)]), 1.0))
     learned = make_hart(replace(TINY_HART, positions="learned", context_norm=False))
     with pytest.raises(UsageError, match="knows only its own"):
-        draw_context(learned, make_settings(ScaleSchedule.of([(1, 1), (1, 2), (2, 4), (3, 6), (4, 8)]), 1.0))
+        generate_hart(learned, make_settings(ScaleSchedule.of([(1, 1), (1, 2), (2, 4), (3, 6), (4, 8)]), 1.0))
 
 
 # Methods
@@ -319,13 +319,13 @@ def test_schedules_that_it_cannot_run(tiny: HART) -> None:
 @pytest.mark.parametrize("guidance", [RAMP, 1.0], ids=["guided", "plain"])
 def test_fastvar(tiny: HART, preset: dict[str, Any], guidance: Any) -> None:
     method = FastVAR(**preset)
-    drawn = draw_context(tiny, make_settings(SQUARE, guidance, top_k=1), method, make_context((3, 5)))
-    dense = draw_context(tiny, make_settings(SQUARE, guidance, top_k=1), text=make_context((3, 5)))
+    generated = generate_hart(tiny, make_settings(SQUARE, guidance, top_k=1), method, make_context((3, 5)))
+    dense = generate_hart(tiny, make_settings(SQUARE, guidance, top_k=1), text=make_context((3, 5)))
     first = 3  # the first pruned scale, with both
-    assert equal_everywhere(drawn.indices[:first], dense.indices[:first])
-    assert not torch.equal(drawn.logits[first], dense.logits[first])
-    assert torch.isfinite(drawn.state.latent).all()
-    counts = {len(drawn.kept(step)) for step in drawn.steps} - {0}
+    assert equal_everywhere(generated.indices[:first], dense.indices[:first])
+    assert not torch.equal(generated.logits[first], dense.logits[first])
+    assert torch.isfinite(generated.state.latent).all()
+    counts = {len(generated.kept(step)) for step in generated.steps} - {0}
     assert counts == {2 * (3 - method.blocks_before)}  # attention and feed-forward of each block
 
 
@@ -336,9 +336,9 @@ def test_fastvar(tiny: HART, preset: dict[str, Any], guidance: Any) -> None:
 @pytest.mark.parametrize("flavour", ["released", "none, gelu, table", "learned, unit, own"])
 def test_low_precision_generates(dtype: torch.dtype, flavour: str) -> None:
     config = replace(TINY_HART, **FLAVOURS[flavour])
-    drawn: Drawn[HARTState] = draw_context(make_hart(config).to(dtype), ramped(), HighPass(keep=0.5))
-    exact = draw_context(make_hart(config), ramped(), HighPass(keep=0.5))
-    assert drawn.state.cache.keys[0].dtype == dtype
-    assert drawn.state.latent.dtype == drawn.logits[0].dtype == torch.float32
-    assert (drawn.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
-    assert torch.isfinite(drawn.state.latent).all()
+    generated: Generation[HARTState] = generate_hart(make_hart(config).to(dtype), ramped(), HighPass(keep=0.5))
+    exact = generate_hart(make_hart(config), ramped(), HighPass(keep=0.5))
+    assert generated.state.cache.keys[0].dtype == dtype
+    assert generated.state.latent.dtype == generated.logits[0].dtype == torch.float32
+    assert (generated.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
+    assert torch.isfinite(generated.state.latent).all()

@@ -18,8 +18,8 @@ from tests.helpers import (
     TINY,
     WIDE,
     Watch,
-    draw,
     equal_everywhere,
+    generate_infinity,
     make_model,
     make_settings,
     make_text,
@@ -30,24 +30,26 @@ from tests.helpers import (
 
 def test_no_unconditional_branch_where_nothing_later_needs_it(tiny_model: Infinity) -> None:
     watch = Watch()
-    drawn = draw(tiny_model, make_settings(SQUARE, (1.0, 3.0, 2.0, 1.0, 1.0)), watch, make_text(LENGTHS))
+    generated = generate_infinity(
+        tiny_model, make_settings(SQUARE, (1.0, 3.0, 2.0, 1.0, 1.0)), watch, make_text(LENGTHS)
+    )
     rows = [{len(tokens.features) for (scale, _, _), tokens in watch.seen.items() if scale == i} for i in range(5)]
     assert rows == [{6}, {6}, {6}, {3}, {3}]  # scale 0 is not guided, but later scales attend to it
-    assert drawn.state.cache.keys[0].shape[0] == 6
-    assert [step.branches for step in drawn.steps] == [2, 2, 2, 1, 1]
+    assert generated.state.cache.keys[0].shape[0] == 6
+    assert [step.branches for step in generated.steps] == [2, 2, 2, 1, 1]
 
 
 def test_cache_has_one_row_per_branch_and_sample(tiny_model: Infinity) -> None:
     for guidance, rows in ((3.0, 6), (1.0, 3)):
-        cache = draw(tiny_model, make_settings(SQUARE, guidance), text=make_text(LENGTHS)).state.cache
+        cache = generate_infinity(tiny_model, make_settings(SQUARE, guidance), text=make_text(LENGTHS)).state.cache
         assert {keys.shape[0] for keys in (*cache.keys, *cache.values)} == {rows}
         assert cache.lengths == [SQUARE.size] * TINY.depth
 
 
 def test_dropping_a_branch_that_nothing_needs_changes_nothing(tiny_model: Infinity) -> None:
     """Guidance of 1 at the last scale drops a branch; a scale so close to 1 that it rounds away keeps it."""
-    dropped = draw(tiny_model, make_settings(SQUARE, (3.0, 3.0, 3.0, 3.0, 1.0)))
-    nearly = draw(tiny_model, make_settings(SQUARE, (3.0, 3.0, 3.0, 3.0, 1.0 + 1e-12)))
+    dropped = generate_infinity(tiny_model, make_settings(SQUARE, (3.0, 3.0, 3.0, 3.0, 1.0)))
+    nearly = generate_infinity(tiny_model, make_settings(SQUARE, (3.0, 3.0, 3.0, 3.0, 1.0 + 1e-12)))
     assert [d.steps[-1].branches for d in (dropped, nearly)] == [1, 2]
     torch.testing.assert_close(dropped.logits[-1], nearly.logits[-1], atol=1e-4, rtol=0)
     assert equal_everywhere(dropped.bits, nearly.bits)
@@ -55,7 +57,7 @@ def test_dropping_a_branch_that_nothing_needs_changes_nothing(tiny_model: Infini
 
 def test_guidance_on_the_logits(tiny_model: Infinity) -> None:
     """The first scale's logits are linear in the guidance scale."""
-    one, two, five = (draw(tiny_model, make_settings(SQUARE, g)).logits[0] for g in (1.0, 2.0, 5.0))
+    one, two, five = (generate_infinity(tiny_model, make_settings(SQUARE, g)).logits[0] for g in (1.0, 2.0, 5.0))
     torch.testing.assert_close(five, one + 4 * (two - one), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(one, two)
 
@@ -72,36 +74,36 @@ def behind(model: Infinity, watch: Watch, scale: int, layer: int) -> Tensor:
 
 def test_guidance_inside_the_stack_is_applied_behind_its_block(tiny_model: Infinity) -> None:
     watch = Watch()
-    drawn = draw(tiny_model, make_settings(SQUARE, 3.0, cfg_layers=(-2,)), watch)
+    generated = generate_infinity(tiny_model, make_settings(SQUARE, 3.0, cfg_layers=(-2,)), watch)
     for scale in range(5):
         conditional, unconditional = behind(tiny_model, watch, scale, layer=2)  # depth - 2
         after = watch.seen[(scale, 3, "self")].features
         guided = 3 * conditional - 2 * unconditional
         torch.testing.assert_close(after, torch.stack([guided, guided]), atol=1e-3, rtol=1e-4)
         assert not torch.allclose(conditional, unconditional)
-    assert drawn.logits[0].shape == (1, 1, 2 * TINY.token_bits)
+    assert generated.logits[0].shape == (1, 1, 2 * TINY.token_bits)
 
 
 def test_cfg_layers_differ_and_combine(tiny_model: Infinity) -> None:
     results = [
-        draw(tiny_model, make_settings(SQUARE, 3.0, cfg_layers=layers)).logits[0]
+        generate_infinity(tiny_model, make_settings(SQUARE, 3.0, cfg_layers=layers)).logits[0]
         for layers in ((0,), (-1,), (-3,), (0, -3), ())
     ]
     assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
-    plain = draw(tiny_model, make_settings(SQUARE, 1.0)).logits[0]
+    plain = generate_infinity(tiny_model, make_settings(SQUARE, 1.0)).logits[0]
     torch.testing.assert_close(results[-1], plain, atol=1e-4, rtol=0)  # combined nowhere: the conditional branch alone
 
 
 def test_negative_prompt_replaces_the_null_text(tiny_model: Infinity) -> None:
     settings, text = make_settings(SQUARE), make_text((5,))
     null = TextFeatures(tiny_model.transformer.cfg_uncond[None, :5], (5,))
-    without = draw(tiny_model, settings, text=text)
-    assert equal_everywhere(without.logits, draw(tiny_model, settings, text=text, negative=null).logits)
-    other = draw(tiny_model, settings, text=text, negative=make_text((9,), first=50))
+    without = generate_infinity(tiny_model, settings, text=text)
+    assert equal_everywhere(without.logits, generate_infinity(tiny_model, settings, text=text, negative=null).logits)
+    other = generate_infinity(tiny_model, settings, text=text, negative=make_text((9,), first=50))
     assert not torch.allclose(without.logits[0], other.logits[0])
     # The same prompt on both sides: guidance leads nowhere.
-    same = draw(tiny_model, settings, text=text, negative=text)
-    plain = draw(tiny_model, make_settings(SQUARE, 1.0), text=text)
+    same = generate_infinity(tiny_model, settings, text=text, negative=text)
+    plain = generate_infinity(tiny_model, make_settings(SQUARE, 1.0), text=text)
     torch.testing.assert_close(same.logits[0], plain.logits[0], atol=1e-4, rtol=0)
 
 
@@ -109,7 +111,9 @@ def test_null_text_is_as_long_as_each_prompt(tiny_model: Infinity) -> None:
     text = make_text((3, 7))
     null = tiny_model.transformer.cfg_uncond
     explicit = TextFeatures(torch.stack([null[:7], null[:7]]), (3, 7))
-    first, second = (draw(tiny_model, make_settings(SQUARE), text=text, negative=n) for n in (None, explicit))
+    first, second = (
+        generate_infinity(tiny_model, make_settings(SQUARE), text=text, negative=n) for n in (None, explicit)
+    )
     torch.testing.assert_close(first.logits[0], second.logits[0], atol=1e-5, rtol=0)
 
 
@@ -123,14 +127,16 @@ def test_padding_is_never_read(tiny_model: Infinity, lengths: Sequence[int]) -> 
     for row, length in enumerate(lengths):
         junk[row, :length] = text.features[row, :length]
     first, second = (
-        draw(tiny_model, make_settings(SQUARE), text=t) for t in (text, TextFeatures(junk, tuple(lengths)))
+        generate_infinity(tiny_model, make_settings(SQUARE), text=t) for t in (text, TextFeatures(junk, tuple(lengths)))
     )
     torch.testing.assert_close(first.logits[0], second.logits[0], atol=1e-5, rtol=0)
     assert equal_everywhere(first.bits, second.bits)
 
 
 def test_prompts_matter(tiny_model: Infinity) -> None:
-    first, second = (draw(tiny_model, make_settings(SQUARE), text=make_text((5,), first=i)) for i in (0, 1))
+    first, second = (
+        generate_infinity(tiny_model, make_settings(SQUARE), text=make_text((5,), first=i)) for i in (0, 1)
+    )
     assert not torch.allclose(first.logits[0], second.logits[0])
 
 
@@ -140,11 +146,11 @@ def test_prompts_matter(tiny_model: Infinity) -> None:
 @pytest.mark.parametrize("every_chunk", [False, True])
 def test_where_the_level_embedding_is_added(every_chunk: bool) -> None:
     model, watch = make_model(replace(TINY, level_every_chunk=every_chunk)), Watch()
-    drawn = draw(model, make_settings(SQUARE), watch)
+    generated = generate_infinity(model, make_settings(SQUARE), watch)
     for scale, level in enumerate(model.transformer.lvl_embed.weight[:5]):
-        embedded = model.transformer.first_tokens(drawn.state.condition)
+        embedded = model.transformer.first_tokens(generated.state.condition)
         if scale:
-            embedded = model.transformer.word_embed(drawn.record[f"tokens_in_{scale}"])
+            embedded = model.transformer.word_embed(generated.record[f"tokens_in_{scale}"])
         first = watch.seen[(scale, 0, "self")].features
         torch.testing.assert_close(first, (embedded + level).expand_as(first), atol=1e-5, rtol=0)
         inside_chunk = watch.seen[(scale, 1, "self")].features
@@ -167,17 +173,17 @@ def test_patchified_bits_and_tokens_are_inverse() -> None:
 
 def test_patchified_model_generates() -> None:
     model = make_model(replace(TINY, patchify=True))
-    drawn = draw(model, make_settings(WIDE), HighPass(keep=0.5))
-    assert drawn.state.latent.shape == (1, TINY.tokenizer.code_bits, 12, 18)
-    assert model.decode(drawn.state).shape == (1, 3, 24, 36)
+    generated = generate_infinity(model, make_settings(WIDE), HighPass(keep=0.5))
+    assert generated.state.latent.shape == (1, TINY.tokenizer.code_bits, 12, 18)
+    assert model.decode(generated.state).shape == (1, 3, 24, 36)
 
 
 def test_latent_is_the_sum_of_resampled_codes(tiny_model: Infinity) -> None:
-    drawn = draw(tiny_model, make_settings(WIDE))
+    generated = generate_infinity(tiny_model, make_settings(WIDE))
     scale = TINY.tokenizer.code_bits**-0.5
-    codes = [(2 * bits[:, 0].movedim(-1, 1).float() - 1) * scale for bits in drawn.bits]
+    codes = [(2 * bits[:, 0].movedim(-1, 1).float() - 1) * scale for bits in generated.bits]
     total = sum((resize(code, (6, 9)) for code in codes), torch.zeros(1))
-    torch.testing.assert_close(drawn.state.latent, total)
+    torch.testing.assert_close(generated.state.latent, total)
 
 
 def test_quantiser_takes_signs_of_what_is_left() -> None:
@@ -197,9 +203,9 @@ def test_quantiser_takes_signs_of_what_is_left() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_generates(dtype: torch.dtype) -> None:
     model = make_model().to(dtype)
-    drawn = draw(model, make_settings(WIDE), HighPass(keep=0.5), make_text(LENGTHS))
-    assert drawn.state.cache.keys[0].dtype == dtype
-    assert drawn.state.latent.dtype == drawn.logits[0].dtype == torch.float32
-    exact = draw(make_model(), make_settings(WIDE), HighPass(keep=0.5), make_text(LENGTHS))
-    assert (drawn.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
-    assert torch.isfinite(model.decode(drawn.state).float()).all()
+    generated = generate_infinity(model, make_settings(WIDE), HighPass(keep=0.5), make_text(LENGTHS))
+    assert generated.state.cache.keys[0].dtype == dtype
+    assert generated.state.latent.dtype == generated.logits[0].dtype == torch.float32
+    exact = generate_infinity(make_model(), make_settings(WIDE), HighPass(keep=0.5), make_text(LENGTHS))
+    assert (generated.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
+    assert torch.isfinite(model.decode(generated.state).float()).all()

@@ -14,7 +14,7 @@ from stepvar.errors import CheckpointError, ExperimentalWarning, UsageError
 from stepvar.models.infinity import CONFIGS, RATIOS, RESOLUTIONS, Infinity, InfinityConfig, schedule_for
 from stepvar.models.infinity.rope import RotaryTables, frame_coordinates, rotary_table
 from stepvar.models.layers import rotate
-from tests.helpers import TINY, WIDE, draw, make_model, make_settings
+from tests.helpers import TINY, WIDE, generate_infinity, make_model, make_settings
 
 # Schedules
 
@@ -101,7 +101,7 @@ def test_2k_generates() -> None:
     with pytest.warns(ExperimentalWarning):
         schedule = model.schedule(3.0, "2K")
     plan = replace(make_settings(schedule, 1.0), passes=tuple(range(7)))
-    assert torch.isfinite(draw(model, plan).state.latent).all()
+    assert torch.isfinite(generate_infinity(model, plan).state.latent).all()
 
 
 def test_unknown_schedules_are_refused() -> None:

@@ -30,7 +30,7 @@ from stepvar.models.tiling import (
     tiled,
 )
 from stepvar.models.var.tokenizer import VQTokenizer
-from tests.helpers import SQUARE, draw, equal_everywhere, make_model, make_settings, make_var
+from tests.helpers import SQUARE, equal_everywhere, generate_infinity, make_model, make_settings, make_var
 
 
 def enlarge(latent: Tensor) -> Tensor:
@@ -156,13 +156,13 @@ def test_threads_that_share_a_model_share_no_statistics() -> None:
 
 def test_model_decodes_by_tiles_when_told() -> None:
     model = make_model()
-    drawn = draw(model, make_settings(TALL))
-    whole = model.decode(drawn.state)
-    tiles = model.decode(drawn.state, tile=8)
+    generated = generate_infinity(model, make_settings(TALL))
+    whole = model.decode(generated.state)
+    tiles = model.decode(generated.state, tile=8)
     assert tiles.shape == whole.shape and not torch.equal(tiles, whole)
-    assert torch.equal(tiles, model.tokenizer.decode(drawn.state.latent, 8))
-    assert torch.equal(model.decode(drawn.state, tile=99), whole)
-    assert torch.equal(model.decode(drawn.state), whole)
+    assert torch.equal(tiles, model.tokenizer.decode(generated.state.latent, 8))
+    assert torch.equal(model.decode(generated.state, tile=99), whole)
+    assert torch.equal(model.decode(generated.state), whole)
 
 
 def test_pipeline_decodes_by_tiles_once_told(monkeypatch: pytest.MonkeyPatch) -> None:

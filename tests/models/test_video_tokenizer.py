@@ -107,8 +107,8 @@ def test_the_sample_is_as_the_moments_say() -> None:
     expected = tokenizer.project_down(mean + (log_variance / 2).exp() * noise)
     torch.testing.assert_close(tokenizer.encode(video, noise), expected)
     assert torch.equal(tokenizer.encode(video, mean=True), tokenizer.project_down(mean))
-    drawn = [tokenizer.encode(video, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    generated = [tokenizer.encode(video, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(generated[0], generated[1]) and not torch.equal(generated[0], generated[2])
 
 
 def test_channels_of_a_token_are_cells_of_the_latent() -> None:

@@ -276,7 +276,7 @@ def pipeline(name: str) -> Pipeline:
         return Pipeline.from_pretrained(folder)
 
 
-def draw(
+def call(
     name: str,
     prompt: Any = None,
     method: str | None = None,

@@ -164,8 +164,8 @@ def generations() -> dict[str, dict[str, Any]]:
 
 SCENE, CLIP = "a large red circle on grass", "a large red ball moving left quickly on grass"
 
-DRAWINGS: dict[str, dict[str, Any]] = {
-    # With the embedded models: arguments of ``adapter.draw``.
+CALLS: dict[str, dict[str, Any]] = {
+    # With the embedded models: arguments of ``adapter.call``.
     "scenes/dense": {"name": "scenes", "prompt": SCENE, "seed": 0},
     "scenes/stepvar": {"name": "scenes", "prompt": SCENE, "method": "stepvar", "seed": 0},
     "scenes/fastvar": {"name": "scenes", "prompt": SCENE, "method": "fastvar", "seed": 0},

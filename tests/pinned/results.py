@@ -59,8 +59,8 @@ def works() -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {}
     for name, arguments in cases.generations().items():
         found[name] = partial(adapter.run, **arguments)
-    for name, arguments in cases.DRAWINGS.items():
-        found[f"draw/{name}"] = partial(adapter.draw, **arguments)
+    for name, arguments in cases.CALLS.items():
+        found[f"call/{name}"] = partial(adapter.call, **arguments)
     for name, (model, values) in cases.CALL_ERRORS.items():
         found[f"error/{name}"] = partial(adapter.error_of_call, model, values)
     for name, (method, values) in cases.METHOD_ERRORS.items():

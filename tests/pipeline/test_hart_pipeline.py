@@ -15,7 +15,7 @@ from stepvar.errors import UsageError
 from stepvar.methods import FastVAR
 from stepvar.text import ContextFeatures
 from tests.checkpoint_writer import write_hart
-from tests.helpers import SQUARE, TINY_HART, draw_context, make_context, make_hart, make_settings
+from tests.helpers import SQUARE, TINY_HART, generate_hart, make_context, make_hart, make_settings
 from tests.text.test_qwen2 import save_qwen2
 
 PROMPT = "a red circle"
@@ -64,8 +64,8 @@ def test_features_in_place_of_prompts(pipe: Pipeline) -> None:
 
 def test_the_pipeline_generates_what_the_loop_generates(pipe: Pipeline) -> None:
     text, ramp = make_context((3,)), linear_hold(5.5, 5)
-    drawn = draw_context(make_hart(), make_settings(SQUARE, ramp, smooth=SMOOTH), text=text, first=3)
-    expected = (make_hart().decode(drawn.state) + 1) / 2
+    generated = generate_hart(make_hart(), make_settings(SQUARE, ramp, smooth=SMOOTH), text=text, first=3)
+    expected = (make_hart().decode(generated.state) + 1) / 2
     torch.testing.assert_close(pixels(pipe, prompt_embeds=text, top_k=0), expected, atol=1e-5, rtol=0)
 
 

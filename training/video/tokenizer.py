@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.checkpoints import fill_module, read_weights, save_weights
+from stepvar.checkpoints import fill_module, read_state, save_weights
 from stepvar.evaluation.scenes.clips.grammar import held_out_clips
 from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.models.infinity_star.codes import quantise
@@ -120,7 +120,7 @@ def _values(loss: Tensor, error: Tensor) -> dict[str, float]:
 def load_tokenizer(preset: VideoPreset, path: Path, device: torch.device) -> VideoTokenizer:
     """A finished tokenizer, frozen."""
     tokenizer = VideoTokenizer(preset.model.tokenizer)
-    fill_module(tokenizer, read_weights(path), str(path))
+    fill_module(tokenizer, read_state(path), str(path))
     return tokenizer.to(device).eval().requires_grad_(False)
 
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from stepvar.checkpoints import fill_module, read_weights, save_weights
-from stepvar.checkpoints.folders import write_config
+from stepvar.checkpoints import fill_module, read_state, save_weights
+from stepvar.checkpoints.saving import write_config
 from stepvar.models.infinity_star.model import as_cells
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
 from stepvar.models.infinity_star.schedules import clip_slices
@@ -243,7 +243,7 @@ _compiled_loss = torch.compile(_loss, dynamic=False)
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    fill_module(module, read_weights(path), str(path))
+    fill_module(module, read_state(path), str(path))
 
 
 class Trainer:

@@ -1,12 +1,12 @@
 """Weights in eight bits: how the embedded models are stored, so that the package stays small.
 
 A matrix is stored as int8 under its own name, with one float32 factor per row under the name and ``SCALES``; what has
-fewer than two axes or few values stays in its own format. Reading gives float32 matrices: nothing behind it knows.
+fewer than two axes or few values stays in its own format. Reading gives float32 matrices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -40,30 +40,6 @@ def pack(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float16) -> d
     return packed
 
 
-class Unpacked(Mapping[str, Tensor]):
-    """Stored weights as they were before packing."""
-
-    def __init__(self, stored: Mapping[str, Tensor]) -> None:
-        self._stored = stored
-        self._names = tuple(name for name in stored if not name.endswith(SCALES))
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self._stored[name]
-        if name + SCALES not in self._stored:
-            return tensor
-        scales = self._stored[name + SCALES]
-        return tensor.float() * scales.view(-1, *[1] * (tensor.ndim - 1))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def unpacked(stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Stored weights, read through :class:`Unpacked` if some of them are packed."""
-    return Unpacked(stored) if any(name.endswith(SCALES) for name in stored) else stored
+def unpack(matrix: Tensor, scales: Tensor) -> Tensor:
+    """A stored matrix (int8, any shape) and the factors of its rows -> float32."""
+    return matrix.float() * scales.view(-1, *[1] * (matrix.ndim - 1))

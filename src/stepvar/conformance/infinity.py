@@ -37,8 +37,8 @@ class RecordingInfinity(RecordingModel[TextCondition, InfinityState]):
 
     model: Infinity
 
-    def start(self, condition: TextCondition, plan: Plan) -> InfinityState:
-        state = super().start(condition, plan)
+    def begin(self, staged: Any, plan: Plan) -> InfinityState:
+        state = super().begin(staged, plan)
         self.record["cond_BD"] = state.condition.pooled
         return state
 

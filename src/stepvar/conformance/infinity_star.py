@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,10 +53,9 @@ class RecordingStar(RecordingModel[VideoCondition, StarState]):
         super().__init__(model, record)
         self.forced = forced or {}
 
-    def start(self, condition: VideoCondition, plan: Plan) -> StarState:
-        staged = self.model.stage(condition, plan)
+    def begin(self, staged: Any, plan: Plan) -> StarState:
         self.record["prefix_tokens"] = self.model.text(staged.text, plan.guided)
-        return self.model.begin(staged, plan)
+        return super().begin(staged, plan)
 
     def embed(self, state: StarState, step: Step) -> TokenMap:
         tokens = self.model.embed(state, step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerHook, SublayerRef
 from stepvar.core.tokens import TokenMap
-from stepvar.models.base import Condition_contra, NextScaleModel
+from stepvar.models.base import Condition_contra, NextScaleModel, Staged
 
 
 class LatentState(Protocol):
@@ -51,8 +51,14 @@ class RecordingModel(Generic[Condition_contra, State]):
     def info(self) -> ModelInfo:
         return self.model.info
 
-    def start(self, condition: Condition_contra, plan: Plan) -> State:
-        return self.model.start(condition, plan)
+    def stage(self, condition: Condition_contra, plan: Plan, padded: bool = False) -> Staged:
+        return self.model.stage(condition, plan, padded)
+
+    def begin(self, staged: Any, plan: Plan) -> State:
+        return self.model.begin(staged, plan)
+
+    def start(self, condition: Condition_contra | Staged, plan: Plan) -> State:
+        return self.begin(condition if isinstance(condition, Staged) else self.stage(condition, plan), plan)
 
     def embed(self, state: State, step: Step) -> TokenMap:
         if step.index:

@@ -236,7 +236,7 @@ class AlikeBlocks:
         for layer in range(first, self.depth if last is None else last):
             kind, place = self._kinds[layer]
             if place < RUN_OF_EACH_KIND or kind not in self._spent:
-                with self._meter.part(lambda: (tokens.features,)) as found:
+                with self._meter.part(lambda: (tokens.features,)) as found:  # noqa: B023 (read within the block)
                     tokens = self._run(tokens, layer, layer + 1)
                 self._spent[kind] = found[0]
             else:

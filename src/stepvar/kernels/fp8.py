@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.kernels import ops
-from stepvar.kernels.ops import MOST_CHANNELS, Norm, use_triton
+from stepvar.kernels.norm import Norm
+from stepvar.kernels.ops import MOST_CHANNELS, use_triton
 
 MOST_HIDDEN = 32768
 """Widest row that is quantised by itself at a time."""

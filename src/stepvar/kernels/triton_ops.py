@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stepvar.kernels.ops import Norm
+from stepvar.kernels.norm import Norm
 
 LAYER, RMS = tl.constexpr(1), tl.constexpr(2)
 UNIT = tl.constexpr(1)

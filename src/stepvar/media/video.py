@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.media.video_files import FPS, read_frames, write_video
-
-Frames = NDArray[np.uint8]
+from stepvar.media.video_files import FPS, Frames, read_frames, write_video
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,38 +40,33 @@ class Video:
     @classmethod
     def of(cls, pixels: Tensor, fps: float = FPS) -> Video:
         """From pixels (3, F, H, W) in [-1, 1], rounded; what lies outside is clamped."""
-        # In place behind the first copy: a long video takes gigabytes.
+        # In place after the first copy: a long video takes gigabytes.
         levels = pixels.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
         return cls(levels.permute(1, 2, 3, 0).contiguous().cpu().numpy(), fps)
 
     @classmethod
     def of_images(cls, images: Iterable[Image.Image], fps: float = FPS) -> Video:
-        """From pictures of one size.
-
-        Raises:
-            UsageError: if there are none, or of different sizes.
-        """
-        pictures = [np.asarray(image.convert("RGB")) for image in images]
-        if len({picture.shape for picture in pictures}) != 1:
-            sizes = sorted({f"{picture.shape[1]}x{picture.shape[0]}" for picture in pictures})
-            raise UsageError(f"frames: sizes {', '.join(sizes) or 'of no picture'}; a video needs pictures of one size")
-        return cls(np.stack(pictures), fps)
+        """From images of one size; a UsageError if there are none, or of different sizes."""
+        frames = [np.asarray(image.convert("RGB")) for image in images]
+        if len({frame.shape for frame in frames}) != 1:
+            sizes = sorted({f"{frame.shape[1]}x{frame.shape[0]}" for frame in frames})
+            raise UsageError(f"frames: sizes {', '.join(sizes) or 'of no image'}; a video needs images of one size")
+        return cls(np.stack(frames), fps)
 
     @classmethod
     def read(cls, path: str | Path, fps: float | None = None, frames: int | None = None) -> Video:
-        """Reads a video file, an animated GIF, or a folder of pictures as :meth:`save` writes it.
+        """Reads a video file, an animated GIF, or a folder of images as :meth:`save` writes it.
 
         Args:
             fps: rate to bring a file to, by repeating and dropping frames; None: its own. Of a folder: its rate
-                where its pictures do not say.
+                where its images do not say.
             frames: how many frames to read from the start; None: all.
 
         Raises:
             UsageError: if there is no such file, it holds no video, or fewer frames than asked for; or if PyAV is
                 not installed (a folder needs none).
         """
-        pictures, rate = read_frames(Path(path), fps, frames)
-        return cls(pictures, rate)
+        return cls(*read_frames(Path(path), fps, frames))
 
     def save(
         self,
@@ -106,7 +97,7 @@ class Video:
             UsageError: for another ending, a setting out of range, or an MP4 without PyAV.
             OutputError: if it cannot be written.
         """
-        write_video(self, Path(path), quality, pixels, dict(metadata or {}), progress)
+        write_video(self.frames, self.fps, Path(path), quality, pixels, metadata or {}, progress)
         return Path(path)
 
     def __repr__(self) -> str:
@@ -123,11 +114,6 @@ class Video:
     @property
     def seconds(self) -> float:
         return len(self) / self.fps
-
-    @property
-    def rate(self) -> Fraction:
-        """``fps`` as the fraction that files state, such as 30000/1001."""
-        return Fraction(self.fps).limit_denominator(1001)
 
     def images(self) -> list[Image.Image]:
         return [Image.fromarray(frame) for frame in self.frames]

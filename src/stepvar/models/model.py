@@ -119,7 +119,7 @@ class VARModel(nn.Module):
             while len(self._tables) >= TABLES:
                 self._tables.pop(next(iter(self._tables)), None)
             self._tables[place] = table
-        return table  # type: ignore[no-any-return]
+        return table
 
     def refine(self, state: Any, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
         """Nothing: in most families the indices say all."""

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from stepvar.text.cached import CachedEncoder
-from stepvar.text.features import ContextFeatures, Encoder, TextEncoder, TextFeatures, length_mask, pad_to_device, text_bucket
+from stepvar.text.features import (
+    ContextFeatures,
+    Encoder,
+    TextEncoder,
+    TextFeatures,
+    length_mask,
+    pad_to_device,
+    text_bucket,
+)
 from stepvar.text.pretrained import LongPromptWarning, OffloadableEncoder
 from stepvar.text.qwen2 import Qwen2Encoder
 from stepvar.text.t5 import T5Encoder

@@ -52,13 +52,6 @@ class TextFeatures:
         return TextFeatures.pack([row for one in several for row in one.rows()])
 
     @staticmethod
-    def join(first: TextFeatures, second: TextFeatures) -> TextFeatures:
-        """Both batches in one, padded to the longer."""
-        length = max(first.features.shape[1], second.features.shape[1])
-        padded = [F.pad(f, (0, 0, 0, length - f.shape[1])) for f in (first.features, second.features)]
-        return TextFeatures(torch.cat(padded), first.lengths + second.lengths)
-
-    @staticmethod
     def pack(rows: Sequence[Tensor]) -> TextFeatures:
         """Prompts (length, C), one tensor each, as a batch padded with zeros to the longest; always a copy."""
         return TextFeatures(pad_sequence(list(rows), batch_first=True), tuple(len(row) for row in rows))

@@ -96,11 +96,7 @@ class OffloadableEncoder:
             torch.cuda.empty_cache()
 
     def _run(self, tokens: Tensor, read: Tensor) -> Tensor:
-        """tokens (B, L), read (B, L) false on padding -> last hidden states (B, L, C) in float32.
-
-        Raises:
-            UsageError: after :meth:`free`.
-        """
+        """tokens (B, L), read (B, L) false on padding -> last hidden states (B, L, C) in float32."""
         if self._model is None:
             raise UsageError(f"the weights of {self.name} were freed: load the text encoder again")
         inputs = {"input_ids": tokens.to(self.device), "attention_mask": read.to(self.device).long()}
@@ -129,16 +125,9 @@ def import_transformers() -> Any:
 
 
 def find_folder(source: str | Path, revision: str | None, small: Sequence[str]) -> Path:
-    """A local folder as it is, or that of a model on the hub, downloaded if need be.
+    """A local folder as it is, or that of a model on the hub, where ``HF_HOME`` and its like hold.
 
-    Only the weights of one format are fetched. The hub's own settings hold: ``HF_HOME``, ``HF_TOKEN``,
-    ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``.
-
-    Args:
-        small: names of the files beside the weights, or patterns of them.
-
-    Raises:
-        UsageError: if there is neither, or the hub cannot be reached.
+    Only the weights of one format are fetched, and the ``small`` files beside them: names or patterns.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -160,17 +149,10 @@ def find_folder(source: str | Path, revision: str | None, small: Sequence[str]) 
 
 
 def load_encoder(folder: Path, dtype: torch.dtype, kind: str, what: str) -> Any:
-    """The text model in a folder, on the CPU, without gradients; of a T5 model the encoder half.
+    """The text model in a folder, of a class of ``transformers``, on the CPU and without gradients.
 
     Reads safetensors; where there are none, PyTorch files through the loader that accepts tensors only: weights are
-    never unpickled.
-
-    Args:
-        kind: the class of ``transformers``.
-        what: what it is, for errors.
-
-    Raises:
-        CheckpointError: if files are missing, damaged, or do not hold the whole model.
+    never unpickled. ``what`` names the model in errors.
     """
     transformers = import_transformers()
     safe = _holds(folder, _SAFE)

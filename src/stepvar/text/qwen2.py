@@ -60,7 +60,13 @@ class Qwen2Encoder(OffloadableEncoder):
             raise UsageError(f"slots={slots}: must be at least 1")
         folder = find_folder(source, revision, ("*.json", "merges.txt", INSTRUCTION))
         self.slots = slots
-        self.instruction = _instruction(folder) if instruction is None else instruction
+        self.instruction = instruction
+        if instruction is None:
+            path = folder / INSTRUCTION
+            try:
+                self.instruction = path.read_text(encoding="utf-8") if path.is_file() else ""
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path}: cannot be read ({error})") from None
         self.tokenizer = _tokenizer(folder)
         super().__init__(str(source), load_encoder(folder, dtype, "AutoModel", "Qwen2 model"), dtype, device)
 
@@ -93,20 +99,9 @@ class Qwen2Encoder(OffloadableEncoder):
         return numbers
 
 
-def _instruction(folder: Path) -> str:
-    path = folder / INSTRUCTION
-    try:
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
-
-
 def _tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder.
-
-    ``tokenizer.json`` is read as it is, where it is: the class for Qwen2 rebuilds a tokenizer from parts of it.
-    """
     transformers = import_transformers()
+    # The class for Qwen2 would rebuild the tokenizer from parts of tokenizer.json.
     kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").is_file() else "AutoTokenizer"
     try:
         with quiet(transformers):
