@@ -1,4 +1,4 @@
-"""``stepvar demo``: what the method does, in one picture and one table."""
+"""``stepvar demo``: what the method does, in one image and one table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file; the numbers go beside it, as JSON.")] = Path(
         "demo.png"
     ),
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 7,
+    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 7,
     model: ModelOption = "scenes",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -35,7 +35,7 @@ def demo(
     runs: RunsOption = 5,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw a scene dense and with StepVAR, write both on one sheet and print what they cost."""
+    """Generate a scene dense and with StepVAR, write both on one sheet and print what they cost."""
     numbers = output_path("out", out, ".png").with_suffix(".json")
     check_writable(numbers)
     pipe = load_pipeline(model, device, dtype)
@@ -52,4 +52,4 @@ def demo(
     write_text(numbers, json.dumps(info, indent=2) + "\n")
     if not quiet:
         print_comparison(comparison)
-        print(f"{out}: the pictures; {numbers}: the numbers")
+        print(f"{out}: the images; {numbers}: the numbers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,44 +52,55 @@ class Files:
     out: Path
     report: Path | None
     preview: Path | None
+    quality: int = 65
 
-    @classmethod
-    def checked(cls, out: Path, report: Path | None, preview: Path | None, quality: int = 65) -> Files:
+    def __post_init__(self) -> None:
         """Fails now rather than after the work if one of them cannot be written.
 
         Whether ``out`` is of an image or of a video shows when the model is known, see :meth:`check_kind`.
         """
-        if out.suffix.lower() in VIDEO_SUFFIXES:
+        if self.out.suffix.lower() in VIDEO_SUFFIXES:
             from stepvar.media.video_files import check_quality, check_video_path
 
-            check_video_path(out)
-            check_quality(quality)
+            check_video_path(self.out)
+            check_quality(self.quality)
         else:
-            output_path("out", out, ".png")
-        if report is not None:
-            check_writable(report)
-        if preview is not None:
-            output_path("preview", preview, ".png")
-        given = [path.absolute() for path in (out, report, preview) if path is not None]
+            output_path("out", self.out, ".png")
+        if self.report is not None:
+            check_writable(self.report)
+        if self.preview is not None:
+            output_path("preview", self.preview, ".png")
+        given = [path.absolute() for path in (self.out, self.report, self.preview) if path is not None]
         if len(set(given)) < len(given):
             raise UsageError("out, report and preview: must be different files")
-        return cls(out, report, preview)
 
     def check_kind(self, video: bool) -> None:
-        """Whether the name of the result ends as what is going to be generated.
-
-        Raises:
-            UsageError: if it does not, or something else cannot be made of a video.
-        """
-        ending = self.out.suffix.lower()
-        if video and ending not in VIDEO_SUFFIXES:
-            raise UsageError(
-                f"out {str(self.out)!r}: must end in .mp4 or .gif for a video; --seconds 0 generates an image"
-            )
-        if not video and ending in VIDEO_SUFFIXES:
-            raise UsageError(f"out {str(self.out)!r}: must end in .png; this generates an image")
+        """Fails if the name of the result is not that of what will be generated, or a video has a preview."""
+        name, named_video = repr(str(self.out)), self.out.suffix.lower() in VIDEO_SUFFIXES
+        if video and not named_video:
+            raise UsageError(f"out {name}: must end in .mp4 or .gif for a video; --seconds 0 generates an image")
+        if named_video and not video:
+            raise UsageError(f"out {name}: must end in .png; this generates an image")
         if video and self.preview is not None:
             raise UsageError("preview: is of images only; leave it out")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to generate, how, and where it goes."""
+
+    pipe: Pipeline
+    prompts: list[str]
+    method: Method
+    seed: int
+    settings: dict[str, Any]
+    files: Files
+    quiet: bool
+    fitted: Fitted | None = None
+
+    def save_report(self, report: dict[str, Any]) -> None:
+        if self.files.report is not None:
+            write_text(self.files.report, json.dumps(report, indent=2) + "\n")
 
 
 Prompts = Annotated[
@@ -138,7 +149,7 @@ AspectRatio = Annotated[str | None, typer.Option(help="Width to height, such as 
 Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 generates an image.")]
 ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: an image that the video begins with.")]
 VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video to go on from.")]
-Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes behind every prompt.")]
+Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes after every prompt.")]
 Quality = Annotated[int, typer.Option(help="Of MP4 files, 0 (small) to 100 (large).")]
 Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
 NumImages = Annotated[int, typer.Option(help="Images per prompt.")]
@@ -191,7 +202,7 @@ def generate(
     quiet: QuietOption = False,
 ) -> None:
     """Generate images or videos from prompts."""
-    files = Files.checked(out or Path("scene.png"), report, preview, quality)
+    files = Files(out or Path("scene.png"), report, preview, quality)
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
     if method is None:
@@ -223,92 +234,68 @@ def generate(
         pipe.enable_tiled_decode(tile)
     generates_video = pipe.family.video and seconds != 0
     if out is None and generates_video:
-        files = Files.checked(Path("scene.mp4"), report, preview, quality)
+        files = replace(files, out=Path("scene.mp4"))
     files.check_kind(generates_video)
-    seed = secrets.randbelow(2**31) if seed is None else seed
-    budget = None
+    fitted = None
     if speedup is not None:
-        budget = fit_settings(pipe, speedup, scope, chosen, len(prompt) * num_images, settings, quiet)
-        chosen = budget.method
+        fitted = fit_settings(pipe, speedup, scope, chosen, len(prompt) * num_images, settings, quiet)
+        chosen = fitted.method
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    job = Job(pipe, prompt, chosen, seed, settings, files, quiet, fitted)
     if compare:
-        _compare(pipe, prompt, budget or chosen, seed, runs, settings, files, quiet, quality)
+        _compare(job, runs)
     else:
-        _generate(pipe, prompt, chosen, seed, settings, files, quiet, quality, budget)
+        _generate(job)
 
 
-def _generate(
-    pipe: Pipeline,
-    prompts: list[str],
-    method: Method,
-    seed: int,
-    settings: dict[str, Any],
-    files: Files,
-    quiet: bool,
-    quality: int,
-    budget: Fitted | None,
-) -> None:
+def _generate(job: Job) -> None:
     from stepvar.media.sheets import save_png
 
+    pipe, files = job.pipe, job.files
     stages: list[tuple[Step, list[Image.Image]]] = []
 
     def on_scale_end(step: Step, state: Any) -> None:
         if files.preview is not None:
             stages.append((step, pipe.preview(state)))
 
-    inputs: dict[str, Any] = {pipe.inputs.argument: prompts}
-    output = pipe(
-        **inputs, method=method, seed=seed, callback_on_scale_end=on_scale_end, progress=not quiet, **settings
-    )
+    inputs: dict[str, Any] = {pipe.inputs.argument: job.prompts, "method": job.method, "seed": job.seed, **job.settings}
+    output = pipe(**inputs, callback_on_scale_end=on_scale_end, progress=not job.quiet)
     results = output.videos or output.images
     paths = numbered(files.out, len(results))
     for index, (path, one) in enumerate(zip(paths, results, strict=True)):
-        description = describe(pipe, output.captions[index], seed + index, method, settings)
+        description = describe(pipe, output.captions[index], job.seed + index, job.method, job.settings)
         if output.videos:
-            one.save(path, quality=quality, metadata=description, progress=not quiet)
+            one.save(path, quality=files.quality, metadata=description, progress=not job.quiet)
         else:
             save_png(one, path, description)
-    if files.report is not None:
-        info = output.report.to_dict() | ({} if budget is None else {"budget": budget.to_dict()})
-        write_text(files.report, json.dumps(info, indent=2) + "\n")
+    job.save_report(output.report.to_dict() | ({} if job.fitted is None else {"budget": job.fitted.to_dict()}))
     if files.preview is not None:
         save_png(_preview_sheet(stages), files.preview)
-    if not quiet:
+    if not job.quiet:
         _print_summary(output, paths)
 
 
-def _compare(
-    pipe: Pipeline,
-    prompts: list[str],
-    method: Method | Fitted,
-    seed: int,
-    runs: int,
-    settings: dict[str, Any],
-    files: Files,
-    quiet: bool,
-    quality: int,
-) -> None:
+def _compare(job: Job, runs: int) -> None:
     from stepvar.cli.comparison import moving_sheet, print_comparison, run_comparison, sheet
     from stepvar.media.sheets import save_png
 
-    comparison = run_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
-    metadata = describe(pipe, "; ".join(prompts), seed, comparison.method, settings)
+    prompts, files = job.prompts, job.files
+    comparison = run_comparison(job.pipe, prompts, job.fitted or job.method, job.seed, runs, job.quiet, **job.settings)
+    metadata = describe(job.pipe, "; ".join(prompts), job.seed, comparison.method, job.settings)
     if comparison.dense.videos:
-        moving_sheet(comparison, prompts).save(files.out, quality=quality, metadata=metadata, progress=not quiet)
+        video = moving_sheet(comparison, prompts)
+        video.save(files.out, quality=files.quality, metadata=metadata, progress=not job.quiet)
     else:
         save_png(sheet(comparison, prompts), files.out, metadata)
-    if files.report is not None:
-        write_text(files.report, json.dumps(comparison.to_dict(), indent=2) + "\n")
-    if not quiet:
+    job.save_report(comparison.to_dict())
+    if not job.quiet:
         print_comparison(comparison)
         print(files.out)
 
 
 def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: dict[str, Any]) -> dict[str, str]:
     """What is needed to generate an image again, as texts for its file."""
-    defaults = {
-        "num_images_per_prompt": settings.get("num_images_per_prompt"),
-    }
-    used = {key: value for key, value in settings.items() if value not in (None, defaults.get(key))}
+    used = {key: value for key, value in settings.items() if value is not None and key != "num_images_per_prompt"}
     return {
         "prompt": prompt,
         "seed": str(seed),

@@ -38,9 +38,9 @@ TileOption = Annotated[int | None, typer.Option("--tile", help="Decode by tiles 
 DeviceOption = Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", help="Image i uses SEED + i; without it one is drawn at random.")
+    int | None, typer.Option("--seed", help="Image i uses SEED + i; without it one is chosen at random.")
 ]
-RunsOption = Annotated[int, typer.Option("--runs", help="Rounds that are timed, behind one to warm up.")]
+RunsOption = Annotated[int, typer.Option("--runs", help="Rounds that are timed, after one to warm up.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 
 
@@ -62,31 +62,26 @@ def load_pipeline(
 
 
 def parse_device(name: str) -> torch.device:
-    """A device that this machine has.
+    """A device of this machine.
 
     Raises:
-        UsageError: if it has not.
+        UsageError: if it has none of this name.
     """
     import torch
 
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     try:
         device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in DEVICES:
-        raise UsageError(f"device {name!r}: unknown; choose one of {', '.join(DEVICES)}")
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= counts[device.type]:
+        found = (device.index or 0) < counts[device.type]
+    except (RuntimeError, KeyError):
+        raise UsageError(f"device {name!r}: unknown; choose one of {', '.join(DEVICES)}") from None
+    if not found:
         raise UsageError(f"device {name!r}: this machine has none that PyTorch can use; try --device cpu")
     return device
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """A precision to compute in.
-
-    Raises:
-        UsageError: if it is none of :data:`DTYPES`.
-    """
+    """A precision to compute in; a UsageError if it is none of :data:`DTYPES`."""
     import torch
 
     if name not in DTYPES:
@@ -127,11 +122,7 @@ def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str
 
 
 def parse_value(name: str, text: str, kind: Any) -> Any:
-    """A text as a value of a type annotation: numbers, none, words, and lists such as ``0.7,0.4``.
-
-    Raises:
-        UsageError: if it is none.
-    """
+    """A text as a value of a type annotation: numbers, none, words, and lists like ``0.7,0.4``; or a UsageError."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     kinds = tuple(one for one in kinds if not is_dataclass(one))  # objects have names beside them
     for one in kinds:
@@ -169,12 +160,7 @@ def _describe(kind: Any) -> str:
 
 
 def output_path(name: str, path: Path, suffix: str) -> Path:
-    """A path that can be written and ends as its content says.
-
-    Raises:
-        UsageError: if the ending is another.
-        OutputError: if nothing can be written there.
-    """
+    """A path that can be written and ends as its content says; else a UsageError or an OutputError."""
     if path.suffix.lower() != suffix:
         raise UsageError(f"{name} {str(path)!r}: must end in {suffix}")
     check_writable(path)

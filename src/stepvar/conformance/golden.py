@@ -66,22 +66,14 @@ class Golden:
         return any(name.endswith("gumbel_exponential") for name in self.tensors)
 
     def setting(self, name: str) -> Any:
-        """One setting of the run, from its configuration or from beside it.
-
-        Raises:
-            CheckpointError: if it is not there.
-        """
+        """One setting of the run, from its configuration or from beside it; a CheckpointError if there is none."""
         for settings in (self.config, self.about):
             if name in settings:
                 return settings[name]
         raise CheckpointError(f"{self.path}: lacks the setting {name!r}; copy the golden again")
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, on the device.
-
-        Raises:
-            CheckpointError: if it is not there.
-        """
+        """One tensor, on the device; a CheckpointError if there is none."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.path}: lacks the tensor {name!r}; copy the golden again")
         return self.tensors[name].to(self.device)
@@ -103,7 +95,7 @@ class Kind:
         name: for reports; also what ``config.kind`` says, where a golden states it.
         settings, stores: names of settings and of tensors by which it is told from other kinds.
         run: computes what the golden stores, by name.
-        inputs: pattern of the names of the tensors that are given, not computed.
+        inputs: pattern of the names of the tensors that are inputs, not computed.
         reduced: what is compared in low precision.
         early: pattern of the names of the tensors that are compared in low precision.
     """
@@ -212,10 +204,7 @@ def build(
 
 
 def _listed_weights(golden: Golden, entry: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the original's weights, from the golden or the file beside it that it names, if there is one.
-
-    The golden has ``{name: [shape, ...]}``, the file ``[[name, shape], ...]``.
-    """
+    """Names and shapes of the original's weights: ``{name: [shape, ...]}``, or ``[[name, shape]]`` in its own file."""
     if entry in golden.about:
         return {name: tuple(shape) for name, (shape, *_) in golden.about[entry].items()}
     path = golden.path.parent / Path(str(golden.about.get("param_list"))).name

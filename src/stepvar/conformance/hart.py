@@ -31,7 +31,7 @@ from stepvar.text import ContextFeatures
 class GoldenNoise(StreamNoise):
     """Samples indices with the golden's generator, and takes normal numbers from its tensors.
 
-    The original draws the latter for both branches and uses those of the first.
+    The original samples the latter for both branches and uses those of the first.
     """
 
     def __init__(self, golden: Golden, record: Record) -> None:
@@ -39,8 +39,8 @@ class GoldenNoise(StreamNoise):
         self.golden, self.record = golden, record
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
-        draws = self.record[f"s{scale:02}.gumbel_exponential"] = super().soft(scale, drawn)
-        return draws
+        numbers = self.record[f"s{scale:02}.gumbel_exponential"] = super().soft(scale, drawn)
+        return numbers
 
     def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
         rows = torch.Size(shape[:2]).numel()
@@ -158,7 +158,7 @@ def _tokenizer(model: HART, golden: Golden) -> Record:
 
 
 def _rotaries(model: HART, golden: Golden) -> Record:
-    """The map's, at the coordinates given (those of the third scale behind a text), and the text's from place 0."""
+    """The map's, at the coordinates given (those of the third scale after a text), and the text's from place 0."""
     places, on_map, in_text = (golden.tensor(name) for name in ("rope2d_pos", "rope2d_in", "rope1d_in"))
     schedule, head_dim = model.schedule(), on_map.shape[-1]
     start = places[:, 0, 0]  # of the first cell, whose own coordinates are 0

@@ -127,7 +127,7 @@ def read_method(golden: Golden, schedule: ScaleSchedule) -> Method:
     """FastVAR where the golden has its settings, by width of the grid, else dense generation.
 
     Raises:
-        CheckpointError: if its pruned scales are not neighbours in front of the skipped ones, behind the cached one.
+        CheckpointError: if its pruned scales are not neighbours, between the cached one and the skipped ones.
     """
     settings = golden.config.get("fastvar")
     if settings is None:

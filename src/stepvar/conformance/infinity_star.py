@@ -40,10 +40,10 @@ IGNORABLE = [pattern for part in PARTS.values() for pattern in part.ignorable]
 
 
 class RecordingStar(RecordingModel[VideoCondition, StarState]):
-    """Notes what the goldens store of every pass; with ``forced`` bits in place of those that it samples.
+    """Notes what the goldens store of every pass.
 
-    Where nothing reads a pass whose bits are forced, our loop does not compute it. The original does, and its
-    goldens store what came out, so here ``forced`` passes are computed and their bits replaced behind.
+    The originals compute also the passes whose bits are forced and that nothing reads, and their goldens store what
+    came out: with ``forced`` here, all passes are computed and these bits replace the sampled ones.
     """
 
     naming = "step{index:03}.{name}"

@@ -33,7 +33,7 @@ class RecordableModel(NextScaleModel[Condition_contra, State], Protocol[Conditio
 class RecordingModel(Generic[Condition_contra, State]):
     """A model that notes tokens, features and logits of every pass; its subclasses note what only a family has.
 
-    The features of a block are those in front of guidance, where guidance is applied behind the block.
+    The features of a block are those before guidance, where guidance is applied after the block.
 
     Attributes:
         naming: how the family's goldens name what they store of a pass.

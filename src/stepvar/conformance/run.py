@@ -29,7 +29,7 @@ def verify(
         paths: golden files (either of a pair) and folders of them; empty: those that come with the package.
         device: where to run.
         dtype: float32, or bfloat16 and float16 with looser bounds. In those, bits whose logits are close may
-            flip, and everything behind a flipped bit differs for good reason, so only what comes before the first
+            flip, and everything after a flipped bit differs for good reason, so only what comes before the first
             bit is compared (the notes of a result say what).
 
     Returns:

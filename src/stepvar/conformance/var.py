@@ -58,13 +58,13 @@ def _tokenizer_config(golden: Golden) -> VQConfig:
 
 
 def read_classes(golden: Golden, generator: torch.Generator) -> ClassCondition:
-    """The classes given, or where the golden names none the classes that its generator draws first."""
-    given = golden.config.get("labels")
-    if given is not None:
-        return ClassCondition(tuple(given if isinstance(given, list) else golden.tensor("labels").tolist()))
-    even = torch.full((golden.setting("num_classes"),), 1 / golden.setting("num_classes"))
-    drawn = even.multinomial(len(golden.tensor("labels")), replacement=True, generator=generator)
-    return ClassCondition(tuple(drawn.tolist()))
+    """The classes that the golden names, or those that its generator samples first."""
+    labels = golden.config.get("labels")
+    if labels is None:
+        even = torch.full((golden.setting("num_classes"),), 1 / golden.setting("num_classes"))
+        count = len(golden.tensor("labels"))
+        labels = even.multinomial(count, replacement=True, generator=generator).tolist()
+    return ClassCondition(tuple(labels if isinstance(labels, list) else golden.tensor("labels").tolist()))
 
 
 def read_settings(golden: Golden, model: VAR) -> Settings:
