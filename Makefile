@@ -39,6 +39,7 @@ lint: $(DEV) ## check style and types
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(CODE)
+	$(BIN)/lint-imports
 
 format: $(DEV) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix $(CODE)

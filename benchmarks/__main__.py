@@ -8,9 +8,24 @@ from pathlib import Path
 
 RUNS = Path("runs")
 
+METHODS = ("stepvar", "high-pass", "random", "fastvar", "skip-last", "drop-guidance", "stepvar+drop-guidance")
+
 COMMANDS = (
-    ("speed", "--model", "scenes", "--rounds", "5", "--memory", "--out", "runs/speed-scenes.json"),
-    ("budget", "--model", "scenes", "--decode", "--out", "runs/budget-scenes.json"),
+    ("speed", "--model", "scenes", "--rounds", "5", "--out", "runs/speed-scenes.json"),
+    (
+        "speed",
+        "--model",
+        "scenes",
+        "--decode",
+        "--keep",
+        "--speedups",
+        "1.5",
+        "2",
+        "--methods",
+        *METHODS,
+        "--out",
+        "runs/budget-scenes.json",
+    ),
     ("quality", "--out", "runs/quality.json"),
 )
 

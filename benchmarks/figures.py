@@ -1,9 +1,10 @@
-"""The pictures of the documentation, drawn by the embedded model: ``python -m benchmarks.figures``."""
+"""The images of the documentation, by the embedded model: ``python -m benchmarks.figures``."""
 
 from __future__ import annotations
 
 import argparse
 import random
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,33 +12,42 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stepvar.compare import compare
-from stepvar.drawing import contact_sheet, difference, kept_overlay, save_png
-from stepvar.generation import generate
-from stepvar.methods import HighPass, Method, Random, SkipLast, StepVAR
-from stepvar.methods.base import RunBlocks
-from stepvar.methods.scores import structure_magnitude, texture_energy
-from stepvar.models.conditioning import Subject
-from stepvar.output import to_images
+from stepvar.core.plan import Step
+from stepvar.core.stack import RunBlocks
+from stepvar.core.tokens import TokenMap
+from stepvar.evaluation.metrics.fidelity import psnr
+from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
+from stepvar.media.sheets import contact_sheet, difference, kept_overlay, save_png
+from stepvar.methods import Dense, HighPass, Method, Random, SkipLast, StepVAR
+from stepvar.methods.base import MethodState
+from stepvar.methods.stepvar import structure_score, texture_score
 from stepvar.pipeline import Pipeline
-from stepvar.plan import Plan, Step
-from stepvar.sampling import SeededNoise
-from stepvar.scenes.grammar import caption, held_out_scenes
-from stepvar.tokens import TokenMap
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 CAPTION = "a large red striped circle left of a small blue star on grass"
+TEXTURED = (
+    "a large purple striped circle above a small yellow star on water",
+    "a large orange striped square on brick",
+)
 SEED = 7
 
+SMALLER = 0.57
+"""Sheets are made for looking closely; on a page their tiles need no more pixels than the images have."""
 
-class ScoreSpy(Method):
-    """Dense generation that remembers the two scores of every scale."""
 
-    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
+@dataclass(frozen=True)
+class RecordScores(Method[MethodState]):
+    """Dense generation that records the two scores of every scale.
+
+    Attributes:
+        scores: (texture, structure) by pass, each (B, N); filled by the generation.
+    """
+
+    scores: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: MethodState) -> TokenMap:
         features = tokens.features[: step.samples]
-        scores = (texture_energy(features, step.grid), structure_magnitude(features, 8))
-        step.memo.setdefault("scores", {})[step.index] = scores
-        step.memo.setdefault("steps", {})[step.index] = step
+        self.scores[step.index] = texture_score(features, step.grid), structure_score(features, 8)
         return run(tokens)
 
 
@@ -48,7 +58,7 @@ def heat(scores: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Image.
 
 
 def pyramid(pipe: Pipeline) -> Image.Image:
-    """The picture after every second scale."""
+    """The image after every second scale."""
     tiles: list[tuple[str, Image.Image]] = []
 
     def keep(step: Step, state: object) -> None:
@@ -56,29 +66,15 @@ def pyramid(pipe: Pipeline) -> Image.Image:
             tiles.append((f"after {step.grid}", pipe.preview(state)[0]))
 
     pipe(CAPTION, seed=SEED, callback_on_scale_end=keep)
-    return contact_sheet(tiles, 4, [CAPTION, "the picture after each scale"])
+    return contact_sheet(tiles, 4, [CAPTION, "the image after each scale"])
 
 
 def scores(pipe: Pipeline) -> Image.Image:
     """Both scores and what is kept by them, at the last scale."""
-    schedule = pipe.schedule()
-    count = len(schedule)
-    guidance, temperature = pipe.defaults["guidance_scale"], pipe.defaults["temperature"]
-    plan = Plan(schedule, (guidance,) * count, (temperature,) * count)
-    caught: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
-    text = pipe.conditioner.request(Subject(CAPTION), 1).condition()
-    state = generate(
-        pipe.model,
-        text,
-        1,
-        plan,
-        ScoreSpy(),
-        SeededNoise([SEED]),
-        on_scale_end=lambda step, _: caught.update(step.memo),
-    )
-    dense = to_images(pipe.model.decode(state), "pil")[0]
-    last = schedule.grids[-1]
-    texture, structure = caught["scores"][count - 1]
+    record = RecordScores()
+    dense = pipe(CAPTION, seed=SEED, method=record).images[0]
+    last = pipe.schedule().grids[-1]
+    texture, structure = record.scores[max(record.scores)]
     tiles = [("dense", dense)]
     for name, score in (("texture score", texture), ("structure score", structure)):
         tiles.append((name, heat(score[0], dense.size, (last.h, last.w))))
@@ -90,7 +86,7 @@ def scores(pipe: Pipeline) -> Image.Image:
     )
 
 
-def rivals(pipe: Pipeline) -> Image.Image:
+def same_seed(pipe: Pipeline) -> Image.Image:
     """The same seed with every method."""
     dense = pipe(CAPTION, seed=SEED).images[0]
     tiles = [("dense", dense)]
@@ -104,28 +100,36 @@ def rivals(pipe: Pipeline) -> Image.Image:
     ]
     differences = []
     for label, method in methods:
-        picture = pipe(CAPTION, seed=SEED, method=method).images[0]
-        tiles.append((label, picture))
-        differences.append((f"{label}: difference x4", difference(dense, picture, 4)))
+        image = pipe(CAPTION, seed=SEED, method=method).images[0]
+        tiles.append((label, image))
+        differences.append((f"{label}: difference x4", difference(dense, image, 4)))
     blank = Image.new("RGB", dense.size, "white")
     return contact_sheet([*tiles, ("", blank), *differences], len(tiles), [CAPTION, "the same seed with every method"])
 
 
 def headline(pipe: Pipeline) -> Image.Image:
-    """Dense beside StepVAR, for the README."""
-    comparison = compare(pipe, CAPTION, StepVAR(), SEED, runs=5)
-    from stepvar.cli.comparison import sheet
-
-    return sheet(comparison, [CAPTION])
+    """Dense beside StepVAR on two textured scenes, for the README."""
+    tiles: list[tuple[str, Image.Image]] = []
+    for text in TEXTURED:
+        dense, pruned = (pipe(text, seed=SEED, method=method) for method in (Dense(), StepVAR()))
+        pair = [torch.from_numpy(np.asarray(output.images[0]) / 255).movedim(-1, 0)[None] for output in (pruned, dense)]
+        step, kept = pruned.kept[-1]
+        tiles += [
+            (f"{text}: dense", dense.images[0]),
+            (f"stepvar: PSNR {psnr(*pair).item():.1f} dB", pruned.images[0]),
+            ("difference, 4 times amplified", difference(dense.images[0], pruned.images[0], 4)),
+            (f"tokens computed at {step.grid}", kept_overlay(pruned.images[0], kept[0])),
+        ]
+    return contact_sheet(tiles, 4)
 
 
 def samples(pipe: Pipeline) -> Image.Image:
     """The first held-out captions as they come, none chosen."""
     scenes = held_out_scenes(6, seed=3, objects=1) + held_out_scenes(6, seed=4, objects=2)
     captions = [caption(scene, random.Random(number)) for number, scene in enumerate(scenes)]
-    pictures = pipe(captions, seed=list(range(100, 100 + len(scenes)))).images
-    tiles = list(zip(captions, pictures, strict=True))
-    return contact_sheet(tiles, 4, ["held-out captions, drawn densely, as they come"])
+    images = pipe(captions, seed=list(range(100, 100 + len(scenes)))).images
+    tiles = list(zip(captions, images, strict=True))
+    return contact_sheet(tiles, 4, ["held-out captions, dense, as they come"])
 
 
 def main() -> None:
@@ -135,12 +139,14 @@ def main() -> None:
     arguments = parser.parse_args()
     pipe = Pipeline.from_pretrained(arguments.model)
     IMAGES.mkdir(parents=True, exist_ok=True)
-    makers = {"scales": pyramid, "scores": scores, "methods": rivals, "demo": headline, "scenes": samples}
+    makers = {"scales": pyramid, "scores": scores, "methods": same_seed, "demo": headline, "scenes": samples}
     for name, make in makers.items():
         if arguments.only and name not in arguments.only:
             continue
         with torch.inference_mode():
-            save_png(make(pipe), IMAGES / f"{name}.png", {"model": pipe.name, "prompt": CAPTION, "seed": str(SEED)})
+            sheet = make(pipe)
+        small = sheet.resize((round(SMALLER * sheet.width), round(SMALLER * sheet.height)), Image.Resampling.LANCZOS)
+        save_png(small, IMAGES / f"{name}.png", {"model": pipe.name, "seed": str(SEED)})
         print(f"{name}: written", flush=True)
 
 

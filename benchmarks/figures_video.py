@@ -1,4 +1,4 @@
-"""The pictures of the documentation of videos: ``python -m benchmarks.figures_video``."""
+"""The images of the documentation of videos: ``python -m benchmarks.figures_video``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from stepvar.drawing import contact_sheet, save_png
+from stepvar.evaluation.scenes.clips.grammar import clip_caption, held_out_clips
+from stepvar.media.sheets import contact_sheet, save_png
+from stepvar.media.video import Video
 from stepvar.methods import StepVAR
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.clips.grammar import clip_caption, held_out_clips
-from stepvar.video import Video
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 CAPTION = "a red striped ball rolling right on grass"
@@ -24,10 +24,10 @@ def strip(video: Video, count: int = FRAMES) -> Image.Image:
     """Frames side by side, evenly spread from the first to the last."""
     images = video.images()
     width, height = video.size
-    picture = Image.new("RGB", (count * width, height))
+    found = Image.new("RGB", (count * width, height))
     for place in range(count):
-        picture.paste(images[round(place * (len(images) - 1) / (count - 1))], (place * width, 0))
-    return picture
+        found.paste(images[round(place * (len(images) - 1) / (count - 1))], (place * width, 0))
+    return found
 
 
 def sheet(tiles: Sequence[tuple[str, Video]], columns: int, heading: Sequence[str]) -> Image.Image:
@@ -39,7 +39,7 @@ def samples(pipe: Pipeline) -> Image.Image:
     clips = held_out_clips(8, seed=3)
     captions = [clip_caption(clip) for clip in clips]
     videos = pipe(captions, seed=list(range(100, 100 + len(clips)))).videos
-    return sheet(list(zip(captions, videos, strict=True)), 2, ["held-out captions, drawn densely, as they come"])
+    return sheet(list(zip(captions, videos, strict=True)), 2, ["held-out captions, dense, as they come"])
 
 
 def rivals(pipe: Pipeline) -> Image.Image:
@@ -58,10 +58,10 @@ def main() -> None:
     given = parser.parse_args()
     pipe = Pipeline.from_pretrained(given.model)
     given.out.mkdir(parents=True, exist_ok=True)
-    facts = {"model": pipe.name, "prompt": CAPTION, "seed": str(SEED)}
-    save_png(samples(pipe), given.out / "scenes-video.png", facts)
-    save_png(rivals(pipe), given.out / "scenes-video-methods.png", facts)
-    pipe(CAPTION, seed=SEED).videos[0].save(given.out / "ball.gif", metadata=facts)
+    info = {"model": pipe.name, "prompt": CAPTION, "seed": str(SEED)}
+    save_png(samples(pipe), given.out / "scenes-video.png", info)
+    save_png(rivals(pipe), given.out / "scenes-video-methods.png", info)
+    pipe(CAPTION, seed=SEED).videos[0].save(given.out / "ball.gif", metadata=info)
 
 
 if __name__ == "__main__":

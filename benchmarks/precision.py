@@ -1,6 +1,6 @@
 """What low precision costs: ``python -m benchmarks.precision --out benchmarks/results/precision.json``.
 
-Every model runs in float32 and in each precision on the same symbols: those that a golden stores, or that the
+Every model runs in float32 and in each precision on the same indices or bits: those that a golden stores, or that the
 embedded model drew in float32. So the errors of a scale are its own, not those of another picture.
 """
 
@@ -19,22 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import command_line
-from stepvar.determinism import full_precision
-from stepvar.evaluation.metrics import psnr
-from stepvar.files import write_text
+from stepvar.conformance import infinity, var
+from stepvar.conformance.golden import Golden, Record, find_goldens, read_tensors
+from stepvar.conformance.recording import RecordingModel
+from stepvar.core.noise import Noise, SeededNoise
+from stepvar.core.plan import Settings, Step
+from stepvar.evaluation.metrics.fidelity import psnr
 from stepvar.generation import generate
 from stepvar.methods import Method
-from stepvar.methods.base import RunBlocks
 from stepvar.models.infinity import TextCondition
-from stepvar.models.picture import PictureModel
+from stepvar.models.model import VARModel
 from stepvar.models.precision import Precision
 from stepvar.pipeline import Pipeline
-from stepvar.plan import Plan, Step
-from stepvar.sampling import Noise, SeededNoise
-from stepvar.tokens import TokenMap
-from stepvar.verify import default_goldens, infinity, var
-from stepvar.verify.goldens import Golden, find_goldens, read_tensors
-from stepvar.verify.recording import Record, RecordBlocks
+from stepvar.utils.device import full_precision
+from stepvar.utils.files import write_text
 
 BF16, FP16 = torch.bfloat16, torch.float16
 PRECISIONS = {
@@ -53,69 +51,56 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, what it draws, and the symbols (B, N, ...) of every scale that it is led along; none: it draws."""
+    """A model, what it generates, and the indices (B, N, ...) that it is to go on from; none: those that it samples."""
 
     name: str
-    model: Callable[[], PictureModel]
+    model: Callable[[], VARModel]
     condition: Any
     samples: int
-    plan: Plan
+    settings: Settings
     noise: Noise
-    symbols: tuple[Tensor, ...] = ()
+    indices: tuple[Tensor, ...] = ()
 
 
-class Led:
-    """A model that notes what it computes, and goes on from given symbols whatever it draws itself."""
+class FollowingModel(RecordingModel[Any, Any]):
+    """A model that notes what it computes, and goes on from given indices whatever it samples itself."""
 
-    def __init__(self, model: Any, symbols: Sequence[Tensor], record: Record) -> None:
-        self.model, self.symbols, self.record = model, symbols, record
+    def __init__(self, model: Any, indices: Sequence[Tensor], record: Record) -> None:
+        super().__init__(model, record)
+        self.indices = indices
 
-    def start(self, condition: Any, plan: Plan, method: Method) -> Any:
-        return self.model.start(condition, plan, method)
-
-    def embed(self, state: Any, step: Step) -> TokenMap:
-        return self.model.embed(state, step)
-
-    def blocks(self, state: Any, step: Step, method: Method) -> RunBlocks:
-        return self.model.blocks(state, step, method)
-
-    def predict(self, state: Any, tokens: TokenMap, step: Step) -> Tensor:
-        self.record[f"logits_{step.index}"] = logits = self.model.predict(state, tokens, step)
-        return logits
-
-    def accumulate(self, state: Any, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        self.record[f"symbols_{step.index}"] = symbols
-        self.model.accumulate(state, self.symbols[step.index] if self.symbols else symbols, step, weights)
-
-    def decode(self, state: Any) -> Tensor:
-        return self.model.decode(state)
+    def accumulate(self, state: Any, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.note(step, "indices", indices)
+        super().accumulate(state, self.indices[step.index] if self.indices else indices, step, weights)
 
 
 @torch.inference_mode()
 def run(subject: Subject, precision: Precision) -> Record:
-    """Hidden features, logits and own symbols of every scale, and the picture of the latents at the end."""
+    """Hidden features, logits and own indices of every scale, and the image at the end."""
     record: Record = {}
     model = subject.model().set_precision(precision)
-    led: Any = Led(model, subject.symbols, record)
-    state = generate(led, subject.condition, subject.samples, subject.plan, RecordBlocks(record), subject.noise)
-    return record | {"image": led.decode(state)}
+    following: Any = FollowingModel(model, subject.indices, record)
+    method: Method[Any] = Method()
+    plan = method.plan(subject.settings, model.info, subject.samples)
+    state = generate(following, subject.condition, plan, method, subject.noise)
+    return record | {"image": model.decode(state)}
 
 
 def from_golden(golden: Golden) -> Subject:
-    """A golden's generation along the golden's symbols; greedy, so no draws are involved."""
+    """A golden's generation along the golden's indices; greedy, so no random numbers are involved."""
     noise, name = SeededNoise(()), golden.name
     if name in VAR:
         classes = var.read_classes(golden, torch.Generator())
-        plan = var.read_plan(golden, var.build_model(golden))
-        indices = tuple(golden.tensor(f"idx_{scale}").long() for scale in range(len(plan.schedule)))
-        return Subject(name, lambda: var.build_model(golden), classes, len(classes.labels), plan, noise, indices)
+        settings = var.read_settings(golden, var.build_model(golden))
+        indices = tuple(golden.tensor(f"idx_{scale}").long() for scale in range(len(settings.schedule)))
+        return Subject(name, lambda: var.build_model(golden), classes, len(classes.labels), settings, noise, indices)
     model, text = infinity.build_model(golden), infinity.read_condition(golden)
-    plan = infinity.read_plan(golden, model)
-    stored = (golden.tensor(f"bits_{scale}") for scale in range(len(plan.schedule)))
+    settings = infinity.read_settings(golden, model)
+    stored = (golden.tensor(f"bits_{scale}") for scale in range(len(settings.schedule)))
     maps = (bits.squeeze(1).movedim(-1, 1).long() for bits in stored)
     cells = (F.pixel_unshuffle(bits, 2) if model.config.patchify else bits for bits in maps)
-    symbols = tuple(bits.flatten(2).transpose(1, 2) for bits in cells)
-    return Subject(name, lambda: infinity.build_model(golden), text, len(text.prompts), plan, noise, symbols)
+    indices = tuple(bits.flatten(2).transpose(1, 2) for bits in cells)
+    return Subject(name, lambda: infinity.build_model(golden), text, len(text.prompts), settings, noise, indices)
 
 
 def embedded() -> Subject:
@@ -123,14 +108,14 @@ def embedded() -> Subject:
     pipe = Pipeline.from_pretrained("scenes")
     schedule, defaults = pipe.schedule(), pipe.defaults
     guidance, temperature = ((float(defaults[k]),) * len(schedule) for k in ("guidance_scale", "temperature"))
-    plan = Plan(schedule, guidance, temperature)
+    settings = Settings(schedule, guidance, temperature)
     assert pipe.text_encoder is not None
     text, noise = TextCondition(pipe.text_encoder.encode(PROMPTS)), SeededNoise(range(len(PROMPTS)))
-    return Subject("scenes", lambda: Pipeline.from_pretrained("scenes").model, text, len(PROMPTS), plan, noise)
+    return Subject("scenes", lambda: Pipeline.from_pretrained("scenes").model, text, len(PROMPTS), settings, noise)
 
 
 def compared(exact: Record, rounded: Record, scales: int) -> dict[str, Any]:
-    """Errors of each scale; of the picture in levels of 255."""
+    """Errors of each scale; of the image in levels of 255."""
     rows = []
     for scale in range(scales):
         row: dict[str, float] = {}
@@ -139,8 +124,8 @@ def compared(exact: Record, rounded: Record, scales: int) -> dict[str, Any]:
             error = other - one
             row[f"{kind}_worst"] = float(error.abs().max())
             row[f"{kind}_relative"] = float(error.square().mean().sqrt() / one.square().mean().sqrt())
-        differ = exact[f"symbols_{scale}"] != rounded[f"symbols_{scale}"]
-        rows.append(row | {"symbols": differ.numel(), "differing": int(differ.sum())})
+        differ = exact[f"indices_{scale}"] != rounded[f"indices_{scale}"]
+        rows.append(row | {"indices": differ.numel(), "differing": int(differ.sum())})
     levels = 127.5 * (rounded["image"] - exact["image"]).abs()
     return {"scales": rows, "image": picture_errors(exact["image"], rounded["image"], levels)}
 
@@ -151,15 +136,15 @@ def picture_errors(exact: Tensor, rounded: Tensor, levels: Tensor) -> dict[str, 
 
 
 def measure(subject: Subject) -> list[dict[str, Any]]:
-    """One row per precision, along the symbols; for a subject that draws also a row of its own free drawing."""
-    exact, rows, scales = run(subject, Precision()), [], len(subject.plan.schedule)
-    free = not subject.symbols
-    drawn = tuple(exact[f"symbols_{scale}"] for scale in range(scales))
-    led = Subject(**{**subject.__dict__, "symbols": subject.symbols or drawn})
+    """One row per precision, along the indices; for a subject that samples its own also free of them."""
+    exact, rows, scales = run(subject, Precision()), [], len(subject.settings.schedule)
+    free = not subject.indices
+    sampled = tuple(exact[f"indices_{scale}"] for scale in range(scales))
+    following = Subject(**{**subject.__dict__, "indices": subject.indices or sampled})
     for label, precision in PRECISIONS.items():
         if free and precision.blocks == FP16:
             continue  # a processor takes minutes for each picture
-        row = {"subject": subject.name, "precision": label} | compared(exact, run(led, precision), scales)
+        row = {"subject": subject.name, "precision": label} | compared(exact, run(following, precision), scales)
         if free:
             row["free"] = compared(exact, run(subject, precision), scales)["image"]
         rows.append(row)
@@ -170,14 +155,14 @@ def measure(subject: Subject) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--goldens", type=Path, default=None, help="folder; those of the tests without it")
+    parser.add_argument("--goldens", type=Path, default=Path("tests/goldens"), help="folder of goldens")
     arguments = parser.parse_args()
-    folder = arguments.goldens or default_goldens()
+    folder = arguments.goldens
     goldens = [read_tensors(golden) for golden in find_goldens([folder / f"{name}.json" for name in (*INFINITY, *VAR)])]
     with full_precision():
         rows = [row for subject in (*map(from_golden, goldens), embedded()) for row in measure(subject)]
-    facts = {"command": command_line(__spec__), "device": "cpu", "machine": platform.machine()}
-    result = {"facts": facts | {"torch": torch.__version__}, "rows": rows}
+    info = {"command": command_line(__spec__), "device": "cpu", "machine": platform.machine()}
+    result = {"info": info | {"torch": torch.__version__}, "rows": rows}
     print(markdown(result))
     if arguments.out:
         write_text(arguments.out, json.dumps(result, indent=1) + "\n")
@@ -186,14 +171,14 @@ def main() -> None:
 def markdown(result: dict[str, Any]) -> str:
     """One row per model and precision: the worst scale's figures, and the picture's."""
     lines = [
-        "| model | precision | features, worst | features, relative | logits, worst | symbols that differ |"
-        " picture of the same codes | picture drawn freely |",
+        "| model | precision | features, worst | features, relative | logits, worst | indices that differ |"
+        " image of the same codes | image sampled freely |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         scales, image = row["scales"], row["image"]
         worst = {name: max(scale[name] for scale in scales) for name in scales[0]}
-        share = sum(scale["differing"] for scale in scales) / sum(scale["symbols"] for scale in scales)
+        share = sum(scale["differing"] for scale in scales) / sum(scale["indices"] for scale in scales)
         free = f"{row['free']['psnr']:.1f} dB" if "free" in row else ""
         lines.append(
             f"| {row['subject']} | {row['precision']} | {worst['hidden_worst']:.2g} |"

@@ -1,4 +1,4 @@
-"""How often the embedded model draws what its caption says: ``python -m benchmarks.quality --out runs/quality.json``.
+"""How often the embedded model follows its caption: ``python -m benchmarks.quality --out runs/quality.json``.
 
 256 held-out captions, judged by the judge that was trained on real renders.
 """
@@ -7,25 +7,43 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import command_line
-from stepvar.evaluation.drawing import DENSE, Sampling, draw
-from stepvar.evaluation.scenes import accuracies, judge_pictures, load_judge
-from stepvar.files import write_text
+from stepvar.evaluation.machine import provenance
+from stepvar.evaluation.metrics.scenes import accuracies, judge_images, load_judge
+from stepvar.evaluation.noise import ResampledNoise
+from stepvar.evaluation.scenes.grammar import Scene, caption, held_out_scenes
+from stepvar.evaluation.scenes.judge import Judge
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.grammar import Scene, caption, held_out_scenes
-from stepvar.scenes.judge import Judge
-
-AIMS = {"background": 0.95, "colour": 0.90, "shape": 0.80, "texture (large)": 0.75, "colour_binding": 0.75}
+from stepvar.utils.files import write_text
 
 
-def quality(judge: Judge, pictures: Tensor, scenes: list[Scene]) -> dict[str, tuple[float, int]]:
+def generated(
+    pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], batch: int, resampled: int = 0, **settings: Any
+) -> Tensor:
+    """Images (len(prompts), 3, H, W) or videos (..., 3, F, H, W) in [0, 1], batch by batch.
+
+    Args:
+        resampled: how many of the last scales are sampled again, for the noise floor.
+    """
+    found, scales = [], len(pipe.schedule())
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        noise = ResampledNoise.of(seeds[part], scales - resampled)
+        output = pipe(list(prompts[part]), noise=noise, output_type="pt", progress=False, **settings)
+        found.append((output.videos if len(output.videos) else output.images).clamp(0, 1))
+    return torch.cat(found)
+
+
+def quality(judge: Judge, images: Tensor, scenes: list[Scene]) -> dict[str, tuple[float, int]]:
     """The figures of the model card: single objects, large textures, binding in two-object scenes."""
-    verdicts = judge_pictures(judge, pictures, scenes)
+    verdicts = judge_images(judge, images, scenes)
     single = [v for v, s in zip(verdicts, scenes, strict=True) if len(s.objects) == 1]
     large = [v for v, s in zip(verdicts, scenes, strict=True) if len(s.objects) == 1 and s.objects[0].size == "large"]
     double = [v for v, s in zip(verdicts, scenes, strict=True) if len(s.objects) == 2]
@@ -57,14 +75,21 @@ def main() -> None:
     rows = []
     for guidance in arguments.guidance or [pipe.defaults["guidance_scale"]]:
         for temperature in arguments.temperature or [pipe.defaults["temperature"]]:
-            sampling = Sampling(guidance, temperature, aspect=arguments.aspect, batch=arguments.batch)
-            pictures = draw(pipe, [caption(scene) for scene in scenes], seeds, DENSE, sampling)
-            table = quality(judge, pictures, scenes)
+            images = generated(
+                pipe,
+                [caption(scene) for scene in scenes],
+                seeds,
+                arguments.batch,
+                guidance_scale=guidance,
+                temperature=temperature,
+                aspect_ratio=arguments.aspect,
+            )
+            table = quality(judge, images, scenes)
             rows.append({"guidance": guidance, "temperature": temperature, "accuracy": table})
             shown = "  ".join(f"{name} {100 * share:.1f} % (n={n})" for name, (share, n) in table.items())
             print(f"guidance {guidance} temperature {temperature}: {shown}", flush=True)
-    facts = {"command": command_line(__spec__), "device": arguments.device, "torch": torch.__version__}
-    write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+    info = provenance(pipe.device, command_line(__spec__))
+    write_text(arguments.out, json.dumps({"info": info, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

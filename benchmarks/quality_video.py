@@ -1,6 +1,6 @@
-"""What the embedded video model draws: ``python -m benchmarks.quality_video --out runs/clips.json``.
+"""What the embedded video model generates: ``python -m benchmarks.quality_video --out runs/clips.json``.
 
-Held-out captions, drawn densely, with every method that is asked for, and rendered for comparison; a judge that was
+Held-out captions, generated densely, with every method that is asked for, and rendered for comparison; a judge that was
 trained on renders says what is right in each clip, and clips of the same seed are compared to the dense ones.
 """
 
@@ -16,20 +16,21 @@ import torch
 from torch import Tensor
 
 from benchmarks import command_line
-from stepvar.evaluation.clips import judge_videos, load_clip_judge
-from stepvar.evaluation.drawing import DENSE, Contender, Sampling, draw, noise_floor
-from stepvar.evaluation.metrics import high_frequency_share, psnr
-from stepvar.evaluation.scenes import accuracies
-from stepvar.evaluation.video import flicker
-from stepvar.files import write_text
+from benchmarks.quality import generated
+from stepvar.evaluation.candidates import Candidate, noise_floor
+from stepvar.evaluation.machine import provenance
+from stepvar.evaluation.metrics.fidelity import high_frequency_share, psnr
+from stepvar.evaluation.metrics.scenes import accuracies, judge_videos, load_clip_judge
+from stepvar.evaluation.metrics.video import flicker
+from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, held_out_clips
+from stepvar.evaluation.scenes.clips.judge import ClipJudge
+from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.methods import make_method
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar
 from stepvar.models.infinity_star.schedules import code_passes
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.clips.grammar import Clip, clip_caption, held_out_clips
-from stepvar.scenes.clips.judge import ClipJudge
-from stepvar.scenes.clips.render import render_clips
+from stepvar.utils.files import write_text
 
 METHODS = ("stepvar", "fastvar", "random", "skip-last")
 FIRST_SEED = 100
@@ -65,21 +66,22 @@ def references(pipe: Pipeline, clips: Sequence[Clip], batch: int) -> tuple[Tenso
     return (torch.cat(rendered) + 1) / 2, (torch.cat(coded) + 1) / 2
 
 
-def measure(pipe: Pipeline, judge: ClipJudge, clips: list[Clip], sampling: Sampling, methods: Sequence[str]) -> Any:
-    """One row per contender."""
+def measure(
+    pipe: Pipeline, judge: ClipJudge, clips: list[Clip], batch: int, methods: Sequence[str], **settings: Any
+) -> list[dict[str, Any]]:
+    """One row per candidate."""
     captions = [clip_caption(clip) for clip in clips]
-    seeds = list(range(FIRST_SEED, FIRST_SEED + len(clips)))
-    rendered, coded = references(pipe, clips, sampling.batch)
-    dense = draw(pipe, captions, seeds, DENSE, sampling)
+    seeds = range(FIRST_SEED, FIRST_SEED + len(clips))
+    rendered, coded = references(pipe, clips, batch)
+    dense = generated(pipe, captions, seeds, batch, **settings)
     rows = [row_of("renders", judge, rendered, clips), row_of("renders through the tokenizer", judge, coded, clips)]
     rows[1]["psnr_to_renders"] = float(
         psnr(coded.transpose(1, 2).flatten(0, 1), rendered.transpose(1, 2).flatten(0, 1)).mean()
     )
     rows.append(row_of("dense", judge, dense, clips, dense))
-    contenders = [Contender(name, make_method(name)) for name in methods]
-    for contender in (noise_floor(2), *contenders):
-        drawn = draw(pipe, captions, seeds, contender, sampling)
-        rows.append(row_of(contender.label, judge, drawn, clips, dense))
+    for candidate in (noise_floor(2), *(Candidate(name, make_method(name)) for name in methods)):
+        videos = generated(pipe, captions, seeds, batch, candidate.resampled, method=candidate.method, **settings)
+        rows.append(row_of(candidate.label, judge, videos, clips, dense))
     return rows
 
 
@@ -111,14 +113,11 @@ def main() -> None:
     given = parser.parse_args()
     pipe = Pipeline.from_pretrained(given.model).to(given.device)
     judge = load_clip_judge(given.device, given.judge)
-    guidance = pipe.defaults["guidance_scale"] if given.guidance is None else given.guidance
-    temperature = pipe.defaults["temperature"] if given.temperature is None else given.temperature
-    sampling = Sampling(guidance, temperature, batch=given.batch)
-    rows = measure(pipe, judge, held_out_clips(given.clips, seed=3), sampling, given.methods)
+    settings = {"guidance_scale": given.guidance, "temperature": given.temperature}
+    rows = measure(pipe, judge, held_out_clips(given.clips, seed=3), given.batch, given.methods, **settings)
     print(markdown(rows))
-    facts = {"command": command_line(__spec__), "device": given.device, "torch": torch.__version__}
-    facts |= {"clips": str(given.clips), "guidance": str(guidance), "temperature": str(temperature)}
-    write_text(given.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+    info = provenance(pipe.device, command_line(__spec__)) | {"clips": str(given.clips)}
+    write_text(given.out, json.dumps({"info": info, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

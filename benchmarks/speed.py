@@ -1,8 +1,10 @@
-"""Dense against StepVAR in time: ``python -m benchmarks.speed --model scenes --rounds 5 --out runs/speed.json``.
+"""Methods against dense in time: ``python -m benchmarks.speed --model scenes --rounds 5 --out runs/speed.json``.
 
-Every round runs dense and all settings once, in turn, so that a machine whose speed drifts slows all of them; figures
-are ratios within a round, with their median and range over the rounds. Released sizes have random weights (their
-pictures mean nothing, their cost is real), by default without guidance; Infinity at 1024x1024. On a GPU:
+Every round runs dense and all settings once, in changing order, so that a machine whose speed drifts slows all of them;
+figures are ratios within a round, with their median and range over the rounds. Settings are shares of tokens that
+StepVAR keeps, methods with their defaults, and settings found for a speed-up, which are then held to it. Released sizes
+have random weights (their images mean nothing, their cost is real), by default without guidance; Infinity at 1024x1024.
+Peak memory is measured on a GPU, elsewhere it is that of a dry run. On a GPU:
 
     python -m benchmarks.speed --model 2b --device cuda --dtype bfloat16 --guidance 3 --decode --speedups 1.5 2
 """
@@ -12,24 +14,25 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import command_line
-from benchmarks.subjects import Drawing, add_options, drawing, facts
-from stepvar.budget import calibrate, fit
-from stepvar.budget.device import best_seconds
-from stepvar.compare import Spread
-from stepvar.files import write_text
-from stepvar.methods import Method, StepVAR
-from stepvar.plan import Step
-from stepvar.report import Report
-from stepvar.tokens import TokenMap
+from benchmarks.workload import Workload, add_options, workload
+from stepvar.core.report import Report, start_clock
+from stepvar.core.tokens import TokenMap
+from stepvar.cost.speedup import Fitted
+from stepvar.errors import UsageError
+from stepvar.evaluation.machine import provenance
+from stepvar.evaluation.run import interleaved
+from stepvar.evaluation.statistics import Spread
+from stepvar.methods import Method, StepVAR, make_method
+from stepvar.utils.files import write_text
+
+Settings = Mapping[str, Method | Fitted]
 
 
 class NoBlocks:
@@ -41,57 +44,81 @@ class NoBlocks:
         return tokens
 
 
-def overhead(of: Drawing, method: StepVAR, step: Step) -> float:
-    """Seconds that selecting, thinning and rebuilding the map of one scale take, on features of its real shape."""
+@torch.inference_mode()
+def overhead(of: Workload, method: Method, index: int, repeats: int = 3) -> float:
+    """Seconds that selecting, pruning and restoring the map of one pass take, on features of its real shape."""
+    model = of.pipe.model
+    plan = method.plan(of.settings, model.info, of.samples)
+    step = plan.step(index)
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(step.rows, step.grid.size, of.model.config.width, generator=generator)
-    tokens = TokenMap.dense(features.to(of.model.device, of.model.precision.residual), step.grid)
+    features = torch.randn(step.rows, step.grid.size, model.config.width, generator=generator)
+    tokens = TokenMap.dense(features.to(model.device, model.precision.residual), step.grid)
+    found = []
+    for _ in range(repeats):
+        state = method.start(plan)
+        stop = start_clock(model.device)
+        method.run_stack(NoBlocks(), tokens, step, state)
+        found.append(stop()())
+    return min(found)
 
-    return best_seconds(of.model.device, lambda: method.run_stack(NoBlocks(), tokens, step), repeats=1)
 
-
-def settings(of: Drawing, arguments: argparse.Namespace) -> dict[str, Method]:
-    """The methods by what the table calls them: fixed shares, and budgets."""
-    found: dict[str, Method] = {}
+def settings(of: Workload, arguments: argparse.Namespace) -> tuple[dict[str, Method | Fitted], list[dict[str, Any]]]:
+    """What is compared, by what the table calls it, and the speed-ups that cannot be had."""
+    found: dict[str, Method | Fitted] = {}
+    refused: list[dict[str, Any]] = []
     for last in arguments.last:
         found |= {f"keep {keep}, last {last}": StepVAR(keep=keep, last=last) for keep in arguments.keep}
-    if arguments.speedups:
-        scope: Any = "image" if of.decode else "scales"
-        costs = calibrate(of.whole, of.plan, of.samples, scope).costs
+    if not arguments.speedups:
+        return found | {name: make_method(name) for name in arguments.methods}, refused
+    for name in arguments.methods or ["stepvar"]:
         for asked in arguments.speedups:
-            method = fit(asked, StepVAR(), costs).method
-            assert isinstance(method, StepVAR)
-            found[f"{asked:g}x of the {scope} asked: keep {method.keep}, last {method.last}"] = method
-    return found
+            try:
+                found[f"{name}, {asked:g}x of the {of.scope} asked"] = of.fit(asked, make_method(name))
+            except UsageError as error:
+                refused.append({"method": name, "asked": asked, "why": str(error)})
+    return found, refused
 
 
-def measure(of: Drawing, rounds: int, methods: dict[str, Method]) -> dict[str, Any]:
+def measure(of: Workload, rounds: int, compared: Settings) -> dict[str, Any]:
     """Interleaved rounds of dense and every setting."""
-    methods = {"dense": Method(), **methods}
+    methods = {"dense": Method()} | {
+        label: one.method if isinstance(one, Fitted) else one for label, one in compared.items()
+    }
     reports: dict[str, list[Report]] = {label: [] for label in methods}
-    of.run(Method())  # warm-up
-    for number in range(rounds):
-        order = list(methods) if number % 2 == 0 else list(reversed(methods))
-        for label in order:
-            reports[label].append(of.run(methods[label]))
-            print(f"round {number} {label}: {reports[label][-1].scale_seconds:.3f} s", flush=True)
+    runs = interleaved(list(methods), range(rounds), lambda label, _: of.run(methods[label]), warmup=1)
+    for number, label, report in runs:
+        reports[label].append(report)
+        print(f"round {number} {label}: {report.scale_seconds:.3f} s", flush=True)
     dense = reports["dense"]
-    with torch.inference_mode():
-        steps = {step.index: step for step in of.plan.steps(of.samples)}
-        overheads = {i: overhead(of, StepVAR(), step) for i, step in steps.items() if step.grid.size >= 256}
-    rows = [_row(label, reports[label], dense, overheads) for label in methods if label != "dense"]
-    return {"dense": dense[0].to_dict() | {"rounds": [r.scale_seconds for r in dense]} | _costs(dense), "rows": rows}
+    large = [scale.index for scale in dense[0].scales if scale.tokens >= 256]
+    overheads = {index: overhead(of, StepVAR(), index) for index in large}
+    peaks = {label: _peak_memory(of, method, reports[label]) for label, method in methods.items()}
+    rows = []
+    for label, one in compared.items():
+        row = _row(label, reports[label], dense, overheads) | {"peak": peaks[label]}
+        if isinstance(one, Fitted):
+            achieved = row["whole_speedup" if of.decode else "speedup"]
+            row |= one.to_dict() | {"method": label.partition(",")[0], "near_only": one.is_near_only}
+            row |= {"achieved": achieved, "deviation": achieved["median"] / one.asked - 1}
+        rows.append(row)
+    times = {"rounds": [report.scale_seconds for report in dense], "peak": peaks["dense"]}
+    return {"dense": dense[0].to_dict() | times | _costs(dense), "rows": rows, "rounds": rounds, "speedup_of": of.scope}
+
+
+def _peak_memory(of: Workload, method: Method, reports: Sequence[Report]) -> int:
+    """Bytes; a process's resident size never falls, so on the CPU it says nothing about one method among several."""
+    if of.pipe.device.type == "cuda":
+        return max(report.peak_memory for report in reports)
+    return of.pipe.dry_run(method.plan(of.settings, of.pipe.model.info, of.samples), method).peak
 
 
 def _costs(reports: Sequence[Report]) -> dict[str, Any]:
-    """Median seconds by stage and scale, and on a GPU the peak memory."""
+    """Median seconds by stage and scale."""
     stages = {name: statistics.median(r.stages[name] for r in reports) for name in reports[0].stages}
     scales = [statistics.median(r.scales[place].seconds for r in reports) for place in range(len(reports[0].scales))]
     loop = statistics.median(r.scale_seconds for r in reports)
     whole = statistics.median(r.seconds for r in reports)
-    costs: dict[str, Any] = {"seconds": {"loop": loop, "whole": whole, **stages}, "scale_seconds": scales}
-    on_gpu = reports[0].device.startswith("cuda")
-    return costs | ({"peak": max(r.peak_memory for r in reports)} if on_gpu else {})
+    return {"seconds": {"loop": loop, "whole": whole, **stages}, "scale_seconds": scales}
 
 
 def _row(label: str, reports: list[Report], dense: list[Report], overheads: dict[int, float]) -> dict[str, Any]:
@@ -119,48 +146,33 @@ def _row(label: str, reports: list[Report], dense: list[Report], overheads: dict
     } | _costs(reports)
 
 
-def peak_memory(arguments: argparse.Namespace, method: Method) -> int:
-    """Peak bytes of one generation on a CPU, in a process of its own since a process's peak never falls."""
-    keep, last = (method.keep, method.last) if isinstance(method, StepVAR) else (1, 1)
-    command = [sys.executable, "-m", "benchmarks.speed", "--once", str(keep), str(last)]
-    for name in ("model", "device", "dtype", "resolution", "seconds", "guidance", "samples", "tile"):
-        value = getattr(arguments, name)
-        command += [] if value is None else [f"--{name}", str(value)]
-    command += ["--decode"] if arguments.decode else []
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keep", type=float, nargs="*", default=[0.25, 0.5, 0.75])
     parser.add_argument("--last", type=int, nargs="*", default=[2, 3, 4])
-    parser.add_argument("--speedups", type=float, nargs="*", default=[], help="budgets, beside the fixed settings")
+    parser.add_argument("--methods", nargs="*", default=[], help="further methods, by name")
+    parser.add_argument("--speedups", type=float, nargs="*", default=[], help="which --methods (or StepVAR) are set to")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--memory", action="store_true", help="on a CPU, also the peak memory of each setting")
-    parser.add_argument("--once", nargs=2, metavar=("KEEP", "LAST"), help="one run, prints its peak memory in bytes")
     arguments = parser.parse_args()
-    of = drawing(arguments)
-    if arguments.once:
-        keep, last = float(arguments.once[0]), int(arguments.once[1])
-        print(of.run(StepVAR(keep=keep, last=last)).peak_memory)
-        return
-    methods = settings(of, arguments)
-    result = measure(of, arguments.rounds, methods)
-    if arguments.memory and of.model.device.type == "cpu":
-        result["dense"]["peak"] = peak_memory(arguments, Method())
-        for method, row in zip(methods.values(), result["rows"], strict=True):
-            row["peak"] = peak_memory(arguments, method)
-    result["facts"] = {"command": command_line(__spec__)} | facts(of)
+    of = workload(arguments)
+    compared, refused = settings(of, arguments)
+    result = measure(of, arguments.rounds, compared) | {"refused": refused}
+    result["info"] = provenance(of.pipe.device, command_line(__spec__)) | {"dtype": arguments.dtype}
     print(markdown(result))
     if arguments.out:
         write_text(arguments.out, json.dumps(result, indent=1) + "\n")
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as tables: the settings, where the time goes, and the scales."""
+    """The result as tables: the settings, where the time goes, and the scales; speed-ups asked for."""
+    lines = _settings(result) if "dense" in result else []
+    fitted = [row for row in result["rows"] if "asked_speedup" in row]
+    return "\n".join([*lines, *(["", *_asked(result, fitted)] if fitted else [])]).strip()
+
+
+def _settings(result: dict[str, Any]) -> list[str]:
     lines = [
         "| StepVAR | tokens | FLOPs | speed-up (median, range) | time / (share x dense), pruned scales |"
         " selection + propagation | peak memory |",
@@ -179,7 +191,30 @@ def markdown(result: dict[str, Any]) -> str:
         )
     if "scale_seconds" in dense:  # results of older versions have no split
         lines += ["", *_split(result), "", *_by_scale(result)]
-    return "\n".join(lines)
+    return lines
+
+
+def _asked(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Speed-ups that were asked for beside those that came."""
+    lines = ["| method | asked | expected | achieved (median, range) | off by | settings found |", "|---" * 6 + "|"]
+    for row in rows:
+        achieved, near = row["achieved"], " (nearest)" if row["near_only"] else ""
+        lines.append(
+            f"| {row['method']} | {row['asked_speedup']:g} | {row['expected_speedup']:.2f}{near} |"
+            f" {achieved['median']:.2f}x ({achieved['min']:.2f}-{achieved['max']:.2f}) |"
+            f" {100 * row['deviation']:+.0f} % | {settings_text(row['settings'])} |"
+        )
+    of_what = {"image": "whole images", "scales": "the loop over scales"}[result["speedup_of"]]
+    lines.append(f"\nSpeed-up of {of_what}, {result['rounds']} rounds.")
+    return lines + [f"Refused: `{one['why']}`" for one in result["refused"]]
+
+
+def settings_text(found: dict[str, Any]) -> str:
+    """What the speed-up decided, in short."""
+    if any(isinstance(value, dict) for value in found.values()):
+        return "; ".join(settings_text(own) for own in found.values() if isinstance(own, dict))
+    told = {name: found[name] for name in ("keep", "last", "prune", "skip", "count") if name in found}
+    return ", ".join(f"{name} {value}" for name, value in told.items())
 
 
 def _peak(costs: dict[str, Any]) -> str:

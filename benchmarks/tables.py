@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budget, precision, quality_video, speed
+from benchmarks import precision, quality_video, speed
 from benchmarks.study.tables import single, write_tables
-from stepvar.files import write_text
+from stepvar.utils.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS, SNIPPETS = ROOT / "benchmarks" / "results", ROOT / "docs" / "snippets"
@@ -23,9 +23,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def facts(result: dict[str, Any]) -> str:
+def info(result: dict[str, Any]) -> str:
     """Command and machine, below a table."""
-    known = result["facts"]
+    known = result["info"]
     where = ", ".join(str(known[name]) for name in ("device", "machine", "dtype", "torch") if name in known)
     return f"\n`{known['command']}`; {where}.\n"
 
@@ -39,15 +39,15 @@ def quality(result: dict[str, Any]) -> str:
         shares = [percent(row["accuracy"][name][0]) for name in names]
         lines.append(f"| {row['guidance']} | {row['temperature']} | " + " | ".join(shares) + " |")
     counts = ", ".join(f"{name.replace('_', ' ')} {result['rows'][0]['accuracy'][name][1]}" for name in names)
-    return "\n".join(lines) + f"\n\nPictures judged: {counts}.\n" + facts(result)
+    return "\n".join(lines) + f"\n\nImages judged: {counts}.\n" + info(result)
 
 
 WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "quality": quality,
-    "clips": lambda result: quality_video.markdown(result["rows"]) + facts(result),
-    "precision": lambda result: precision.markdown(result) + "\n" + facts(result),
-    "speed": lambda result: speed.markdown(result) + "\n" + facts(result),
-    "budget": lambda result: budget.markdown(result) + "\n" + facts(result),
+    "clips": lambda result: quality_video.markdown(result["rows"]) + info(result),
+    "precision": lambda result: precision.markdown(result) + "\n" + info(result),
+    "speed": lambda result: speed.markdown(result) + "\n" + info(result),
+    "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "single": single,
 }
 """From the first word of a result's name to what writes its table."""

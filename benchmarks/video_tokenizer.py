@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import command_line
-from stepvar.files import write_text
+from stepvar.core.report import start_clock
+from stepvar.evaluation.machine import provenance
+from stepvar.evaluation.run import interleaved
+from stepvar.evaluation.statistics import Spread
 from stepvar.models.infinity_star.tokenizer import CHUNK, POLICY, VideoTokenizer, VideoTokenizerConfig
-from stepvar.models.infinity_star.tokenizer_memory import decode_bytes, encode_bytes
 from stepvar.models.infinity_star.video_layers import CausalConv, LatentNorm, Past, latent_frames
 from stepvar.models.precision import Precision, apply_precision, for_weight
+from stepvar.utils.files import write_text
 from training.video.convolution import folded
 
 SMALL = VideoTokenizerConfig(channels=(24, 48, 96, 96))
@@ -59,17 +61,14 @@ def channels_last(tokenizer: VideoTokenizer) -> VideoTokenizer:
 
 def timed(work: Callable[[], Tensor], device: torch.device) -> tuple[float, int]:
     """Seconds, and on a GPU the most bytes held beside what was there before."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start, 0
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    start = time.perf_counter()
+    before = 0
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    stop = start_clock(device)
     work()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated(device) - before
+    seconds = stop()()
+    return seconds, torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else 0
 
 
 @torch.inference_mode()
@@ -77,50 +76,46 @@ def measure(config: VideoTokenizerConfig, arguments: argparse.Namespace) -> list
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     tokenizer = VideoTokenizer(config).to(device).requires_grad_(False)
     apply_precision(tokenizer, Precision.of(dtype), POLICY)
-    size = (arguments.latents, arguments.height, arguments.width)
-    feature = torch.randn(1, config.token_channels, *size, device=device)
+    feature = torch.randn(1, config.token_channels, arguments.latents, arguments.height, arguments.width, device=device)
     pixels = (config.frames(arguments.latents), arguments.height * config.stride, arguments.width * config.stride)
     video = torch.zeros(1, 3, *pixels, device=device)
+    last = channels_last(tokenizer)
 
     def enlarged() -> Tensor:
         with patch.object(LatentNorm, "forward", on_every_cell):
             return tokenizer.decode(feature)
 
-    def as_pictures() -> Tensor:
+    def as_images() -> Tensor:
         with patch.object(CausalConv, "forward", frames_as_channels):
             return last.decode(feature)
 
-    last = channels_last(tokenizer)
-    once, twice = (decode_bytes(config, *size, dtype.itemsize, chunk) for chunk in (CHUNK, 2 * CHUNK))
-    ways: dict[str, tuple[Callable[[], Tensor], int]] = {
-        "decode": (lambda: tokenizer.decode(feature), once),
-        "decode, latents enlarged": (enlarged, 0),
-        "decode, channels last": (lambda: last.decode(feature), once),
-        "decode, channels last, 2D convolutions": (as_pictures, 0),
-        "decode, twice the chunk": (lambda: tokenizer.decode(feature, chunk=2 * CHUNK), twice),
-        "encode": (lambda: tokenizer.moments(video), encode_bytes(config, *size, dtype.itemsize)),
+    ways: dict[str, Callable[[], Tensor]] = {
+        "decode": lambda: tokenizer.decode(feature),
+        "decode, latents enlarged": enlarged,
+        "decode, channels last": lambda: last.decode(feature),
+        "decode, channels last, 2D convolutions": as_images,
+        "decode, twice the chunk": lambda: tokenizer.decode(feature, chunk=2 * CHUNK),
+        "encode": lambda: tokenizer.moments(video),
     }
     runs: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
-    for _ in range(arguments.rounds + 1):  # the first round chooses kernels and is not counted
-        for name, (work, _) in ways.items():
-            runs[name].append(timed(work, device))
-    return [row_of(name, found[1:], ways[name][1], runs["decode"][1:]) for name, found in runs.items()]
+    rounds = range(arguments.rounds)  # the round in front of them chooses kernels
+    for _, name, found in interleaved(list(ways), rounds, lambda name, _: timed(ways[name], device), warmup=1):
+        runs[name].append(found)
+    return [row_of(name, found, runs["decode"]) for name, found in runs.items()]
 
 
-def row_of(name: str, runs: list[tuple[float, int]], estimate: int, base: list[tuple[float, int]]) -> dict[str, Any]:
-    seconds = [run[0] for run in runs]
-    ratios = sorted(run[0] / other[0] for run, other in zip(runs, base, strict=True))
-    row = {"way": name, "seconds": statistics.median(seconds), "ratio": statistics.median(ratios)}
-    row |= {"ratio_low": ratios[0], "ratio_high": ratios[-1]}
-    return row | {"peak": max(run[1] for run in runs), "estimate": estimate}
+def row_of(name: str, runs: list[tuple[float, int]], base: list[tuple[float, int]]) -> dict[str, Any]:
+    ratio = Spread.of([run[0] / other[0] for run, other in zip(runs, base, strict=True)])
+    row = {"way": name, "seconds": statistics.median(run[0] for run in runs), "peak": max(run[1] for run in runs)}
+    return row | {"ratio": ratio.median, "ratio_low": ratio.lowest, "ratio_high": ratio.highest}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| | time | over decoding as it is | memory | estimated |", "|---|---|---|---|---|"]
+    lines = ["| | time | over decoding as it is | memory |", "|---|---|---|---|"]
     for row in rows:
         spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-        peak, estimate = (f"{row[key] / 2**30:.2f} GiB" if row[key] else "" for key in ("peak", "estimate"))
-        lines.append(f"| {row['way']} | {row['seconds']:.2f} s | {spread} | {peak} | {estimate} |")
+        peak = f"{row['peak'] / 2**30:.2f} GiB" if row["peak"] else ""
+        lines.append(f"| {row['way']} | {row['seconds']:.2f} s | {spread} | {peak} |")
     return "\n".join(lines)
 
 
@@ -136,11 +131,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = measure(SMALL if arguments.small else VideoTokenizerConfig(), arguments)
-    facts = {"command": command_line(__spec__), "torch": torch.__version__, "dtype": arguments.dtype}
-    facts["device"] = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu"
+    info = provenance(torch.device(arguments.device), command_line(__spec__)) | {"dtype": arguments.dtype}
     print(markdown(rows))
     if arguments.out:
-        write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+        write_text(arguments.out, json.dumps({"info": info, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,27 @@
-"""A tiny model of each family and short ways to draw with it."""
+"""A tiny model of each family and short ways to generate with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
+from stepvar.conformance.hart import RecordingHART
+from stepvar.conformance.infinity import RecordingInfinity
+from stepvar.conformance.infinity_star import RecordingStar
+from stepvar.conformance.recording import RecordingModel, State
+from stepvar.conformance.var import RecordingVAR
+from stepvar.conformance.weights import HART_RULE, STAR_RULE, fill_by_rule
+from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.report import Recorder
+from stepvar.core.stack import Sublayer, SublayerRef
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.generation import generate
-from stepvar.methods import Dense, Method
-from stepvar.methods.base import Site
+from stepvar.methods import Method
 from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.hart.model import HARTState
 from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
@@ -22,16 +32,7 @@ from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
 from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
 from stepvar.models.var.model import VARState
-from stepvar.plan import Plan, Step
-from stepvar.sampling import SeededNoise
 from stepvar.text import ContextFeatures, TextFeatures
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
-from stepvar.verify.hart import RecordingHART
-from stepvar.verify.infinity import RecordingInfinity
-from stepvar.verify.infinity_star import RecordingStar
-from stepvar.verify.recording import RecordingModel, State
-from stepvar.verify.var import RecordingVAR
-from stepvar.verify.weights import fill_by_rule, hart_weight, star_weight
 
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
 WIDE = ScaleSchedule.of([(1, 1), (2, 2), (2, 3), (4, 6), (5, 7), (6, 9)])
@@ -124,16 +125,16 @@ def make_var(config: VARConfig = TINY_VAR, seed: int = 0) -> VAR:
 def make_star(config: InfinityStarConfig = TINY_STAR, seed: int = 0) -> InfinityStar:
     """A text-to-video model with weights by the rule."""
     model = InfinityStar(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed, star_weight)
-    fill_by_rule(model.tokenizer, seed, star_weight)
+    fill_by_rule(model.transformer, seed, STAR_RULE)
+    fill_by_rule(model.tokenizer, seed, STAR_RULE)
     return model
 
 
 def make_hart(config: HARTConfig = TINY_HART, seed: int = 0) -> HART:
     """A text-to-image model with a diffusion head, with weights by its rule."""
     model = HART(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed, hart_weight)
-    fill_by_rule(model.tokenizer, seed, hart_weight)
+    fill_by_rule(model.transformer, seed, HART_RULE)
+    fill_by_rule(model.tokenizer, seed, HART_RULE)
     return model
 
 
@@ -153,19 +154,28 @@ def make_text(lengths: Sequence[int], first: int = 0, channels: int = TINY.text_
     return TextFeatures(rows, tuple(lengths))
 
 
-def make_plan(schedule: ScaleSchedule, guidance: float | Sequence[float] = 3.0, **settings: Any) -> Plan:
+def make_settings(schedule: ScaleSchedule, guidance: float | Sequence[float] = 3.0, **settings: Any) -> Settings:
     scales = len(schedule)
     values = tuple(guidance) if isinstance(guidance, Sequence) else (float(guidance),) * scales
-    return Plan(schedule, values, (1.0,) * scales, **settings)
+    return Settings(schedule, values, (1.0,) * scales, **settings)
 
 
 @dataclass
-class Drawn(Generic[State]):
+class Generation(Generic[State]):
     """What a generation went through."""
 
     record: dict[str, Tensor]
     state: State
-    steps: list[Step]
+    plan: Plan
+    selections: Mapping[int, Sequence[Tensor]]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.plan.steps
+
+    def kept(self, step: Step) -> Sequence[Tensor]:
+        """What a method kept at a pass: (R, K) for each selection."""
+        return self.selections.get(step.index, ())
 
     @property
     def bits(self) -> list[Tensor]:
@@ -187,56 +197,64 @@ class Drawn(Generic[State]):
         return [self.record[name] for name in names if name in self.record]
 
 
-def draw(
+def generate_infinity(
     model: Infinity,
-    plan: Plan,
+    settings: Settings,
     method: Method | None = None,
     text: TextFeatures | None = None,
     negative: TextFeatures | None = None,
     first: int = 0,
-) -> Drawn[InfinityState]:
-    """Generates; image i has the seed ``first + i``."""
+    forced: Mapping[int, Tensor] | None = None,
+) -> Generation[InfinityState]:
+    """Generates; image i has the seed ``first + i``; ``forced`` are bits (B, N, d) by pass in place of sampled ones."""
     text = text or make_text((5,), first)
     recording = RecordingInfinity(model, {})
-    return _draw(recording, TextCondition(text, negative), len(text), plan, method, first)
+    return _generate(recording, TextCondition(text, negative), len(text), settings, method, first, forced)
 
 
-def draw_classes(
-    model: VAR, plan: Plan, method: Method | None = None, labels: Sequence[int] = (3,), first: int = 0
-) -> Drawn[VARState]:
+def generate_var(
+    model: VAR, settings: Settings, method: Method | None = None, labels: Sequence[int] = (3,), first: int = 0
+) -> Generation[VARState]:
     """Generates; image i has the seed ``first + i``."""
-    return _draw(RecordingVAR(model, {}), ClassCondition(tuple(labels)), len(labels), plan, method, first)
+    return _generate(RecordingVAR(model, {}), ClassCondition(tuple(labels)), len(labels), settings, method, first)
 
 
-def draw_video(
+def generate_star(
     model: InfinityStar,
-    plan: Plan,
+    settings: Settings,
     method: Method | None = None,
     text: TextFeatures | None = None,
     negative: TextFeatures | None = None,
     first: int = 0,
-) -> Drawn[StarState]:
-    """Generates; video i has the seed ``first + i``."""
+    forced: Mapping[int, Tensor] | None = None,
+) -> Generation[StarState]:
+    """Generates; video i has the seed ``first + i``; ``forced`` are bits (B, N, d) by pass in place of sampled ones."""
     text = text or make_text((5,), first)
     recording = RecordingStar(model, {})
-    return _draw(recording, VideoCondition(text, negative), len(text), plan, method, first)
+    return _generate(recording, VideoCondition(text, negative), len(text), settings, method, first, forced)
 
 
-def draw_context(
-    model: HART, plan: Plan, method: Method | None = None, text: ContextFeatures | None = None, first: int = 0
-) -> Drawn[HARTState]:
+def generate_hart(
+    model: HART, settings: Settings, method: Method | None = None, text: ContextFeatures | None = None, first: int = 0
+) -> Generation[HARTState]:
     """Generates; image i has the seed ``first + i``."""
     text = text or make_context((3,), first)
-    return _draw(RecordingHART(model, {}), text, len(text), plan, method, first)
+    return _generate(RecordingHART(model, {}), text, len(text), settings, method, first)
 
 
-def _draw(
-    model: RecordingModel[Any, State], condition: Any, samples: int, plan: Plan, method: Method | None, first: int
-) -> Drawn[State]:
-    steps: list[Step] = []
-    noise, method = SeededNoise(range(first, first + samples)), method or Dense()
-    state = generate(model, condition, samples, plan, method, noise, on_scale_end=lambda step, _: steps.append(step))
-    return Drawn(model.record, state, steps)
+def _generate(
+    model: RecordingModel[Any, State],
+    condition: Any,
+    samples: int,
+    settings: Settings,
+    method: Method | None,
+    first: int,
+    forced: Mapping[int, Tensor] | None = None,
+) -> Generation[State]:
+    noise, method, recorder = SeededNoise(range(first, first + samples)), method or Method(), Recorder()
+    plan = method.plan(replace(settings, forced=frozenset(forced or ())), model.info, samples)
+    state = generate(model, condition, plan, method, noise, forced, recorder)
+    return Generation(model.record, state, plan, recorder.selections)
 
 
 @dataclass(frozen=True)
@@ -245,8 +263,8 @@ class Watch(Method):
 
     seen: dict[tuple[int, int, str], TokenMap] = field(default_factory=dict)
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        self.seen[(step.index, site.layer, site.sublayer)] = tokens
+    def run_sublayer(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: Any) -> Tensor:
+        self.seen[(step.index, ref.layer, ref.name)] = tokens
         return run(tokens)
 
 

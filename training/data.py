@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.scenes.grammar import caption, sample_training_scene
-from stepvar.scenes.render import render
-from stepvar.tokens import ScaleSchedule
+from stepvar.core.tokens import ScaleSchedule
+from stepvar.evaluation.scenes.grammar import caption, sample_training_scene
+from stepvar.evaluation.scenes.render import render
 from training.presets import RATIOS
 
 
 @dataclass
 class SceneSource:
-    """Draws scenes, captions and pictures; the same seed gives the same stream."""
+    """Samples scenes, captions and images; the same seed gives the same stream."""
 
     seed: int
     device: torch.device
@@ -29,11 +29,11 @@ class SceneSource:
         """A height over width, by the shares of the recipe."""
         return self.rng.choices(list(RATIOS), list(RATIOS.values()))[0]
 
-    def draw(self, count: int, schedule: ScaleSchedule) -> tuple[list[str], Tensor]:
-        """``count`` captions and pictures (count, 3, H, W) in [-1, 1] of the schedule's full size."""
+    def sample(self, count: int, schedule: ScaleSchedule) -> tuple[list[str], Tensor]:
+        """``count`` captions and images (count, 3, H, W) in [-1, 1] of the schedule's full size."""
         scenes = [sample_training_scene(self.rng) for _ in range(count)]
         captions = [caption(scene, self.rng) for scene in scenes]
         seeds = [self.rng.getrandbits(31) for _ in scenes]
         last = schedule.grids[-1]
-        pictures = render(scenes, seeds, last.h * self.stride, last.w * self.stride, device=self.device)
-        return captions, pictures
+        images = render(scenes, seeds, last.h * self.stride, last.w * self.stride, device=self.device)
+        return captions, images

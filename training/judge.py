@@ -1,4 +1,4 @@
-"""Train the judge of scenes on pictures rendered on the fly.
+"""Train the judge of scenes on images rendered on the fly.
 
     python -m training.judge --out DIR --minutes 3 --device cuda
 
@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.scenes.grammar import BACKGROUNDS, RELATIONS, Scene, held_out_scenes, sample_training_scene
-from stepvar.scenes.judge import ATTRIBUTES, RELATION_SLOTS, SLOTS, WORDS, Judge, judge_scenes
-from stepvar.scenes.render import layouts, render
-from stepvar.transfer import send
+from stepvar.evaluation.scenes.grammar import BACKGROUNDS, RELATIONS, Scene, held_out_scenes, sample_training_scene
+from stepvar.evaluation.scenes.judge import ATTRIBUTES, RELATION_SLOTS, SLOTS, WORDS, Judge, judge_scenes
+from stepvar.evaluation.scenes.render import layouts, render
+from stepvar.utils.device import to_device_async
 
 from .degrade import degrade
 
@@ -39,13 +39,13 @@ _CHECKPOINT = "judge.checkpoint.pt"
 
 @dataclass(frozen=True)
 class Batch:
-    """Rendered pictures (B, 3, H, W) and what is in them.
+    """Rendered images (B, 3, H, W) and what is in them.
 
     ``words`` (B, 4, 4) holds, for each slot, the codes of shape, colour, texture and size; ``spoken``
     (B, 4) is where a slot is defined; ``places`` (B, 4, 3) is its object's (x, y, radius) in pixels.
     """
 
-    pictures: Tensor
+    images: Tensor
     scenes: list[Scene]
     words: Tensor
     spoken: Tensor
@@ -54,7 +54,7 @@ class Batch:
     count: Tensor
 
 
-def picture_size(size: int, ratio: tuple[int, int]) -> tuple[int, int]:
+def image_size(size: int, ratio: tuple[int, int]) -> tuple[int, int]:
     """Height and width with about ``size`` x ``size`` pixels, multiples of 8."""
     scale = math.sqrt(ratio[0] / ratio[1])
     return max(16, round(size * scale / 8) * 8), max(16, round(size / scale / 8) * 8)
@@ -80,9 +80,9 @@ def make_batch(scenes: list[Scene], seeds: Sequence[int], size: tuple[int, int],
         torch.tensor([BACKGROUNDS.index(str(scene.background)) for scene in scenes]),
         torch.tensor([len(scene.objects) - 1 for scene in scenes]),
     )
-    words, spoken, where, background, count = (send(value, device) for value in labels)
-    pictures = render(scenes, seeds, height, width, device)
-    return Batch(pictures, scenes, words, spoken, where, background, count)
+    words, spoken, where, background, count = (to_device_async(value, device) for value in labels)
+    images = render(scenes, seeds, height, width, device)
+    return Batch(images, scenes, words, spoken, where, background, count)
 
 
 def _both(scene: Scene) -> tuple[Any, Any]:
@@ -109,13 +109,13 @@ def loss_of(logits: dict[str, Tensor], batch: Batch) -> Tensor:
     for index, name in enumerate(WORDS):
         losses = F.cross_entropy(logits[name].transpose(1, 2), batch.words[..., index], reduction="none")
         total = total + (losses * share).sum()
-    inside = cells_inside(batch.places, batch.pictures.shape[2:], logits["attention"].shape[2:])
+    inside = cells_inside(batch.places, batch.images.shape[2:], logits["attention"].shape[2:])
     missed = -(inside * logits["attention"]).sum((2, 3))
     return total + 0.3 * (missed * share).sum()
 
 
 def cells_inside(places: Tensor, size: Sequence[int], cells: Sequence[int]) -> Tensor:
-    """Weights (B, n, h, w) that sum to 1, on the cells of each object at ``places`` (B, n, 3) in a picture's pixels."""
+    """Weights (B, n, h, w) that sum to 1, on the cells of each object at ``places`` (B, n, 3) in a image's pixels."""
     device = places.device
     y = (torch.arange(cells[0], device=device) + 0.5) * (size[0] / cells[0])
     x = (torch.arange(cells[1], device=device) + 0.5) * (size[1] / cells[1])
@@ -159,9 +159,9 @@ def evaluate(judge: Judge, size: int, samples: int, device: torch.device, batch_
     for start in range(0, samples, batch_size):
         chunk = scenes[start : start + batch_size]
         seeds = range(EVALUATION_SEED + start, EVALUATION_SEED + start + len(chunk))
-        shape = picture_size(size, RATIOS[(start // batch_size) % len(RATIOS)])
+        shape = image_size(size, RATIOS[(start // batch_size) % len(RATIOS)])
         batch = make_batch(chunk, seeds, shape, device)
-        logits = judge(batch.pictures)
+        logits = judge(batch.images)
         for verdict in judge_scenes(logits, chunk):
             for name in ATTRIBUTES:
                 if verdict[name] is not None:
@@ -207,11 +207,11 @@ class Trainer:
         options = self.options
         scenes = [sample_training_scene(self.rng) for _ in range(options.batch)]
         first = self.step * options.batch
-        size = picture_size(options.size, self.rng.choice(RATIOS))
+        size = image_size(options.size, self.rng.choice(RATIOS))
         batch = make_batch(scenes, range(first, first + options.batch), size, self.device)
-        pictures = degrade(batch.pictures).contiguous(memory_format=torch.channels_last)
+        images = degrade(batch.images).contiguous(memory_format=torch.channels_last)
         with self._precision():
-            logits = self.judge(pictures)
+            logits = self.judge(images)
         loss = loss_of(logits, batch)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.elapsed / (60.0 * options.minutes), options.lr)
@@ -287,7 +287,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--minutes", type=float, default=3.0, help="training time in all, resumed parts included")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", type=int, default=256, help="side of a square picture with as many pixels")
+    parser.add_argument("--size", type=int, default=256, help="side of a square image with as many pixels")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)

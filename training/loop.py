@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from stepvar.files import atomic_path
+from stepvar.utils.files import atomic_path
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -136,18 +136,18 @@ def command_line(stage: str) -> str:
 
 
 def write_card(path: Path, values: dict[str, Any]) -> None:
-    """Writes the facts of a training for the model card."""
+    """Writes the info of a training for the model card."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def sittings(folder: Path | None) -> list[dict[str, Any]]:
-    """The facts of the trainings that a model folder has behind it."""
+def earlier_runs(folder: Path | None) -> list[dict[str, Any]]:
+    """The training runs that a model folder comes from, as its card lists them."""
     path = None if folder is None else folder / "training.json"
     if path is None or not path.exists():
         return []
-    behind: list[dict[str, Any]] = json.loads(path.read_text())["sittings"]
-    return behind
+    runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
+    return runs
 
 
 def device_name(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Several GPUs of one host: each process draws batches of its own, gradients are averaged, one clock rules all.
+"""Several GPUs of one host: each process has batches of its own, gradients are averaged, one clock rules all.
 
 Started by ``torchrun --nproc-per-node N -m training.transformer ...``; without torchrun there is one process.
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepvar.evaluation.scenes.grammar import SYNONYMS, VOCABULARY
 from stepvar.models.infinity import InfinityConfig, TokenizerConfig
-from stepvar.scenes.grammar import SYNONYMS, VOCABULARY
 
 RATIOS: dict[float, float] = {1.0: 0.68, 1.5: 0.08, 0.666: 0.08, 1.333: 0.08, 0.75: 0.08}
 """Height over width -> share of the training batches."""
@@ -19,11 +19,11 @@ class Preset:
     Attributes:
         model: the transformer and tokenizer.
         text: arguments of the text encoder.
-        tokenizer_batch: pictures per step of the tokenizer.
+        tokenizer_batch: images per step of the tokenizer.
         prefixes: (scales, batch size) of the short transformer steps, which learn the layout cheaply.
         whole_batch: batch size of the steps that see all scales.
-        drawn: scenes rendered at a time; small batches would leave a GPU waiting for launches.
-        pool: encoded scenes held in memory; ``drawn`` new ones replace old ones every ``refresh`` steps.
+        rendered: scenes rendered at a time; small batches would leave a GPU waiting for launches.
+        pool: encoded scenes held in memory; ``rendered`` new ones replace old ones every ``refresh`` steps.
     """
 
     model: InfinityConfig
@@ -31,7 +31,7 @@ class Preset:
     tokenizer_batch: int = 64
     prefixes: tuple[tuple[int, int], ...] = ((6, 512), (7, 320))
     whole_batch: int = 80
-    drawn: int = 512
+    rendered: int = 512
     pool: int = 131072
     refresh: int = 8
 
@@ -60,7 +60,7 @@ PRESETS: dict[str, Preset] = {
         ),
         _text(256, 2, 512),
     ),
-    # Proves on a CPU in minutes that the recipe runs; its pictures are not good.
+    # Proves on a CPU in minutes that the recipe runs; its images are not good.
     "tiny": Preset(
         InfinityConfig(
             depth=2,
@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
         tokenizer_batch=8,
         prefixes=((5, 32),),
         whole_batch=8,
-        drawn=32,
+        rendered=32,
         pool=256,
     ),
 }

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
-from stepvar.tokens import ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def pyramid(
     Args:
         scales: how many scales from the first; None: all.
         flips: (B,) probability that a bit is flipped before its code is added (bitwise self-correction,
-            arXiv 2412.04431): later scales learn to mend what an earlier one drew wrongly.
+            arXiv 2412.04431): later scales learn to mend what an earlier one sampled wrongly.
     """
     residual = latent.float()
     total = torch.zeros_like(residual)
@@ -43,10 +43,10 @@ def pyramid(
         if (grid.h, grid.w) != size:
             here = F.interpolate(residual, size=(grid.h, grid.w), mode="area")
         bits = here > 0
-        drawn = bits
+        used = bits
         if flips is not None:
-            drawn = bits ^ (torch.rand(bits.shape, device=bits.device) < flips[:, None, None, None])
-        codes = resize(tokenizer.codes(drawn), size)
+            used = bits ^ (torch.rand(bits.shape, device=bits.device) < flips[:, None, None, None])
+        codes = resize(tokenizer.codes(used), size)
         residual, total = residual - codes, total + codes
         targets.append(bits)
         sums.append(total)

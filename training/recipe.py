@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from stepvar.checkpoints import read_weights, save_weights
+from stepvar.checkpoints import read_state, save_weights
 from training.presets import PRESETS
 
 MINUTES = {"text": 2.0, "tokenizer": 5.0, "judge": 5.3, "transformer": 11.5}
@@ -35,13 +35,13 @@ def run_stage(stage: str, out: Path, minutes: float, device: str, preset: str) -
 
 
 def install(out: Path) -> None:
-    """Copies the finished model, its judge and the facts of their training into the package."""
+    """Copies the finished model, its judge and the info of their training into the package."""
     folder = Path(str(files("stepvar"))) / "weights" / "scenes"
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*SHIPPED, *CARDS):
         shutil.copyfile(out / "model" / name, folder / name)
     transformer = folder / "transformer.safetensors"  # the largest part, in eight bits
-    save_weights(transformer, read_weights(transformer), torch.float16, packed=True)
+    save_weights(transformer, read_state(transformer), torch.float16, packed=True)
     for name in ("judge.safetensors", "judge.json", "tokenizer.json"):
         shutil.copyfile(out / name, folder / name)
     print(f"installed into {folder}")

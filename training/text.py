@@ -1,6 +1,6 @@
 """Teaches the text encoder to read: ``python -m training.text --out runs/scenes --minutes 2``.
 
-Before any picture is seen, the encoder learns from captions alone what stands where: from its features, one learned
+Before any image is seen, the encoder learns from captions alone what stands where: from its features, one learned
 query per place (leftmost, rightmost, topmost, bottommost) must tell the shape, colour, texture and size of the object
 there. The transformer then starts from features in which attributes are already bound to places. Cheap on a CPU.
 """
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import save_weights
-from stepvar.scenes.grammar import Scene, caption, parse, sample_training_scene
-from stepvar.scenes.judge import RELATION_SLOTS, SLOTS, WORDS
+from stepvar.evaluation.scenes.grammar import Scene, caption, parse, sample_training_scene
+from stepvar.evaluation.scenes.judge import RELATION_SLOTS, SLOTS, WORDS
 from stepvar.text import WordEncoder
 from training.loop import Progress, command_line, learning_rate, write_card
 from training.presets import PRESETS, Preset

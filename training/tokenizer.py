@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.checkpoints import fill_module, read_weights, save_weights
+from stepvar.checkpoints import fill_module, read_state, save_weights
+from stepvar.core.tokens import ScaleSchedule
+from stepvar.evaluation.scenes.grammar import held_out_scenes
+from stepvar.evaluation.scenes.render import render
 from stepvar.models.infinity import schedule_for
 from stepvar.models.infinity.tokenizer import BitTokenizer
-from stepvar.scenes.grammar import held_out_scenes
-from stepvar.scenes.render import render
-from stepvar.tokens import ScaleSchedule
 from training.data import SceneSource
 from training.loop import (
     Progress,
@@ -41,7 +41,7 @@ FLIPPED = 0.3
 
 
 def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of the pictures' horizontal and vertical differences: keeps edges sharp."""
+    """Mean absolute difference of the images' horizontal and vertical differences: keeps edges sharp."""
     return F.l1_loss(a.diff(dim=-1), b.diff(dim=-1)) + F.l1_loss(a.diff(dim=-2), b.diff(dim=-2))
 
 
@@ -56,10 +56,10 @@ def in_bfloat16(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def training_loss(
-    tokenizer: BitTokenizer, pictures: Tensor, schedule: ScaleSchedule, rng: random.Random
+    tokenizer: BitTokenizer, images: Tensor, schedule: ScaleSchedule, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
     """Reconstruction through the quantiser (straight-through gradient) and commitment to the codes."""
-    latent = in_bfloat16(tokenizer.encoder, pictures)
+    latent = in_bfloat16(tokenizer.encoder, images)
     count = len(latent)
     flips = torch.rand(count, device=latent.device) * 0.1
     flips = flips * (torch.rand(count, device=latent.device) < FLIPPED)
@@ -67,8 +67,8 @@ def training_loss(
         scales = rng.randrange(5, len(schedule)) if rng.random() < DROPPED_SCALES else len(schedule)
         quantised = pyramid(tokenizer, latent.detach(), schedule, scales, flips).sums[-1]
     decoded = in_bfloat16(tokenizer.decoder, latent + (quantised - latent).detach())
-    error = F.mse_loss(decoded, pictures)
-    loss = F.l1_loss(decoded, pictures) + 2 * error + 0.5 * gradient_loss(decoded, pictures)
+    error = F.mse_loss(decoded, images)
+    loss = F.l1_loss(decoded, images) + 2 * error + 0.5 * gradient_loss(decoded, images)
     return loss + COMMITMENT * F.mse_loss(latent, quantised), error
 
 
@@ -81,9 +81,9 @@ def evaluate(tokenizer: BitTokenizer, preset: Preset, device: torch.device, coun
     for start in range(0, count, 32):
         part = scenes[start : start + 32]
         seeds = list(range(start, start + len(part)))
-        pictures = render(part, seeds, last.h * stride, last.w * stride, device=device)
-        decoded = tokenizer.decode(tokenizer.encode(pictures, schedule)[1])
-        values.append(10 * torch.log10(4 / (decoded - pictures).square().mean(dim=(1, 2, 3))))
+        images = render(part, seeds, last.h * stride, last.w * stride, device=device)
+        decoded = tokenizer.decode(tokenizer.encode(images, schedule)[1])
+        values.append(10 * torch.log10(4 / (decoded - images).square().mean(dim=(1, 2, 3))))
     return float(torch.cat(values).mean())
 
 
@@ -102,7 +102,7 @@ def train(
     torch.manual_seed(seed)
     tokenizer = BitTokenizer(preset.model.tokenizer)
     if init is not None:
-        fill_module(tokenizer, read_weights(init), str(init))
+        fill_module(tokenizer, read_state(init), str(init))
         tokenizer.encoder.requires_grad_(False)
     tokenizer.to(device)
     mean = averaged(tokenizer, 0.999)
@@ -116,13 +116,13 @@ def train(
             part.load_state_dict(state[name])
         progress.restore(state["progress"])
     source = SceneSource(seed + progress.step, device, preset.model.tokenizer.stride)
-    drawn: list[Tensor] = []
+    waiting: list[Tensor] = []
     while progress.fraction < 1:
-        if not drawn:
+        if not waiting:
             schedule = schedule_for(preset.model.resolution, source.ratio())
-            drawn = list(source.draw(preset.drawn, schedule)[1].split(preset.tokenizer_batch))
-        pictures = drawn.pop()
-        loss, error = training_loss(tokenizer, pictures, schedule, source.rng)
+            waiting = list(source.sample(preset.rendered, schedule)[1].split(preset.tokenizer_batch))
+        images = waiting.pop()
+        loss, error = training_loss(tokenizer, images, schedule, source.rng)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(progress.fraction, PEAK_LR)
         optimiser.zero_grad(set_to_none=True)
@@ -131,7 +131,7 @@ def train(
         optimiser.step()
         mean.update_parameters(tokenizer)
         progress.step += 1
-        progress.seen += len(pictures)
+        progress.seen += len(images)
         progress.say(partial(_values, loss, error))
         if progress.due(120) or progress.fraction >= 1:
             state = {name: part.state_dict() for name, part in parts.items()}
@@ -139,7 +139,7 @@ def train(
     finished = mean_module(mean, BitTokenizer)
     save_weights(out / "tokenizer.safetensors", finished.state_dict(), torch.float16)
     psnr = evaluate(finished, preset, device)
-    card = {"psnr_held_out_db": psnr, "pictures": progress.seen, "steps": progress.step}
+    card = {"psnr_held_out_db": psnr, "images": progress.seen, "steps": progress.step}
     write_card(out / "tokenizer.json", card | {"minutes": progress.seconds / 60, "command": command_line("tokenizer")})
     print(f"tokenizer: {psnr:.2f} dB on held-out renders", flush=True)
     return finished

@@ -13,26 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.checkpoints import fill_module, read_weights, save_model
-from stepvar.models import layers
+from stepvar.checkpoints import fill_module, read_state, save_model
+from stepvar.core.stack import run_dense
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.models.infinity import Infinity, schedule_for
 from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.tokenizer import BitTokenizer
-from stepvar.models.infinity.transformer import BlockContext, InfinityTransformer
-from stepvar.text import WordEncoder
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
+from stepvar.models.infinity.transformer import Block, BlockContext, InfinityTransformer, TextMemory
+from stepvar.text import WordEncoder, length_mask
 from training.data import SceneSource
 from training.loop import (
     Progress,
     averaged,
     command_line,
     device_name,
+    earlier_runs,
     learning_rate,
     load_checkpoint,
     mean_module,
     parameter_groups,
     save_checkpoint,
-    sittings,
     write_card,
 )
 from training.parallel import Group
@@ -47,13 +47,32 @@ SMALL_SCALE = 200
 """Scales of fewer tokens share one masked attention; larger ones attend one by one, without a mask."""
 
 
-class TextToBits(nn.Module):
-    """Text encoder and transformer, run over all scales at once with the true bits as input."""
+def run_block(block: Block, x: Tensor, modulation: Tensor, text: TextMemory, positions: SequencePositions) -> Tensor:
+    """A block on the tokens (B, N, C) of all scales; a function of its own, so that it is compiled once for all blocks.
 
-    def __init__(self, preset: Preset) -> None:
+    All blocks are layer 0 here, since each number would be compiled again; the attention does not ask.
+    """
+    context = BlockContext(modulation, text, positions.rotary, positions.attend, run_dense)
+    # The positions are only handed to `rotary`, which here knows the whole sequence.
+    return block(TokenMap(x, x, Grid(1, 1, 1)), 0, context).features
+
+
+_compiled_block = torch.compile(run_block, dynamic=True)
+
+
+class TextToBits(nn.Module):
+    """Text encoder and transformer, run over all scales at once with the true bits as input.
+
+    Attributes:
+        compiled: whether the blocks are compiled, attention aside. On a GPU their elementwise parts cost as much as
+            their matrix products, if they are not.
+    """
+
+    def __init__(self, preset: Preset, compiled: bool = False) -> None:
         super().__init__()
         self.text = WordEncoder(**preset.text)
         self.transformer = InfinityTransformer(preset.model)
+        self.compiled = compiled
         initialise(self.transformer)
 
     def forward(
@@ -62,21 +81,16 @@ class TextToBits(nn.Module):
         """words (B, L), dropped (B,) bool: without text, tokens (B, N - 1, d) -> logits (B, N, d, 2)."""
         transformer = self.transformer
         features = self.text(words, lengths)
-        null = transformer.null_text(lengths, features.shape[1])
+        batch, size = words.shape
+        null = transformer.null_text(batch, size)
+        mask = None if min(lengths) == size else length_mask(lengths, size).to(words.device)
         features = torch.where(dropped[:, None, None], null, features)
-        condition = transformer.condition(features, lengths)
+        condition = transformer.condition(features, mask)
         x = torch.cat([transformer.first_tokens(condition), transformer.word_embed(tokens)], dim=1)
         x = x.float() + transformer.lvl_embed.weight[positions.levels]
+        run = _compiled_block if self.compiled else run_block
         for layer, block in enumerate(transformer.blocks):
-            context = BlockContext(
-                modulation=condition.modulation[layer],
-                text=condition.memory[layer],
-                rotary=positions.rotary,
-                attend=positions.attend,
-                around=lambda run, tokens, site: run(tokens),
-            )
-            # The positions are only handed to `rotary`, which here knows the whole sequence.
-            x = block(TokenMap(x, x, Grid(1, 1, 1)), layer, context).features
+            x = run(block, x, condition.modulation[layer], condition.memory[layer], positions)
         return transformer.logits(x, condition.pooled)
 
 
@@ -134,8 +148,12 @@ class SequencePositions:
     def rotary(self, _: Tensor) -> tuple[Tensor, Tensor]:
         return self.cos, self.sin
 
+    @torch.compiler.disable
     def attend(self, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Every scale sees itself and the coarser ones."""
+        """Every scale sees itself and the coarser ones.
+
+        Never compiled: it differs from one aspect ratio and number of scales to the next, the rest of a block does not.
+        """
         end = self.ends[self.merged - 1]
         parts = [attention(q[:, :, :end], k[:, :, :end], v[:, :, :end], self.mask)]
         for scale in range(self.merged, len(self.ends)):
@@ -159,7 +177,7 @@ class LatentPool:
 
     def __init__(self, preset: Preset, schedule: ScaleSchedule, share: float, device: torch.device) -> None:
         last, bits = schedule.grids[-1], preset.model.tokenizer.code_bits
-        self.capacity = max(preset.drawn, int(preset.pool * share))
+        self.capacity = max(preset.rendered, int(preset.pool * share))
         self.latents = torch.empty(self.capacity, bits, last.h, last.w, dtype=torch.float16, device=device)
         self.words = torch.zeros(self.capacity, preset.model.text_maxlen, dtype=torch.int64)
         self.lengths = torch.zeros(self.capacity, dtype=torch.int64)
@@ -167,9 +185,9 @@ class LatentPool:
 
     @torch.no_grad()
     def add(self, source: SceneSource, tokenizer: BitTokenizer, text: WordEncoder, count: int) -> None:
-        captions, pictures = source.draw(count, self.schedule)
-        with torch.autocast(pictures.device.type, torch.bfloat16):
-            latents = tokenizer.encoder(pictures)
+        captions, images = source.sample(count, self.schedule)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            latents = tokenizer.encoder(images)
         slots = [(self.cursor + i) % self.capacity for i in range(count)]
         self.latents[torch.tensor(slots, device=latents.device)] = latents.to(torch.float16)
         for slot, words in zip(slots, map(text.tokens, captions), strict=True):
@@ -201,7 +219,7 @@ def bit_loss(logits: Tensor, targets: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    fill_module(module, read_weights(path), str(path))
+    fill_module(module, read_state(path), str(path))
 
 
 class Trainer:
@@ -216,6 +234,7 @@ class Trainer:
         seed: int,
         init: Path | None = None,
         group: Group | None = None,
+        compiled: bool = False,
     ) -> None:
         self.group = group or Group()
         torch.manual_seed(seed)
@@ -223,7 +242,7 @@ class Trainer:
         self.tokenizer = BitTokenizer(preset.model.tokenizer)
         load_into(self.tokenizer, (init or out) / "tokenizer.safetensors")
         self.tokenizer.to(device).eval().requires_grad_(False)
-        self.model = TextToBits(preset)
+        self.model = TextToBits(preset, compiled)
         load_into(self.model.text, out / "text.safetensors")
         if init is not None:
             load_into(self.model.transformer, init / "transformer.safetensors")
@@ -236,7 +255,7 @@ class Trainer:
             betas=(0.9, 0.95),
             fused=device.type == "cuda",
         )
-        self.earlier = sittings(init)
+        self.earlier = earlier_runs(init)
         self.progress = Progress(minutes)
         self.path = out / "transformer.ckpt"
         if state := load_checkpoint(self.path, device):
@@ -273,7 +292,7 @@ class Trainer:
         pool = self.pools[self.rng.choices(list(RATIOS), list(RATIOS.values()))[0]]
         if not pool.filled or self.progress.step % self.preset.refresh == 0:
             for _ in range(1 if pool.filled else 3):
-                pool.add(self.source, self.tokenizer, self.model.text, self.preset.drawn)
+                pool.add(self.source, self.tokenizer, self.model.text, self.preset.rendered)
         scales, count = self.plan_step(pool.schedule, fraction)
         latents, words, lengths = pool.sample(count)
         with torch.no_grad():
@@ -319,10 +338,10 @@ class Trainer:
         defaults: dict[str, Any] = {"guidance_scale": 3.0, "temperature": 0.6}
         save_model(self.out / "model", "scenes", model, mean.text, self.preset.text, defaults)
         progress = self.progress
-        sitting: dict[str, Any] = {"steps": progress.step, "samples": progress.seen, "minutes": progress.seconds / 60}
-        sitting |= {"device": f"{self.group.size} x {device_name(self.device)}", "torch": str(torch.__version__)}
-        sitting |= {"command": command_line("transformer")}
-        write_card(self.out / "model" / "training.json", {"sittings": [*self.earlier, sitting]})
+        run: dict[str, Any] = {"steps": progress.step, "samples": progress.seen, "minutes": progress.seconds / 60}
+        run |= {"device": f"{self.group.size} x {device_name(self.device)}", "torch": str(torch.__version__)}
+        run |= {"command": command_line("transformer")}
+        write_card(self.out / "model" / "training.json", {"runs": [*self.earlier, run]})
 
     def run(self) -> None:
         while (fraction := self.group.from_leader(self.progress.fraction)) < 1:
@@ -333,15 +352,6 @@ class Trainer:
             self.save()
 
 
-def fuse_elementwise() -> None:
-    """Compiles the elementwise parts of the blocks, which on a GPU cost as much as their matrix products.
-
-    Only these: they compile in seconds and once for all shapes, whole blocks anew for every aspect ratio.
-    """
-    for name in ("layer_norm", "unit_rotated"):
-        setattr(layers, name, torch.compile(getattr(layers, name), dynamic=True))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -350,14 +360,19 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="model folder to go on from: its transformer and tokenizer")
-    parser.add_argument("--compile", action="store_true", help="fuse elementwise work (CUDA)")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks (CUDA)")
     arguments = parser.parse_args()
-    if arguments.compile:
-        fuse_elementwise()
-    preset = PRESETS[arguments.preset]
     group = Group.join()
-    device = group.device(torch.device(arguments.device))
-    Trainer(preset, arguments.out, arguments.minutes, device, arguments.seed, arguments.init, group).run()
+    Trainer(
+        PRESETS[arguments.preset],
+        arguments.out,
+        arguments.minutes,
+        group.device(torch.device(arguments.device)),
+        arguments.seed,
+        arguments.init,
+        group,
+        arguments.compile,
+    ).run()
     group.leave()
 
 

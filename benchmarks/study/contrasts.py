@@ -1,11 +1,11 @@
-"""The questions of the study as pairs of contenders at equal cost, picture by picture."""
+"""The questions of the study as pairs of candidates at equal cost, picture by picture."""
 
 from __future__ import annotations
 
-from benchmarks.study.contenders import ABLATED, BUDGETS
+from benchmarks.study.candidates import ABLATED, BUDGETS
 
 Contrast = tuple[str, str, str]
-"""Question, key of the one contender, key of the other."""
+"""Question, key of the one candidate, key of the other."""
 
 RIVALS = {
     "structure + texture against texture alone": ("stepvar", "high-pass"),
@@ -13,7 +13,7 @@ RIVALS = {
     "structure + texture against PCA alone": ("stepvar", "pca"),
     "structure + texture against the L2 norm": ("stepvar", "l2-norm"),
     "structure + texture against the distance to the mean": ("stepvar", "mean-distance"),
-    "structure + texture against the latent's change": ("stepvar", "latent-change"),
+    "structure + texture against the latent delta": ("stepvar", "latent-delta"),
     "structure + texture against random": ("stepvar", "random"),
     "StepVAR against FastVAR": ("stepvar", "fastvar"),
     "StepVAR against SparseVAR": ("stepvar", "sparsevar"),
@@ -31,7 +31,7 @@ def default_of(group: str) -> str:
 
 
 def contrasts() -> list[Contrast]:
-    """All pairs; those whose contenders did not take part are left out when they are computed."""
+    """All pairs; those whose candidates did not take part are left out when they are computed."""
     found = [
         (question, f"methods/{one}@{budget}", f"methods/{other}@{budget}")
         for question, (one, other) in RIVALS.items()

@@ -1,4 +1,4 @@
-"""One picture at a time: ``python -m benchmarks.study.single --out benchmarks/results/single.json``.
+"""One image at a time: ``python -m benchmarks.study.single --out benchmarks/results/single.json``.
 
 The methods of the study at one budget, in turn, round by round; figures are ratios within a round.
 """
@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from benchmarks import command_line
-from benchmarks.study.__main__ import counter
-from benchmarks.study.contenders import ABLATED, entries
-from benchmarks.study.driver import Driver
-from stepvar.evaluation.drawing import Sampling
-from stepvar.evaluation.scenes import load_judge
-from stepvar.evaluation.statistics import percentiles
-from stepvar.files import write_text
+from benchmarks.study.candidates import ABLATED, Entry, entries
+from benchmarks.workload import Workload
+from stepvar.evaluation.machine import provenance
+from stepvar.evaluation.match import counted_speedup
+from stepvar.evaluation.run import cost_row, interleaved
+from stepvar.evaluation.summary import cost
+from stepvar.methods import Dense
 from stepvar.pipeline import Pipeline
-from stepvar.scenes.grammar import held_out_scenes
+from stepvar.utils.files import write_text
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -35,33 +31,19 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(given)
     pipe = Pipeline.from_pretrained(arguments.model, device=arguments.device)
-    plan = Sampling.of(pipe).plan(pipe)
-    taking_part = [
-        entry
-        for entry in entries(counter(pipe, plan))
-        if entry.group == "methods" and entry.budget in (arguments.budget, None)
-    ]
-    driver = Driver(pipe, load_judge(arguments.device), plan, taking_part, held_out_scenes(1), (256, 256))
-    seconds = driver.latency(arguments.rounds, taking_part, lambda: None)
-    dense = seconds[driver.dense.key]
-    rows = [
-        {
-            "label": entry.contender.label,
-            "speedup": entry.speedup,
-            "measured": percentiles([whole / own for whole, own in zip(dense, seconds[entry.key], strict=True)]),
-            "ms": 1e3 * statistics.median(seconds[entry.key]),
-        }
-        for entry in [driver.dense, *taking_part]
-    ]
-    cuda = pipe.device.type == "cuda"
-    facts = {
-        "command": command_line(__spec__),
-        "machine": torch.cuda.get_device_name(pipe.device) if cuda else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rounds": arguments.rounds,
-    }
-    write_text(arguments.out, json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+    work = Workload.of(pipe, pipe.settings())
+    dense = Entry("dense", "dense", Dense())
+    chosen = [dense, *entries(counted_speedup(pipe, work.settings), ["methods"], [arguments.budget])]
+    runs = interleaved(chosen, range(arguments.rounds), lambda entry, _: work.run(entry.method), warmup=1)
+    timing = [{"method": entry.key, "round": number, **cost_row(report)} for number, entry, report in runs]
+    rows = []
+    for entry in chosen:
+        found = cost(timing, entry.key, (dense.key,))
+        milliseconds = 1e3 * found["loop_seconds"]["median"]
+        row = {"label": entry.label, "speedup": entry.speedup, "measured": found["loop_speedup"]}
+        rows.append(row | {"ms": milliseconds})
+    info = provenance(pipe.device, command_line(__spec__)) | {"rounds": arguments.rounds}
+    write_text(arguments.out, json.dumps({"info": info, "rows": rows}, indent=1) + "\n")
     print(f"{arguments.out}: written", flush=True)
 
 

@@ -1,7 +1,7 @@
-"""From the pictures of a study to its figures: ``python -m benchmarks.study.summary runs/study``.
+"""From the folder of a study to its figures: ``python -m benchmarks.study.summary runs/study``.
 
-Reads all ``study*.json`` of the folder and writes ``benchmarks/results/study.json``, from which ``python -m
-benchmarks.tables`` makes the tables and plots of the documentation; sheets of pictures go to ``docs/images``.
+Reads all parts and shards and writes ``benchmarks/results/study.json``, from which ``python -m benchmarks.tables``
+makes the tables and charts of the documentation; sheets of images go to ``docs/images``.
 """
 
 from __future__ import annotations
@@ -9,202 +9,172 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from benchmarks.study.__main__ import SCENES_SEED
-from benchmarks.study.contenders import ABLATED
+from benchmarks.study.__main__ import AGAIN, SET_GROUPS
+from benchmarks.study.candidates import ABLATED
 from benchmarks.study.contrasts import contrasts, default_of
-from benchmarks.study.driver import SET_GROUPS
-from benchmarks.study.gallery import save_jpeg
-from benchmarks.study.storage import Study, joined
-from stepvar.evaluation.distribution import frechet_distance
-from stepvar.evaluation.scenes import CATEGORIES, Questions
-from stepvar.evaluation.statistics import Interval, bootstrap, paired, percentiles
-from stepvar.files import write_text
-from stepvar.scenes.grammar import held_out_scenes
+from benchmarks.study.gallery import write_sheets
+from stepvar.errors import UsageError
+from stepvar.evaluation.candidates import DENSE
+from stepvar.evaluation.folder import RunFolder
+from stepvar.evaluation.metrics.distribution import frechet_distance, kernel_distance
+from stepvar.evaluation.metrics.scenes import decode_features
+from stepvar.evaluation.run import RENDERS
+from stepvar.evaluation.statistics import Interval, bootstrap, paired
+from stepvar.evaluation.summary import Row, Rows, compared, cost, rows_by_method, semantics
+from stepvar.utils.files import write_text
 
 ROOT = Path(__file__).parents[2]
-DENSE, AGAIN, RENDERS = "dense/dense", "dense/dense again", "real/renders"
-MEASURES = ("psnr", "ssim", "share", "questions")
-LONGEST = 2400
-"""Pixels of the longer side of a sheet in the documentation."""
-
-SHEETS = ("pictures-2.0.jpg", "kept.jpg")
+DENSE_KEY = "dense/dense"
+MEASURES = {"psnr": "psnr", "ssim": "ssim", "share": "high_frequency", "questions": "questions"}
+"""What is compared, by its name in the figures, and where it is in the manifest."""
 
 
-@dataclass(frozen=True)
-class Figures:
-    """A study's numbers, picture by picture.
+@dataclass
+class Study:
+    """What was measured in all parts and shards.
 
     Attributes:
-        study: of all shards.
+        settings: of the study; those of all parts are the same.
+        info: machine and command of the first part.
+        entries: candidates by key, as :meth:`benchmarks.study.candidates.Entry.to_dict` gives them.
+        rows: of the manifests, by candidate.
+        timing: one row per timed batch; rounds are numbered across the parts.
     """
 
-    study: Study
+    settings: dict[str, Any]
+    info: dict[str, Any]
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[str, Rows] = field(default_factory=dict)
+    timing: list[Row] = field(default_factory=list)
 
-    @cached_property
-    def batches(self) -> list[Mapping[str, Any]]:
-        return [batch for _, batch in sorted(self.study.batches.items())]
+    @classmethod
+    def read(cls, folders: Sequence[RunFolder]) -> Study:
+        """All folders as one study.
 
-    @cached_property
-    def asked(self) -> NDArray[np.bool_]:
-        """(prompts, categories): what each caption says."""
-        settings = self.study.facts["settings"]
-        scenes = held_out_scenes(settings["limit"] or settings["prompts"], seed=SCENES_SEED)
-        asked: NDArray[np.bool_] = Questions.of(scenes).asked.numpy()
-        return asked
+        Raises:
+            UsageError: if there are none, or they come from runs with other settings.
+        """
+        if not folders:
+            raise UsageError("study: no results; run python -m benchmarks.study first")
+        study = cls(folders[0].settings["study"], folders[0].info)
+        for number, folder in enumerate(folders):
+            if folder.settings["study"] != study.settings:
+                raise UsageError(f"{folder.path}: was made with other settings; join the parts of one study")
+            study.entries |= folder.settings["entries"]
+            for key, rows in rows_by_method(folder).items():
+                study.rows[key] = {**study.rows.get(key, {}), **rows}
+            study.timing += [{**row, "round": (number, row["round"])} for row in folder.timing]
+        return study
 
-    def items(self, key: str) -> list[tuple[int, int]]:
-        """(prompt, seed) of each picture of a contender."""
-        return [(item[0], item[1]) for batch in self.batches if key in batch["rows"] for item in batch["items"]]
+    @property
+    def dense(self) -> Rows:
+        return self.rows[DENSE.label]
 
-    def prompts(self, key: str) -> list[int]:
-        return [prompt for prompt, _ in self.items(key)]
+    def values(self, key: str, name: str, chosen: Sequence[tuple[str, int]] = ()) -> list[float]:
+        """One number per image: a measure, or ``questions``, the share of what is asked that is right."""
+        rows = self.rows[key]
+        return [value_of(rows[image], name) for image in (chosen or rows)]
 
-    def values(self, key: str, name: str) -> NDArray[np.float64]:
-        """One number per picture: a stored measure, or ``questions``, the share of what is asked that is right."""
-        if name == "questions":
-            asked = self.asked[self.prompts(key)]
-            share: NDArray[np.float64] = (self.right(key) & asked).sum(axis=1) / asked.sum(axis=1)
-            return share
-        return np.array([v for batch in self.batches if key in batch["rows"] for v in batch["rows"][key][name]], float)
 
-    def right(self, key: str) -> NDArray[np.bool_]:
-        """(pictures, categories)."""
-        bits = self.values(key, "right").astype(np.int64)
-        return (bits[:, None] >> np.arange(len(CATEGORIES))) % 2 == 1
-
-    def per_batch(self, key: str, name: str) -> list[float]:
-        return [batch["rows"][key][name] for batch in self.batches if key in batch["rows"]]
-
-    def speedups(self, key: str) -> list[float]:
-        """Dense time of the loop over the contender's, batch by batch; dense ran at both ends of each batch."""
-        found = []
-        for batch in self.batches:
-            rows = batch["rows"]
-            if key in rows:
-                found.append((rows[DENSE]["loop"] + rows[AGAIN]["loop"]) / 2 / rows[key]["loop"])
-        return found
+def value_of(row: Row, name: str) -> float:
+    """A measure of one image; dense is equal to itself."""
+    if name == "questions":
+        return float(np.mean(list(row["right"].values())))
+    return float(row.get(MEASURES[name], 99.0 if name == "psnr" else 1.0))
 
 
 def summarise(study: Study) -> dict[str, Any]:
     """All figures of a study that the documentation needs."""
-    figures = Figures(study)
-    keys = {DENSE: {"group": "dense", "label": "dense", "budget": None, "knob": None, "speedup": 1.0}} | study.entries
-    drawn = {key: entry for key, entry in keys.items() if figures.items(key)}
+    dense = {"group": "dense", "label": "dense", "budget": None, "knob": None, "speedup": 1.0}
+    entries = {key: entry for key, entry in study.entries.items() if key in study.rows}
     return {
-        "facts": study.facts | _checks(figures),
-        "renders": _categories(figures, RENDERS),
-        "entries": {key: _entry(figures, key, entry) for key, entry in drawn.items()},
+        "info": {**study.info, "settings": study.settings} | _checks(study),
+        "renders": semantics(study.rows[RENDERS], study.dense),
+        "entries": {DENSE_KEY: _entry(study, DENSE.label, dense)}
+        | {key: _entry(study, key, entry) for key, entry in entries.items()},
         "contrasts": [
-            _contrast(figures, question, one, other)
+            _contrast(study, question, one, other)
             for question, one, other in contrasts()
-            if one in drawn and other in drawn
+            if one in entries and other in entries
         ],
     }
 
 
-def _checks(figures: Figures) -> dict[str, Any]:
-    """How many pictures there are, and what the dense run behind all others says about clock and draws."""
-    loops = [
-        again / first for first, again in zip(*(figures.per_batch(k, "loop") for k in (DENSE, AGAIN)), strict=True)
-    ]
+def _checks(study: Study) -> dict[str, Any]:
+    """How many images there are, and what dense generated twice says about clock and random numbers."""
+    again = cost(study.timing, AGAIN.label)
+    ratios = again["loop_speedup"]
     return {
-        "pictures": len(figures.items(DENSE)),
-        "batches": len(figures.batches),
-        "seeds_drawn": sorted({seed for _, seed in figures.items(DENSE)}),
-        "same_method": _same_method(figures),
-        "dense_again_psnr": float(figures.values(AGAIN, "psnr").min()),
-        "dense_again_time": percentiles(loops),
-        "dense_picture_ms": percentiles([
-            1e3 * seconds / len(batch["items"])
-            for batch, seconds in zip(figures.batches, figures.per_batch(AGAIN, "loop"), strict=True)
-        ]),
-        "decode_picture_ms": percentiles([
-            1e3 * seconds / len(batch["items"])
-            for batch, seconds in zip(figures.batches, figures.per_batch(AGAIN, "decode"), strict=True)
-        ]),
-    }  # fmt: skip
+        "images": len(study.dense),
+        "rounds": again["rounds"],
+        "seeds_done": sorted({seed for _, seed in study.dense}),
+        "same_method": _same_method(study),
+        "dense_again_psnr": min(study.values(AGAIN.label, "psnr")),
+        "dense_again_time": {"median": 1 / ratios["median"], "p10": 1 / ratios["p90"], "p90": 1 / ratios["p10"]},
+        "dense_image_ms": _milliseconds(again["loop_seconds"]),
+        "decode_image_ms": _milliseconds(again["decode_seconds"]),
+    }
 
 
-def _same_method(figures: Figures) -> dict[str, Any]:
+def _milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: 1e3 * value for name, value in seconds.items()}
+
+
+def _measured(study: Study, key: str) -> dict[str, Any]:
+    """Speed-up of the loop, batch by batch, over the mean of both dense runs of the batch."""
+    return cost(study.timing, key, (DENSE.label, AGAIN.label))
+
+
+def _same_method(study: Study) -> dict[str, Any]:
     """StepVAR as it is by default stands in several groups: what the clock says of one and the same work."""
-    wanted = figures.study.entries.get(f"methods/stepvar@{ABLATED}", {}).get("settings")
-    keys = [key for key, entry in figures.study.entries.items() if entry["settings"] == wanted and figures.items(key)]
-    medians = [float(np.median(figures.speedups(key))) for key in keys]
+    wanted = study.entries.get(f"methods/stepvar@{ABLATED}", {}).get("settings")
+    keys = [key for key, entry in study.entries.items() if entry["settings"] == wanted and key in study.rows]
+    medians = [_measured(study, key)["loop_speedup"]["median"] for key in keys]
     return {"times": len(keys), "lowest": min(medians), "highest": max(medians)} if keys else {"times": 0}
 
 
-def _entry(figures: Figures, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    prompts = figures.prompts(key)
+def _entry(study: Study, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    rows, timed = study.rows[key], _measured(study, key)
+    prompts = [prompt for prompt, _ in rows]
     found = {name: entry[name] for name in ("group", "label", "budget", "knob", "speedup")}
-    found["pictures"] = len(prompts)
+    found["images"] = len(rows)
     for name in MEASURES:
-        found[name] = bootstrap(figures.values(key, name), prompts).to_dict()
-    found["worst_tenth"] = float(np.quantile(figures.values(key, "psnr"), 0.1))
-    same = [key, AGAIN] if key == DENSE else [key]
-    found["measured"] = percentiles([ratio for one in same for ratio in figures.speedups(one)])
-    found["categories"] = _categories(figures, key)
-    own = set(figures.items(key))
-    shared = [index for index, item in enumerate(figures.items(DENSE)) if item in own]
-    reference = figures.values(DENSE, "questions")[shared]
-    found["questions_against_dense"] = paired(figures.values(key, "questions"), reference, prompts).to_dict()
-    study = figures.study
-    if key in study.moments and study.moments[key].count > 1:
-        found["judge_fid"] = frechet_distance(study.moments[key], study.moments[RENDERS])
+        found[name] = bootstrap(study.values(key, name), prompts).to_dict()
+    found["worst_tenth"] = float(np.quantile(study.values(key, "psnr"), 0.1))
+    found["measured"] = timed["loop_speedup"]
+    found["categories"] = semantics(rows, study.dense)
+    accuracy = compared(rows, study.dense, lambda row: value_of(row, "questions"))
+    found["questions_against_dense"] = accuracy["against_dense"]
+    if entry["group"] in (*SET_GROUPS, "dense") and len(rows) > 1:
+        own, real = (
+            decode_features([table[name]["features"] for name in rows]) for table in (rows, study.rows[RENDERS])
+        )
+        found["judge_fid"] = frechet_distance(own, real)
+        found["judge_kid"] = kernel_distance(own, real, matched=True)
     default = default_of(entry["group"])
-    if entry["group"] not in SET_GROUPS and figures.items(default):
-        found["psnr_against_default"] = _difference(figures, "psnr", key, default).to_dict()
-    kids = [kid for kid in _kids(figures, key) if kid is not None]
-    if kids:
-        found["judge_kid"] = {"mean": float(np.mean(kids)), "spread": float(np.std(kids))}
-    memory = [batch["rows"][key]["memory"] for batch in figures.batches if "memory" in batch["rows"].get(key, {})]
-    if memory:
-        found["memory"] = max(memory)
-    return found
+    if entry["group"] not in (*SET_GROUPS, "dense") and default in study.rows:
+        found["psnr_against_default"] = _difference(study, "psnr", key, default).to_dict()
+    return found | ({} if timed["memory"] is None else {"memory": timed["memory"]})
 
 
-def _kids(figures: Figures, key: str) -> list[float | None]:
-    return [batch["rows"][key].get("kid") for batch in figures.batches if key in batch["rows"]]
-
-
-def _categories(figures: Figures, key: str) -> dict[str, Any]:
-    """Per category the share that is right, with its interval, and its difference from dense."""
-    prompts, right = np.array(figures.prompts(key)), figures.right(key)
-    dense = dict(zip(figures.items(DENSE), figures.right(DENSE), strict=True))
-    found = {}
-    for column, name in enumerate(CATEGORIES):
-        chosen = figures.asked[prompts][:, column]
-        if not chosen.any():
-            continue
-        values, groups = right[chosen, column].astype(float), prompts[chosen].tolist()
-        reference = [float(dense[item][column]) for item, c in zip(figures.items(key), chosen, strict=True) if c]
-        change = paired(values, reference, groups).to_dict()
-        found[name] = {**bootstrap(values, groups).to_dict(), "against_dense": change}
-    return found
-
-
-def _contrast(figures: Figures, question: str, one: str, other: str) -> dict[str, Any]:
+def _contrast(study: Study, question: str, one: str, other: str) -> dict[str, Any]:
     """All differences of a pair."""
-    differences = {name: _difference(figures, name, one, other) for name in MEASURES}
-    pictures = differences[MEASURES[0]].count
-    found: dict[str, Any] = {"question": question, "one": one, "other": other, "pictures": pictures}
+    differences = {name: _difference(study, name, one, other) for name in MEASURES}
+    found: dict[str, Any] = {"question": question, "one": one, "other": other, "images": differences["psnr"].count}
     return found | {name: difference.to_dict() for name, difference in differences.items()}
 
 
-def _difference(figures: Figures, name: str, one: str, other: str) -> Interval:
-    """Of one measure, on the pictures that both drew."""
-    shared = set(figures.items(one)) & set(figures.items(other))
-    places = [[i for i, item in enumerate(figures.items(key)) if item in shared] for key in (one, other)]
-    first, second = (figures.values(key, name)[place] for key, place in zip((one, other), places, strict=True))
-    return paired(first, second, [figures.items(one)[place][0] for place in places[0]])
+def _difference(study: Study, name: str, one: str, other: str) -> Interval:
+    """Of one measure, on the images that both have."""
+    shared = [image for image in study.rows[one] if image in study.rows[other]]
+    first, second = (study.values(key, name, shared) for key in (one, other))
+    return paired(first, second, [prompt for prompt, _ in shared])
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -213,13 +183,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "study.json")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
     arguments = parser.parse_args(given)
-    study = joined(Study.read(path) for path in sorted(arguments.folder.glob("study*.json")))
-    text = json.dumps(_rounded(summarise(study)), indent=1, allow_nan=False)
+    folders = [RunFolder.read(path.parent) for path in sorted(arguments.folder.glob("*/run.json"))]
+    text = json.dumps(_rounded(summarise(Study.read(folders))), indent=1, allow_nan=False)
     write_text(arguments.out, text + "\n")
-    for name in SHEETS:
-        if (arguments.folder / name).exists():
-            with Image.open(arguments.folder / name) as sheet:
-                save_jpeg(sheet, arguments.images / f"study-{name}", LONGEST)
+    for folder in folders:
+        write_sheets(folder, arguments.images)
     print(f"{arguments.out}: written", flush=True)
 
 

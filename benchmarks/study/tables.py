@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.contenders import ABLATED, BUDGETS
-from stepvar.evaluation.charts import Point, Series, scatter
-from stepvar.evaluation.statistics import pareto_front
-from stepvar.evaluation.tables import to_markdown
-from stepvar.files import write_text
+from benchmarks.study.candidates import ABLATED, BUDGETS
+from stepvar.evaluation.report.charts import Point, scatter
+from stepvar.evaluation.report.tables import interval, is_certain, percents, to_markdown
+from stepvar.utils.files import write_text
 
 Result = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -20,7 +19,7 @@ SETTINGS = {
     "iterations": "Power iterations (weight 1)",
     "span": "Blocks that see all tokens, at equal cost",
     "shape": "Around the whole stack, each block or each sub-layer; state or update",
-    "restore": "Selection and restoring",
+    "restore": "Selection and restoration",
     "branches": "One selection for both guidance branches, or one each",
     "scales": "How many scales are pruned, at equal cost",
     "variants": "Settings of the variants",
@@ -37,7 +36,7 @@ SHOWN = ("stepvar", "high-pass", "random", "fastvar", "sparsevar", "coverage", "
 def write_tables(result: Result, snippets: Path, images: Path) -> None:
     """Writes ``study-*.md`` and ``study-*.svg``."""
     texts = {
-        "facts": facts(result),
+        "info": info(result),
         "methods": methods(result),
         "categories": categories(result),
         "contrasts": contrast_table(result, lambda row: not row["question"].startswith("nearest against")),
@@ -50,30 +49,30 @@ def write_tables(result: Result, snippets: Path, images: Path) -> None:
         write_text(images / f"study-{name}.svg", chart(result, title, label, pick) + "\n")
 
 
-def facts(result: Result) -> str:
+def info(result: Result) -> str:
     """What was run, and what the instruments are worth."""
-    known = result["facts"]
+    known = result["info"]
     settings, again, same = known["settings"], known["dense_again_time"], known["same_method"]
-    drawn, planned = len(known["seeds_drawn"]), settings["seeds"]
-    missing = "" if drawn == planned else f" (of {planned}: the run was stopped before the others)"
-    fewer = min(settings["ablation_seeds"], drawn)
-    variants = "" if fewer == drawn else f" (variants of settings: {fewer} seed{'s' if fewer > 1 else ''})"
-    exact = "dense drawn again behind all others gave the same pictures"
+    done, planned = len(known["seeds_done"]), settings["seeds"]
+    missing = "" if done == planned else f" (of {planned}: the run was stopped before the others)"
+    fewer = min(settings["ablation_seeds"], done)
+    variants = "" if fewer == done else f" (variants of settings: {fewer} seed{'s' if fewer > 1 else ''})"
+    exact = "dense generated twice gave the same images"
     if known["dense_again_psnr"] < 99:
-        exact = f"dense drawn again behind all others came out at {known['dense_again_psnr']:.1f} dB"
+        exact = f"dense generated a second time came out at {known['dense_again_psnr']:.1f} dB"
     renders = ", ".join(f"{name} {100 * found['mean']:.1f} %" for name, found in result["renders"].items())
-    clock = f"its time over that of the dense run in front of them was {spread(again, 2)}"
+    clock = f"the time of the second over that of the first was {spread(again, 2)}"
     if same["times"] > 1:
         clock += (
             f"; StepVAR's default at the budget of {ABLATED:g}, which stands in {same['times']} tables, was measured "
             f"at {same['lowest']:.2f} to {same['highest']:.2f} times the speed of dense"
         )
     return (
-        f"{settings['limit'] or settings['prompts']} held-out prompts, {drawn} seed{'s' if drawn > 1 else ''}"
-        f"{missing}: {known['pictures']} pictures of each method{variants}. {known['machine']}, "
+        f"{settings['limit'] or settings['prompts']} held-out prompts, {done} seed{'s' if done > 1 else ''}"
+        f"{missing}: {known['images']} images of each method{variants}. {known['machine']}, "
         f"{settings['dtype']}, batches of {settings['batch']}, torch {known['torch']}. The dense loop takes "
-        f"{known['dense_picture_ms']['median']:.2f} ms per picture, decoding "
-        f"{known['decode_picture_ms']['median']:.2f} ms.\n\n"
+        f"{known['dense_image_ms']['median']:.2f} ms per image, decoding "
+        f"{known['decode_image_ms']['median']:.2f} ms.\n\n"
         f"Instruments: {exact}; {clock}. The judge reads real renders of the same scenes as: {renders}.\n\n"
         f"`{known['command'].replace('.__main__', '')}`"
     )
@@ -102,13 +101,13 @@ def methods(result: Result) -> str:
     if others:
         parts.append(f"**Methods of other cost**\n\n{_methods(others)}")
     floor = [entry for entry in result["entries"].values() if entry["group"] == "floor"]
-    parts.append(f"**Noise floor: dense, the draws of the last 1, 2 and 3 scales made anew**\n\n{_methods(floor)}")
+    parts.append(f"**Noise floor: dense, the last 1, 2 and 3 scales sampled again**\n\n{_methods(floor)}")
     return "\n".join(parts)
 
 
 def _methods(entries: Iterable[Entry]) -> str:
     head = ["method", "operations", "measured speed-up", "PSNR, dB", "worst tenth", "SSIM", "detail left", "judge-FID"]
-    rows = [[*head, "asked for and right", "against dense"]]
+    rows = [[*head, "prompt accuracy", "against dense"]]
     for entry in entries:
         dense = entry["group"] == "dense"
         fidelity = ["reference", "", "", ""]
@@ -140,13 +139,12 @@ def categories(result: Result) -> str:
 
 def _category(found: Mapping[str, Any]) -> str:
     change = found["against_dense"]
-    certain = change["low"] > 0 or change["high"] < 0
-    return f"{100 * found['mean']:.1f} %" + (f" ({100 * change['mean']:+.1f})" if certain else "")
+    return f"{100 * found['mean']:.1f} %" + (f" ({100 * change['mean']:+.1f})" if is_certain(change) else "")
 
 
 def contrast_table(result: Result, chosen: Callable[[Mapping[str, Any]], bool]) -> str:
     """Differences of pairs at equal cost; what is certain is set in bold."""
-    rows = [["question", "budget", "PSNR, dB", "SSIM", "detail left, points", "asked for and right, points"]]
+    rows = [["question", "budget", "PSNR, dB", "SSIM", "detail left, points", "prompt accuracy, points"]]
     for row in filter(chosen, result["contrasts"]):
         entry = result["entries"][row["one"]]
         rows.append([
@@ -185,13 +183,12 @@ def settings(result: Result) -> str:
 
 
 def single(result: Result) -> str:
-    """One picture at a time, where starting operations may cost more than the operations."""
+    """One image at a time, where starting operations may cost more than the operations."""
     rows = [["method", "operations", "measured speed-up, loop", "loop, ms"]]
     for row in result["rows"]:
         rows.append([row["label"], f"{row['speedup']:.2f}x", f"{spread(row['measured'], 2)}", f"{row['ms']:.0f}"])
-    known = result["facts"]
-    machine = f"{known['machine']}, {known['threads']} thread(s), torch {known['torch']}"
-    where = f"{machine}, {known['rounds']} rounds in turn: median (p10 to p90)"
+    known = result["info"]
+    where = f"{known['machine']}, torch {known['torch']}, {known['rounds']} rounds in turn: median (p10 to p90)"
     return f"{to_markdown(rows)}\n`{known['command']}`; {where}.\n"
 
 
@@ -214,39 +211,27 @@ def _fid(entry: Entry) -> tuple[float, float, float] | None:
 
 
 CHARTS: dict[str, tuple[str, str, Pick]] = {
-    "psnr": ("Fidelity to the dense picture", "PSNR, dB", _interval_of("psnr")),
+    "psnr": ("Fidelity to the dense image", "PSNR, dB", _interval_of("psnr")),
     "detail": ("Detail left", "high-frequency energy, % of dense", _interval_of("share", 100)),
-    "questions": ("What the prompt asks for is right", "% of questions", _interval_of("questions", 100)),
+    "questions": ("Prompt accuracy", "% of questions", _interval_of("questions", 100)),
     "fid": ("Distance to real renders (lower is better)", "judge-FID", _fid),
 }
 
 
 def chart(result: Result, title: str, label: str, pick: Pick) -> str:
     """Quality against measured speed-up, a line per method."""
-    families: dict[str, list[Point]] = {}
+    series: dict[str, list[Point]] = {}
     for entry in result["entries"].values():
         family = family_of(entry["label"])
         value = pick(entry)
         if entry["group"] not in ("methods", "dense") or value is None or family not in (*SHOWN, "dense"):
             continue
         fast = entry["measured"]
-        point = Point(
-            fast["median"], value[0], (fast["p10"], fast["p90"]), value[1:], f"{entry['label']}: {value[0]:.4g}"
-        )
-        families.setdefault(family, []).append(point)
-    every = [point for own in families.values() for point in own]
-    sign = -1 if pick is _fid else 1
-    front = [every[index] for index in pareto_front([(-point.x, sign * point.y) for point in every])]
+        series.setdefault(family, []).append(Point(fast["median"], value[0], (fast["p10"], fast["p90"]), value[1:]))
     floor = result["entries"].get("floor/floor-2")
     level = None if floor is None else pick(floor)
-    return scatter(
-        title,
-        "speed-up of the loop over scales, measured",
-        label,
-        [Series(family, own, [*SHOWN, "dense"].index(family)) for family, own in families.items()],
-        sorted((point.x, point.y) for point in front),
-        [] if level is None else [("dense, last 2 scales drawn anew", level[0])],
-    )
+    levels = [] if level is None else [("dense, last 2 scales sampled again", level[0])]
+    return scatter(title, label, series, [*SHOWN, "dense"], levels, lower_is_better=pick is _fid)
 
 
 def family_of(label: str) -> str:
@@ -257,14 +242,6 @@ def family_of(label: str) -> str:
     return next((name for name in fixed if label.startswith(name)), label)
 
 
-def interval(found: Mapping[str, float], digits: int) -> str:
-    return f"{found['mean']:.{digits}f} ({found['low']:.{digits}f}-{found['high']:.{digits}f})"
-
-
-def percents(found: Mapping[str, float]) -> str:
-    return f"{100 * found['mean']:.0f} % ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
-
-
 def points(change: Mapping[str, float]) -> str:
     return f"{100 * change['mean']:+.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
 
@@ -272,5 +249,4 @@ def points(change: Mapping[str, float]) -> str:
 def signed(change: Mapping[str, float], digits: int, factor: float = 1.0) -> str:
     """A difference with its interval, in bold where the interval does not hold 0."""
     mean, low, high = (f"{factor * change[name]:+.{digits}f}" for name in ("mean", "low", "high"))
-    certain = change["low"] > 0 or change["high"] < 0
-    return f"{f'**{mean}**' if certain else mean} ({low} to {high})"
+    return f"{f'**{mean}**' if is_certain(change) else mean} ({low} to {high})"

@@ -6,65 +6,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepvar.determinism import deterministic
-    from stepvar.methods import (
-        PCA,
-        BlendedPruning,
-        Compose,
-        Coverage,
-        Dense,
-        DropGuidance,
-        FastVAR,
-        HighPass,
-        L2Norm,
-        LatentChange,
-        MeanDistance,
-        Method,
-        Random,
-        SkipLast,
-        SparseVAR,
-        StepVAR,
-        TaperedPruning,
-    )
-    from stepvar.output import Output
-    from stepvar.pipeline import Pipeline
-    from stepvar.video import Video
+    from stepvar.media.video import Video as Video
+    from stepvar.methods import *  # noqa: F403
+    from stepvar.output import Output as Output
+    from stepvar.pipeline import Pipeline as Pipeline
+    from stepvar.utils.device import deterministic as deterministic
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "PCA",
-    "BlendedPruning",
-    "Compose",
-    "Coverage",
-    "Dense",
-    "DropGuidance",
-    "FastVAR",
-    "HighPass",
-    "L2Norm",
-    "LatentChange",
-    "MeanDistance",
-    "Method",
-    "Output",
-    "Pipeline",
-    "Random",
-    "SkipLast",
-    "SparseVAR",
-    "StepVAR",
-    "TaperedPruning",
-    "Video",
-    "__version__",
-    "deterministic",
-]
+_HOMES = {"Output": "output", "Pipeline": "pipeline", "Video": "media.video", "deterministic": "utils.device"}
+"""The modules of the public names; classes that are not listed are methods."""
 
 
 def __getattr__(name: str) -> Any:
     # PyTorch takes a second or two to import: only when a name that needs it is asked for.
-    if name not in __all__:
+    home = _HOMES.get(name, "methods" if name[:1].isupper() else None)
+    module = home and import_module(f"stepvar.{home}")
+    if not hasattr(module, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"Output": "output", "Pipeline": "pipeline", "Video": "video", "deterministic": "determinism"}
-    return getattr(import_module(f"stepvar.{homes.get(name, 'methods')}"), name)
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    classes = (name for name in dir(import_module("stepvar.methods")) if name[:1].isupper())
+    return sorted(["__version__", *_HOMES, *classes])

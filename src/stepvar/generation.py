@@ -1,62 +1,79 @@
-"""The one loop over scales, their repetitions and clips."""
+"""The loop over the passes of a generation: scale by scale, clip by clip."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from stepvar.methods.base import Method
-from stepvar.models.base import NextScaleModel, RunState
-from stepvar.plan import Plan, Step
-from stepvar.report import Recorder
-from stepvar.sampling import Noise, sample, sample_softly
+from stepvar.core.noise import Noise
+from stepvar.core.plan import Plan, Step
+from stepvar.core.report import Recorder
+from stepvar.core.sampling import sample_pass
+from stepvar.core.stack import Sublayer, SublayerRef, run_dense
+from stepvar.core.tokens import TokenMap
+from stepvar.methods.base import Method, MethodState
+from stepvar.models.base import NextScaleModel
 
 Condition = TypeVar("Condition")
-State = TypeVar("State", bound=RunState)
+State = TypeVar("State")
 
 
 @torch.inference_mode()
 def generate(
     model: NextScaleModel[Condition, State],
     condition: Condition,
-    samples: int,
     plan: Plan,
     method: Method,
     noise: Noise,
+    forced: Mapping[int, Tensor] | None = None,
     recorder: Recorder | None = None,
     on_scale_end: Callable[[Step, State], None] | None = None,
 ) -> State:
-    """Draws ``samples`` pictures scale by scale; ``model.decode(state)`` gives their pixels.
+    """Generates ``plan.samples`` images or videos; ``model.decode(state)`` gives their pixels.
 
     Args:
-        condition: what the model draws, in the family's own form (text features, classes).
-        plan: the settings of every scale; the method may edit them. Symbols that it gives are taken, not drawn.
-        noise: where the draws of every scale come from.
-        recorder: measures each scale.
-        on_scale_end: called behind each scale with the state, which it must not change.
+        condition: what to generate, in the family's own form (text features, classes).
+        plan: what to do at every pass, as ``method.plan(...)`` resolved it.
+        noise: where the random numbers of every pass come from.
+        forced: indices or bits (B, N, ...) of the passes whose codes are given, by pass.
+        recorder: measures each pass.
+        on_scale_end: called after each pass with the state, which it must not change.
     """
-    plan = method.prepare(plan, model.facts)
     recorder = recorder or Recorder()
     with recorder.stage("prepare"):
-        state = model.start(condition, plan, method)
-    for step in plan.steps(samples):
-        with recorder.scale(step, state):
-            symbols, weights = step.given, None
-            if step.computed:
-                tokens = model.embed(state, step)
-                tokens = method.run_stack(model.blocks(state, step, method), tokens, step)
-            if symbols is None:
-                logits = model.predict(state, tokens, step)
-                if plan.smooth:
-                    smooth = plan.smooth[step.index]
-                    symbols, weights = sample_softly(logits, noise, step.index, smooth, step.top_k, plan.top_p)
-                else:
-                    symbols = sample(logits, noise, step.index, step.top_k, plan.top_p)
-            model.accumulate(state, symbols, step, weights)
-            if step.given is None:
-                model.refine(state, tokens, symbols, step, noise)
+        state, method_state = model.start(condition, plan), method.start(plan)
+    recorder.selections = method_state.selections
+    for step in plan.steps:
+        with recorder.scale(step):
+            run_pass(model, state, method, method_state, step, noise, (forced or {}).get(step.index))
         if on_scale_end is not None:
             on_scale_end(step, state)
     return state
+
+
+def run_pass(
+    model: NextScaleModel[Condition, State],
+    state: State,
+    method: Method,
+    method_state: MethodState,
+    step: Step,
+    noise: Noise,
+    forced: Tensor | None = None,
+) -> None:
+    """One pass: the tokens of a scale through the blocks, from logits to codes, and their sum into the image."""
+
+    def hook(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
+        return method.run_sublayer(sublayer, tokens, ref, step, method_state)
+
+    if step.computed:
+        blocks = model.blocks(state, step, hook if method.acts_on_sublayers else run_dense)
+        tokens = method.run_stack(blocks, model.embed(state, step), step, method_state)
+    if forced is not None:
+        model.accumulate(state, forced, step)
+        return
+    indices, weights = sample_pass(model.predict(state, tokens, step), noise, step)
+    model.accumulate(state, indices, step, weights)
+    model.refine(state, tokens, indices, step, noise)

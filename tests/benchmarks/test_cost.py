@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import budget, speed
-from benchmarks.subjects import VARIANTS, Drawing, random_model
-from stepvar.budget import CostModel, DeviceRates, fit
-from stepvar.budget.calibration import subject_of
-from stepvar.methods import Method, SkipLast, StepVAR
+from benchmarks import speed
+from benchmarks.tables import RESULTS
+from benchmarks.workload import VARIANTS, Workload, random_pipeline
+from stepvar.cost.speedup import Fitted
+from stepvar.errors import UsageError
+from stepvar.methods import Method, StepVAR
 from stepvar.models.registry import FAMILIES
-from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_VAR, make_plan
+from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_VAR, make_settings
 
 CONFIGS: dict[str, Any] = {"infinity": TINY, "var": TINY_VAR, "hart": TINY_HART, "infinity_star": TINY_STAR}
-RATES = DeviceRates(products=((1, 1e9), (64, 4e9)), attention=2e9, bandwidth=1e10, launch=1e-6)
 
 
-def tiny_drawing(family: str, dtype: torch.dtype = torch.float32) -> Drawing:
-    model = random_model(FAMILIES[family], CONFIGS[family], torch.device("cpu"), dtype)
-    plan = make_plan(CLIPS if FAMILIES[family].draws_video else SQUARE)
-    return Drawing("tiny", model, subject_of(model, plan).encode(), plan, decode=True)
+def tiny_workload(family: str, dtype: torch.dtype = torch.float32) -> Workload:
+    pipe = random_pipeline(FAMILIES[family], CONFIGS[family], torch.device("cpu"), dtype, "tiny")
+    return Workload.of(pipe, make_settings(CLIPS if FAMILIES[family].video else SQUARE), decode=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_family_draws_with_random_weights(family: str, dtype: torch.dtype) -> None:
-    of = tiny_drawing(family, dtype)
-    weights = dict(of.model.named_parameters())
+def test_every_family_generates_with_random_weights(family: str, dtype: torch.dtype) -> None:
+    of = tiny_workload(family, dtype)
+    weights = dict(of.pipe.model.named_parameters())
     assert all(torch.isfinite(weight).all() for weight in weights.values())
-    assert {weight.dtype for weight in weights.values()} >= {dtype} and of.model.dtype == dtype
+    assert {weight.dtype for weight in weights.values()} >= {dtype} and of.pipe.dtype == dtype
     report = of.run(StepVAR(keep=0.5, last=1))
     assert report.stages["decode"] > 0 and report.kept < report.tokens
 
@@ -40,39 +41,45 @@ def test_released_sizes_of_all_families_are_offered() -> None:
     assert {"125m", "2b", "8b", "480p", "d16"} <= set(VARIANTS)
 
 
+def chosen(**given: Any) -> Namespace:
+    return Namespace(**{"keep": [], "last": [], "methods": [], "speedups": []} | given)
+
+
 def test_speed_shows_settings_splits_and_scales() -> None:
-    of = tiny_drawing("infinity")
-    result = speed.measure(of, 2, {"keep 0.5, last 2": StepVAR(keep=0.5, last=2)})
-    result["facts"] = {}
+    of = tiny_workload("infinity")
+    compared, refused = speed.settings(of, chosen(keep=[0.5], last=[2], methods=["skip-last"]))
+    assert list(compared) == ["keep 0.5, last 2", "skip-last"] and refused == []
+    result = speed.measure(of, 2, compared)
     text = speed.markdown(result)
     assert "| keep 0.5, last 2 | " in text and "| ms | loop over scales | prepare | decode | whole |" in text
     assert "| ms | 1x1 | 2x2 | 4x4 | 6x6 | 8x8 |" in text and len(result["dense"]["scale_seconds"]) == 5
+    kept, skipped = result["rows"]
+    assert kept["seconds"]["whole"] > kept["seconds"]["loop"] and kept["flop_share"] < 1
+    assert len(skipped["scale_seconds"]) == 4 and 0 < skipped["peak"] <= result["dense"]["peak"]
+
+
+def test_speedups_are_held_to_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(self: Workload, speedup: float, method: Method) -> Fitted:
+        if speedup > 10 or str(method) == "dense":
+            raise UsageError(f"speedup={speedup:g}: too much")
+        return Fitted(method, speedup, 1.31, self.scope, 1.0)
+
+    monkeypatch.setattr(Workload, "fit", fit)
+    of = tiny_workload("var")
+    compared, refused = speed.settings(of, chosen(methods=["stepvar", "skip-last", "dense"], speedups=[1.3, 1000.0]))
+    assert list(compared) == ["stepvar, 1.3x of the image asked", "skip-last, 1.3x of the image asked"]
+    assert [(one["method"], one["asked"]) for one in refused] == [
+        ("stepvar", 1000), ("skip-last", 1000), ("dense", 1.3), ("dense", 1000),
+    ]  # fmt: skip
+    result = speed.measure(of, 2, compared) | {"refused": refused}
     row = result["rows"][0]
-    assert row["seconds"]["whole"] > row["seconds"]["loop"] and row["flop_share"] < 1
+    assert row["achieved"] == row["whole_speedup"] and row["deviation"] == row["achieved"]["median"] / 1.3 - 1
+    text = speed.markdown(result)
+    assert "| stepvar | 1.3 | 1.31 |" in text and "Refused: `speedup=1000: too much`" in text
 
 
-def test_methods_that_skip_scales_are_compared_scale_by_scale() -> None:
-    of = tiny_drawing("infinity")
-    result = speed.measure(of, 1, {"short": SkipLast(2)})
-    assert len(result["rows"][0]["scale_seconds"]) == 3
-
-
-def test_budget_benchmark_reports_what_was_asked_and_achieved() -> None:
-    of = tiny_drawing("var")
-    costs = CostModel(of.model, of.plan, 1, RATES)
-    found = [(name, fit(asked, method, costs)) for name, method, asked in
-             (("stepvar", StepVAR(), 1.3), ("skip-last", SkipLast(), 1.1))]  # fmt: skip
-    ratios = budget.measure(of, found, 2)
-    assert len(ratios) == 2 and all(len(one) == 2 and min(one) > 0 for one in ratios)
-    rows = budget.rows(found, ratios)
-    text = budget.markdown({"rows": rows, "refused": [], "speedup_of": "whole pictures", "rounds": 2})
-    assert "| stepvar | 1.3 | 1.30 |" in text and "(nearest)" in text
-
-
-def test_budget_benchmark_lists_what_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = tiny_drawing("var")
-    costs = CostModel(of.model, of.plan, 1, RATES)
-    monkeypatch.setattr(budget, "calibrate", lambda *_, **__: type("Done", (), {"costs": costs}))
-    found, refused = budget.plans(of, ["stepvar", "dense"], [1.2, 1000.0], again=False)
-    assert [name for name, _ in found] == ["stepvar"] and isinstance(found[0][1].method, Method)
-    assert [(one["method"], one["asked"]) for one in refused] == [("stepvar", 1000), ("dense", 1.2), ("dense", 1000)]
+@pytest.mark.parametrize("name", ["speed-2b", "budget-scenes"])
+def test_stored_results_still_make_tables(name: str) -> None:
+    text = speed.markdown(json.loads((RESULTS / f"{name}.json").read_text()))
+    assert ("| ms | loop over scales |" in text) == (name == "speed-2b")
+    assert ("| stepvar | 1.5 | 1.50 | 1.50x" in text) == (name == "budget-scenes")

@@ -1,4 +1,4 @@
-"""Which files of a repository are asked for, and what happens when there are none. Nothing here needs a network."""
+"""Which files of a repository are fetched, and what happens when there are none. Nothing here needs a network."""
 
 from __future__ import annotations
 

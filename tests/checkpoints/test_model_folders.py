@@ -101,7 +101,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("stepvar.checkpoints.convert.save_file", save)
+        patch.setattr("stepvar.checkpoints.saving.save_file", save)
         with pytest.raises(OutputError, match="No space left"):
             convert_model(release.folder, tmp_path / "out")
     with monkeypatch.context() as patch:

@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepvar.checkpoints import read_weights, save_weights
-from stepvar.checkpoints.packing import SCALES, pack, unpacked
-from stepvar.checkpoints.reading import peek, read_state
+from stepvar.checkpoints import read_state, save_weights
+from stepvar.checkpoints.int8 import SCALES, pack, unpack
 from stepvar.errors import CheckpointError
 
 
@@ -19,7 +18,7 @@ from stepvar.errors import CheckpointError
 def test_each_value_is_off_by_at_most_half_a_step_of_its_row(seed: int, size: float) -> None:
     torch.manual_seed(seed)
     matrix = torch.randn(16, 8, 16) * size * torch.rand(16, 1, 1)
-    back = unpacked(pack({"m": matrix}))["m"]
+    back = unpack(*pack({"m": matrix}).values())
     largest = matrix.abs().amax(dim=(1, 2), keepdim=True)
     assert ((back - matrix).abs() <= largest / 127 * 0.501).all()
 
@@ -34,7 +33,7 @@ def test_small_tensors_vectors_and_numbers_are_not_packed() -> None:
 def test_a_row_of_zeros_stays_zero() -> None:
     matrix = torch.randn(4, 1024)
     matrix[2] = 0
-    assert (unpacked(pack({"m": matrix}))["m"][2] == 0).all()
+    assert (unpack(*pack({"m": matrix}).values())[2] == 0).all()
 
 
 def test_a_packed_file_reads_like_any_other(tmp_path: Path) -> None:
@@ -44,8 +43,8 @@ def test_a_packed_file_reads_like_any_other(tmp_path: Path) -> None:
     state = read_state(path)
     assert set(state) == set(weights)
     assert "a.weight" + SCALES not in state
-    assert peek(state, "a.weight").shape == (64, 64)
-    torch.testing.assert_close(read_weights(path)["a.weight"], weights["a.weight"], atol=0.02, rtol=0)
+    assert state.meta["a.weight"].shape == (64, 64) and state.meta["a.weight"].dtype == torch.float32
+    torch.testing.assert_close(read_state(path)["a.weight"], weights["a.weight"], atol=0.02, rtol=0)
     plain = tmp_path / "p.safetensors"
     save_weights(plain, weights, torch.float16)
     assert path.stat().st_size < 0.7 * plain.stat().st_size
@@ -56,4 +55,4 @@ def test_a_truncated_packed_file_is_refused(tmp_path: Path) -> None:
     save_weights(path, {"a": torch.randn(64, 64)}, torch.float16, packed=True)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="damaged or truncated"):
-        read_weights(path)
+        read_state(path)

@@ -134,10 +134,8 @@ def test_a_shard_without_what_the_index_places_there(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
     index = {"weight_map": {"a": "x.safetensors", "b": "x.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    weights = read_state(tmp_path)
-    assert torch.equal(weights["a"], torch.ones(1))
     with pytest.raises(CheckpointError, match=r"x\.safetensors: lacks b"):
-        weights["b"]
+        read_state(tmp_path)
 
 
 class Derived(nn.Module):

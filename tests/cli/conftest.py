@@ -1,4 +1,4 @@
-"""A model folder with random weights, small enough to draw in a blink."""
+"""A model folder with random weights, small enough to generate in a blink."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from stepvar.checkpoints import save_model
 from stepvar.cli import main
+from stepvar.evaluation.scenes.grammar import SYNONYMS, VOCABULARY
 from stepvar.models.infinity import Infinity, InfinityConfig, TokenizerConfig
-from stepvar.scenes.grammar import SYNONYMS, VOCABULARY
 from stepvar.text import WordEncoder
 
 DEFAULTS = {"guidance_scale": 2.0, "temperature": 0.8, "top_k": 0, "top_p": 0.97}
 
 
 def write_model(folder: Path) -> Path:
-    """Saves a random model that draws 32x32 pixels in 7 scales."""
+    """Saves a random model that generates 32x32 pixels in 7 scales."""
     torch.manual_seed(0)
     tokenizer = TokenizerConfig(code_bits=8, base_channels=8, multipliers=(1, 2), norm_groups=4)
     config = InfinityConfig(4, 64, 4, 2, tokenizer, text_channels=128, text_maxlen=32, resolution="0.06M")

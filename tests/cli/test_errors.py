@@ -241,7 +241,7 @@ def test_an_interrupted_write_leaves_nothing(run, shared_model: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_pipeline_can_draw_again(shared_model: Path) -> None:
+def test_an_interrupted_pipeline_can_generate_again(shared_model: Path) -> None:
     pipe = Pipeline.from_pretrained(shared_model)
     before = pipe(PROMPT, seed=0).images[0]
     with pytest.raises(KeyboardInterrupt):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from stepvar.checkpoints import save_model
-from stepvar.evaluation import clips
+from stepvar.evaluation.metrics import scenes
+from stepvar.evaluation.scenes.clips.judge import HEADS, ClipJudge
 from stepvar.models.infinity_star import InfinityStar
-from stepvar.scenes.clips.judge import HEADS, ClipJudge
 from stepvar.text import WordEncoder
 from tests.cli.conftest import Run
 from training.video.presets import PRESETS
@@ -36,7 +36,7 @@ def test_clips_are_judged_and_compared(
 ) -> None:
     torch.manual_seed(0)
     judge = ClipJudge().eval()
-    monkeypatch.setattr(clips, "load_clip_judge", lambda device: judge)
+    monkeypatch.setattr(scenes, "load_clip_judge", lambda device: judge)
     options = ["--model", video_model, "--prompts", "scenes-video:3", "--methods", METHOD, "--out", "run"]
     done = run("eval", *options, "--rounds", 1, "--batch", 2)
     assert done.status == 0, done.err

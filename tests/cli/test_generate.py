@@ -1,4 +1,4 @@
-"""Drawing from the command line: files, metadata, reports, comparisons."""
+"""Generating from the command line: files, metadata, reports, comparisons."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from stepvar import Pipeline, StepVAR
-from stepvar.compare import Spread, compare
-from stepvar.drawing import read_metadata
 from stepvar.errors import UsageError
+from stepvar.evaluation.comparison import compare, psnr
+from stepvar.evaluation.statistics import Spread
+from stepvar.media.sheets import read_metadata
 
 PROMPT = "a large red circle on grass"
 
@@ -32,7 +33,7 @@ def generate(run, shared_model):
     return call
 
 
-def test_writes_a_picture_and_says_so(generate, tmp_path: Path) -> None:
+def test_writes_an_image_and_says_so(generate, tmp_path: Path) -> None:
     result = generate(PROMPT, "--seed", 7)
     assert pixels(tmp_path / "scene.png").shape == (32, 32, 3)
     assert "scene.png: 32x32, seed 7" in result.out
@@ -46,7 +47,7 @@ def test_a_seed_gives_the_same_file(generate, tmp_path: Path) -> None:
     assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
 
 
-def test_the_seed_drawn_at_random_is_told_and_repeats(generate, tmp_path: Path) -> None:
+def test_the_seed_chosen_at_random_is_told_and_repeats(generate, tmp_path: Path) -> None:
     result = generate(PROMPT, "--out", "first.png")
     (seed,) = re.findall(r"seed (\d+)", result.out)
     generate(PROMPT, "--out", "again.png", "--seed", seed)
@@ -64,32 +65,32 @@ def test_keeping_all_tokens_is_dense_and_keeping_few_is_not(generate, tmp_path: 
 def test_several_prompts_and_images_are_numbered(generate, tmp_path: Path) -> None:
     generate(PROMPT, "a blue star on snow", "--num-images", 2, "--seed", 5, "--out", "many.png")
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"many-{i}.png" for i in range(1, 5)]
-    facts = [read_metadata(tmp_path / f"many-{i}.png") for i in range(1, 5)]
-    assert [fact["seed"] for fact in facts] == ["5", "6", "7", "8"]
-    assert [fact["prompt"] for fact in facts] == [PROMPT] * 2 + ["a blue star on snow"] * 2
+    info = [read_metadata(tmp_path / f"many-{i}.png") for i in range(1, 5)]
+    assert [fact["seed"] for fact in info] == ["5", "6", "7", "8"]
+    assert [fact["prompt"] for fact in info] == [PROMPT] * 2 + ["a blue star on snow"] * 2
     generate("a blue star on snow", "--seed", 7, "--out", "alone.png")
     alone, batched = pixels(tmp_path / "alone.png"), pixels(tmp_path / "many-3.png")
     assert np.abs(alone.astype(int) - batched.astype(int)).max() <= 1
 
 
-def test_metadata_says_how_to_draw_it_again(run, generate, tmp_path: Path) -> None:
+def test_metadata_says_how_to_generate_it_again(run, generate, tmp_path: Path) -> None:
     options = ("--seed", 2, "--keep", 0.25, "--last", 1, "--set", "scope=block", "--temperature", "0.9")
     generate(PROMPT, *options, "--negative-prompt", "a café at night")
-    facts = read_metadata(tmp_path / "scene.png")
-    assert {key: facts[key] for key in ("prompt", "seed", "model", "method", "temperature")} == {
+    info = read_metadata(tmp_path / "scene.png")
+    assert {key: info[key] for key in ("prompt", "seed", "model", "method", "temperature")} == {
         "prompt": PROMPT,
         "seed": "2",
         "model": "tiny",
         "method": "stepvar",
         "temperature": "0.9",
     }
-    settings = json.loads(facts["method_settings"])
+    settings = json.loads(info["method_settings"])
     assert (settings["keep"], settings["last"], settings["scope"]) == (0.25, 1, "block")
-    assert facts["negative_prompt"] == "a café at night"
-    assert "guidance_scale" not in facts
+    assert info["negative_prompt"] == "a café at night"
+    assert "guidance_scale" not in info
     shown = run("info", "scene.png")
     assert shown.status == 0
-    assert all(re.search(rf"^{key} +{re.escape(value)}$", shown.out, re.M) for key, value in facts.items())
+    assert all(re.search(rf"^{key} +{re.escape(value)}$", shown.out, re.M) for key, value in info.items())
 
 
 def test_report_has_the_right_totals(generate, tmp_path: Path) -> None:
@@ -114,9 +115,9 @@ def test_options_reach_the_pipeline(generate, shared_model: Path, tmp_path: Path
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["method"], report["dtype"], report["schedule"]) == ("random", "bfloat16", "0.06M 0.666")
     assert pixels(tmp_path / "scene.png").shape == (28, 42, 3)
-    facts = read_metadata(tmp_path / "scene.png")
-    assert json.loads(facts["guidance_scale"]) == [1, 1, 1, 2, 2, 3, 3]
-    assert json.loads(facts["method_settings"])["seed"] == 3
+    info = read_metadata(tmp_path / "scene.png")
+    assert json.loads(info["guidance_scale"]) == [1, 1, 1, 2, 2, 3, 3]
+    assert json.loads(info["method_settings"])["seed"] == 3
 
 
 def test_quiet_prints_nothing(generate, tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_unknown_words_warn_once_in_one_line(generate) -> None:
     result = generate("a quick red circle", "--compare", "--runs", 1)
     assert result.err.startswith("stepvar: warning: ") and result.err.count("\n") == 1
     assert "quick" in result.err
-    assert "quick" in generate("a quick red circle").err  # each command warns anew
+    assert "quick" in generate("a quick red circle").err  # each command warns again
 
 
 def test_compare_writes_a_sheet_and_the_numbers(generate, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_compare_writes_a_sheet_and_the_numbers(generate, tmp_path: Path) -> Non
     assert read_metadata(tmp_path / "scene.png")["prompt"] == PROMPT
 
 
-def test_compare_with_equal_pictures_is_valid_json(generate, tmp_path: Path) -> None:
+def test_compare_with_equal_images_is_valid_json(generate, tmp_path: Path) -> None:
     result = generate(PROMPT, "--compare", "--runs", 1, "--keep", 1, "--report", "numbers.json")
     assert json.loads((tmp_path / "numbers.json").read_text())["psnr"] is None
     assert "infinite" in result.out
@@ -164,7 +165,7 @@ def test_compare_takes_times_from_the_reports_round_by_round(shared_model: Path)
     pipe, calls = Pipeline.from_pretrained(shared_model), []
 
     class Watched:
-        conditioner = pipe.conditioner
+        inputs = pipe.inputs
 
         def __call__(self, *arguments, **settings):
             output = pipe(*arguments, **settings)
@@ -172,11 +173,11 @@ def test_compare_takes_times_from_the_reports_round_by_round(shared_model: Path)
             return output
 
     result = compare(Watched(), PROMPT, StepVAR(), seed=9, runs=2, warmup=1)  # type: ignore[arg-type]
-    assert [name for name, _, _ in calls] == ["dense", "stepvar", "stepvar", "dense", "dense", "stepvar"]
+    assert [name for name, _, _ in calls] == ["dense", "stepvar", "dense", "stepvar", "stepvar", "dense"]
     assert {seed for _, seed, _ in calls} == {9}
-    assert result.dense_seconds == (calls[3][2], calls[4][2])
-    assert result.other_seconds == (calls[2][2], calls[5][2])
-    ratios = [calls[3][2] / calls[2][2], calls[4][2] / calls[5][2]]
+    assert result.dense_seconds == (calls[2][2], calls[5][2])
+    assert result.other_seconds == (calls[3][2], calls[4][2])
+    ratios = [calls[2][2] / calls[3][2], calls[5][2] / calls[4][2]]
     assert result.speedup == Spread.of(ratios)
     for runs, warmup, said in ((0, 1, "runs=0"), (1, -1, "warmup=-1")):
         with pytest.raises(UsageError, match=said):
@@ -191,3 +192,10 @@ def test_demo_writes_both_files_and_prints_the_table(run, shared_model: Path, tm
     assert numbers["method_report"]["method"] == "stepvar"
     assert numbers["prompt"] == read_metadata(tmp_path / "shown.png")["prompt"]
     assert all(word in result.out for word in ("dense", "stepvar", "speed-up", "shown.png", "shown.json"))
+
+
+def test_psnr_of_known_images() -> None:
+    a, b = (Image.new("RGB", (32, 32), (level,) * 3) for level in (100, 110))
+    assert psnr([a], [b]) == pytest.approx(28.1308, abs=1e-4)  # 20 log10(255 / 10)
+    assert psnr([a, a], [a, b]) == pytest.approx(28.1308 + 3.0103, abs=1e-3)  # half the error
+    assert psnr([a], [a]) == float("inf")

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from stepvar.checkpoints import save_model
+from stepvar.media.video import Video
 from stepvar.text import WordEncoder
-from stepvar.video import Video
 from tests.helpers import TINY_STAR, make_star
 from tests.pipeline.test_video_pipeline import DEFAULTS, PROMPTS, TEXT
 
@@ -43,7 +43,7 @@ def test_writes_a_video_and_says_so(generate: Any, run: Any) -> None:
     assert [scale["scale"] for scale in scales] == [0, 0, 1, 1, 2, 0, 0, 1, 2]
 
 
-def test_pictures_begin_videos(generate: Any) -> None:
+def test_images_begin_videos(generate: Any) -> None:
     Image.fromarray(np.full((32, 48, 3), 200, np.uint8)).save("grey.png")
     result = generate("--seconds", 1, "--image", "grey.png", "--seed", 1, "--out", "grey.gif")
     assert result.status == 0 and "grey.gif: 48x32, 3 frames" in result.out
@@ -88,7 +88,7 @@ def test_mistakes_are_one_line(generate: Any, arguments: list[str], words: list[
     assert result.err.count("\n") == 1 and not list(Path().glob("*"))
 
 
-def test_models_of_pictures_draw_no_videos(run: Any, shared_model: Path, tmp_path: Path) -> None:
+def test_models_of_images_generate_no_videos(run: Any, shared_model: Path, tmp_path: Path) -> None:
     for arguments in (["--seconds", 5, "--out", "a.png"], ["--out", "a.mp4"], ["--image", "a.png"]):
         result = run("generate", "a red circle", "--model", shared_model, *arguments)
         assert result.status == 2 and result.err.count("\n") == 1, result.err

@@ -16,22 +16,23 @@ def row(prompt: str, **more: Any) -> dict[str, Any]:
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
-    folder = RunFolder.open(tmp_path / "run", {"model": "tiny", "seeds": (0, 1)})
-    folder.add(row("a", psnr=30.0))
-    folder.add_timing({"method": "dense", "round": 0})
-    again = RunFolder.open(tmp_path / "run", {"model": "tiny", "seeds": [0, 1]})
+    folder = RunFolder.open(tmp_path / "run", {"model": "tiny", "seeds": (0, 1)}, {"machine": "one"})
+    folder.add([row("a", psnr=30.0)])
+    folder.add_timing([{"method": "dense", "round": 0}])
+    again = RunFolder.open(tmp_path / "run", {"model": "tiny", "seeds": [0, 1]}, {"machine": "other"})
     assert again.rows == {("dense", "a", 0): row("a", psnr=30.0)} and again.timing == folder.timing
+    assert again.info == {"machine": "one"} and again.next_round == 1
 
 
 def test_a_line_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path / "run", {})
-    folder.add(row("a"))
+    folder.add([row("a")])
     manifest = tmp_path / "run" / "manifest.jsonl"
     with manifest.open("a") as file:
         file.write('{"method":"dense","prom')
     again = RunFolder.read(tmp_path / "run")
     assert list(again.rows) == [("dense", "a", 0)]
-    again.add(row("b"))
+    again.add([row("b")])
     assert list(RunFolder.read(tmp_path / "run").rows) == [("dense", "a", 0), ("dense", "b", 0)]
     assert manifest.read_text().count("\n") == 2 and "prom{" not in manifest.read_text()
 
@@ -60,7 +61,7 @@ def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
 def test_numbers_that_json_has_not_are_refused(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path / "run", {})
     with pytest.raises(ValueError):
-        folder.add(row("a", psnr=float("inf")))
+        folder.add([row("a", psnr=float("inf"))])
 
 
 def test_labels_as_folders() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from stepvar.errors import UsageError
 from stepvar.evaluation.prompts import load_prompts
-from stepvar.scenes.clips.grammar import clip_caption, is_held_out_clip
-from stepvar.scenes.grammar import caption, is_held_out
+from stepvar.evaluation.scenes.clips.grammar import clip_caption, is_held_out_clip
+from stepvar.evaluation.scenes.grammar import caption, is_held_out
 
 LINES = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -40,7 +40,7 @@ def test_a_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("a cat\n\n  a dog  \n", encoding="utf-8")
     found = load_prompts(str(tmp_path / "mine.txt"))
     assert [(p.name, p.text) for p in found.prompts] == [("00000", "a cat"), ("00001", "a dog")]
-    assert found.picture(1, 2) == Path("00001/0002.png")
+    assert found.image(1, 2) == Path("00001/0002.png")
 
 
 def test_geneval(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_geneval(tmp_path: Path) -> None:
     found = load_prompts(str(file))
     assert found.layout == "geneval" and [p.category for p in found.prompts] == ["single_object", "colors"]
     assert json.loads(found.prompts[1].metadata) == LINES[1]
-    assert found.picture(1, 3) == Path("00001/samples/0003.png")
+    assert found.image(1, 3) == Path("00001/samples/0003.png")
     file.write_text('{"tag": "colors"}\n', encoding="utf-8")
     with pytest.raises(UsageError, match="line 1 has no 'prompt'"):
         load_prompts(str(file))

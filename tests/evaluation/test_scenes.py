@@ -1,4 +1,4 @@
-"""The judge's verdicts on the device are those of the rules for one picture."""
+"""The judge's verdicts on the device are those of the rules for one image."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepvar.evaluation.scenes import CATEGORIES, Questions, judge_batch, load_judge
-from stepvar.scenes.grammar import Scene, held_out_scenes
-from stepvar.scenes.judge import SLOTS, WORDS, judge_scenes
-from stepvar.scenes.render import render
+from stepvar.evaluation.metrics.scenes import CATEGORIES, Questions, Scenes, decode_features, domain_of
+from stepvar.evaluation.prompts import Prompt
+from stepvar.evaluation.scenes.grammar import Scene, held_out_scenes
+from stepvar.evaluation.scenes.judge import SLOTS, WORDS, judge_scenes
+
+CPU = torch.device("cpu")
 
 
 def random_logits(scenes: list[Scene], seed: int) -> dict[str, torch.Tensor]:
@@ -63,9 +65,16 @@ def test_categories_are_the_judges_rules(seed: int) -> None:
 
 
 def test_real_renders_are_right() -> None:
-    scenes = held_out_scenes(24, seed=11)
-    pictures = (render(scenes, list(range(24)), 128, 128) + 1) / 2
-    judged = judge_batch(load_judge(), pictures, Questions.of(scenes))
-    asked = Questions.of(scenes).asked
-    assert float((judged.right & asked).sum() / asked.sum()) > 0.95
-    assert judged.features.shape == (24, 96) and torch.isfinite(judged.features).all()
+    prompts = [Prompt(f"{i}", "", scene=scene) for i, scene in enumerate(held_out_scenes(24, seed=11))]
+    domain = domain_of(prompts, CPU)
+    assert isinstance(domain, Scenes)
+    renders = domain.render(prompts, list(range(24)), torch.empty(24, 1, 3, 128, 128))
+    rows = domain.judge(prompts, renders)
+    verdicts = [seen for row in rows for seen in row["right"].values()]
+    assert sum(verdicts) / len(verdicts) > 0.95 and all("background" in row["right"] for row in rows)
+    features = decode_features([row["features"] for row in rows])
+    assert features.shape == (24, 96) and torch.isfinite(features).all()
+
+
+def test_other_prompts_have_no_judge() -> None:
+    assert domain_of([Prompt("0", "a scene", scene=held_out_scenes(1)[0]), Prompt("1", "anything")], CPU) is None

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from stepvar.errors import UsageError
-from stepvar.evaluation.distribution import Moments, frechet_distance
-from stepvar.evaluation.drawing import DENSE, noise_floor
+from stepvar.evaluation.candidates import DENSE, noise_floor
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.frames import write_frames
-from stepvar.evaluation.sets import compare_sets, read_sets, reference_files
+from stepvar.evaluation.metrics.distribution import frechet_distance
+from stepvar.evaluation.metrics.sets import compare_sets, read_sets, reference_files
 
 
 def colours(pictures: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ def write_set(
         path = folder.place("images", label) / f"{number:05}" / "0000.png"
         write_frames(np.broadcast_to(colour.astype(np.uint8), (1, side, side, 3)).copy(), path)
         row = {"method": label, "prompt": f"{number:05}", "seed": 0, "image": path.relative_to(folder.path).as_posix()}
-        folder.add(row)
+        folder.add([row])
     return torch.from_numpy(found / 255)
 
 
@@ -42,7 +42,7 @@ def test_distances_are_those_of_the_features(tmp_path: Path) -> None:
     compare_sets(folder, [DENSE, noise_floor(1)], colours, torch.device("cpu"))
     found = read_sets(folder)
     assert found["dense"] == {} and set(found["floor-1"]) == {"FID to dense", "KID to dense"}
-    wanted = frechet_distance(Moments.of(other), Moments.of(dense))
+    wanted = frechet_distance(other, dense)
     assert found["floor-1"]["FID to dense"] == pytest.approx(wanted, rel=1e-4) and wanted > 0.1
     real = reference_files(folder.path / "images" / "dense")
     compare_sets(folder, [DENSE, noise_floor(1)], colours, torch.device("cpu"), real)
@@ -52,5 +52,5 @@ def test_distances_are_those_of_the_features(tmp_path: Path) -> None:
 
 def test_a_reference_needs_pictures(tmp_path: Path) -> None:
     assert read_sets(RunFolder.open(tmp_path / "run", {})) == {}
-    with pytest.raises(UsageError, match="has 0 pictures; give a folder with real ones"):
+    with pytest.raises(UsageError, match="has 0 images; give a folder with real ones"):
         reference_files(tmp_path)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepvar.evaluation.metrics import psnr, ssim
-from stepvar.evaluation.video import directions, flicker, frame_psnr, frame_ssim, motion
-from stepvar.scenes.clips import render_clips
-from stepvar.scenes.clips.grammar import MOTIONS, sample_clip
+from stepvar.evaluation.metrics.fidelity import fidelity, psnr, ssim
+from stepvar.evaluation.metrics.video import directions, flicker, motion
+from stepvar.evaluation.scenes.clips.grammar import MOTIONS, sample_clip
+from stepvar.evaluation.scenes.clips.render import render_clips
 
 
 def moving(right: float, down: float, frames: int = 9, side: int = 48, radius: float = 7) -> Tensor:
@@ -90,13 +90,15 @@ def test_flicker_where_nothing_stands_still_is_unknown() -> None:
     assert found.own.isnan().all() and found.still.eq(0).all()
 
 
-def test_fidelity_of_frames_is_that_of_pictures() -> None:
+def test_fidelity_of_frames_is_that_of_images() -> None:
     dense = torch.cat([moving(2, 0), moving(0, 1)])
     rough = (dense + 0.02 * torch.arange(9).view(1, 1, 9, 1, 1)).clamp(0, 1)
-    for metric, frames in ((psnr, frame_psnr(rough, dense)), (ssim, frame_ssim(rough, dense))):
-        assert frames.shape == (2, 9)
-        torch.testing.assert_close(frames[:, 5], metric(rough[:, :, 5], dense[:, :, 5]))
-    assert frame_psnr(rough, dense)[:, 0].isinf().all() and frame_psnr(rough, dense)[0, 1:].diff().lt(0).all()
+    rows = fidelity(rough.transpose(1, 2), dense.transpose(1, 2))
+    for name, metric in (("psnr", psnr), ("ssim", ssim)):
+        wanted = metric(rough[:, :, 5], dense[:, :, 5])
+        assert [row["frames"][name][5] for row in rows] == pytest.approx(wanted.tolist(), abs=1e-4)
+    found = [row["frames"]["psnr"] for row in rows]
+    assert [values[0] for values in found] == [99.0, 99.0] and found[0][1:] == sorted(found[0][1:], reverse=True)
 
 
 def test_too_few_frames_are_refused() -> None:

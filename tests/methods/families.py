@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.models.infinity import TextCondition
 from stepvar.models.infinity_star.model import VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.var import ClassCondition
 from stepvar.text import ContextFeatures
-from stepvar.tokens import Grid, ScaleSchedule
 from tests.helpers import (
     CLIPS,
     SQUARE,
@@ -36,7 +36,7 @@ class FamilyRow:
 
     Attributes:
         family: its name in the registry.
-        schedule: what is drawn; t > 1 for a family that draws videos, not square for one that draws other shapes.
+        schedule: what is generated; t > 1 for a family that draws videos, not square for one that draws other shapes.
         model: makes the model.
         condition: from the places of the images in the batch to what they show; the same image for the same place.
         first_tokens: tokens that the first pass runs beside those of its grid.

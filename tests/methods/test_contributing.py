@@ -19,8 +19,8 @@ PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
-    """The class on the page, in the registry."""
+def shown(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> type[Method]:
+    """The class on the page, which registers itself."""
     blocks = re.findall(
         r"^( *)```python\n(.*?)^\1```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
     )
@@ -29,7 +29,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     module: Any = ModuleType("stepvar.methods.contrast")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(source, str(PAGE), "exec"), module.__dict__)
-    monkeypatch.setitem(METHODS, "contrast", module.Contrast)
+    assert METHODS["contrast"] is module.Contrast
     monkeypatch.setitem(matrix.CASES, "contrast", lambda: make_method("contrast"))
     kind: type[Method] = module.Contrast
     return kind

@@ -10,7 +10,7 @@ import torch
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR
 from stepvar.models.infinity import Infinity
-from tests.helpers import SQUARE, draw, make_plan
+from tests.helpers import SQUARE, generate_infinity, make_settings
 
 SMALL: dict[str, Any] = {"prune": (0.25, 0.5), "skip": 1, "blocks_before": 1, "blocks_after": 1}
 
@@ -32,27 +32,30 @@ def test_wrong_settings_are_named(settings: dict, said: str) -> None:
 
 
 def test_too_short_a_schedule_is_refused() -> None:
-    plan = make_plan(SQUARE)
+    settings = make_settings(SQUARE)
     with pytest.raises(UsageError, match="one of them unpruned"):
-        FastVAR(prune=(0.5,) * len(plan.schedule), skip=0).edit(plan)
+        FastVAR(prune=(0.5,) * len(settings.schedule), skip=0).edit(settings)
 
 
 def test_scales_tokens_and_blocks(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
-    drawn = draw(tiny_model, plan, FastVAR(**SMALL))
-    scales = len(plan.schedule)
-    assert len(drawn.steps) == scales - 1
-    sizes = [step.grid.size for step in drawn.steps]
+    settings = make_settings(SQUARE)
+    generated = generate_infinity(tiny_model, settings, FastVAR(**SMALL))
+    scales = len(settings.schedule)
+    assert len(generated.steps) == scales - 1
+    sizes = [step.grid.size for step in generated.steps]
     kept = [size - int(size * share) for size, share in zip(sizes[-2:], (0.25, 0.5), strict=True)]
     inside = tiny_model.config.depth - 2
-    assert [len(step.selections) for step in drawn.steps] == [0] * (scales - 3) + [3 * inside] * 2
-    assert [step.selections[0].shape[1] for step in drawn.steps[-2:]] == kept
-    lengths = drawn.state.cache.lengths
+    assert [len(generated.kept(step)) for step in generated.steps] == [0] * (scales - 3) + [3 * inside] * 2
+    assert [generated.kept(step)[0].shape[1] for step in generated.steps[-2:]] == kept
+    lengths = generated.state.cache.lengths
     assert lengths[0] == lengths[-1] == sum(sizes)
     assert lengths[1] == sum(sizes[:-2]) + sum(kept)
 
 
 def test_nothing_pruned_and_nothing_skipped_is_dense(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
-    dense, same = draw(tiny_model, plan), draw(tiny_model, plan, FastVAR(prune=(0.0,), skip=0, blocks_before=0))
+    settings = make_settings(SQUARE)
+    dense, same = (
+        generate_infinity(tiny_model, settings),
+        generate_infinity(tiny_model, settings, FastVAR(prune=(0.0,), skip=0, blocks_before=0)),
+    )
     assert all(torch.equal(a, b) for a, b in zip(dense.logits, same.logits, strict=True))

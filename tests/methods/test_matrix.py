@@ -13,27 +13,35 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.report import Recorder, Report
+from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerRef
+from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
-from stepvar.methods import METHODS, Compose, Method, make_method
-from stepvar.methods.base import ModelFacts, RunBlocks, Site
+from stepvar.methods import METHODS, Compose, Method, MethodState, make_method
 from stepvar.models.registry import FAMILIES
-from stepvar.plan import Plan, Step
-from stepvar.report import Recorder, Report
-from stepvar.sampling import SeededNoise
-from stepvar.tokens import TokenMap
-from tests.helpers import equal_everywhere, make_plan
+from tests.helpers import equal_everywhere, make_settings
 from tests.methods.families import LENGTHS, ROWS, FamilyRow
+from tests.methods.helpers import work
 
 SMALLER: dict[str, dict[str, Any]] = {
     "fastvar": {"prune": (0.5,), "skip": 1, "blocks_before": 1, "blocks_after": 1},
+    "coverage": {"keep": 0.4},
 }
-"""Settings for methods whose defaults speak of more scales and blocks than the tiny models have."""
+"""Settings for methods whose defaults speak of more scales and blocks than the tiny models have.
+
+Coverage at its default would part two tokens of equal scores, and rounding, not the image, would say which one stays.
+"""
 
 CASES: dict[str, Callable[[], Method]] = {
     **{name: lambda name=name: make_method(name, **SMALLER.get(name, {})) for name in METHODS},  # type: ignore[misc]
     "unconditional": lambda: make_method("drop-guidance", branch="unconditional"),
     "sublayers": lambda: make_method("stepvar", scope="sublayer", propagate="update", restore="cached"),
-    "frames": lambda: make_method("coverage", selection="frame", restore="blend", temporal_weight=2.5),
+    "frames": lambda: make_method("coverage", keep=0.4, selection="frame", restore="blend", temporal_weight=2.5),
+    "blend": lambda: make_method("stepvar:blend"),
+    "taper": lambda: make_method("stepvar:taper", keep=0.4, last=2),
+    "mean-distance": lambda: make_method("magnitude:mean-distance"),
     "together": lambda: make_method(
         "stepvar+drop-guidance+skip-last", **{"drop-guidance.last": 2, "stepvar.last": 2, "stepvar.keep": 0.4}
     ),
@@ -49,36 +57,39 @@ class Seen(Method):
     method: Method = field(default_factory=Method)
     tokens: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def edit(self, plan: Plan) -> Plan:
-        return self.method.edit(plan)
+    def edit(self, settings: Settings) -> Settings:
+        return self.method.edit(settings)
 
-    def check(self, plan: Plan, facts: ModelFacts) -> None:
-        self.method.check(plan, facts)
+    def check(self, plan: Plan, info: ModelInfo) -> None:
+        self.method.check(plan, info)
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.method.tokens_at(step, layer, depth)
 
-    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
-        dense = self.method.run_stack(run, tokens, step)
+    def start(self, plan: Plan) -> MethodState:
+        return self.method.start(plan)
+
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: MethodState) -> TokenMap:
+        dense = self.method.run_stack(run, tokens, step, state)
         assert dense.is_dense and dense.features.shape == tokens.features.shape
         return dense
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        def counted(thinned: TokenMap) -> Tensor:
-            if site.sublayer == "self":
-                self.tokens[(step.index, site.layer)] = thinned.features.shape[1]
-            return run(thinned)
+    def run_sublayer(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: MethodState) -> Tensor:
+        def counted(pruned: TokenMap) -> Tensor:
+            if ref.name == "self":
+                self.tokens[(step.index, ref.layer)] = pruned.features.shape[1]
+            return run(pruned)
 
-        return self.method.run_sublayer(counted, tokens, site, step)
+        return self.method.run_sublayer(counted, tokens, ref, step, state)
 
 
 class Recording:
-    """A model that notes its logits and what was drawn from them."""
+    """A model that notes its logits and what was sampled from them."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.logits: list[Tensor] = []
-        self.symbols: list[Tensor] = []
+        self.indices: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -87,41 +98,32 @@ class Recording:
         self.logits.append(self.model.predict(*arguments))
         return self.logits[-1]
 
-    def accumulate(self, state: Any, symbols: Tensor, step: Step, weights: Tensor | None) -> None:
-        self.symbols.append(symbols)
-        self.model.accumulate(state, symbols, step, weights)
+    def accumulate(self, state: Any, indices: Tensor, step: Step, weights: Tensor | None) -> None:
+        self.indices.append(indices)
+        self.model.accumulate(state, indices, step, weights)
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a generation drew, pass by pass, and what it says of itself."""
+    """What a generation sampled, pass by pass, and what it says of itself."""
 
     logits: list[Tensor]
-    symbols: list[Tensor]
+    indices: list[Tensor]
     latent: Tensor
-    steps: list[Step]
+    plan: Plan
     tokens: dict[tuple[int, int], int]
     report: Report
 
 
-def run(row: FamilyRow, plan: Plan, method: Method, places: Sequence[int]) -> Generation:
-    """Draws the images at these places of a batch; image i has the seed i."""
+def run(row: FamilyRow, settings: Settings, method: Method, places: Sequence[int]) -> Generation:
+    """Generates the images at these places of a batch; image i has the seed i."""
     model: Any = Recording(row.model())
     seen, recorder = Seen(method), Recorder()
-    steps: list[Step] = []
     wanted = range(places[0], places[-1] + 1)
-    state: Any = generate(
-        model,
-        row.condition(wanted),
-        len(wanted),
-        plan,
-        seen,
-        SeededNoise(wanted),
-        recorder,
-        lambda step, _: steps.append(step),
-    )
+    plan = seen.plan(settings, model.info, len(wanted))
+    state: Any = generate(model, row.condition(wanted), plan, seen, SeededNoise(wanted), recorder=recorder)
     report = recorder.report(row.family, str(method), len(wanted), torch.float32)
-    return Generation(model.logits, model.symbols, state.latent, steps, seen.tokens, report)
+    return Generation(model.logits, model.indices, state.latent, plan, seen.tokens, report)
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
@@ -129,37 +131,35 @@ def run(row: FamilyRow, plan: Plan, method: Method, places: Sequence[int]) -> Ge
 @pytest.mark.parametrize("case", CASES)
 def test_matrix(case: str, row: FamilyRow, guidance: str) -> None:
     method, (scale, places) = CASES[case](), GUIDANCE[guidance]
-    plan = make_plan(row.schedule, scale, guidance_at=places, top_p=0.9)
-    batch = run(row, plan, method, range(len(LENGTHS)))
-    check_counts(row, method.edit(plan), method, batch)
+    settings = make_settings(row.schedule, scale, cfg_layers=places, top_p=0.9)
+    batch = run(row, settings, method, range(len(LENGTHS)))
+    check_counts(row, method, batch)
     assert all(logits.shape[0] == len(LENGTHS) and torch.isfinite(logits).all() for logits in batch.logits)
     assert torch.isfinite(batch.latent).all() and batch.latent.std() > 0
-    alone = run(row, plan, method, [1])
-    assert equal_everywhere([symbols[1:] for symbols in batch.symbols], alone.symbols)
+    alone = run(row, settings, method, [1])
+    assert equal_everywhere([indices[1:] for indices in batch.indices], alone.indices)
     for together, single in zip(batch.logits, alone.logits, strict=True):
         torch.testing.assert_close(together[1:], single, atol=5e-4, rtol=0)
 
 
-def check_counts(row: FamilyRow, plan: Plan, method: Method, drawn: Generation) -> None:
+def check_counts(row: FamilyRow, method: Method, generated: Generation) -> None:
     """What was planned is what ran, and what is reported."""
-    depth = row.model().config.depth
-    assert [step.index for step in drawn.steps] == list(plan.passes)
-    for step, scale in zip(drawn.steps, drawn.report.scales, strict=True):
-        planned = [method.tokens_at(step, layer, depth) for layer in range(depth)]
-        extra = row.first_tokens if step.index == 0 else 0
-        assert [drawn.tokens[(step.index, layer)] for layer in range(depth)] == [count + extra for count in planned]
-        assert scale.kept == min(planned) and scale.tokens == step.grid.size
-        assert scale.branches == step.branches == plan.branches(step.index)
+    for step, scale in zip(generated.plan.steps, generated.report.scales, strict=True):
+        depth, extra = len(step.tokens), row.first_tokens if step.index == 0 else 0
+        assert step.tokens == tuple(method.tokens_at(step, layer, depth) for layer in range(depth))
+        assert [generated.tokens[(step.index, layer)] - extra for layer in range(depth)] == list(step.tokens)
+        assert scale.kept == min(step.tokens) and scale.tokens == step.grid.size
+        assert scale.branches == step.branches
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.neutral is not None])
 def test_neutral_settings_are_dense_to_the_bit(name: str, row: FamilyRow) -> None:
-    plan = make_plan(row.schedule)
-    dense = run(row, plan, Method(), [0])
-    neutral = run(row, plan, make_method(name, **(METHODS[name].neutral or {})), [0])
+    settings = make_settings(row.schedule)
+    dense = run(row, settings, Method(), [0])
+    neutral = run(row, settings, make_method(name, **(METHODS[name].neutral or {})), [0])
     assert equal_everywhere(dense.logits, neutral.logits) and torch.equal(dense.latent, neutral.latent)
-    assert dense.report.flops == neutral.report.flops
+    assert work(dense.plan) == work(neutral.plan)
 
 
 @pytest.mark.parametrize("row", [ROWS[0], ROWS[-1]], ids=str)
@@ -167,32 +167,34 @@ def test_half_precision(row: FamilyRow) -> None:
     model = row.model.__wrapped__().bfloat16()  # type: ignore[attr-defined]
     row = replace(row, model=lambda: model)
     for case in CASES.values():
-        drawn = run(row, make_plan(row.schedule), case(), [0, 1])
-        assert torch.isfinite(drawn.latent).all()
+        generated = run(row, make_settings(row.schedule), case(), [0, 1])
+        assert torch.isfinite(generated.latent).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_do_something(name: str) -> None:
-    """Every method but dense changes the picture, and none computes more than dense generation."""
-    row, plan = ROWS[0], make_plan(ROWS[0].schedule)
+    """Every method but dense changes the image, and none computes more than dense generation."""
+    row, plan = ROWS[0], make_settings(ROWS[0].schedule)
     dense, other = run(row, plan, Method(), [0]), run(row, plan, CASES[name](), [0])
     if name == "dense":
         assert torch.equal(dense.latent, other.latent)
     else:
         assert not torch.equal(dense.latent, other.latent)
-        assert other.report.flops < dense.report.flops
+        assert work(other.plan) < work(dense.plan)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_one_branch_alone_draws_what_guidance_would_mix(row: FamilyRow) -> None:
-    """Guidance of all but 0 and 1 runs both branches and mixes next to nothing of the other one into the logits."""
+def test_one_branch_alone_gives_what_guidance_would_combine(row: FamilyRow) -> None:
+    """Guidance of all but 0 and 1 runs both branches and combines next to nothing of the other one into the logits."""
     passes = range(len(row.schedule))
     for branch, almost in (("conditional", 1 + 1e-7), ("unconditional", 1e-7)):
-        mixed = make_plan(row.schedule, [almost if row.schedule.rank(index) == 1 else 3.0 for index in passes])
+        mixed = make_settings(
+            row.schedule, [almost if row.schedule.scales_from_end(index) == 1 else 3.0 for index in passes]
+        )
         both = run(row, mixed, Method(), [0, 1])
-        alone = run(row, make_plan(row.schedule), make_method("drop-guidance", branch=branch), [0, 1])
-        assert {step.branches for step in both.steps} == {2} and alone.steps[-1].branches == 1
-        assert equal_everywhere(both.symbols, alone.symbols)
+        alone = run(row, make_settings(row.schedule), make_method("drop-guidance", branch=branch), [0, 1])
+        assert {step.branches for step in both.plan.steps} == {2} and alone.plan.steps[-1].branches == 1
+        assert equal_everywhere(both.indices, alone.indices)
         for one, other in zip(both.logits, alone.logits, strict=True):
             torch.testing.assert_close(one, other, atol=5e-4, rtol=0)
 
@@ -204,7 +206,7 @@ def test_every_family_is_here() -> None:
 
 def test_a_method_of_ones_own_composes_with_the_others() -> None:
     """What is not in the registry works as well: the seam asks for no name."""
-    row, plan = ROWS[0], make_plan(ROWS[0].schedule)
+    row, plan = ROWS[0], make_settings(ROWS[0].schedule)
     seen = Seen(make_method("stepvar"))
-    drawn = run(row, plan, Compose(seen, make_method("drop-guidance")), [0])
-    assert drawn.steps[-1].branches == 1 and seen.tokens == drawn.tokens
+    generated = run(row, plan, Compose(seen, make_method("drop-guidance")), [0])
+    assert generated.plan.steps[-1].branches == 1 and seen.tokens == generated.tokens

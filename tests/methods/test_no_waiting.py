@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from stepvar.methods import METHODS, Method, make_method
-from stepvar.methods.base import Site
-from stepvar.methods.restorers import RESTORERS
-from stepvar.plan import Step
-from stepvar.tokens import ScaleSchedule, TokenMap
-from tests.helpers import CLIPS, WIDE, make_plan
+from stepvar.core.plan import Step
+from stepvar.core.stack import Sublayer, SublayerRef
+from stepvar.core.tokens import ScaleSchedule, TokenMap
+from stepvar.methods import METHODS, Method, MethodState, make_method
+from stepvar.methods.restoration import RESTORATIONS
+from tests.helpers import CLIPS, WIDE
+from tests.methods.helpers import DEPTH, plan_of
 from tests.methods.test_matrix import SMALLER
-
-DEPTH = 4
 
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"method": name, **SMALLER.get(name, {})} for name in METHODS},
-    **{f"stepvar-{restore}": {"method": "stepvar", "restore": restore, "scope": "block"} for restore in RESTORERS},
+    **{f"stepvar-{restore}": {"method": "stepvar", "restore": restore, "scope": "block"} for restore in RESTORATIONS},
     "sublayer": {"method": "stepvar", "restore": "cached", "scope": "sublayer", "propagate": "update"},
 }
 
@@ -31,14 +28,14 @@ class Blocks:
 
     depth = DEPTH
 
-    def __init__(self, method: Method, step: Step) -> None:
-        self.method, self.step = method, step
+    def __init__(self, method: Method, step: Step, state: MethodState) -> None:
+        self.method, self.step, self.state = method, step, state
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         for layer in range(first, DEPTH if last is None else last):
             for name in ("self", "ffn"):
-                run: Callable[[TokenMap], Tensor] = lambda tokens: torch.zeros_like(tokens.features)  # noqa: E731
-                update = self.method.run_sublayer(run, tokens, Site(layer, name, DEPTH), self.step)
+                run: Sublayer = lambda tokens: torch.zeros_like(tokens.features)  # noqa: E731
+                update = self.method.run_sublayer(run, tokens, SublayerRef(layer, name, DEPTH), self.step, self.state)
                 tokens = tokens.with_features(tokens.features + update)
         return tokens
 
@@ -48,7 +45,9 @@ class Blocks:
 def test_everything_runs_without_numbers(case: str, schedule: ScaleSchedule) -> None:
     settings = dict(CASES[case])
     method = make_method(settings.pop("method"), **settings)
-    for step in method.edit(make_plan(schedule)).steps(2):
+    plan = plan_of(method, schedule, samples=2)
+    state = method.start(plan)
+    for step in plan.steps:
         tokens = TokenMap.dense(torch.empty(step.rows, step.grid.size, 8, device="meta"), step.grid)
-        dense = method.run_stack(Blocks(method, step), tokens, step)
+        dense = method.run_stack(Blocks(method, step, state), tokens, step, state)
         assert dense.features.is_meta and dense.features.shape == tokens.features.shape

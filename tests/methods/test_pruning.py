@@ -8,33 +8,33 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Step
+from stepvar.core.stack import Sublayer, SublayerRef
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods import PCA, HighPass, Random, StepVAR
-from stepvar.methods.base import Site
-from stepvar.methods.propagation import nearest_kept
-from stepvar.methods.pruning import Pruning
+from stepvar.methods import PCA, HighPass, Method, Random, StepVAR
+from stepvar.methods.pruning import Pruning, PruningState
+from stepvar.methods.restoration import nearest_kept
 from stepvar.models.infinity import Infinity
 from stepvar.models.var import VAR
-from stepvar.plan import Step
-from stepvar.tokens import TokenMap
 from tests.helpers import (
     LENGTHS,
     SQUARE,
     TINY,
     TINY_VAR,
     WIDE,
-    draw,
-    draw_classes,
     equal_everywhere,
-    make_plan,
+    generate_infinity,
+    generate_var,
+    make_settings,
     make_text,
 )
+from tests.methods.helpers import plan_of, work
 
 
 def late_step(branches: int = 2, samples: int = 1) -> Step:
     """The last scale, 8x8."""
-    plan = make_plan(SQUARE, guidance=3.0 if branches == 2 else 1.0)
-    return list(plan.steps(samples))[-1]
+    return plan_of(Method(), SQUARE, 3.0 if branches == 2 else 1.0, samples).steps[-1]
 
 
 @dataclass
@@ -56,8 +56,10 @@ class WatchedHighPass(HighPass):
 
     seen: dict[tuple[int, int, str], int] = field(default_factory=dict)
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        self.seen[(step.index, site.layer, site.sublayer)] = tokens.features.shape[1]
+    def run_sublayer(
+        self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: PruningState
+    ) -> Tensor:
+        self.seen[(step.index, ref.layer, ref.name)] = tokens.features.shape[1]
         return run(tokens)
 
 
@@ -103,7 +105,7 @@ def test_wrong_settings_of_the_scores(build: Callable[[], Pruning], message: str
 
 
 def counts(method: Pruning, plan_schedule: Any = SQUARE) -> list[int]:
-    return [method.count_at(step) for step in make_plan(plan_schedule).steps(1)]
+    return [method.count_at(step) for step in plan_of(method, plan_schedule).steps]
 
 
 def test_one_number_prunes_the_late_scales() -> None:
@@ -124,34 +126,34 @@ def test_a_sequence_counts_from_the_end() -> None:
 def test_at_least_one_token_is_kept(tiny_model: Infinity) -> None:
     method = HighPass(keep=1e-9, last=5)
     assert counts(method) == [1] * 5
-    drawn = draw(tiny_model, make_plan(SQUARE), method)
-    assert [bits.shape[2:4] for bits in drawn.bits] == [(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)]
-    assert all(torch.isfinite(logits).all() for logits in drawn.logits)
+    generated = generate_infinity(tiny_model, make_settings(SQUARE), method)
+    assert [bits.shape[2:4] for bits in generated.bits] == [(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)]
+    assert all(torch.isfinite(logits).all() for logits in generated.logits)
 
 
 @pytest.mark.parametrize("method", [HighPass(keep=1), StepVAR(keep=1.0, last=5, scope="block"), PCA(keep=(1.0, 1))])
 def test_keeping_everything_is_dense_to_the_bit(tiny_model: Infinity, method: Pruning) -> None:
-    plan = make_plan(WIDE)
-    dense, kept = draw(tiny_model, plan), draw(tiny_model, plan, method)
+    settings = make_settings(WIDE)
+    dense, kept = generate_infinity(tiny_model, settings), generate_infinity(tiny_model, settings, method)
     assert equal_everywhere(dense.logits, kept.logits)
     assert torch.equal(dense.state.latent, kept.state.latent)
-    assert dense.state.flops == kept.state.flops
+    assert work(dense.plan) == work(kept.plan)
 
 
 def test_pruning_changes_late_scales_only(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
-    dense, pruned = draw(tiny_model, plan), draw(tiny_model, plan, HighPass(keep=0.5))
+    settings = make_settings(SQUARE)
+    dense, pruned = generate_infinity(tiny_model, settings), generate_infinity(tiny_model, settings, HighPass(keep=0.5))
     assert equal_everywhere(dense.logits[:-1], pruned.logits[:-1])
     assert not torch.equal(dense.logits[-1], pruned.logits[-1])
-    assert pruned.state.flops < dense.state.flops
+    assert work(pruned.plan) < work(dense.plan)
 
 
 def test_pruned_tokens_take_the_state_of_their_neighbour() -> None:
-    step, run = late_step(branches=1), FakeBlocks()
+    step, run, state = late_step(branches=1), FakeBlocks(), PruningState()
     features = torch.randn(1, 64, 3, generator=torch.Generator().manual_seed(0))
-    out = HighPass(keep=0.25).run_stack(run, TokenMap.dense(features, step.grid), step)
-    source = nearest_kept(step.selections[0], step.grid)[0]
-    kept = step.selections[0][0]
+    out = HighPass(keep=0.25).run_stack(run, TokenMap.dense(features, step.grid), step, state)
+    (selection,) = state.selections[step.index]
+    source, kept = nearest_kept(selection, step.grid)[0], selection[0]
     assert len(kept) == 16 and len(run.calls) == 1
     assert torch.equal(run.calls[0][0].positions[0], kept)
     for cell in range(64):
@@ -161,7 +163,8 @@ def test_pruned_tokens_take_the_state_of_their_neighbour() -> None:
 def test_update_keeps_ones_own_state() -> None:
     step = late_step(branches=1)
     features = torch.randn(1, 64, 3, generator=torch.Generator().manual_seed(0))
-    out = HighPass(keep=0.25, propagate="update").run_stack(FakeBlocks(), TokenMap.dense(features, step.grid), step)
+    tokens = TokenMap.dense(features, step.grid)
+    out = HighPass(keep=0.25, propagate="update").run_stack(FakeBlocks(), tokens, step, PruningState())
     torch.testing.assert_close(out.features, features + 4000, atol=1e-3, rtol=0)
 
 
@@ -170,12 +173,12 @@ def test_highest_scores_are_kept() -> None:
     features = torch.zeros(1, 64, 2)
     features[0, [9, 30, 53]] = 1.0  # lone dots: the highest energy is theirs
     tokens = TokenMap.dense(features, step.grid)
-    assert HighPass(keep=3 / 64).select(tokens, 3, step).kept.tolist() == [[9, 30, 53]]
+    assert HighPass(keep=3 / 64).select(tokens, 3, step, PruningState()).kept.tolist() == [[9, 30, 53]]
 
 
 def test_spans_leave_outer_blocks_dense(tiny_model: Infinity) -> None:
     method = WatchedHighPass(keep=0.5, blocks_before=1, blocks_after=2)
-    draw(tiny_model, make_plan(SQUARE), method)
+    generate_infinity(tiny_model, make_settings(SQUARE), method)
     for sublayer in ("self", "cross", "ffn"):
         assert [method.seen[(4, layer, sublayer)] for layer in range(4)] == [64, 32, 64, 64]
         assert [method.seen[(3, layer, sublayer)] for layer in range(4)] == [36] * 4
@@ -185,51 +188,55 @@ def test_spans_leave_outer_blocks_dense(tiny_model: Infinity) -> None:
     "outside", [{"blocks_before": 4}, {"blocks_after": 9}, {"blocks_before": 2, "blocks_after": 2}]
 )
 def test_empty_span_is_dense(tiny_model: Infinity, outside: dict[str, Any]) -> None:
-    plan = make_plan(SQUARE)
-    assert equal_everywhere(draw(tiny_model, plan).logits, draw(tiny_model, plan, HighPass(keep=0.5, **outside)).logits)
+    settings = make_settings(SQUARE)
+    assert equal_everywhere(
+        generate_infinity(tiny_model, settings).logits,
+        generate_infinity(tiny_model, settings, HighPass(keep=0.5, **outside)).logits,
+    )
 
 
 def test_scope_says_how_often_tokens_are_selected(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
-    once = draw(tiny_model, plan, HighPass(keep=0.5, blocks_before=1))
-    each = draw(tiny_model, plan, HighPass(keep=0.5, blocks_before=1, scope="block"))
-    assert [len(step.selections) for step in once.steps] == [0, 0, 0, 0, 1]
-    assert [len(step.selections) for step in each.steps] == [0, 0, 0, 0, 3]
-    assert torch.equal(once.steps[4].selections[0], each.steps[4].selections[0])
-    assert not torch.equal(each.steps[4].selections[0], each.steps[4].selections[1])
+    settings = make_settings(SQUARE)
+    once = generate_infinity(tiny_model, settings, HighPass(keep=0.5, blocks_before=1))
+    each = generate_infinity(tiny_model, settings, HighPass(keep=0.5, blocks_before=1, scope="block"))
+    assert [len(once.kept(step)) for step in once.steps] == [0, 0, 0, 0, 1]
+    assert [len(each.kept(step)) for step in each.steps] == [0, 0, 0, 0, 3]
+    assert torch.equal(once.kept(once.steps[4])[0], each.kept(each.steps[4])[0])
+    assert not torch.equal(each.kept(each.steps[4])[0], each.kept(each.steps[4])[1])
     assert not torch.equal(once.logits[4], each.logits[4])
 
 
 def test_shared_selection_is_scored_on_the_conditional_branch() -> None:
     step, run = late_step(samples=2), FakeBlocks()
     tokens = TokenMap.dense(torch.randn(4, 64, 3, generator=torch.Generator().manual_seed(1)), step.grid)
-    HighPass(keep=0.5).run_stack(run, tokens, step)
+    HighPass(keep=0.5).run_stack(run, tokens, step, PruningState())
     positions = run.calls[0][0].positions
     assert torch.equal(positions[:2], positions[2:])
     assert not torch.equal(positions[0], positions[1])
-    alone = HighPass().select(TokenMap.dense(tokens.features[:2], step.grid), 32, late_step(branches=1, samples=2))
+    own, single = TokenMap.dense(tokens.features[:2], step.grid), late_step(branches=1, samples=2)
+    alone = HighPass().select(own, 32, single, PruningState())
     assert torch.equal(alone.kept, positions[:2])
 
 
 def test_separate_selections_follow_each_branch() -> None:
     step, run = late_step(), FakeBlocks()
     tokens = TokenMap.dense(torch.randn(2, 64, 3, generator=torch.Generator().manual_seed(1)), step.grid)
-    HighPass(keep=0.5, branches="separate").run_stack(run, tokens, step)
+    HighPass(keep=0.5, branches="separate").run_stack(run, tokens, step, PruningState())
     positions = run.calls[0][0].positions
     assert not torch.equal(positions[0], positions[1])
     shared = FakeBlocks()
-    HighPass(keep=0.5).run_stack(shared, tokens, late_step())
+    HighPass(keep=0.5).run_stack(shared, tokens, late_step(), PruningState())
     assert torch.equal(positions[0], shared.calls[0][0].positions[0])
 
 
 def test_separate_needs_guidance_outside_the_stack(tiny_model: Infinity) -> None:
     method = HighPass(keep=0.5, branches="separate")
-    assert len(draw(tiny_model, make_plan(SQUARE), method).bits) == 5
+    assert len(generate_infinity(tiny_model, make_settings(SQUARE), method).bits) == 5
     for places in ((-2,), (0, -1)):
         with pytest.raises(UsageError, match=r"branches='separate'.*use 'shared'"):
-            draw(tiny_model, make_plan(SQUARE, guidance_at=places), method)
-    # Without guidance nothing is mixed, and there is nothing to forbid.
-    assert len(draw(tiny_model, make_plan(SQUARE, 1.0, guidance_at=(-2,)), method).bits) == 5
+            generate_infinity(tiny_model, make_settings(SQUARE, cfg_layers=places), method)
+    # Without guidance nothing is combined, and there is nothing to forbid.
+    assert len(generate_infinity(tiny_model, make_settings(SQUARE, 1.0, cfg_layers=(-2,)), method).bits) == 5
 
 
 @pytest.mark.parametrize(
@@ -244,8 +251,8 @@ def test_separate_needs_guidance_outside_the_stack(tiny_model: Infinity) -> None
 )
 @pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
 def test_caches_are_filled_to_the_last_place(tiny_model: Infinity, schedule: Any, settings: dict[str, Any]) -> None:
-    drawn = draw(tiny_model, make_plan(schedule), StepVAR(**settings))
-    cache = drawn.state.cache
+    generated = generate_infinity(tiny_model, make_settings(schedule), StepVAR(**settings))
+    cache = generated.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys]
     assert len(cache.lengths) == TINY.depth and min(cache.lengths) < schedule.size
 
@@ -261,32 +268,35 @@ def test_caches_are_filled_to_the_last_place(tiny_model: Infinity, schedule: Any
     ],
 )
 def test_absolute_positions_are_pruned_along(tiny_var: VAR, settings: dict[str, Any]) -> None:
-    plan = make_plan(SQUARE)
-    dense = draw_classes(tiny_var, plan, labels=(3, 7))
-    pruned = draw_classes(tiny_var, plan, StepVAR(**settings), labels=(3, 7))
+    given = make_settings(SQUARE)
+    dense = generate_var(tiny_var, given, labels=(3, 7))
+    pruned = generate_var(tiny_var, given, StepVAR(**settings), labels=(3, 7))
     cache = pruned.state.cache
     assert cache.lengths == [keys.shape[2] for keys in cache.keys]
     assert len(cache.lengths) == TINY_VAR.depth and min(cache.lengths) < SQUARE.size
-    assert pruned.state.flops < dense.state.flops
+    assert work(pruned.plan) < work(dense.plan)
     assert equal_everywhere(dense.logits[:1], pruned.logits[:1])
     assert torch.isfinite(pruned.state.latent).all()
 
 
 def test_keeping_everything_is_dense_for_classes_too(tiny_var: VAR) -> None:
-    plan = make_plan(SQUARE)
-    dense, kept = draw_classes(tiny_var, plan), draw_classes(tiny_var, plan, StepVAR(keep=1.0, last=5, scope="block"))
+    settings = make_settings(SQUARE)
+    dense, kept = (
+        generate_var(tiny_var, settings),
+        generate_var(tiny_var, settings, StepVAR(keep=1.0, last=5, scope="block")),
+    )
     assert equal_everywhere(dense.logits, kept.logits) and torch.equal(dense.state.latent, kept.state.latent)
 
 
 def test_random_choice_is_that_of_the_seed(tiny_model: Infinity) -> None:
-    plan = make_plan(SQUARE)
-    batch = draw(tiny_model, plan, Random(keep=0.5), make_text(LENGTHS)).steps[-1].selections[0]
-    alone = draw(tiny_model, plan, Random(keep=0.5)).steps[-1].selections[0]
-    other = draw(tiny_model, plan, Random(keep=0.5, seed=1)).steps[-1].selections[0]
+    settings = make_settings(SQUARE)
+    batch = generate_infinity(tiny_model, settings, Random(keep=0.5), make_text(LENGTHS)).selections[4][0]
+    alone = generate_infinity(tiny_model, settings, Random(keep=0.5)).selections[4][0]
+    other = generate_infinity(tiny_model, settings, Random(keep=0.5, seed=1)).selections[4][0]
     assert batch.tolist() == alone.tolist() * 3
     assert not torch.equal(alone, other)
     step = late_step(branches=1)
     everything = TokenMap.dense(torch.zeros(1, 64, 1), step.grid)
-    kept = torch.stack([Random(seed=seed).select(everything, 16, step).kept[0] for seed in range(200)])
+    kept = torch.stack([Random(seed=seed).select(everything, 16, step, PruningState()).kept[0] for seed in range(200)])
     # Each cell is kept in a quarter of 200 draws; 4.5 deviations of 6.1 are far from any bias to a side.
     assert (kept.flatten().bincount(minlength=64) - 50).abs().max() < 4.5 * 6.2

@@ -10,17 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods import Coverage, L2Norm, LatentChange, MeanDistance, SparseVAR, StepVAR, TaperedPruning
+from stepvar.methods import Coverage, LatentDelta, Magnitude, SparseVAR, StepVAR, make_method
 from stepvar.methods.coverage import cell_sides, lattice
-from stepvar.methods.propagation import nearest_kept
-from stepvar.methods.pruning import Pruning
-from stepvar.methods.restorers import cell_positions
-from stepvar.methods.taper import factor
+from stepvar.methods.pruning import Pruning, taper_factor
+from stepvar.methods.restoration import cell_positions, nearest_kept
 from stepvar.models.infinity import Infinity
-from stepvar.plan import Step
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
-from tests.helpers import SQUARE, WIDE, Watch, draw, make_plan
+from tests.helpers import SQUARE, WIDE, Watch, generate_infinity, make_settings
+from tests.methods.helpers import noting_states, plan_of
 
 CPU = torch.device("cpu")
 
@@ -39,38 +37,41 @@ class Blocks:
 
 def kept_at_last(method: Pruning, maps: list[Tensor], schedule: ScaleSchedule) -> list[int]:
     """Which tokens of the last scale are kept when these maps (N, C) enter the blocks."""
-    steps = list(make_plan(schedule, 1.0).steps(1))
-    for step, features in zip(steps, maps, strict=True):
-        method.run_stack(Blocks(), TokenMap.dense(features.unsqueeze(0), step.grid), step)
-    return steps[-1].selections[0][0].tolist()
+    plan = plan_of(method, schedule, 1.0)
+    state = method.start(plan)
+    for step, features in zip(plan.steps, maps, strict=True):
+        method.run_stack(Blocks(), TokenMap.dense(features.unsqueeze(0), step.grid), step, state)
+    return state.selections[len(plan.steps) - 1][0][0].tolist()
 
 
 def test_sizes_and_distances() -> None:
     line = ScaleSchedule.of([(1, 1), (1, 4)])
     maps = [torch.zeros(1, 1), torch.tensor([[5.0], [5.0], [1.0], [-6.0]])]
-    assert kept_at_last(L2Norm(keep=(0.25,)), maps, line) == [3]
-    assert kept_at_last(L2Norm(keep=(0.5,)), maps, line) == [0, 3]
-    assert kept_at_last(MeanDistance(keep=(0.5,)), [maps[0], torch.tensor([[9.0], [8.0], [7.0], [0.0]])], line) == [
+    assert kept_at_last(Magnitude(keep=(0.25,)), maps, line) == [3]
+    assert kept_at_last(Magnitude(keep=(0.5,)), maps, line) == [0, 3]
+    assert kept_at_last(
+        Magnitude(centred=True, keep=(0.5,)), [maps[0], torch.tensor([[9.0], [8.0], [7.0], [0.0]])], line
+    ) == [
         0,
         3,
     ]
 
 
-def test_latent_change_is_that_since_the_scale_before() -> None:
+def test_latent_delta_is_that_since_the_scale_before() -> None:
     schedule = ScaleSchedule.of([(1, 2), (1, 4)])
     # Resampled to four cells the earlier map is 0, 1, 3, 4: cell 2 changes by 4, cell 1 by 2, the others by none.
     maps = [torch.tensor([[0.0], [4.0]]), torch.tensor([[0.0], [3.0], [7.0], [4.0]])]
-    assert kept_at_last(LatentChange(keep=(0.25,)), maps, schedule) == [2]
-    assert kept_at_last(LatentChange(keep=(0.5,)), maps, schedule) == [1, 2]
+    assert kept_at_last(LatentDelta(keep=(0.25,)), maps, schedule) == [2]
+    assert kept_at_last(LatentDelta(keep=(0.5,)), maps, schedule) == [1, 2]
 
 
-def test_latent_change_sees_what_enters_the_blocks(tiny_model: Infinity) -> None:
+def test_latent_delta_sees_what_enters_the_blocks(tiny_model: Infinity) -> None:
     """Also for selections further up the stack."""
-    plan = make_plan(WIDE)
+    settings = make_settings(WIDE)
     watch = Watch()
-    draw(tiny_model, plan, watch)
-    inside = draw(tiny_model, plan, LatentChange(last=1, blocks_before=2)).steps[-1].selections
-    outside = draw(tiny_model, plan, LatentChange(last=1)).steps[-1].selections
+    generate_infinity(tiny_model, settings, watch)
+    inside = generate_infinity(tiny_model, settings, LatentDelta(last=1, blocks_before=2)).selections[5]
+    outside = generate_infinity(tiny_model, settings, LatentDelta(last=1)).selections[5]
     assert torch.equal(inside[0], outside[0])
     assert len(watch.seen) == len(WIDE) * 12
 
@@ -87,19 +88,21 @@ def test_sparsevar_keeps_what_a_block_changed_at_the_scale_before() -> None:
 
 def test_sparsevar_fills_from_anchors() -> None:
     schedule = ScaleSchedule.of([(1, 8), (1, 8)])
-    steps = list(make_plan(schedule, 1.0).steps(1))
     method = SparseVAR(keep=(0.5,))
-    for step in steps:
+    plan = plan_of(method, schedule, 1.0)
+    state = method.start(plan)
+    for step in plan.steps:
         tokens = TokenMap.dense(10.0 * torch.arange(8.0).view(1, 8, 1), step.grid)
-        out = method.run_stack(Blocks(), tokens, step).features.flatten().tolist()
+        out = method.run_stack(Blocks(), tokens, step, state).features.flatten().tolist()
     # Kept: 1, 2, 3, 6. Blocks add 3 to the even ones and 30 to the odd ones; 0 takes anchor 2, the others anchor 6.
     assert out == [23.0, 40.0, 23.0, 60.0, 23.0, 63.0, 63.0, 63.0]
 
 
-def test_sparsevar_goes_on_from_thinned_scales(tiny_model: Infinity) -> None:
-    drawn = draw(tiny_model, make_plan(SQUARE), SparseVAR(keep=(0.5, 0.5)))
-    assert [len(step.selections) for step in drawn.steps] == [0, 0, 0, 1, 1]
-    assert drawn.steps[-1].memo["block_error"].values.shape == (2, 64, 1)
+def test_sparsevar_goes_on_from_pruned_scales(tiny_model: Infinity) -> None:
+    kind, states = noting_states(SparseVAR)
+    generated = generate_infinity(tiny_model, make_settings(SQUARE), kind(keep=(0.5, 0.5)))
+    assert [len(generated.kept(step)) for step in generated.steps] == [0, 0, 0, 1, 1]
+    assert states[0].block_error.values.shape == (2, 64, 1)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_sparsevar_goes_on_from_thinned_scales(tiny_model: Infinity) -> None:
 )
 def test_the_measuring_block_exists(tiny_model: Infinity, method: SparseVAR, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        draw(tiny_model, make_plan(SQUARE), method)
+        generate_infinity(tiny_model, make_settings(SQUARE), method)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +133,10 @@ SIDES = st.integers(1, 12)
 @given(st.builds(Grid, st.integers(1, 3), SIDES, SIDES), st.integers(1, 80), st.integers(0, 99))
 def test_coverage_bounds_the_distance_to_the_nearest_kept_token(grid: Grid, count: int, seed: int) -> None:
     count = min(count, grid.size)
-    step = Step(0, grid, 1, 1, 1, 1.0, 1.0, make_plan(ScaleSchedule((grid,)), 1.0))
     scores = torch.rand(2, grid.size, generator=torch.Generator().manual_seed(seed))
     scores[1] = torch.arange(grid.size)  # all high scores in one corner
     method = Coverage()
-    kept = method.choose(scores, count, step)
+    kept = method.choose(scores, count, grid)
     assert kept.shape == (2, count) and all(len(set(row)) == count for row in kept.tolist())
     frames, side = cell_sides(grid, max(1, count // 2))
     cells = cell_positions(grid, CPU)
@@ -150,17 +152,16 @@ def test_the_best_of_each_cell_comes_first() -> None:
     assert lattice(grid, 2, CPU)[0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     assert cell_sides(Grid(5, 2, 2), 3) == (2, 2)
     assert cell_sides(Grid(2, 4, 4), 8) == (1, 2)
-    step = Step(0, grid, 1, 1, 1, 1.0, 1.0, make_plan(ScaleSchedule((grid,)), 1.0))
     scores = torch.tensor([[9.0, 8.0, 1.0, 2.0, 7.0, 6.0, 3.0, 0.0]])
-    assert Coverage().choose(scores, 4, step).tolist() == [[0, 1, 4, 6]]
-    assert StepVAR().choose(scores, 4, step).tolist() == [[0, 1, 4, 5]]
+    assert Coverage().choose(scores, 4, grid).tolist() == [[0, 1, 4, 6]]
+    assert StepVAR().choose(scores, 4, grid).tolist() == [[0, 1, 4, 5]]
 
 
 @pytest.mark.parametrize("taper", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("schedule", [SQUARE, WIDE], ids=["square", "wide"])
 def test_taper_spreads_the_same_tokens(schedule: ScaleSchedule, taper: float) -> None:
-    method = TaperedPruning(keep=0.5, last=3, taper=taper)
-    steps = list(make_plan(schedule).steps(1))
+    method = StepVAR(keep=0.5, last=3, taper=taper)
+    steps = plan_of(method, schedule).steps
     counts = [method.count_at(step) for step in steps]
     even = [StepVAR(keep=0.5, last=3).count_at(step) for step in steps]
     assert abs(sum(counts) - sum(even)) <= 2
@@ -174,11 +175,12 @@ def test_taper_spreads_the_same_tokens(schedule: ScaleSchedule, taper: float) ->
 
 def test_taper_saturates_small_scales() -> None:
     # Half of 116 is 58: the smallest scale is whole, the others share what is left of it.
-    assert factor([16, 36, 64], 0.5, 1.0) == pytest.approx(21.0)
-    assert factor([4, 36, 64], 1.0, 0.5) * 64**-0.5 == pytest.approx(1.0)
-    counts = [TaperedPruning(keep=0.5, last=3, taper=1.0).count_at(step) for step in make_plan(SQUARE).steps(1)]
-    assert counts == [1, 4, 16, 21, 21]
+    assert taper_factor([16, 36, 64], 0.5, 1.0) == pytest.approx(21.0)
+    assert taper_factor([4, 36, 64], 1.0, 0.5) * 64**-0.5 == pytest.approx(1.0)
+    method = StepVAR(keep=0.5, last=3, taper=1.0)
+    assert [method.count_at(step) for step in plan_of(method, SQUARE).steps] == [1, 4, 16, 21, 21]
+    assert make_method("stepvar:taper", keep=0.3) == StepVAR(keep=0.3, taper=0.5)
     with pytest.raises(UsageError, match="taper=2"):
-        TaperedPruning(taper=2)
+        StepVAR(taper=2)
     with pytest.raises(UsageError, match="give one number"):
-        TaperedPruning(keep=(0.5, 0.5))
+        StepVAR(keep=(0.5, 0.5), taper=0.5)

@@ -19,7 +19,7 @@ State = Mapping[str, Tensor]
 
 
 class Reference:
-    """One generation without sampling: the most likely codes, hard, and the noise given."""
+    """One generation without sampling: the most likely codes, hard, and the noise as it is told."""
 
     def __init__(self, config: HARTConfig, weights: State, tokenizer: State) -> None:
         self.config, self.w, self.t = config, weights, tokenizer
@@ -112,7 +112,7 @@ class Reference:
         return self.linear(self.norm(x, "head_nm.ln_wo_grad") * (1 + scale) + shift, "head")
 
     def run(self, features: Tensor, mask: Tensor, places: Tensor, cfg: float, noise: list[Tensor]) -> dict[str, Any]:
-        """Indices per scale, the last hidden states, and the latent picture."""
+        """Indices per scale, the last hidden states, and the accumulated latent."""
         config, samples = self.config, len(features)
         both = torch.cat([features, torch.zeros_like(features)])
         self.mask = torch.cat([mask, torch.zeros_like(mask)]).float()
@@ -156,8 +156,8 @@ class Reference:
         return 0.5 * codes + 0.5 * F.conv2d(codes, self.t[f"{name}.weight"], self.t[f"{name}.bias"], padding=1)
 
     def diffuse(self, x: Tensor, indices: Tensor, t: float, noise: list[Tensor]) -> Tensor:
-        drawn = self.linear(self.t["quantize.embedding.weight"][indices], "word_embed").repeat(2, 1, 1)
-        z = self.norm(x + drawn, "decoder_norm")
+        embedded = self.linear(self.t["quantize.embedding.weight"][indices], "word_embed").repeat(2, 1, 1)
+        z = self.norm(x + embedded, "decoder_norm")
         sample, steps = noise[0], self.config.diffusion_steps
         kept = [round(i * 999 / (steps - 1)) for i in range(steps)]
         alphas, left = [], 1.0

@@ -2,45 +2,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from stepvar.generation import generate
-from stepvar.methods import Dense, HighPass, Method, Random
+from stepvar.core.plan import resolve
+from stepvar.methods import HighPass, Method
 from stepvar.models.infinity import Infinity, TextCondition
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
-from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
-from tests.helpers import LENGTHS, SQUARE, TINY, WIDE, Watch, draw, equal_everywhere, make_model, make_plan, make_text
+from tests.helpers import (
+    LENGTHS,
+    SQUARE,
+    TINY,
+    WIDE,
+    Watch,
+    equal_everywhere,
+    generate_infinity,
+    make_model,
+    make_settings,
+    make_text,
+)
 
 # Guidance
 
 
 def test_no_unconditional_branch_where_nothing_later_needs_it(tiny_model: Infinity) -> None:
     watch = Watch()
-    drawn = draw(tiny_model, make_plan(SQUARE, (1.0, 3.0, 2.0, 1.0, 1.0)), watch, make_text(LENGTHS))
+    generated = generate_infinity(
+        tiny_model, make_settings(SQUARE, (1.0, 3.0, 2.0, 1.0, 1.0)), watch, make_text(LENGTHS)
+    )
     rows = [{len(tokens.features) for (scale, _, _), tokens in watch.seen.items() if scale == i} for i in range(5)]
-    assert rows == [{6}, {6}, {6}, {3}, {3}]  # scale 0 mixes nothing, but later scales attend to it
-    assert drawn.state.cache.keys[0].shape[0] == 6
-    assert [step.branches for step in drawn.steps] == [2, 2, 2, 1, 1]
+    assert rows == [{6}, {6}, {6}, {3}, {3}]  # scale 0 is not guided, but later scales attend to it
+    assert generated.state.cache.keys[0].shape[0] == 6
+    assert [step.branches for step in generated.steps] == [2, 2, 2, 1, 1]
 
 
 def test_cache_has_one_row_per_branch_and_sample(tiny_model: Infinity) -> None:
     for guidance, rows in ((3.0, 6), (1.0, 3)):
-        cache = draw(tiny_model, make_plan(SQUARE, guidance), text=make_text(LENGTHS)).state.cache
+        cache = generate_infinity(tiny_model, make_settings(SQUARE, guidance), text=make_text(LENGTHS)).state.cache
         assert {keys.shape[0] for keys in (*cache.keys, *cache.values)} == {rows}
         assert cache.lengths == [SQUARE.size] * TINY.depth
 
 
 def test_dropping_a_branch_that_nothing_needs_changes_nothing(tiny_model: Infinity) -> None:
     """Guidance of 1 at the last scale drops a branch; a scale so close to 1 that it rounds away keeps it."""
-    dropped = draw(tiny_model, make_plan(SQUARE, (3.0, 3.0, 3.0, 3.0, 1.0)))
-    nearly = draw(tiny_model, make_plan(SQUARE, (3.0, 3.0, 3.0, 3.0, 1.0 + 1e-12)))
+    dropped = generate_infinity(tiny_model, make_settings(SQUARE, (3.0, 3.0, 3.0, 3.0, 1.0)))
+    nearly = generate_infinity(tiny_model, make_settings(SQUARE, (3.0, 3.0, 3.0, 3.0, 1.0 + 1e-12)))
     assert [d.steps[-1].branches for d in (dropped, nearly)] == [1, 2]
     torch.testing.assert_close(dropped.logits[-1], nearly.logits[-1], atol=1e-4, rtol=0)
     assert equal_everywhere(dropped.bits, nearly.bits)
@@ -48,7 +57,7 @@ def test_dropping_a_branch_that_nothing_needs_changes_nothing(tiny_model: Infini
 
 def test_guidance_on_the_logits(tiny_model: Infinity) -> None:
     """The first scale's logits are linear in the guidance scale."""
-    one, two, five = (draw(tiny_model, make_plan(SQUARE, g)).logits[0] for g in (1.0, 2.0, 5.0))
+    one, two, five = (generate_infinity(tiny_model, make_settings(SQUARE, g)).logits[0] for g in (1.0, 2.0, 5.0))
     torch.testing.assert_close(five, one + 4 * (two - one), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(one, two)
 
@@ -56,43 +65,45 @@ def test_guidance_on_the_logits(tiny_model: Infinity) -> None:
 def behind(model: Infinity, watch: Watch, scale: int, layer: int) -> Tensor:
     """Features behind a block, from what its last sub-layer was given."""
     tokens = watch.seen[(scale, layer, "ffn")]
-    condition = model.condition(TextCondition(make_text((5,))), guided=True)
+    plan = Method().plan(make_settings(SQUARE), model.info, 1)
+    condition = model.condition(model.stage(TextCondition(make_text((5,))), plan), guided=True)
     _, gate, _, scale2, _, shift2 = condition.modulation[layer].unsqueeze(2).unbind(1)
     x = torch.nn.functional.layer_norm(tokens.features, (TINY.width,), eps=1e-6) * (1 + scale2) + shift2
     return tokens.features + gate * model.block_list[layer].ffn(x)
 
 
-def test_guidance_inside_the_stack_mixes_behind_its_block(tiny_model: Infinity) -> None:
+def test_guidance_inside_the_stack_is_applied_behind_its_block(tiny_model: Infinity) -> None:
     watch = Watch()
-    drawn = draw(tiny_model, make_plan(SQUARE, 3.0, guidance_at=(-2,)), watch)
+    generated = generate_infinity(tiny_model, make_settings(SQUARE, 3.0, cfg_layers=(-2,)), watch)
     for scale in range(5):
         conditional, unconditional = behind(tiny_model, watch, scale, layer=2)  # depth - 2
         after = watch.seen[(scale, 3, "self")].features
-        mixed = 3 * conditional - 2 * unconditional
-        torch.testing.assert_close(after, torch.stack([mixed, mixed]), atol=1e-3, rtol=1e-4)
+        guided = 3 * conditional - 2 * unconditional
+        torch.testing.assert_close(after, torch.stack([guided, guided]), atol=1e-3, rtol=1e-4)
         assert not torch.allclose(conditional, unconditional)
-    assert drawn.logits[0].shape == (1, 1, 2 * TINY.token_bits)
+    assert generated.logits[0].shape == (1, 1, 2 * TINY.token_bits)
 
 
-def test_places_of_guidance_differ_and_combine(tiny_model: Infinity) -> None:
+def test_cfg_layers_differ_and_combine(tiny_model: Infinity) -> None:
     results = [
-        draw(tiny_model, make_plan(SQUARE, 3.0, guidance_at=at)).logits[0] for at in ((0,), (-1,), (-3,), (0, -3), ())
+        generate_infinity(tiny_model, make_settings(SQUARE, 3.0, cfg_layers=layers)).logits[0]
+        for layers in ((0,), (-1,), (-3,), (0, -3), ())
     ]
     assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
-    plain = draw(tiny_model, make_plan(SQUARE, 1.0)).logits[0]
-    torch.testing.assert_close(results[-1], plain, atol=1e-4, rtol=0)  # mixed nowhere: the conditional branch alone
+    plain = generate_infinity(tiny_model, make_settings(SQUARE, 1.0)).logits[0]
+    torch.testing.assert_close(results[-1], plain, atol=1e-4, rtol=0)  # combined nowhere: the conditional branch alone
 
 
 def test_negative_prompt_replaces_the_null_text(tiny_model: Infinity) -> None:
-    plan, text = make_plan(SQUARE), make_text((5,))
+    settings, text = make_settings(SQUARE), make_text((5,))
     null = TextFeatures(tiny_model.transformer.cfg_uncond[None, :5], (5,))
-    without = draw(tiny_model, plan, text=text)
-    assert equal_everywhere(without.logits, draw(tiny_model, plan, text=text, negative=null).logits)
-    other = draw(tiny_model, plan, text=text, negative=make_text((9,), first=50))
+    without = generate_infinity(tiny_model, settings, text=text)
+    assert equal_everywhere(without.logits, generate_infinity(tiny_model, settings, text=text, negative=null).logits)
+    other = generate_infinity(tiny_model, settings, text=text, negative=make_text((9,), first=50))
     assert not torch.allclose(without.logits[0], other.logits[0])
     # The same prompt on both sides: guidance leads nowhere.
-    same = draw(tiny_model, plan, text=text, negative=text)
-    plain = draw(tiny_model, make_plan(SQUARE, 1.0), text=text)
+    same = generate_infinity(tiny_model, settings, text=text, negative=text)
+    plain = generate_infinity(tiny_model, make_settings(SQUARE, 1.0), text=text)
     torch.testing.assert_close(same.logits[0], plain.logits[0], atol=1e-4, rtol=0)
 
 
@@ -100,7 +111,9 @@ def test_null_text_is_as_long_as_each_prompt(tiny_model: Infinity) -> None:
     text = make_text((3, 7))
     null = tiny_model.transformer.cfg_uncond
     explicit = TextFeatures(torch.stack([null[:7], null[:7]]), (3, 7))
-    first, second = (draw(tiny_model, make_plan(SQUARE), text=text, negative=n) for n in (None, explicit))
+    first, second = (
+        generate_infinity(tiny_model, make_settings(SQUARE), text=text, negative=n) for n in (None, explicit)
+    )
     torch.testing.assert_close(first.logits[0], second.logits[0], atol=1e-5, rtol=0)
 
 
@@ -113,13 +126,17 @@ def test_padding_is_never_read(tiny_model: Infinity, lengths: Sequence[int]) -> 
     junk = torch.full((len(lengths), 20, TINY.text_channels), 1e3)
     for row, length in enumerate(lengths):
         junk[row, :length] = text.features[row, :length]
-    first, second = (draw(tiny_model, make_plan(SQUARE), text=t) for t in (text, TextFeatures(junk, tuple(lengths))))
+    first, second = (
+        generate_infinity(tiny_model, make_settings(SQUARE), text=t) for t in (text, TextFeatures(junk, tuple(lengths)))
+    )
     torch.testing.assert_close(first.logits[0], second.logits[0], atol=1e-5, rtol=0)
     assert equal_everywhere(first.bits, second.bits)
 
 
 def test_prompts_matter(tiny_model: Infinity) -> None:
-    first, second = (draw(tiny_model, make_plan(SQUARE), text=make_text((5,), first=i)) for i in (0, 1))
+    first, second = (
+        generate_infinity(tiny_model, make_settings(SQUARE), text=make_text((5,), first=i)) for i in (0, 1)
+    )
     assert not torch.allclose(first.logits[0], second.logits[0])
 
 
@@ -129,11 +146,11 @@ def test_prompts_matter(tiny_model: Infinity) -> None:
 @pytest.mark.parametrize("every_chunk", [False, True])
 def test_where_the_level_embedding_is_added(every_chunk: bool) -> None:
     model, watch = make_model(replace(TINY, level_every_chunk=every_chunk)), Watch()
-    drawn = draw(model, make_plan(SQUARE), watch)
+    generated = generate_infinity(model, make_settings(SQUARE), watch)
     for scale, level in enumerate(model.transformer.lvl_embed.weight[:5]):
-        embedded = model.transformer.first_tokens(drawn.state.condition)
+        embedded = model.transformer.first_tokens(generated.state.condition)
         if scale:
-            embedded = model.transformer.word_embed(drawn.record[f"tokens_in_{scale}"])
+            embedded = model.transformer.word_embed(generated.record[f"tokens_in_{scale}"])
         first = watch.seen[(scale, 0, "self")].features
         torch.testing.assert_close(first, (embedded + level).expand_as(first), atol=1e-5, rtol=0)
         inside_chunk = watch.seen[(scale, 1, "self")].features
@@ -145,28 +162,28 @@ def test_where_the_level_embedding_is_added(every_chunk: bool) -> None:
 
 def test_patchified_bits_and_tokens_are_inverse() -> None:
     model = make_model(replace(TINY, patchify=True))
-    step = list(make_plan(WIDE).steps(2))[-1]
-    symbols = torch.randint(2, (2, 54, TINY.tokenizer.code_bits * 4), generator=torch.Generator().manual_seed(0))
-    bits = model.latent_bits(symbols, step)
+    step = resolve(make_settings(WIDE), 2, TINY.depth).steps[-1]
+    indices = torch.randint(2, (2, 54, TINY.tokenizer.code_bits * 4), generator=torch.Generator().manual_seed(0))
+    bits = model.latent_bits(indices, step)
     assert bits.shape == (2, TINY.tokenizer.code_bits, 12, 18)
     # Channel c * 4 + i * 2 + j of token (y, x) is channel c of cell (2 y + i, 2 x + j).
-    assert bits[1, 3, 2 * 4 + 1, 2 * 7] == symbols[1, 4 * 9 + 7, 3 * 4 + 2]
-    assert torch.equal(model.next_tokens(bits.float(), step), symbols.float())
+    assert bits[1, 3, 2 * 4 + 1, 2 * 7] == indices[1, 4 * 9 + 7, 3 * 4 + 2]
+    assert torch.equal(model.next_tokens(bits.float(), step), indices.float())
 
 
-def test_patchified_model_draws() -> None:
+def test_patchified_model_generates() -> None:
     model = make_model(replace(TINY, patchify=True))
-    drawn = draw(model, make_plan(WIDE), HighPass(keep=0.5))
-    assert drawn.state.latent.shape == (1, TINY.tokenizer.code_bits, 12, 18)
-    assert model.decode(drawn.state).shape == (1, 3, 24, 36)
+    generated = generate_infinity(model, make_settings(WIDE), HighPass(keep=0.5))
+    assert generated.state.latent.shape == (1, TINY.tokenizer.code_bits, 12, 18)
+    assert model.decode(generated.state).shape == (1, 3, 24, 36)
 
 
 def test_latent_is_the_sum_of_resampled_codes(tiny_model: Infinity) -> None:
-    drawn = draw(tiny_model, make_plan(WIDE))
+    generated = generate_infinity(tiny_model, make_settings(WIDE))
     scale = TINY.tokenizer.code_bits**-0.5
-    codes = [(2 * bits[:, 0].movedim(-1, 1).float() - 1) * scale for bits in drawn.bits]
+    codes = [(2 * bits[:, 0].movedim(-1, 1).float() - 1) * scale for bits in generated.bits]
     total = sum((resize(code, (6, 9)) for code in codes), torch.zeros(1))
-    torch.testing.assert_close(drawn.state.latent, total)
+    torch.testing.assert_close(generated.state.latent, total)
 
 
 def test_quantiser_takes_signs_of_what_is_left() -> None:
@@ -180,56 +197,15 @@ def test_quantiser_takes_signs_of_what_is_left() -> None:
     assert (latent - total).square().mean() < latent.square().mean()
 
 
-# Operations
-
-
-def counted(model: Infinity, plan_settings: dict[str, Any], method: Method, samples: int) -> tuple[int, int]:
-    """Operations of the loop over scales, as the model counts them and as PyTorch does."""
-    plan = make_plan(**plan_settings)
-    condition = TextCondition(make_text(LENGTHS[:samples]))
-    # Fused attention on a CPU is not among the operations that PyTorch counts.
-    with sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-        with FlopCounterMode(display=False) as whole:
-            state = generate(model, condition, samples, plan, method, SeededNoise(range(samples)))
-        with FlopCounterMode(display=False) as preparation:
-            model.start(condition, method.edit(plan), method)
-    return state.flops, whole.get_total_flops() - preparation.get_total_flops()
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        Dense(),
-        HighPass(keep=0.5),
-        Random(keep=(0.3, 0.2), blocks_before=1, blocks_after=1),
-        HighPass(keep=0.25, scope="block", last=3),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    "plan",
-    [
-        {"schedule": SQUARE, "guidance": 3.0},
-        {"schedule": WIDE, "guidance": 1.0},
-        {"schedule": WIDE, "guidance": (1.0, 3.0, 3.0, 1.0, 2.0, 1.0)},
-        {"schedule": SQUARE, "guidance": 2.0, "guidance_at": (-2,)},
-    ],
-    ids=["square", "unguided", "guided-early", "guided-inside"],
-)
-def test_counted_operations_are_those_that_ran(tiny_model: Infinity, method: Method, plan: dict[str, Any]) -> None:
-    ours, theirs = counted(tiny_model, plan, method, samples=3)
-    assert ours == theirs > 0
-
-
 # Precision
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_draws(dtype: torch.dtype) -> None:
+def test_low_precision_generates(dtype: torch.dtype) -> None:
     model = make_model().to(dtype)
-    drawn = draw(model, make_plan(WIDE), HighPass(keep=0.5), make_text(LENGTHS))
-    assert drawn.state.cache.keys[0].dtype == dtype
-    assert drawn.state.latent.dtype == drawn.logits[0].dtype == torch.float32
-    exact = draw(make_model(), make_plan(WIDE), HighPass(keep=0.5), make_text(LENGTHS))
-    assert (drawn.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
-    assert torch.isfinite(model.decode(drawn.state).float()).all()
+    generated = generate_infinity(model, make_settings(WIDE), HighPass(keep=0.5), make_text(LENGTHS))
+    assert generated.state.cache.keys[0].dtype == dtype
+    assert generated.state.latent.dtype == generated.logits[0].dtype == torch.float32
+    exact = generate_infinity(make_model(), make_settings(WIDE), HighPass(keep=0.5), make_text(LENGTHS))
+    assert (generated.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
+    assert torch.isfinite(model.decode(generated.state).float()).all()

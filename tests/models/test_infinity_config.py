@@ -9,12 +9,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import CheckpointError, ExperimentalWarning, UsageError
 from stepvar.models.infinity import CONFIGS, RATIOS, RESOLUTIONS, Infinity, InfinityConfig, schedule_for
 from stepvar.models.infinity.rope import RotaryTables, frame_coordinates, rotary_table
 from stepvar.models.layers import rotate
-from stepvar.tokens import Grid, ScaleSchedule
-from tests.helpers import TINY, WIDE, draw, make_model, make_plan
+from tests.helpers import TINY, WIDE, generate_infinity, make_model, make_settings
 
 # Schedules
 
@@ -66,7 +66,7 @@ def test_nearest_ratio_is_taken(asked: float, ratio: float) -> None:
 def test_schedules_say_which_ratio_was_taken() -> None:
     schedule = schedule_for("1M", 16 / 9)
     assert (schedule.asked, schedule.ratio) == (16 / 9, 1.75)
-    assert schedule == schedule_for("1M", 1.75)  # what was asked for is no part of what it is
+    assert schedule == schedule_for("1M", 1.75)  # the ratio that was wanted is no part of what it is
     assert ScaleSchedule.of([(1, 1)]).ratio is None
 
 
@@ -96,12 +96,12 @@ def test_2k_doubles_the_sides_of_1m(ratio: float) -> None:
     assert all(a.size < b.size for a, b in pairwise(large))
 
 
-def test_2k_draws() -> None:
+def test_2k_generates() -> None:
     model = make_model(replace(TINY, depth=1, block_chunks=1))
     with pytest.warns(ExperimentalWarning):
         schedule = model.schedule(3.0, "2K")
-    plan = replace(make_plan(schedule, 1.0), passes=tuple(range(7)))
-    assert torch.isfinite(draw(model, plan).state.latent).all()
+    plan = replace(make_settings(schedule, 1.0), passes=tuple(range(7)))
+    assert torch.isfinite(generate_infinity(model, plan).state.latent).all()
 
 
 def test_unknown_schedules_are_refused() -> None:

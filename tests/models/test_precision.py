@@ -13,7 +13,7 @@ from torch import nn
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR, StepVAR
 from stepvar.models.infinity.tokenizer import Norm
-from stepvar.models.picture import PictureModel
+from stepvar.models.model import VARModel
 from stepvar.models.precision import Precision, apply_precision
 from stepvar.models.var import VARConfig
 from tests.helpers import (
@@ -22,11 +22,11 @@ from tests.helpers import (
     TINY,
     TINY_VAR,
     Watch,
-    draw,
-    draw_classes,
     equal_everywhere,
+    generate_infinity,
+    generate_var,
     make_model,
-    make_plan,
+    make_settings,
     make_text,
     make_var,
 )
@@ -35,14 +35,14 @@ LOW = [torch.bfloat16, torch.float16]
 MAKERS: list[Any] = [pytest.param(make_model, id="infinity"), pytest.param(make_var, id="var")]
 
 
-def formats(model: PictureModel) -> dict[str, torch.dtype]:
+def formats(model: VARModel) -> dict[str, torch.dtype]:
     return {name: tensor.dtype for name, tensor in model.state_dict().items()}
 
 
-def draw_any(model: Any, method: Any = None) -> Any:
+def generate_any(model: Any, method: Any = None) -> Any:
     if hasattr(model.config, "text_channels"):
-        return draw(model, make_plan(SQUARE), method, make_text(LENGTHS))
-    return draw_classes(model, make_plan(SQUARE), method, (1, 2, 3))
+        return generate_infinity(model, make_settings(SQUARE), method, make_text(LENGTHS))
+    return generate_var(model, make_settings(SQUARE), method, (1, 2, 3))
 
 
 def test_formats_of_infinity() -> None:
@@ -75,23 +75,23 @@ def test_each_part_has_its_own_format() -> None:
     assert kept["transformer.word_embed.weight"] == kept["transformer.text_norm.weight"] == torch.bfloat16
     assert kept["transformer.head.weight"] == kept["transformer.head_nm.ada_lin.1.weight"] == torch.float16
     assert kept["tokenizer.decoder.conv_in.conv.weight"] == torch.float32
-    drawn = draw_any(model, StepVAR())
-    assert {buffer.dtype for buffer in drawn.state.cache.keys} == {torch.bfloat16}
-    assert torch.isfinite(model.decode(drawn.state)).all()
+    generated = generate_any(model, StepVAR())
+    assert {buffer.dtype for buffer in generated.state.cache.keys} == {torch.bfloat16}
+    assert torch.isfinite(model.decode(generated.state)).all()
 
 
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("dtype", LOW)
 def test_what_travels_in_which_format(make: Callable[[], Any], dtype: torch.dtype) -> None:
     model, watch = make().set_precision(dtype), Watch()
-    drawn = draw_any(model, watch)
+    generated = generate_any(model, watch)
     assert {tokens.features.dtype for tokens in watch.seen.values()} == {torch.float32}
-    cache = drawn.state.cache
+    cache = generated.state.cache
     assert {buffer.dtype for buffer in (*cache.keys, *cache.values)} == {dtype}
-    assert {logits.dtype for logits in drawn.logits} == {torch.float32}
-    condition = drawn.state.condition
+    assert {logits.dtype for logits in generated.logits} == {torch.float32}
+    condition = generated.state.condition
     assert {part.dtype for part in (condition.pooled, *condition.modulation)} == {torch.float32}
-    assert drawn.state.latent.dtype == model.decode(drawn.state).dtype == torch.float32
+    assert generated.state.latent.dtype == model.decode(generated.state).dtype == torch.float32
     assert model.dtype == dtype
 
 
@@ -100,7 +100,7 @@ def test_what_travels_in_which_format(make: Callable[[], Any], dtype: torch.dtyp
 @pytest.mark.parametrize("method", [StepVAR(keep=0.5), FastVAR(prune=(0.5,), skip=1, blocks_before=1, blocks_after=1)])
 def test_methods_run_in_low_precision(make: Callable[[], Any], dtype: torch.dtype, method: Any) -> None:
     model = make().set_precision(dtype)
-    assert torch.isfinite(model.decode(draw_any(model, method).state)).all()
+    assert torch.isfinite(model.decode(generate_any(model, method).state)).all()
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -114,7 +114,7 @@ def test_sublayers_multiply_in_the_format_of_the_blocks(make: Callable[[], Any])
     for name, module in model.transformer.named_modules():
         if isinstance(module, nn.Linear) and ("block" in name):
             module.register_forward_hook(note)
-    draw_any(model)
+    generate_any(model)
     assert len({id(module) for module, _, _ in seen}) >= 3 * model.config.depth
     assert {(given, made) for _, given, made in seen} == {(torch.bfloat16, torch.bfloat16)}
 
@@ -123,7 +123,7 @@ def test_sublayers_multiply_in_the_format_of_the_blocks(make: Callable[[], Any])
 def test_float32_changes_nothing(make: Callable[[], Any]) -> None:
     before, after = make(), make().set_precision(torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
-    assert equal_everywhere(draw_any(before).logits, draw_any(after).logits)
+    assert equal_everywhere(generate_any(before).logits, generate_any(after).logits)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_group_statistics_are_float32(dtype: torch.dtype) -> None:
 def test_errors_are_those_of_rounding(dtype: torch.dtype, shared: bool) -> None:
     """Along the same first scale, logits differ by a few units in the last place of the low format."""
     config = VARConfig(**{**TINY_VAR.__dict__, "shared_adaln": shared})
-    pairs = [(draw_any(make_var(config)), draw_any(make_var(config).set_precision(dtype)))]
-    pairs += [(draw_any(make_model()), draw_any(make_model().set_precision(dtype)))]
+    pairs = [(generate_any(make_var(config)), generate_any(make_var(config).set_precision(dtype)))]
+    pairs += [(generate_any(make_model()), generate_any(make_model().set_precision(dtype)))]
     for exact, low in pairs:
         error = (low.logits[0] - exact.logits[0]).square().mean().sqrt() / exact.logits[0].square().mean().sqrt()
         assert 0 < error < 4 * torch.finfo(dtype).eps

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from stepvar.core.tokens import Grid
 from stepvar.models.infinity_star.codes import bits_of, codes_of, enlarge_codes, quantise, quantise_clip, shrink
-from stepvar.tokens import Grid
 
 
 def test_codes_have_length_one() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stepvar import Pipeline
+from stepvar.core.tokens import Grid
 from stepvar.errors import UsageError
-from stepvar.evaluation.metrics import psnr
-from stepvar.models.autoencoder import GroupNorm
+from stepvar.evaluation.metrics.fidelity import psnr
+from stepvar.models.autoencoder import SHARED_STATISTICS, GroupNorm
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from stepvar.models.tiling import (
     SMALLEST_TILE,
@@ -26,8 +30,7 @@ from stepvar.models.tiling import (
     tiled,
 )
 from stepvar.models.var.tokenizer import VQTokenizer
-from stepvar.tokens import Grid
-from tests.helpers import SQUARE, draw, make_model, make_plan, make_var
+from tests.helpers import SQUARE, equal_everywhere, generate_infinity, make_model, make_settings, make_var
 
 
 def enlarge(latent: Tensor) -> Tensor:
@@ -40,10 +43,10 @@ def latents(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(8, 24))
-def test_tiles_of_a_local_decoder_make_the_picture(height: int, width: int, tile: int) -> None:
+def test_tiles_of_a_local_decoder_make_the_image(height: int, width: int, tile: int) -> None:
     latent = latents(3, height, width)
-    picture = tiled(enlarge, latent, tile, default_overlap(tile), 4)
-    torch.testing.assert_close(picture, enlarge(latent), atol=1e-6, rtol=0)
+    image = tiled(enlarge, latent, tile, default_overlap(tile), 4)
+    torch.testing.assert_close(image, enlarge(latent), atol=1e-6, rtol=0)
 
 
 @given(st.integers(1, 400), st.integers(8, 64))
@@ -54,7 +57,7 @@ def test_tiles_cover_and_overlap(side: int, tile: int) -> None:
     assert all(0 < second - first <= tile - overlap for first, second in pairwise(begins))
 
 
-def test_no_tile_is_larger_than_asked() -> None:
+def test_no_tile_is_larger_than_its_limit() -> None:
     sizes = []
 
     def decode(latent: Tensor) -> Tensor:
@@ -68,7 +71,7 @@ def test_no_tile_is_larger_than_asked() -> None:
     assert set(sizes) == {(10, 16)}
 
 
-def test_small_pictures_are_one_piece() -> None:
+def test_small_images_are_one_piece() -> None:
     latent = latents(3, 16, 9)
     for tile in (None, 16, 99):
         assert tiled(lambda given: given, latent, tile, 4, 1) is latent
@@ -106,45 +109,77 @@ def test_tiles_come_close_to_one_piece(make: Any, size: tuple[int, int], whole: 
     assert torch.equal(tokenizer.decode(latent, 99), in_one)
 
 
-def test_fewer_levels_are_whole_the_larger_the_picture() -> None:
+def test_fewer_levels_are_whole_the_larger_the_image() -> None:
     widths = (128, 256, 512, 512, 512)  # Infinity 2B
     assert [first_whole_level(widths, side, side, 32) for side in (32, 64, 128, 256, 512)] == [0, 2, 3, 4, 5]
 
 
-def test_noted_statistics_are_those_of_the_input() -> None:
+def test_recorded_statistics_are_those_of_the_input() -> None:
     norm = GroupNorm(4, 8)
     norm.weight.data.normal_(generator=torch.Generator().manual_seed(1))
     x = latents(8, 5, 7) + 3
     own = norm(x)
-    norm.noting = True
-    norm(x)
-    norm.noting = False
-    torch.testing.assert_close(norm(x), own, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(norm(x[..., :2]), own[..., :2], atol=1e-5, rtol=1e-5)
-    assert norm(x.bfloat16()).dtype == torch.bfloat16
+    with shared_statistics(lambda: norm(x)):
+        torch.testing.assert_close(norm(x), own, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(norm(x[..., :2]), own[..., :2], atol=1e-5, rtol=1e-5)
+        assert norm(x.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(norm(x), own)
 
 
-def test_decoder_is_as_before_behind_an_error() -> None:
-    decoder = make_model().tokenizer.decoder
-    with pytest.raises(RuntimeError, match="on purpose"), shared_statistics(decoder, lambda: decoder(latents(6, 4, 4))):
+def test_statistics_are_no_longer_shared_behind_an_error() -> None:
+    decoder, latent = make_model().tokenizer.decoder, latents(6, 4, 4)
+    own = decoder(latent)
+    with pytest.raises(RuntimeError, match="on purpose"), shared_statistics(lambda: decoder(latents(6, 4, 4, seed=1))):
+        assert not torch.equal(decoder(latent), own)
         raise RuntimeError("on purpose")
-    norms = [module for module in decoder.modules() if isinstance(module, GroupNorm)]
-    assert norms and all(norm.noted is None and not norm.noting for norm in norms)
+    assert SHARED_STATISTICS.get() is None and torch.equal(decoder(latent), own)
 
 
-def test_model_decodes_by_tiles_once_told() -> None:
+def test_threads_that_share_a_model_share_no_statistics() -> None:
+    """Two threads decode by tiles at once, in step from tile to tile, and give what each gives alone."""
+    tokenizer, both = make_model().tokenizer, Barrier(2, timeout=60)
+    decoder = tokenizer.decoder
+    inputs = [latents(6, 24, 32, seed) for seed in (0, 1)]
+    alone = [tokenizer.decode(latent, 24) for latent in inputs]
+    fine = decoder.fine
+
+    def in_step(latent: Tensor, level: int) -> Tensor:
+        both.wait()
+        return fine(latent, level)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:
+        patch.setattr(decoder, "fine", in_step)
+        together = list(threads.map(lambda latent: tokenizer.decode(latent, 24), inputs))
+    assert equal_everywhere(together, alone)
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_model_decodes_by_tiles_when_told() -> None:
     model = make_model()
-    drawn = draw(model, make_plan(TALL))
-    whole = model.decode(drawn.state)
-    model.enable_tiled_decode(8)
-    assert model.tile == 8
-    tiles = model.decode(drawn.state)
+    generated = generate_infinity(model, make_settings(TALL))
+    whole = model.decode(generated.state)
+    tiles = model.decode(generated.state, tile=8)
     assert tiles.shape == whole.shape and not torch.equal(tiles, whole)
-    assert torch.equal(tiles, model.tokenizer.decode(drawn.state.latent, 8))
-    model.enable_tiled_decode(None)
-    assert torch.equal(model.decode(drawn.state), whole)
+    assert torch.equal(tiles, model.tokenizer.decode(generated.state.latent, 8))
+    assert torch.equal(model.decode(generated.state, tile=99), whole)
+    assert torch.equal(model.decode(generated.state), whole)
+
+
+def test_pipeline_decodes_by_tiles_once_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline.from_pretrained("scenes")
+    asked: list[int | None] = []
+    decode = pipe.model.decode
+
+    def listen(state: Any, tile: int | None = None) -> Tensor:
+        asked.append(tile)
+        return decode(state, tile)
+
+    monkeypatch.setattr(pipe.model, "decode", listen)
+    pipe.enable_tiled_decode(8)("a red circle", seed=0)
+    pipe.enable_tiled_decode(None)("a red circle", seed=0)
+    assert asked == [8, None]
 
 
 def test_smallest_tile() -> None:
     with pytest.raises(UsageError, match=f"tile=7: must be at least {SMALLEST_TILE} latent cells"):
-        make_model().enable_tiled_decode(7)
+        Pipeline.from_pretrained("scenes").enable_tiled_decode(7)

@@ -9,33 +9,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from stepvar.core.guidance import linear, relative_scales
+from stepvar.core.stack import run_dense
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import CheckpointError, UsageError
-from stepvar.generation import generate
-from stepvar.methods import Dense, HighPass, Method, Random, SkipLast, StepVAR
+from stepvar.methods import Dense, HighPass, SkipLast, StepVAR
 from stepvar.models.infinity import Infinity
-from stepvar.models.var import CONFIGS, VAR, ClassCondition, VARConfig, ramped_guidance
+from stepvar.models.var import CONFIGS, VAR, VARConfig
 from stepvar.models.var.tokenizer import phi_index
 from stepvar.models.var.transformer import BlockContext
-from stepvar.plan import progress
-from stepvar.sampling import SeededNoise
-from stepvar.tokens import TokenMap
 from tests.helpers import (
     SQUARE,
     TINY_VAR,
     WIDE,
-    Drawn,
+    Generation,
     Watch,
-    draw,
-    draw_classes,
     equal_everywhere,
-    make_plan,
+    generate_infinity,
+    generate_var,
+    make_settings,
     make_var,
 )
 
-RAMP = ramped_guidance(4.0, len(SQUARE))
+RAMP = linear(5.0, len(SQUARE))
 
 # Sizes and schedules
 
@@ -80,10 +77,10 @@ def test_only_its_own_schedule(tiny_var: VAR) -> None:
     assert tiny_var.schedule().grids == SQUARE.grids
     with pytest.raises(UsageError, match="squares only"):
         tiny_var.schedule(1.5)
-    with pytest.raises(UsageError, match=r"resolution '1M': this model draws 16x16 only"):
+    with pytest.raises(UsageError, match=r"resolution '1M': this model .* 16x16 only"):
         tiny_var.schedule(resolution="1M")
     with pytest.raises(UsageError, match="knows only its own"):
-        draw_classes(tiny_var, make_plan(WIDE))
+        generate_var(tiny_var, make_settings(WIDE))
 
 
 @pytest.mark.parametrize(
@@ -91,47 +88,47 @@ def test_only_its_own_schedule(tiny_var: VAR) -> None:
     [(10, 4, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]), (6, 4, [0, 0, 1, 2, 3, 3]), (3, 2, [0, 0, 1]), (1, 4, [0])],
 )
 def test_which_convolution_serves_a_scale(scales: int, convs: int, expected: list[int]) -> None:
-    assert [phi_index(done, convs) for done in progress(scales)] == expected
+    assert [phi_index(relative, convs) for relative in relative_scales(scales)] == expected
 
 
 def test_guidance_ramp() -> None:
-    assert ramped_guidance(4.0, 5) == (1.0, 2.0, 3.0, 4.0, 5.0)
-    assert ramped_guidance(1.5, 10)[-1] == 2.5
-    assert ramped_guidance(0.0, 3) == (1.0,) * 3 and ramped_guidance(4.0, 1) == (1.0,)
+    assert linear(5.0, 5) == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert linear(2.5, 10)[-1] == 2.5
+    assert linear(1.0, 3) == (1.0,) * 3 and linear(5.0, 1) == (1.0,)
 
 
 # Classes and guidance
 
 
 def test_null_class_is_the_unconditional_branch(tiny_var: VAR) -> None:
-    null = draw_classes(tiny_var, make_plan(SQUARE, 1.0), labels=(-1,))
-    guided = draw_classes(tiny_var, make_plan(SQUARE, 5.0), labels=(-1,))  # from it to itself: nowhere
+    null = generate_var(tiny_var, make_settings(SQUARE, 1.0), labels=(-1,))
+    guided = generate_var(tiny_var, make_settings(SQUARE, 5.0), labels=(-1,))  # from it to itself: nowhere
     torch.testing.assert_close(null.logits[0], guided.logits[0], atol=1e-3, rtol=0)
-    other = draw_classes(tiny_var, make_plan(SQUARE, 1.0), labels=(9,))
+    other = generate_var(tiny_var, make_settings(SQUARE, 1.0), labels=(9,))
     assert not torch.allclose(null.logits[0], other.logits[0])
 
 
 def test_first_scale_of_a_ramp_is_not_guided(tiny_var: VAR) -> None:
-    ramped = draw_classes(tiny_var, make_plan(SQUARE, RAMP))
-    plain = draw_classes(tiny_var, make_plan(SQUARE, 1.0))
+    ramped = generate_var(tiny_var, make_settings(SQUARE, RAMP))
+    plain = generate_var(tiny_var, make_settings(SQUARE, 1.0))
     assert [step.branches for step in ramped.steps] == [2] * 5
     torch.testing.assert_close(ramped.logits[0], plain.logits[0], atol=1e-4, rtol=0)
 
 
 def test_unknown_class(tiny_var: VAR) -> None:
     with pytest.raises(UsageError, match="class 10: must be between 0 and 9"):
-        draw_classes(tiny_var, make_plan(SQUARE), labels=(10,))
+        generate_var(tiny_var, make_settings(SQUARE), labels=(10,))
 
 
 # The whole sequence at once
 
 
-def all_at_once(model: VAR, drawn: Drawn[Any], labels: Sequence[int]) -> Tensor:
+def all_at_once(model: VAR, generated: Generation[Any], labels: Sequence[int]) -> Tensor:
     """Logits of all scales in one pass: every token sees its own scale and the coarser ones."""
     transformer, grids = model.transformer, model.schedule().grids
     condition = transformer.condition(torch.tensor(labels))
     x = [transformer.first_tokens(condition.pooled)]
-    x += [transformer.word_embed(drawn.record[f"tokens_in_{scale}"]) for scale in range(1, len(grids))]
+    x += [transformer.word_embed(generated.record[f"tokens_in_{scale}"]) for scale in range(1, len(grids))]
     places = [transformer.places(scale, torch.arange(grid.size)) for scale, grid in enumerate(grids)]
     levels = torch.cat([torch.full((grid.size,), scale) for scale, grid in enumerate(grids)])
     mask = levels[:, None] >= levels[None, :]
@@ -140,7 +137,7 @@ def all_at_once(model: VAR, drawn: Drawn[Any], labels: Sequence[int]) -> Tensor:
         context = BlockContext(
             condition.modulation[layer],
             lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, mask, scale=1.0),
-            lambda run, tokens, _: run(tokens),
+            run_dense,
         )
         tokens = block(tokens, layer, context)
     return transformer.logits(tokens.features, condition.pooled)
@@ -149,9 +146,9 @@ def all_at_once(model: VAR, drawn: Drawn[Any], labels: Sequence[int]) -> Tensor:
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_all_scales_at_once_equal_scale_by_scale(shared: bool) -> None:
     model = make_var(replace(TINY_VAR, shared_adaln=shared))
-    drawn = draw_classes(model, make_plan(SQUARE, 1.0), labels=(3, 7))
-    together = all_at_once(model, drawn, (3, 7))
-    torch.testing.assert_close(together, torch.cat(drawn.logits, dim=1), atol=2e-4, rtol=1e-4)
+    generated = generate_var(model, make_settings(SQUARE, 1.0), labels=(3, 7))
+    together = all_at_once(model, generated, (3, 7))
+    torch.testing.assert_close(together, torch.cat(generated.logits, dim=1), atol=2e-4, rtol=1e-4)
 
 
 # Positions
@@ -170,24 +167,24 @@ def test_places_follow_the_positions(tiny_var: VAR) -> None:
 
 def test_positions_are_in_what_the_blocks_see(tiny_var: VAR) -> None:
     watch = Watch()
-    drawn = draw_classes(tiny_var, make_plan(SQUARE), watch)
+    generated = generate_var(tiny_var, make_settings(SQUARE), watch)
     for scale, grid in enumerate(SQUARE):
-        embedded = tiny_var.transformer.first_tokens(drawn.state.condition.pooled)
+        embedded = tiny_var.transformer.first_tokens(generated.state.condition.pooled)
         if scale:
-            embedded = tiny_var.transformer.word_embed(drawn.record[f"tokens_in_{scale}"])
+            embedded = tiny_var.transformer.word_embed(generated.record[f"tokens_in_{scale}"])
         first = watch.seen[(scale, 0, "self")].features
         expected = embedded + tiny_var.transformer.places(scale, torch.arange(grid.size))
         torch.testing.assert_close(first, expected.expand_as(first), atol=1e-5, rtol=0)
     assert {key[2] for key in watch.seen} == {"self", "ffn"}
 
 
-# The latent picture
+# The accumulated latent
 
 
 def test_latent_is_the_sum_of_what_the_scales_add(tiny_var: VAR) -> None:
-    drawn = draw_classes(tiny_var, make_plan(SQUARE), labels=(1, 2))
-    *_, last = tiny_var.tokenizer.sums(drawn.indices, SQUARE)
-    assert torch.equal(drawn.state.latent, last)
+    generated = generate_var(tiny_var, make_settings(SQUARE), labels=(1, 2))
+    *_, last = tiny_var.tokenizer.sums(generated.indices, SQUARE)
+    assert torch.equal(generated.state.latent, last)
 
 
 def test_encoding_takes_the_nearest_codes(tiny_var: VAR) -> None:
@@ -214,70 +211,41 @@ def test_weights_of_one_code_are_that_code(tiny_var: VAR) -> None:
 
 
 def test_soft_codes_blend(tiny_var: VAR) -> None:
-    smooth = progress(len(SQUARE))
-    soft = draw_classes(tiny_var, make_plan(SQUARE, RAMP, smooth=smooth), labels=(1, 2))
-    hard = draw_classes(tiny_var, make_plan(SQUARE, RAMP), labels=(1, 2))
-    assert torch.equal(soft.indices[0], hard.indices[0])  # drawn before anything soft is added
+    smooth = relative_scales(len(SQUARE))
+    soft = generate_var(tiny_var, make_settings(SQUARE, RAMP, smooth=smooth), labels=(1, 2))
+    hard = generate_var(tiny_var, make_settings(SQUARE, RAMP), labels=(1, 2))
+    assert torch.equal(soft.indices[0], hard.indices[0])  # sampled before anything soft is added
     assert not torch.allclose(soft.state.latent, hard.state.latent)
-    greedy = make_plan(SQUARE, RAMP, top_k=1)
-    one_class_left = draw_classes(tiny_var, replace(greedy, smooth=smooth))
-    assert torch.equal(one_class_left.state.latent, draw_classes(tiny_var, greedy).state.latent)
-    pruned = draw_classes(tiny_var, make_plan(SQUARE, RAMP, smooth=smooth), StepVAR())
+    greedy = make_settings(SQUARE, RAMP, top_k=1)
+    one_class_left = generate_var(tiny_var, replace(greedy, smooth=smooth))
+    assert torch.equal(one_class_left.state.latent, generate_var(tiny_var, greedy).state.latent)
+    pruned = generate_var(tiny_var, make_settings(SQUARE, RAMP, smooth=smooth), StepVAR())
     assert torch.isfinite(pruned.state.latent).all()
 
 
 def test_soft_codes_need_a_codebook(tiny_model: Infinity) -> None:
     with pytest.raises(UsageError, match="smooth"):
-        draw(tiny_model, make_plan(SQUARE, smooth=progress(len(SQUARE))))
+        generate_infinity(tiny_model, make_settings(SQUARE, smooth=relative_scales(len(SQUARE))))
     with pytest.raises(ValueError, match="smooth: needs no value, or one for each of the 5 scales"):
-        make_plan(SQUARE, smooth=(0.0, 1.0))
+        make_settings(SQUARE, smooth=(0.0, 1.0))
 
 
-def test_skipped_scales_leave_the_picture_so_far(tiny_var: VAR) -> None:
-    dense, short = (draw_classes(tiny_var, make_plan(SQUARE, RAMP), m) for m in (Dense(), SkipLast(1)))
+def test_skipped_scales_leave_the_image_so_far(tiny_var: VAR) -> None:
+    dense, short = (generate_var(tiny_var, make_settings(SQUARE, RAMP), m) for m in (Dense(), SkipLast(1)))
     assert equal_everywhere(short.indices, dense.indices[:-1])
     *_, before, _ = tiny_var.tokenizer.sums(dense.indices, SQUARE)
     assert torch.equal(short.state.latent, before)
-
-
-# Operations
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        Dense(),
-        HighPass(keep=0.5),
-        Random(keep=(0.3, 0.2), blocks_before=1, blocks_after=1),
-        HighPass(keep=0.25, scope="block", last=3),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    "settings",
-    [{"guidance": RAMP}, {"guidance": 1.0}, {"guidance": RAMP, "smooth": progress(len(SQUARE))}],
-    ids=["ramp", "unguided", "smooth"],
-)
-def test_counted_operations_are_those_that_ran(tiny_var: VAR, method: Method, settings: dict[str, Any]) -> None:
-    plan, condition = make_plan(SQUARE, **settings), ClassCondition((3, 7))
-    # Fused attention on a CPU is not among the operations that PyTorch counts.
-    with sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-        with FlopCounterMode(display=False) as whole:
-            state = generate(tiny_var, condition, 2, plan, method, SeededNoise(range(2)))
-        with FlopCounterMode(display=False) as preparation:
-            tiny_var.start(condition, method.edit(plan), method)
-    assert state.flops == whole.get_total_flops() - preparation.get_total_flops() > 0
 
 
 # Precision
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_draws(dtype: torch.dtype) -> None:
+def test_low_precision_generates(dtype: torch.dtype) -> None:
     model = make_var().to(dtype)
-    drawn = draw_classes(model, make_plan(SQUARE, RAMP), HighPass(keep=0.5), (3, 7))
-    assert drawn.state.cache.keys[0].dtype == dtype
-    assert drawn.state.latent.dtype == drawn.logits[0].dtype == torch.float32
-    exact = draw_classes(make_var(), make_plan(SQUARE, RAMP), HighPass(keep=0.5), (3, 7))
-    assert (drawn.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
-    assert torch.isfinite(model.decode(drawn.state).float()).all()
+    generated = generate_var(model, make_settings(SQUARE, RAMP), HighPass(keep=0.5), (3, 7))
+    assert generated.state.cache.keys[0].dtype == dtype
+    assert generated.state.latent.dtype == generated.logits[0].dtype == torch.float32
+    exact = generate_var(make_var(), make_settings(SQUARE, RAMP), HighPass(keep=0.5), (3, 7))
+    assert (generated.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
+    assert torch.isfinite(model.decode(generated.state).float()).all()

@@ -100,18 +100,18 @@ def test_first_frame_belongs_to_the_first_latent_alone() -> None:
     assert latent_frames(1, 1, True, torch.device("cpu")).tolist() == [0]
 
 
-def test_the_draw_is_as_the_moments_say() -> None:
+def test_the_sample_is_as_the_moments_say() -> None:
     tokenizer, video = make_tokenizer(), videos(5)
     mean, log_variance = tokenizer.posterior(tokenizer.moments(video))
     noise = torch.randn(mean.shape)
     expected = tokenizer.project_down(mean + (log_variance / 2).exp() * noise)
     torch.testing.assert_close(tokenizer.encode(video, noise), expected)
     assert torch.equal(tokenizer.encode(video, mean=True), tokenizer.project_down(mean))
-    drawn = [tokenizer.encode(video, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    generated = [tokenizer.encode(video, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(generated[0], generated[1]) and not torch.equal(generated[0], generated[2])
 
 
-def test_channels_of_a_token_are_cells_of_the_picture() -> None:
+def test_channels_of_a_token_are_cells_of_the_latent() -> None:
     """A token's channel ``4 c + 2 y + x`` is channel c of the cell at (y, x) of its square."""
     tokenizer = make_tokenizer()
     tokenizer.proj_up.weight.data, tokenizer.proj_up.bias.data = torch.eye(64), torch.zeros(64)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from stepvar import Pipeline
-from stepvar.evaluation.clips import judge_videos, load_clip_judge
-from stepvar.scenes.clips.grammar import parse_clip
-from stepvar.scenes.clips.judge import ClipJudge
-from stepvar.scenes.clips.render import render_clips
+from stepvar.evaluation.metrics.scenes import judge_videos, load_clip_judge
+from stepvar.evaluation.scenes.clips.grammar import parse_clip
+from stepvar.evaluation.scenes.clips.judge import ClipJudge
+from stepvar.evaluation.scenes.clips.render import render_clips
 
 CAPTIONS = [
     f"a large red ball moving {side} quickly on {place}" for side in ("left", "right") for place in ("grass", "snow")
@@ -30,7 +30,7 @@ def test_its_judge_reads_renders() -> None:
 
 
 @pytest.mark.slow
-def test_it_draws_what_moves_where_its_caption_says() -> None:
+def test_it_generates_what_moves_where_its_caption_says() -> None:
     pipe, judge = Pipeline.from_pretrained("scenes-video"), load_clip_judge()
     clips = [clip for clip in map(parse_clip, CAPTIONS) if clip is not None]
     videos = pipe(CAPTIONS, seed=1, output_type="pt").videos

@@ -1,4 +1,4 @@
-"""HART through the pipeline: from its published folders and a tiny Qwen2 to pictures."""
+"""HART through the pipeline: from its published folders and a tiny Qwen2 to images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from stepvar import Pipeline, StepVAR
+from stepvar.core.guidance import hold_last, linear_hold, relative_scales
+from stepvar.core.plan import Step
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR
-from stepvar.models.hart import guidance_ramp, progress
-from stepvar.plan import Step
 from stepvar.text import ContextFeatures
 from tests.checkpoint_writer import write_hart
-from tests.helpers import SQUARE, TINY_HART, draw_context, make_context, make_hart, make_plan
+from tests.helpers import SQUARE, TINY_HART, generate_hart, make_context, make_hart, make_settings
 from tests.text.test_qwen2 import save_qwen2
 
 PROMPT = "a red circle"
+SMOOTH = hold_last(relative_scales(5))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def pixels(pipe: Pipeline, *args: Any, **settings: Any) -> torch.Tensor:
     return images
 
 
-def test_prompt_to_picture(pipe: Pipeline) -> None:
+def test_prompt_to_image(pipe: Pipeline) -> None:
     output = pipe([PROMPT, "a blue square"], seed=1, progress=False)
     assert [image.size for image in output.images] == [(16, 16)] * 2 and output.captions == [PROMPT, "a blue square"]
     assert [scale.tokens for scale in output.report.scales] == [grid.size for grid in SQUARE]
@@ -44,8 +45,8 @@ def test_prompt_to_picture(pipe: Pipeline) -> None:
 def test_defaults_are_the_authors(pipe: Pipeline) -> None:
     steps: list[Step] = []
     pipe(PROMPT, seed=0, progress=False, callback_on_scale_end=lambda step, _: steps.append(step))
-    assert tuple(step.guidance for step in steps) == guidance_ramp(4.5, 5)
-    assert [step.top_k for step in steps] == [600] * 5 and steps[0].plan.smooth == progress(5)
+    assert tuple(step.guidance for step in steps) == linear_hold(5.5, 5)
+    assert [step.top_k for step in steps] == [600] * 5 and steps[0].settings.smooth == SMOOTH
     smooth, hard = pixels(pipe, PROMPT), pixels(pipe, PROMPT, more_smooth=False)
     assert not torch.equal(smooth, hard)
 
@@ -61,10 +62,10 @@ def test_features_in_place_of_prompts(pipe: Pipeline) -> None:
     assert len(output.images) == 4 and output.captions[0] == "(text features)"
 
 
-def test_the_pipeline_draws_what_the_loop_draws(pipe: Pipeline) -> None:
-    text, ramp = make_context((3,)), guidance_ramp(4.5, 5)
-    drawn = draw_context(make_hart(), make_plan(SQUARE, ramp, smooth=progress(5)), text=text, first=3)
-    expected = (make_hart().decode(drawn.state) + 1) / 2
+def test_the_pipeline_generates_what_the_loop_generates(pipe: Pipeline) -> None:
+    text, ramp = make_context((3,)), linear_hold(5.5, 5)
+    generated = generate_hart(make_hart(), make_settings(SQUARE, ramp, smooth=SMOOTH), text=text, first=3)
+    expected = (make_hart().decode(generated.state) + 1) / 2
     torch.testing.assert_close(pixels(pipe, prompt_embeds=text, top_k=0), expected, atol=1e-5, rtol=0)
 
 
@@ -74,14 +75,14 @@ def test_the_pipeline_draws_what_the_loop_draws(pipe: Pipeline) -> None:
 def test_methods(pipe: Pipeline, method: Any) -> None:
     dense = pipe(PROMPT, seed=3, progress=False)
     fast = pipe(PROMPT, seed=3, progress=False, method=method)
-    assert fast.report.flops < dense.report.flops and fast.report.kept < dense.report.kept
+    assert fast.report.kept < dense.report.kept
     assert torch.isfinite(pixels(pipe, PROMPT, method=method)).all()
     if method in ("stepvar:hart", "fastvar:hart"):
         assert [scale.kept for scale in fast.report.scales] == [1, 4, 16, 18, 16]
 
 
 def test_one_branch(pipe: Pipeline) -> None:
-    output = pipe(PROMPT, seed=0, guidance_scale=0.0, progress=False)
+    output = pipe(PROMPT, seed=0, guidance_scale=1.0, progress=False)
     assert [scale.branches for scale in output.report.scales] == [1] * 5
 
 
@@ -94,7 +95,7 @@ def test_tiles_and_offload(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "say what to draw"),
+        ({}, "say what to generate"),
         ({"prompt": PROMPT, "class_labels": 3}, "class_labels: this model does not take it"),
         ({"prompt": PROMPT, "negative_prompt": "blue"}, "negative_prompt: this model does not take it"),
         ({"prompt": PROMPT, "prompt_embeds": torch.zeros(5, 12)}, "give one of them"),
@@ -106,7 +107,7 @@ def test_tiles_and_offload(pipe: Pipeline) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_drawn(pipe: Pipeline, settings: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_generated(pipe: Pipeline, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         pipe(**settings)
 

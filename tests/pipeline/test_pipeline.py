@@ -49,7 +49,7 @@ def pixels(pipe: Pipeline, *arguments: Any, **settings: Any) -> torch.Tensor:
     return images
 
 
-def test_the_three_forms_are_the_same_picture(text_pipe: Pipeline) -> None:
+def test_the_three_forms_are_the_same_image(text_pipe: Pipeline) -> None:
     pil, array, tensor = (text_pipe(PROMPTS, seed=1, output_type=form) for form in ("pil", "np", "pt"))
     assert [image.size for image in pil.images] == [(32, 32)] * 2
     assert array.images.shape == (2, 32, 32, 3) and array.images.dtype == np.uint8
@@ -93,17 +93,28 @@ def test_classes_by_number(class_pipe: Pipeline) -> None:
     assert not torch.equal(pixels(class_pipe, class_labels=3, seed=2), pixels(class_pipe, class_labels=7, seed=2))
 
 
-def test_one_number_of_guidance_is_a_ramp_for_classes(class_pipe: Pipeline, text_pipe: Pipeline) -> None:
+def test_one_number_of_guidance_is_spread_over_the_scales(class_pipe: Pipeline, text_pipe: Pipeline) -> None:
     seen: list[float] = []
     class_pipe(class_labels=1, guidance_scale=4.0, seed=0, callback_on_scale_end=lambda s, _: seen.append(s.guidance))
-    assert seen == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert seen == [1.0, 1.75, 2.5, 3.25, 4.0]
     seen.clear()
-    given = [1.0, 1.5, 1.0, 1.0, 3.0]
-    class_pipe(class_labels=1, guidance_scale=given, seed=0, callback_on_scale_end=lambda s, _: seen.append(s.guidance))
-    assert seen == given
+    own = [1.0, 1.5, 1.0, 1.0, 3.0]
+    class_pipe(class_labels=1, guidance_scale=own, seed=0, callback_on_scale_end=lambda s, _: seen.append(s.guidance))
+    assert seen == own
     seen.clear()
     text_pipe(PROMPTS[0], guidance_scale=4.0, seed=0, callback_on_scale_end=lambda s, _: seen.append(s.guidance))
     assert set(seen) == {4.0}
+    seen.clear()
+    settings: dict[str, Any] = {"guidance_scale": 4.0, "guidance_schedule": "linear-hold", "seed": 0}
+    text_pipe(PROMPTS[0], **settings, callback_on_scale_end=lambda s, _: seen.append(s.guidance))
+    assert seen == [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 3.5]
+
+
+def test_a_guidance_scale_of_one_is_off_in_every_family(class_pipe: Pipeline, text_pipe: Pipeline) -> None:
+    for pipe, subject in ((text_pipe, {"prompt": PROMPTS[0]}), (class_pipe, {"class_labels": 1})):
+        for scale in (1, [1.0] * len(pipe.schedule())):
+            report = pipe(**subject, guidance_scale=scale, seed=0).report
+            assert {scale.branches for scale in report.scales} == {1}
 
 
 def test_smooth_codes_change_a_class_and_are_refused_for_text(class_pipe: Pipeline, text_pipe: Pipeline) -> None:
@@ -113,7 +124,7 @@ def test_smooth_codes_change_a_class_and_are_refused_for_text(class_pipe: Pipeli
         text_pipe(PROMPTS[0], more_smooth=True)
 
 
-def test_the_last_preview_is_the_picture(text_pipe: Pipeline) -> None:
+def test_the_last_preview_is_the_image(text_pipe: Pipeline) -> None:
     previews: list[torch.Tensor] = []
     output = text_pipe(
         PROMPTS[0],
@@ -145,18 +156,18 @@ def test_keeping_all_is_exactly_dense(text_pipe: Pipeline, class_pipe: Pipeline)
 
 
 def test_a_generator_is_a_stream(text_pipe: Pipeline) -> None:
-    draws = [pixels(text_pipe, PROMPTS[0], generator=torch.Generator().manual_seed(4)) for _ in range(2)]
-    assert torch.equal(*draws)
+    images = [pixels(text_pipe, PROMPTS[0], generator=torch.Generator().manual_seed(4)) for _ in range(2)]
+    assert torch.equal(*images)
     generator = torch.Generator().manual_seed(4)
     output = text_pipe(PROMPTS[0], generator=generator)
     assert output.seeds is None
-    assert not torch.equal(draws[0], pixels(text_pipe, PROMPTS[0], generator=generator))
+    assert not torch.equal(images[0], pixels(text_pipe, PROMPTS[0], generator=generator))
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "prompt: say what to draw"),
+        ({}, "prompt: say what to generate"),
         ({"prompt": []}, r"prompt=\[\]"),
         ({"prompt": [3]}, "3 is not a string"),
         ({"prompt": "a", "class_labels": 3}, "class_labels: this model does not take it; give a prompt"),
@@ -167,9 +178,11 @@ def test_a_generator_is_a_stream(text_pipe: Pipeline) -> None:
         ({"prompt": "a", "seed": -1}, "seed=-1"),
         ({"prompt": "a", "seed": 1, "generator": torch.Generator()}, "give one of them"),
         ({"prompt": "a", "guidance_scale": [1.0, 2.0]}, "2 values for 7 scales"),
+        ({"prompt": "a", "guidance_schedule": "steep"}, "guidance_schedule='steep': must be one of constant, linear"),
+        ({"prompt": "a", "guidance_scale": [1.0] * 7, "guidance_schedule": "linear"}, "give one of the two"),
         ({"prompt": "a", "temperature": 0.0}, "temperature=0.0"),
         ({"prompt": "a", "top_p": 1.5}, "top_p=1.5"),
-        ({"prompt": "a", "guidance_at": (-4,)}, "guidance_at=-4"),
+        ({"prompt": "a", "cfg_layers": (-4,)}, "cfg_layers=-4"),
         ({"prompt": "a", "aspect_ratio": "3:x"}, "aspect_ratio='3:x'"),
         ({"prompt": "a", "resolution": "3M"}, "resolution '3M'"),
         ({"prompt": "a", "num_images_per_prompt": 0}, "num_images_per_prompt=0"),
@@ -181,7 +194,7 @@ def test_a_generator_is_a_stream(text_pipe: Pipeline) -> None:
 def test_wrong_arguments_are_named_before_any_work(
     text_pipe: Pipeline, arguments: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Infinity, "start", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(Infinity, "start", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(UsageError, match=said):
         text_pipe(**arguments)
 
@@ -189,7 +202,7 @@ def test_wrong_arguments_are_named_before_any_work(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "class_labels: say what to draw"),
+        ({}, "class_labels: say what to generate"),
         ({"prompt": "a dog"}, "prompt: this model does not take it; give class_labels"),
         ({"class_labels": []}, "none given"),
         ({"class_labels": 10}, "class 10: must be below 10"),
@@ -206,7 +219,7 @@ def test_small_text_encoders_are_not_offloaded(text_pipe: Pipeline) -> None:
         text_pipe.enable_text_encoder_offload()
 
 
-def test_the_embedded_model_draws_what_it_is_told() -> None:
+def test_the_embedded_model_generates_what_it_is_told() -> None:
     pipe = Pipeline.from_pretrained("scenes")
     output = pipe("a large red circle on snow", seed=0, aspect_ratio="3:2", output_type="pt")
     assert output.images.shape == (1, 3, 208, 312)

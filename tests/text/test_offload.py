@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stepvar.text import T5Encoder, hosted
+from stepvar.text import T5Encoder, pretrained
 
 PROMPTS = ("a red circle on sand", "a blue square")
 
@@ -34,7 +34,7 @@ def test_weights_visit_the_device(encoder: T5Encoder, monkeypatch: pytest.Monkey
         seen.append({tensor.device.type for tensor in (*weights.values(), *kwargs.values())})
         return SimpleNamespace(last_hidden_state=torch.zeros(*kwargs["input_ids"].shape, 64, device="meta"))
 
-    monkeypatch.setattr(hosted, "functional_call", run)
+    monkeypatch.setattr(pretrained, "functional_call", run)
     assert encoder.enable_offload("meta") is encoder
     assert encoder.device.type == "meta"
     features = encoder.encode(PROMPTS)

@@ -58,7 +58,7 @@ def test_the_empty_prompt_is_an_end_mark(t5: T5Encoder, t5_folder: Path) -> None
     empty = t5.encode([""])
     assert empty.lengths == (1,)
     torch.testing.assert_close(empty.features[0], published(t5_folder, ("",))[0][0], atol=2e-6, rtol=1e-5)
-    assert TextFeatures.join(t5.encode(PROMPTS[:1]), empty).lengths == (6, 1)
+    assert TextFeatures.stack([t5.encode(PROMPTS[:1]), empty]).lengths == (6, 1)
 
 
 def test_no_prompts(t5: T5Encoder) -> None:

@@ -18,7 +18,7 @@ from training.video.transformer import Trainer
 def options(tmp_path: Path) -> Options:
     """A tokenizer with random weights, and batches of next to nothing."""
     torch.manual_seed(0)
-    preset = replace(PRESETS["tiny"], batch=2, drawn=2, pool=4, refresh=100)
+    preset = replace(PRESETS["tiny"], batch=2, rendered=2, pool=4, refresh=100)
     save_weights(tmp_path / "tokenizer.safetensors", VideoTokenizer(preset.model.tokenizer).state_dict(), torch.float32)
     return Options(preset, tmp_path, minutes=60.0, device=torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""Training and drawing of videos must compute the same model."""
+"""Training and generation of videos must compute the same model."""
 
 from dataclasses import replace
 
@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
+from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Step, resolve
+from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods import Dense
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
 from stepvar.models.infinity_star.transformer import run_block
-from stepvar.plan import Plan, Step
-from stepvar.sampling import SeededNoise
 from stepvar.text import TextFeatures
-from stepvar.tokens import TokenMap
+from tests.helpers import make_settings
 from training.video.presets import PRESETS
 from training.video.pyramid import pyramids
 from training.video.transformer import Sequence, TextToVideo, bit_loss, run_sparse_block
@@ -53,15 +54,15 @@ def test_all_passes_at_once_equal_pass_by_pass() -> None:
     padded[:, :5] = words
     schedule = preset.schedule
     assert schedule.scale_counts == (3, 3, 3) and len(schedule) == 12
-    plan = Plan(schedule, (1.0,) * len(schedule), (1.0,) * len(schedule))
+    plan = resolve(make_settings(schedule, 1.0), 2, preset.model.depth)
     with torch.inference_mode():
         text = TextFeatures(trained.text(words, lengths), (5, 3))
-        generate(model, VideoCondition(text), 2, plan, Dense(), SeededNoise([1, 2]))
+        generate(model, VideoCondition(text), plan, Dense(), SeededNoise([1, 2]))
         kept = torch.zeros(2, dtype=torch.bool)
         together = trained.logits(trained(padded, lengths, kept, model.inputs, Sequence.of(preset, CPU)))
     assert len(together) == len(model.logits) == 12
-    for taught, drawn in zip(together, model.logits, strict=True):
-        torch.testing.assert_close(taught, drawn, atol=2e-5, rtol=1e-4)
+    for taught, generated in zip(together, model.logits, strict=True):
+        torch.testing.assert_close(taught, generated, atol=2e-5, rtol=1e-4)
 
 
 def test_the_attention_that_skips_what_is_masked_is_the_masked_one() -> None:

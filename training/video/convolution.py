@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepvar.models.infinity_star.video_layers import CausalConv, Past
 from stepvar.models.precision import for_weight
@@ -24,12 +24,12 @@ def whole(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def folded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same, with the three frames that each frame looks at as channels of one picture."""
+    """The same, with the three frames that each frame looks at as channels of one image."""
     batch, frames = x.shape[0], x.shape[2] - 2
-    pictures = torch.cat([x[:, :, start : start + frames] for start in range(3)], dim=1)
-    pictures = pictures.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    images = torch.cat([x[:, :, start : start + frames] for start in range(3)], dim=1)
+    images = images.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
     kernel = weight.transpose(1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-    return F.conv2d(pictures, kernel, bias, padding=1).unflatten(0, (batch, frames)).transpose(1, 2)
+    return F.conv2d(images, kernel, bias, padding=1).unflatten(0, (batch, frames)).transpose(1, 2)
 
 
 def seconds_of(convolution: Convolution, channels: int, side: int, frames: int, device: torch.device) -> float:
@@ -48,18 +48,32 @@ def seconds_of(convolution: Convolution, channels: int, side: int, frames: int, 
     return time.perf_counter() - start
 
 
-def choose_convolution(device: torch.device, layers: tuple[tuple[int, int, int], ...]) -> None:
-    """Makes the causal convolutions of this process the faster ones of the two for layers (channels, side, frames)."""
+def folding_is_faster(device: torch.device, layers: tuple[tuple[int, int, int], ...]) -> bool:
+    """Whether 2D convolutions are the faster way on a device, for layers of (channels, side, frames)."""
     if device.type != "cuda":
-        return
+        return False
     torch.backends.cudnn.benchmark = True
     spent = {way.__name__: sum(seconds_of(way, *layer, device) for layer in layers) for way in (whole, folded)}
     print(f"convolutions: {', '.join(f'{name} {1000 * value:.1f} ms' for name, value in spent.items())}", flush=True)
-    if spent["folded"] < spent["whole"]:
-        setattr(CausalConv, "forward", _forward)  # noqa: B010
+    return spent["folded"] < spent["whole"]
 
 
-def _forward(layer: CausalConv, x: Tensor, past: Past) -> Tensor:
-    weight, bias = layer.conv.weight, layer.conv.bias
-    assert bias is not None
-    return folded(past.extend(layer, for_weight(x, weight)), weight, bias)
+class FoldedConv(nn.Module):
+    """A causal convolution computed as a 2D one, with the weights of the layer that it stands for and their names."""
+
+    def __init__(self, layer: CausalConv) -> None:
+        super().__init__()
+        self.conv = layer.conv
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        assert bias is not None
+        return folded(past.extend(self, for_weight(x, weight)), weight, bias)
+
+
+def fold_convolutions(module: nn.Module) -> None:
+    """Puts a :class:`FoldedConv` in the place of every causal convolution inside a module."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, CausalConv):
+                setattr(parent, name, FoldedConv(child))

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.scenes.clips.grammar import Clip, clip_caption, sample_training_clip
-from stepvar.scenes.clips.render import render_clips
+from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, sample_training_clip
+from stepvar.evaluation.scenes.clips.render import render_clips
 
 
 @dataclass
 class ClipSource:
-    """Draws clips; the same seed gives the same stream.
+    """Samples clips; the same seed gives the same stream.
 
     Attributes:
         size: frames, height and width in pixels.
@@ -27,7 +27,7 @@ class ClipSource:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
 
-    def draw(self, count: int) -> tuple[list[Clip], list[int], Tensor]:
+    def sample(self, count: int) -> tuple[list[Clip], list[int], Tensor]:
         """``count`` clips, the seeds of their renders, and these (count, 3, T, H, W) in [-1, 1]."""
         clips = [sample_training_clip(self.rng) for _ in range(count)]
         seeds = [self.rng.getrandbits(31) for _ in clips]

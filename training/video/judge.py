@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.scenes.clips.grammar import Clip, held_out_clips
-from stepvar.scenes.clips.judge import ATTRIBUTES, FRAMES, HEADS, ClipJudge, judge_clips, words_of
-from stepvar.scenes.clips.render import clip_paths, render_clips
-from stepvar.transfer import send
+from stepvar.evaluation.scenes.clips.grammar import Clip, held_out_clips
+from stepvar.evaluation.scenes.clips.judge import ATTRIBUTES, FRAMES, HEADS, ClipJudge, judge_clips, words_of
+from stepvar.evaluation.scenes.clips.render import clip_paths, render_clips
+from stepvar.utils.device import to_device_async
 from training.degrade import degrade
 from training.judge import cells_inside
 from training.loop import command_line, write_card
@@ -54,8 +54,8 @@ def loss_of(logits: dict[str, Tensor], labels: Tensor, places: Tensor, size: tup
 def damaged(videos: Tensor) -> Tensor:
     """Clips (B, 3, T, H, W) with every frame damaged by itself, and some clips blurred in time."""
     batch, _, frames = videos.shape[:3]
-    pictures = degrade(videos.transpose(1, 2).flatten(0, 1))
-    videos = pictures.unflatten(0, (batch, frames)).transpose(1, 2)
+    images = degrade(videos.transpose(1, 2).flatten(0, 1))
+    videos = images.unflatten(0, (batch, frames)).transpose(1, 2)
     before = torch.cat((videos[:, :, :1], videos[:, :, :-1]), dim=2)
     share = torch.rand(batch, 1, 1, 1, 1, device=videos.device) * 0.4
     shown = torch.rand(batch, 1, 1, 1, 1, device=videos.device) < 0.3
@@ -90,11 +90,13 @@ def train(options: Options) -> bool:
     source = ClipSource(options.data_seed(stage.progress.step), device, (FRAMES, height, width))
     module.train()
     while stage.running:
-        clips, seeds, videos = source.draw(options.preset.judge_batch)
+        clips, seeds, videos = source.sample(options.preset.judge_batch)
         labels, places = labels_of(clips), clip_paths(clips, seeds, FRAMES, height, width)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = module(damaged(videos))
-        loss, losses = loss_of(logits, send(labels, device), send(places, device), (height, width))
+        loss, losses = loss_of(
+            logits, to_device_async(labels, device), to_device_async(places, device), (height, width)
+        )
         stage.minimise(loss, len(clips))
         stage.say(partial(_values, losses))
     averaged = stage.averaged()
@@ -102,8 +104,8 @@ def train(options: Options) -> bool:
     averaged.save(options.out / "judge.safetensors")
     judge = ClipJudge.load(options.out / "judge.safetensors", device)
     accuracy = evaluate(judge, options.preset.clip_size, device, EVALUATED if stage.finished else 128)
-    facts = {"accuracy_held_out": accuracy, "parameters": sum(p.numel() for p in judge.parameters())}
-    write_card(options.out / "judge.json", facts | stage.facts(options) | {"command": command_line("video.judge")})
+    info = {"accuracy_held_out": accuracy, "parameters": sum(p.numel() for p in judge.parameters())}
+    write_card(options.out / "judge.json", info | stage.info(options) | {"command": command_line("video.judge")})
     print("judge:", "  ".join(f"{name} {100 * share:.1f} %" for name, share in accuracy.items()), flush=True)
     return stage.close()
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepvar.core.tokens import ScaleSchedule
+from stepvar.evaluation.scenes.clips.grammar import CLIP_SYNONYMS, CLIP_VOCABULARY
 from stepvar.models.infinity_star.codes import CodePass
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.schedules import code_passes, schedule_for
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
-from stepvar.scenes.clips.grammar import CLIP_SYNONYMS, CLIP_VOCABULARY
-from stepvar.tokens import ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class VideoPreset:
         text: arguments of the text encoder.
         judge_batch, tokenizer_batch: clips per step of judge and tokenizer.
         batch: clips per step of the transformer.
-        drawn: clips rendered at a time; small batches would leave a GPU waiting for launches.
+        rendered: clips rendered at a time; small batches would leave a GPU waiting for launches.
         words: room for a caption, its end included.
-        pool: encoded clips held in memory; ``drawn`` new ones replace old ones every ``refresh`` steps.
+        pool: encoded clips held in memory; ``rendered`` new ones replace old ones every ``refresh`` steps.
     """
 
     model: InfinityStarConfig
@@ -32,7 +32,7 @@ class VideoPreset:
     judge_batch: int = 128
     tokenizer_batch: int = 16
     batch: int = 128
-    drawn: int = 128
+    rendered: int = 128
     pool: int = 65536
     refresh: int = 20
     words: int = 16
@@ -139,7 +139,7 @@ PRESETS: dict[str, VideoPreset] = {
         judge_batch=16,
         tokenizer_batch=4,
         batch=16,
-        drawn=32,
+        rendered=32,
         pool=256,
     ),
 }

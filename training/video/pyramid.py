@@ -28,7 +28,7 @@ def pyramids(latent: Tensor, clips: Sequence[Sequence[CodePass]], flips: Tensor 
 
     Args:
         flips: (B,) probability that a bit is flipped before its code is added (bitwise self-correction,
-            arXiv 2412.04431): later passes learn to mend what an earlier one drew wrongly.
+            arXiv 2412.04431): later passes learn to mend what an earlier one sampled wrongly.
     """
     targets, inputs, totals = [], [], []
     lengths = [passes[0][0].t for passes in clips]
@@ -37,10 +37,10 @@ def pyramids(latent: Tensor, clips: Sequence[Sequence[CodePass]], flips: Tensor 
         size = (target.shape[3], target.shape[4])
         for grid, count in passes:
             inputs.append(shrink(total, grid))
-            bits = drawn = bits_of(target - total, grid, count)
+            bits = used = bits_of(target - total, grid, count)
             if flips is not None:
-                drawn = bits ^ (torch.rand(bits.shape, device=bits.device) < flips.view(-1, 1, 1, 1, 1))
+                used = bits ^ (torch.rand(bits.shape, device=bits.device) < flips.view(-1, 1, 1, 1, 1))
             targets.append(bits)
-            total = total + enlarge_codes(codes_of(drawn), total.shape[1], size)
+            total = total + enlarge_codes(codes_of(used), total.shape[1], size)
         totals.append(total)
     return Pyramids(targets, inputs, torch.cat(totals, dim=2))

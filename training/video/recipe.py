@@ -89,7 +89,7 @@ class Recipe:
 
 
 def collect(out: Path, folder: Path) -> list[str]:
-    """Copies what there is of the model, its judge and the facts of their training; names what is missing."""
+    """Copies what there is of the model, its judge and the info of their training; names what is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {f"model/{name}": name for name in SHIPPED} | CARDS
     for source, name in wanted.items():

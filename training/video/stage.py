@@ -62,14 +62,15 @@ class Options:
         parser.add_argument(
             "--init", type=Path, help="model folder whose transformer, text encoder and tokenizer go on"
         )
-        given = parser.parse_args()
-        given.out.mkdir(parents=True, exist_ok=True)
+        parsed = parser.parse_args()
+        parsed.out.mkdir(parents=True, exist_ok=True)
         group = Group.join()
-        device = group.device(torch.device(given.device))
-        return cls(PRESETS[given.preset], given.out, given.minutes, device, given.limit, given.seed, given.init, group)
+        device = group.device(torch.device(parsed.device))
+        preset = PRESETS[parsed.preset]
+        return cls(preset, parsed.out, parsed.minutes, device, parsed.limit, parsed.seed, parsed.init, group)
 
     def data_seed(self, step: int) -> int:
-        """Of what this process draws when it starts at ``step``: another stream for each process and each start."""
+        """Of the data of this process when it starts at ``step``: another stream for each process and each start."""
         return 1_000_003 * (self.group.rank + 1) + self.seed + step
 
 
@@ -150,7 +151,7 @@ class Stage:
         state = {name: part.state_dict() for name, part in parts.items()}
         save_checkpoint(self.path, state | {"progress": self.progress.state()})
 
-    def facts(self, options: Options) -> dict[str, object]:
+    def info(self, options: Options) -> dict[str, object]:
         """What a card says of the training."""
         progress, processes = self.progress, f"{self.group.size} x " if self.group.size > 1 else ""
         return {

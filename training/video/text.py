@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import save_weights
-from stepvar.scenes.clips.grammar import clip_caption, parse_clip, sample_training_clip
-from stepvar.scenes.clips.judge import HEADS
+from stepvar.evaluation.scenes.clips.grammar import clip_caption, parse_clip, sample_training_clip
+from stepvar.evaluation.scenes.clips.judge import HEADS
 from stepvar.text import WordEncoder
 from training.loop import command_line, write_card
 from training.video.judge import UNSPOKEN, labels_of
@@ -85,7 +85,7 @@ def train(options: Options) -> bool:
     averaged = stage.averaged()
     assert isinstance(averaged, Reader)
     save_weights(options.out / "text.safetensors", averaged.text.state_dict(), torch.float32)
-    card = {"attributes_right": float(right)} | stage.facts(options) | {"command": command_line("video.text")}
+    card = {"attributes_right": float(right)} | stage.info(options) | {"command": command_line("video.text")}
     write_card(options.out / "text.json", card)
     print(f"text encoder: {100 * float(right):.1f} % of the attributes read right", flush=True)
     return stage.close()

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.checkpoints import fill_module, read_weights, save_weights
+from stepvar.checkpoints import fill_module, read_state, save_weights
+from stepvar.evaluation.scenes.clips.grammar import held_out_clips
+from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
-from stepvar.scenes.clips.grammar import held_out_clips
-from stepvar.scenes.clips.render import render_clips
 from training.loop import command_line, write_card
-from training.video.convolution import choose_convolution
+from training.video.convolution import fold_convolutions, folding_is_faster
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
 from training.video.pyramid import pyramids
@@ -54,7 +54,7 @@ def encode(tokenizer: VideoTokenizer, videos: Tensor) -> Tensor:
 
 
 def initialise(tokenizer: VideoTokenizer) -> None:
-    """Makes what the encoder draws certain: means are trained, and the variances are as good as zero from the start.
+    """Makes what the encoder samples certain: means are trained, and the variances are as good as zero from the start.
 
     A residual block starts as the identity.
     """
@@ -120,7 +120,7 @@ def _values(loss: Tensor, error: Tensor) -> dict[str, float]:
 def load_tokenizer(preset: VideoPreset, path: Path, device: torch.device) -> VideoTokenizer:
     """A finished tokenizer, frozen."""
     tokenizer = VideoTokenizer(preset.model.tokenizer)
-    fill_module(tokenizer, read_weights(path), str(path))
+    fill_module(tokenizer, read_state(path), str(path))
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
@@ -128,19 +128,20 @@ def train(options: Options) -> bool:
     """Trains, or goes on; writes ``tokenizer.safetensors`` and its card. Says whether it is finished."""
     torch.manual_seed(options.seed)
     preset, device = options.preset, options.device
-    choose_convolution(device, preset.layers)
     module = Autoencoder(preset).to(device)
+    if folding_is_faster(device, preset.layers):
+        fold_convolutions(module)
     channels_last(module)
     stage = Stage("tokenizer", module, options, PEAK_LR, decay=0.01)
     seed = options.data_seed(stage.progress.step)
     torch.manual_seed(seed)
     source = ClipSource(seed, device, preset.clip_size)
-    drawn: list[Tensor] = []
+    waiting: list[Tensor] = []
     # Most of the time on a GPU goes into elementwise work, which compiling fuses: twice as fast, after two minutes.
     loss_of = torch.compile(training_loss, dynamic=False) if device.type == "cuda" else training_loss
     while stage.running:
-        drawn = drawn or list(source.draw(preset.drawn)[2].split(preset.tokenizer_batch))
-        videos = drawn.pop()
+        waiting = waiting or list(source.sample(preset.rendered)[2].split(preset.tokenizer_batch))
+        videos = waiting.pop()
         loss, error = loss_of(module, videos)
         stage.minimise(loss, len(videos))
         stage.say(partial(_values, loss, error))
@@ -156,7 +157,7 @@ def export(stage: Stage, options: Options) -> None:
     assert isinstance(averaged, Autoencoder)
     save_weights(path, averaged.tokenizer.state_dict(), torch.float16)
     psnr = evaluate(load_tokenizer(preset, path, device), preset, device)
-    card = {"psnr_held_out_db": psnr} | stage.facts(options) | {"command": command_line("video.tokenizer")}
+    card = {"psnr_held_out_db": psnr} | stage.info(options) | {"command": command_line("video.tokenizer")}
     write_card(options.out / "tokenizer.json", card)
     print(f"tokenizer: {psnr:.2f} dB on held-out clips", flush=True)
 

@@ -1,7 +1,7 @@
 """Trains the video transformer and its text encoder: ``python -m training.video.transformer --out runs/video``.
 
 All passes at once with the true bits as input: each pass sees the text, itself, and the end of the clip before, as when
-videos are drawn.
+videos are generated.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from stepvar.checkpoints import fill_module, read_weights, save_weights
-from stepvar.checkpoints.folders import write_config
-from stepvar.models.infinity_star.model import as_cells, clip_slices
+from stepvar.checkpoints import fill_module, read_state, save_weights
+from stepvar.checkpoints.saving import write_config
+from stepvar.models.infinity_star.model import as_cells
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
+from stepvar.models.infinity_star.schedules import clip_slices
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import Block, InfinityStarTransformer, run_block
 from stepvar.models.layers import Attend, Rotary
 from stepvar.text import WordEncoder
-from stepvar.transfer import send
+from stepvar.utils.device import to_device_async
 from training.loop import command_line, write_card
-from training.video.convolution import choose_convolution
+from training.video.convolution import fold_convolutions, folding_is_faster
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
 from training.video.pyramid import pyramids
@@ -48,14 +49,14 @@ class Sequence:
     Attributes:
         room: places of the text.
         part: (N,) what each token belongs to: 0 is the text, then come the passes.
-        recalled: (P,) per part the one that it sees beside itself and the text; -1: none.
+        context: (P,) per part the one that it sees beside itself and the text, the end of the last clip; -1: none.
         rotary: positions of all tokens.
         blocks: who sees whom, for the attention that skips what is masked; None where that does not run.
     """
 
     room: int
     part: Tensor
-    recalled: Tensor
+    context: Tensor
     rotary: Rotary
     blocks: BlockMask | None = None
 
@@ -63,12 +64,12 @@ class Sequence:
     def of(cls, preset: VideoPreset, device: torch.device) -> Sequence:
         schedule, config, room = preset.schedule, preset.model, preset.words
         frame, clips = schedule.frame or schedule.grids[-1], clip_slices(schedule)
-        sizes, recalled = [room], [-1]
+        sizes, context = [room], [-1]
         coordinates = [text_coordinates(room, device)]
         last: dict[int, int] = {}
         for index, grid in enumerate(schedule):
             clip = schedule.clip(index)
-            recalled.append(last.get(clip - 1, -1))
+            context.append(last.get(clip - 1, -1))
             last[clip] = len(sizes)
             sizes.append(grid.size)
             positions = torch.arange(grid.size, device=device).unsqueeze(0)
@@ -78,7 +79,7 @@ class Sequence:
         table = RotaryTable(config.head_dim, config.text_maxlen + len(schedule) + max(frame.h, frame.w), device)
         part = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(device)
         rotary = table.at(torch.cat(coordinates, dim=1))
-        sequence = cls(room, part, torch.tensor(recalled, device=device), rotary)
+        sequence = cls(room, part, torch.tensor(context, device=device), rotary)
         if device.type != "cuda":
             return sequence
         blocks = create_block_mask(
@@ -89,10 +90,10 @@ class Sequence:
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether the token ``query`` sees the token ``key`` (places in the sequence), unfilled text aside."""
         mine, other = self.part[query], self.part[key]
-        return (other == 0) | (other == mine) | (other == self.recalled[mine])
+        return (other == 0) | (other == mine) | (other == self.context[mine])
 
     def attention(self, lengths: Tensor) -> Attend:
-        """Attention in which each part sees itself, the text of ``lengths`` (B,) words, and what it recalls."""
+        """Attention in which each part sees itself, the text of ``lengths`` (B,) words and the end of the last clip."""
         places = torch.arange(len(self.part), device=self.part.device)
         sees = self.sees(places[:, None], places[None, :])
         mask = (sees & filled(places, lengths[:, None, None], self.room)).unsqueeze(1)
@@ -111,7 +112,7 @@ def filled(key: Tensor, length: Tensor, room: int) -> Tensor:
 def run_sparse_block(block: Block, x: Tensor, rotary: Rotary, lengths: Tensor, blocks: BlockMask, room: int) -> Tensor:
     """A block with an attention that skips what is masked. Only to be run compiled, on CUDA.
 
-    All blocks are layer 0 here, since each number would be compiled anew; the attention does not ask.
+    All blocks are layer 0 here, since each number would be compiled again; the attention does not ask.
     """
 
     def score(value: Tensor, row: Tensor, _h: Tensor, _q: Tensor, key: Tensor) -> Tensor:
@@ -202,17 +203,17 @@ class LatentPool:
 
     @torch.no_grad()
     def add(self, source: ClipSource, tokenizer: VideoTokenizer, text: WordEncoder, count: int) -> None:
-        clips, _, videos = source.draw(count)
+        clips, _, videos = source.sample(count)
         with torch.autocast(videos.device.type, torch.bfloat16, enabled=videos.device.type == "cuda"):
             latents = torch.cat([encode(tokenizer, part) for part in videos.split(64)])
         device = latents.device
-        slots = send((self.cursor + torch.arange(count)) % len(self.words), device)
+        slots = to_device_async((self.cursor + torch.arange(count)) % len(self.words), device)
         rows = [text.tokens(line) for line in source.captions(clips)]
         words = torch.zeros(count, self.words.shape[1], dtype=torch.int64)
         for place, row in enumerate(rows):
             words[place, : len(row)] = torch.tensor(row)
-        self.latents[slots], self.words[slots] = latents.to(torch.float16), send(words, device)
-        self.lengths[slots] = send(torch.tensor([len(row) for row in rows]), device)
+        self.latents[slots], self.words[slots] = latents.to(torch.float16), to_device_async(words, device)
+        self.lengths[slots] = to_device_async(torch.tensor([len(row) for row in rows]), device)
         self.cursor = (self.cursor + count) % len(self.words)
         self.filled = min(len(self.words), self.filled + count)
 
@@ -242,7 +243,7 @@ _compiled_loss = torch.compile(_loss, dynamic=False)
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    fill_module(module, read_weights(path), str(path))
+    fill_module(module, read_state(path), str(path))
 
 
 class Trainer:
@@ -251,9 +252,10 @@ class Trainer:
     def __init__(self, options: Options) -> None:
         torch.manual_seed(options.seed)
         self.options, self.preset, self.device = options, options.preset, options.device
-        choose_convolution(self.device, self.preset.layers)
         source = options.init or options.out
         self.tokenizer = load_tokenizer(self.preset, source / "tokenizer.safetensors", self.device)
+        if folding_is_faster(self.device, self.preset.layers):
+            fold_convolutions(self.tokenizer)
         channels_last(self.tokenizer)
         self.model = TextToVideo(self.preset)
         if options.init is not None:
@@ -274,8 +276,8 @@ class Trainer:
         preset = self.preset
         if self.pool.filled == 0 or self.stage.progress.step % preset.refresh == 0:
             # A pool to begin with; later a few at a time.
-            for _ in range(1 if self.pool.filled else min(16, preset.pool // preset.drawn)):
-                self.pool.add(self.source, self.tokenizer, self.model.text, preset.drawn)
+            for _ in range(1 if self.pool.filled else min(16, preset.pool // preset.rendered)):
+                self.pool.add(self.source, self.tokenizer, self.model.text, preset.rendered)
         latents, words, lengths = self.pool.sample(preset.batch)
         flips = torch.rand(len(latents), device=self.device) * MOST_FLIPS
         dropped = torch.rand(len(words), device=self.device) < DROPPED_TEXT
@@ -298,7 +300,7 @@ class Trainer:
         save_weights(folder / "tokenizer.safetensors", self.tokenizer.state_dict(), torch.float16, packed=True)
         save_weights(folder / "text_encoder.safetensors", mean.text.state_dict(), torch.float16)
         write_config(folder, FAMILY, "scenes-video", self.preset.model.to_dict(), DEFAULTS, self.preset.text)
-        card = self.stage.facts(self.options) | {"command": command_line("video.transformer")}
+        card = self.stage.info(self.options) | {"command": command_line("video.transformer")}
         write_card(folder / "training.json", card)
 
     def run(self) -> bool:

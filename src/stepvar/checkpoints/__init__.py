@@ -1,11 +1,9 @@
 """Checkpoints: names on the hub, local folders and files of every published layout, and their conversion."""
 
-from stepvar.checkpoints.convert import convert_model
-from stepvar.checkpoints.filling import fill_module
-from stepvar.checkpoints.folders import read_config, save_model, save_weights
-from stepvar.checkpoints.loading import LoadedModel, load_model
-from stepvar.checkpoints.reading import read_state, read_weights
-from stepvar.checkpoints.sources import EMBEDDED, find_model, find_source
+from stepvar.checkpoints.loading import LoadedModel, fill_module, load_model
+from stepvar.checkpoints.reading import read_state
+from stepvar.checkpoints.saving import convert_model, save_model, save_weights
+from stepvar.checkpoints.sources import EMBEDDED, find_model, read_config
 
 __all__ = [
     "EMBEDDED",
@@ -13,11 +11,9 @@ __all__ = [
     "convert_model",
     "fill_module",
     "find_model",
-    "find_source",
     "load_model",
     "read_config",
     "read_state",
-    "read_weights",
     "save_model",
     "save_weights",
 ]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from stepvar.errors import CheckpointError, UsageError
 
 
-def fetch(
-    repos: Sequence[str], names: Sequence[str], revision: str | None = None, local_files_only: bool = False
-) -> Path:
+def fetch(repos: Sequence[str], names: Sequence[str], revision: str | None, local_files_only: bool) -> Path:
     """One file or folder of a repository, downloaded unless it is in the cache already.
 
     The cache, its place (``HF_HOME``), resumed downloads and working without a network (``HF_HUB_OFFLINE=1``) are
@@ -20,55 +19,39 @@ def fetch(
     Args:
         repos: the repository, and other spellings of its name, under which the cache may have it.
         names: the file, or the folder if it has no ending, and other spellings of its name.
-        revision: branch, tag or commit; None: the main branch.
-        local_files_only: whether to look into the cache only.
-
-    Raises:
-        UsageError: if huggingface_hub is not installed, or there is no such revision.
-        CheckpointError: if the file is neither in the cache nor can be downloaded.
     """
-    hub, problem = _hub(), ""
-    for repo in repos:
-        for name in names:
-            try:
-                path = _download(hub, repo, name, revision, local_files_only)
-            except hub.utils.LocalEntryNotFoundError:
-                problem = problem or (
-                    f"{repo}: {name} is not in the cache of downloads, and the hub was not asked or not reached; "
-                    "connect to the network, or unset HF_HUB_OFFLINE"
-                )
-                continue
-            except hub.utils.RevisionNotFoundError:
-                raise UsageError(f"revision {revision!r}: {repo} has none of this name; try main") from None
-            except hub.utils.EntryNotFoundError:  # behind the first, whose class is derived from this one
-                path = None
-            except hub.utils.RepositoryNotFoundError:
-                problem = problem or f"{repo}: cannot be read on the hub; log in with 'hf auth login' if it is private"
-                continue
-            except (hub.utils.HfHubHTTPError, OSError, ValueError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise CheckpointError(f"{repo}: {name} cannot be downloaded ({reason}); try again") from error
-            if path is not None:
-                return path
-            problem = problem or f"{repo}: revision {revision or 'main'} holds no {' or '.join(names)}"
-    raise CheckpointError(problem)
-
-
-def _hub() -> Any:
     try:
-        import huggingface_hub
-        import huggingface_hub.utils
+        import huggingface_hub as hub
+        from huggingface_hub import utils as errors
     except ImportError:
         raise UsageError("huggingface_hub is not installed, which downloads need; pip install 'stepvar[hub]'") from None
-    return huggingface_hub
+    problems = []
+    for repo, name in product(repos, names):
+        try:
+            return _download(hub, repo, name, revision, local_files_only)
+        except errors.LocalEntryNotFoundError:
+            problems.append(
+                f"{repo}: {name} is not in the cache of downloads, and the hub was not asked or not reached; "
+                "connect to the network, or unset HF_HUB_OFFLINE"
+            )
+        except errors.RevisionNotFoundError:
+            raise UsageError(f"revision {revision!r}: {repo} has none of this name; try main") from None
+        except (errors.EntryNotFoundError, FileNotFoundError):  # after the first, whose class is derived from these
+            problems.append(f"{repo}: revision {revision or 'main'} holds no {' or '.join(names)}")
+        except errors.RepositoryNotFoundError:
+            problems.append(f"{repo}: cannot be read on the hub; log in with 'hf auth login' if it is private")
+        except (errors.HfHubHTTPError, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{repo}: {name} cannot be downloaded ({reason}); try again") from error
+    raise CheckpointError(problems[0])
 
 
-def _download(hub: Any, repo: str, name: str, revision: str | None, local_files_only: bool) -> Path | None:
-    """The path of a file or folder; None if a folder is not there."""
+def _download(hub: Any, repo: str, name: str, revision: str | None, local_files_only: bool) -> Path:
     if Path(name).suffix:
         return Path(hub.hf_hub_download(repo, name, revision=revision, local_files_only=local_files_only))
     root = hub.snapshot_download(
         repo, revision=revision, allow_patterns=[f"{name}/*"], local_files_only=local_files_only
     )
-    folder = Path(root) / name
-    return folder if folder.is_dir() else None
+    if not (Path(root) / name).is_dir():
+        raise FileNotFoundError(name)
+    return Path(root) / name

@@ -1,18 +1,21 @@
-"""Models with their weights, from whatever holds them."""
+"""Models with their weights, from whatever holds them: strictly, and without a second copy of all in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from stepvar.checkpoints.filling import adapt, fill_module
-from stepvar.checkpoints.reading import read_state
-from stepvar.checkpoints.sources import Source, find_outline, find_source
+from stepvar.checkpoints.reading import Weights, read_state
+from stepvar.checkpoints.sources import Source, describing, find_outline, find_source
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.models.family import Part
+from stepvar.models.meta import build_on_meta
 from stepvar.text import WordEncoder
 
 
@@ -63,64 +66,116 @@ def load_model(
     if not dtype.is_floating_point:
         raise UsageError(f"dtype={dtype}: must be a type of floating-point numbers, such as torch.float32")
     source = find_source(name, variant, revision, tokenizer, local_files_only)
-    model = empty_model(source).to(dtype=dtype)
-    text_encoder = empty_text_encoder(source)
-    for part in source.family.parts:
-        fill_part(getattr(model, part), source, part)
-    if text_encoder is not None:
-        fill_part(text_encoder, source, "text_encoder")
-    return LoadedModel(source.name, source.family.name, _frozen(model), _frozen(text_encoder), dict(source.defaults))
+    model, modules = meta_modules(source)
+    model = model.to(dtype=dtype)
+    for part, module in modules.items():
+        fill_module(module, open_part(source, part, module), str(source.parts[part]))
+    for module in (model, *modules.values()):
+        module.eval().requires_grad_(False)
+    return LoadedModel(source.name, source.family.name, model, modules.get("text_encoder"), dict(source.defaults))
 
 
-def outline_model(name: str | Path, variant: str | None = None) -> LoadedModel:
+def meta_model(name: str | Path, variant: str | None = None) -> LoadedModel:
     """A model without its weights, on the meta device: enough to plan generations, and nothing is fetched.
 
     Raises:
         UsageError, CheckpointError: as :func:`load_model`.
     """
     source = find_outline(name, variant)
-    return LoadedModel(source.name, source.family.name, empty_model(source), None, dict(source.defaults))
+    return LoadedModel(source.name, source.family.name, meta_modules(source)[0], None, dict(source.defaults))
 
 
-def fill_part(module: nn.Module, source: Source, part: str) -> None:
-    """Gives one part of a model its weights.
+def meta_modules(source: Source) -> tuple[Any, dict[str, Any]]:
+    """The model on the meta device (shapes without memory), and the module of each part."""
+    with describing(source.about):
+        model = build_on_meta(source.family.build, source.config)
+        modules = {part: getattr(model, part) for part in source.family.parts}
+        if source.text_encoder is not None:
+            modules["text_encoder"] = build_on_meta(lambda settings: WordEncoder(**settings), source.text_encoder)
+    return model, modules
+
+
+def open_part(source: Source, part: str, module: nn.Module) -> Weights:
+    """The weights of one part as its module knows them, checked against it.
+
+    They have the module's names, in the file's order, without what is ignorable, and tables cut to the module's rows.
+    """
+    path, rules = source.parts[part], source.family.parts.get(part, Part())
+    own, weights = module.state_dict(), read_state(path)
+    stored_to_own = {stored: name for name, stored in rules.rename(weights.keys(), own.keys()).items()}
+    names = {
+        stored_to_own.get(stored, stored): stored
+        for stored in weights
+        if stored in own or stored in stored_to_own or not _matches(stored, rules.ignorable)
+    }
+    meta = {name: weights.meta[stored] for name, stored in names.items()}
+    for name in rules.tables:
+        if name in meta and name in own:
+            table, rows = meta[name], len(own[name])
+            if table.shape[1:] == own[name].shape[1:] and len(table) < rows:
+                raise CheckpointError(
+                    f"{path}: {name} has {len(table)} rows, the model needs {rows}; "
+                    "state the length that it was trained with in a config.json beside it"
+                )
+            meta[name] = table[:rows]
+    _check_fit(own, meta, str(path))
+
+    def read(name: str) -> Tensor:
+        tensor = weights[names[name]]
+        return tensor[: len(meta[name])] if name in rules.tables else tensor
+
+    return Weights(meta, read)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_fit(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str, ignorable: Collection[str] = ()
+) -> None:
+    """Checks that weights have the names and shapes of a module's state."""
+    misshapen = {
+        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+        for name, tensor in weights.items()
+        if name in own and tensor.shape != own[name].shape
+    }
+    problems = {
+        "missing": own.keys() - weights.keys(),
+        "unexpected": {name for name in weights.keys() - own.keys() if not _matches(name, ignorable)},
+        "misshapen": misshapen,
+    }
+    said = [
+        f"{len(names)} {what}: {', '.join(sorted(names)[:8])}{', ...' if len(names) > 8 else ''}"
+        for what, names in problems.items()
+        if names
+    ]
+    if said:
+        raise CheckpointError(f"{source}: does not fit the model; {'; '.join(said)}")
+
+
+def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str, ignorable: Collection[str] = ()) -> None:
+    """Gives a module its weights, strictly.
+
+    Each tensor is copied into the type of the module's own, one after the other, and takes its place: a module on
+    the meta device needs no memory before, and no more than one tensor is there twice.
+
+    Args:
+        source: named in errors.
+        ignorable: patterns of names that a file may hold although the module does not.
 
     Raises:
-        CheckpointError: see :func:`load_model`.
+        CheckpointError: listing missing, unexpected and misshapen tensors.
     """
-    path = source.parts[part]
-    weights = read_state(path)
-    if part in source.family.parts:
-        weights = adapt(weights, module, source.family.parts[part], str(path))
-    fill_module(module, weights, str(path))
-
-
-def empty_model(source: Source) -> Any:
-    """The model on the meta device: shapes without memory.
-
-    Raises:
-        CheckpointError: if its configuration describes none.
-    """
-    return _build(source, source.family.build, source.config)
-
-
-def empty_text_encoder(source: Source) -> WordEncoder | None:
-    """The model's own text encoder, likewise; None if it has none."""
-    if source.text_encoder is None:
-        return None
-    encoder: WordEncoder = _build(source, lambda settings: WordEncoder(**settings), source.text_encoder)
-    return encoder
-
-
-def _build(source: Source, build: Any, settings: Any) -> Any:
-    try:
-        with torch.device("meta"):
-            return build(settings)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source.about}: {error}") from None
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source.about}: does not describe a model ({error!r}); fetch it again") from error
-
-
-def _frozen(module: Any) -> Any:
-    return None if module is None else module.eval().requires_grad_(False)
+    own = module.state_dict()
+    _check_fit(own, weights.meta if isinstance(weights, Weights) else weights, source, ignorable)
+    filled = {
+        name: weights[name].to(own[name].dtype, copy=True, memory_format=torch.contiguous_format)
+        for name in weights
+        if name in own
+    }
+    module.load_state_dict(filled, assign=True)
+    # What no file holds would stay without values: a module has to compute it where it is used.
+    empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    if empty:
+        raise CheckpointError(f"{source}: no file holds the buffers {', '.join(empty)}; they have no values")

@@ -4,225 +4,158 @@ from __future__ import annotations
 
 import json
 import pickle
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from stepvar.checkpoints.packing import unpacked
+from stepvar.checkpoints.int8 import SCALES, unpack
 from stepvar.errors import CheckpointError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 INDEX_SUFFIX = ".index.json"
 
-AVERAGED = "ema_model.bin"
-"""Averaged weights in a folder, which stand in for those beside them."""
-
-WHOLE = ("model.safetensors", "pytorch_model.bin")
-"""What the one file of a folder is called."""
-
 _NESTING = ("trainer", "gpt_ema_fsdp", "gpt_fsdp", "vae")
-_ZIP = b"PK\x03\x04"
 _PORTIONS = 40
-"""A file is mapped into memory anew after each of this many equal parts of its weights."""
+"""A file is mapped into memory again after each of this many equal parts of its weights."""
 
 
 class Weights(Mapping[str, Tensor]):
     """Tensors by name, read when asked for.
 
-    A tensor that :meth:`__getitem__` gives may be a view of the file: copy what is to stay, and let the rest go, so
-    that its memory can be given back.
+    What is read may be a view of the file: copy what is to stay, and let the rest go, so that its memory can be
+    given back.
 
     Args:
-        names: in the order in which they are best read.
+        meta: a tensor of the same shape and type on the meta device, by name, in the order in which to read best.
+        read: gives the tensor of a name.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = dict.fromkeys(names)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # the inherited one would read the tensor
-
-    @abstractmethod
-    def peek(self, name: str) -> Tensor:
-        """The tensor for its shape and type only."""
-
-
-def peek(weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """A tensor for its shape and type only, without reading its values where they are in a file."""
-    return weights.peek(name) if isinstance(weights, Weights) else weights[name]
-
-
-class MappedFile(Weights):
-    """A file whose tensors are views of it.
-
-    What was read of a mapped file counts as memory of the process for as long as it is mapped: after each portion
-    the file is mapped anew.
-    """
-
-    def __init__(self, path: Path, read: Callable[[Path], Mapping[str, Tensor]]) -> None:
-        self._path = path
+    def __init__(self, meta: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        self.meta = meta
         self._read = read
-        self._tensors = read(path)
-        super().__init__(self._tensors)
-        self._portion = sum(tensor.nbytes for tensor in self._tensors.values()) // _PORTIONS
-        self._touched = 0
 
     def __getitem__(self, name: str) -> Tensor:
-        if self._touched > self._portion:
-            self._tensors = {}  # lets go of the old mapping before the new one is made
-            self._tensors, self._touched = self._read(self._path), 0
-        tensor = self._tensors[name]
-        self._touched += tensor.nbytes
-        return tensor
-
-    def peek(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-
-class _OpenSafetensors(Mapping[str, Tensor]):
-    """The views of an open safetensors file."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: Any = safe_open(path, framework="pt")
-        self._names = dict.fromkeys(self._file.keys())  # type: ignore[no-untyped-call]
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # the inherited one would read the tensor
+        return self._read(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.meta)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.meta)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.meta  # the inherited one would read the tensor
 
 
-class Shards(Weights):
-    """Weights spread over several files; one of them is open at a time."""
-
-    def __init__(self, index: Path) -> None:
-        self._folder = index.parent
-        self._places = _read_index(index)
-        for shard in sorted(set(self._places.values())):
-            if not (self._folder / shard).is_file():
-                raise CheckpointError(f"{self._folder / shard}: missing, though {index.name} lists it; fetch it again")
-        self._open: tuple[str, Mapping[str, Tensor]] = ("", {})
-        # Shard by shard, so that each is opened once.
-        super().__init__(sorted(self._places, key=lambda name: self._places[name]))
-
-    def _shard_of(self, name: str) -> Mapping[str, Tensor]:
-        shard = self._places[name]
-        if self._open[0] != shard:
-            self._open = ("", {})  # lets go of one shard before the next is opened
-            self._open = (shard, read_state(self._folder / shard))
-        if name not in self._open[1]:
-            raise CheckpointError(f"{self._folder / shard}: lacks {name}, which the index places there; fetch it again")
-        return self._open[1]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._shard_of(name)[name]
-
-    def peek(self, name: str) -> Tensor:
-        return peek(self._shard_of(name), name)
-
-
-class Overlaid(Weights):
-    """Weights of one file, and those that it lacks from another.
-
-    Args:
-        over, under: what is in both is taken from the first.
-    """
-
-    def __init__(self, over: Mapping[str, Tensor], under: Mapping[str, Tensor]) -> None:
-        super().__init__([*over, *(name for name in under if name not in over)])
-        self._over, self._under = over, under
-
-    def _holder(self, name: str) -> Mapping[str, Tensor]:
-        return self._over if name in self._over else self._under
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._holder(name)[name]
-
-    def peek(self, name: str) -> Tensor:
-        return peek(self._holder(name), name)
-
-
-def read_state(path: str | Path, ema: bool = True) -> Mapping[str, Tensor]:
+def read_state(path: str | Path) -> Weights:
     """The weights of a checkpoint, whatever its layout; nothing in it is ever executed.
 
     Layouts: ``.safetensors``; ``.pth``, ``.pt`` and ``.bin`` of ``torch.save``, flat or nested as the training
-    scripts nest them (``trainer`` and in it ``gpt_ema_fsdp`` or ``gpt_fsdp``; ``vae``); a folder of shards with an
-    index, or the index itself; a folder of one such file, and in it, beside the file, averaged weights in their own.
-
-    Args:
-        ema: whether averaged weights are preferred where a training checkpoint has both.
+    scripts nest them (``trainer`` and in it ``gpt_ema_fsdp``, which is preferred, or ``gpt_fsdp``; ``vae``); a folder
+    of shards with an index, or the index itself; a folder of one such file, and in it, beside the file, averaged
+    weights in their own.
 
     Returns:
-        Tensors by name, on the CPU, in the types stored, read as they are asked for. Those of the old format of
-        ``torch.save``, which cannot be read in parts, are in memory at once.
+        Tensors by name, on the CPU, in the types stored. Those of the old format of ``torch.save``, which cannot be
+        read in parts, are in memory at once.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or holds something else.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path, ema)
+        return _folder(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; check the path, or fetch it again")
     if path.name.endswith(INDEX_SUFFIX):
-        return Shards(path)
+        return _shards(path)
     if path.suffix == ".safetensors":
-        return MappedFile(path, _read_safetensors)
+        return _unpacked(_mapped(path, _read_safetensors))
     if path.suffix not in TORCH_SUFFIXES:
         raise CheckpointError(f"{path}: must end in .safetensors, {', '.join(TORCH_SUFFIXES)} or {INDEX_SUFFIX}")
-    if not _is_zip(path):  # the format of torch.save before version 1.6
-        return _read_torch(path, ema, mapped=False)
-    return MappedFile(path, lambda path: _read_torch(path, ema, mapped=True))
+    if _is_zip(path):
+        return _mapped(path, lambda path: _read_torch(path, mapped=True))
+    content = _read_torch(path, mapped=False)  # the format of torch.save before version 1.6
+    return Weights(_meta(content), content.__getitem__)
 
 
-def _read_folder(folder: Path, ema: bool) -> Mapping[str, Tensor]:
-    """A folder of shards with their index, or of one file; averaged weights in a file of their own come first."""
-    averaged, whole = folder / AVERAGED, [folder / name for name in WHOLE if (folder / name).is_file()]
-    if not ema or not averaged.is_file():
-        return read_state(whole[0]) if whole else Shards(find_index(folder))
-    if not whole and not any(folder.glob(f"*{INDEX_SUFFIX}")):
-        return read_state(averaged)
-    return Overlaid(read_state(averaged), _read_folder(folder, ema=False))
+def _meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint at once.
+def _mapped(path: Path, load: Callable[[Path], Mapping[str, Tensor]]) -> Weights:
+    """A file whose tensors ``load`` gives as views of it.
 
-    Raises:
-        CheckpointError: see :func:`read_state`.
+    What was read of a mapped file counts as memory of the process for as long as it is mapped: after each portion
+    the file is mapped again.
     """
-    return dict(read_state(path))
+    tensors = load(path)
+    portion, touched = sum(tensor.nbytes for tensor in tensors.values()) // _PORTIONS, 0
+
+    def read(name: str) -> Tensor:
+        nonlocal tensors, touched
+        if touched > portion:
+            tensors = {}  # lets go of the old mapping before the new one is made
+            tensors, touched = load(path), 0
+        touched += tensors[name].nbytes
+        return tensors[name]
+
+    return Weights(_meta(tensors), read)
 
 
-def find_index(folder: Path) -> Path:
-    """The index of a folder of shards; that of safetensors files if there are several.
+def _unpacked(stored: Weights) -> Weights:
+    """Matrices that are stored in eight bits as float32, all else as it is; see :mod:`stepvar.checkpoints.int8`."""
+    packed = {name for name in stored if name + SCALES in stored}
 
-    Raises:
-        CheckpointError: if there is none.
-    """
-    found = sorted(folder.glob(f"*{INDEX_SUFFIX}"), key=lambda path: "safetensors" not in path.name)
+    def read(name: str) -> Tensor:
+        return unpack(stored[name], stored[name + SCALES]) if name in packed else stored[name]
+
+    meta = {name: tensor for name, tensor in stored.meta.items() if not name.endswith(SCALES)}
+    return Weights(meta | {name: meta[name].float() for name in packed}, read)
+
+
+def _folder(folder: Path) -> Weights:
+    """One file, or shards with their index; of averaged weights in a file of their own all that they hold."""
+    indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"), key=lambda path: "safetensors" not in path.name)
+    names = (folder / "model.safetensors", folder / "pytorch_model.bin", *indices)
+    averaged, base = folder / "ema_model.bin", [path for path in names if path.is_file()][:1]
+    found = [read_state(path) for path in ([averaged, *base] if averaged.is_file() else base)]
     if not found:
         raise CheckpointError(f"{folder}: has no index of shards (*{INDEX_SUFFIX}); fetch the folder again")
-    return found[0]
+    holders: dict[str, Weights] = {}
+    for weights in found:
+        for name in weights:
+            holders.setdefault(name, weights)
+    return Weights({name: held.meta[name] for name, held in holders.items()}, lambda name: holders[name][name])
+
+
+def _shards(index: Path) -> Weights:
+    """Weights spread over several files; one of them is open at a time."""
+    folder, places = index.parent, _read_index(index)
+    meta: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        if not (folder / shard).is_file():
+            raise CheckpointError(f"{folder / shard}: missing, though {index.name} lists it; fetch it again")
+        held = read_state(folder / shard).meta
+        for name in (name for name, place in places.items() if place == shard):
+            if name not in held:
+                raise CheckpointError(f"{folder / shard}: lacks {name}, which the index places there; fetch it again")
+            meta[name] = held[name]
+    current: dict[str, Weights] = {}
+
+    def read(name: str) -> Tensor:
+        shard = places[name]
+        if shard not in current:
+            current.clear()  # lets go of one shard before the next is opened
+            current[shard] = read_state(folder / shard)
+        return current[shard][name]
+
+    return Weights(meta, read)
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -238,7 +171,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     try:
-        return unpacked(_OpenSafetensors(path))
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or truncated ({error}); fetch it again") from None
 
@@ -246,12 +179,12 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
 def _is_zip(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(len(_ZIP)) == _ZIP
+            return file.read(4) == b"PK\x03\x04"
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _read_torch(path: Path, ema: bool, mapped: bool) -> Mapping[str, Tensor]:
+def _read_torch(path: Path, mapped: bool) -> Mapping[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -263,14 +196,13 @@ def _read_torch(path: Path, ema: bool, mapped: bool) -> Mapping[str, Tensor]:
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: damaged or truncated ({reason}); fetch it again") from None
-    return _state_in(content, path, ema)
+    return _state_in(content, path)
 
 
-def _state_in(content: Any, path: Path, ema: bool) -> Mapping[str, Tensor]:
+def _state_in(content: Any, path: Path) -> Mapping[str, Tensor]:
     """The state dict inside what a file holds, looking into the levels that training scripts put around it."""
-    levels = [level for level in _NESTING if ema or level != "gpt_ema_fsdp"]
     while isinstance(content, Mapping):
-        inner = [content[level] for level in levels if isinstance(content.get(level), Mapping) and content[level]]
+        inner = [content[level] for level in _NESTING if isinstance(content.get(level), Mapping) and content[level]]
         if not inner:
             break
         content = inner[0]

@@ -16,8 +16,9 @@ from stepvar.cli.convert import convert
 from stepvar.cli.demo import demo
 from stepvar.cli.evaluate import evaluate, report
 from stepvar.cli.generate import generate
-from stepvar.cli.listing import info, methods, models, verify
+from stepvar.cli.listing import info, methods, models
 from stepvar.cli.plan import plan
+from stepvar.cli.verify import verify
 from stepvar.errors import StepvarError, UsageError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -29,7 +30,7 @@ _ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Draw pictures with visual autoregressive models, faster with token pruning.",
+    help="Generate images and videos with visual autoregressive models, faster with token pruning.",
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
 )
 for command in (generate, demo, plan, calibrate, methods, models, verify, convert, info):
@@ -50,7 +51,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error came from; also behind a command.")
+        bool, typer.Option("--debug", help="Show where an error came from; also after a command.")
     ] = False,
 ) -> None:
     pass
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
-            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
             status = _run(arguments or ["--help"])
     except SystemExit as stop:  # a closed pipe
         status = stop.code if isinstance(stop.code, int) else FAILED
@@ -86,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    status: Any = typer.main.get_command(app).main(arguments, prog_name="stepvar", standalone_mode=False)
+    status: Any = typer.main.get_command(app).main(arguments, prog_name="stepvar", standalone_mode=False, obj=arguments)
     return status if isinstance(status, int) else 0
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
-    """Accepts ``--debug`` anywhere in front of ``--``."""
+    """Accepts ``--debug`` anywhere before ``--``."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     front = [argument for argument in arguments[:end] if argument != "--debug"]
     return front + arguments[end:], len(front) < end
@@ -104,7 +105,7 @@ def _explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
     if isinstance(error, StepvarError):
         return str(error), USAGE if isinstance(error, UsageError) else FAILED
     if _out_of_memory(error):
-        return "out of memory; draw fewer images at once, or use a smaller --resolution or --dtype", FAILED
+        return "out of memory; generate fewer images at once, or use a smaller --resolution or --dtype", FAILED
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; choose another place", FAILED
     return f"internal error: {type(error).__name__}: {error}; run with --debug", FAILED
@@ -135,10 +136,6 @@ def _out_of_memory(error: Exception) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
     )
-
-
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    _say(f"warning: {message}")
 
 
 def _say(text: str) -> None:

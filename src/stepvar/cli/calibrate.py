@@ -1,4 +1,4 @@
-"""``stepvar calibrate``: what plans of a speed-up rest on."""
+"""``stepvar calibrate``: measures ahead what ``--speedup`` needs."""
 
 from __future__ import annotations
 
@@ -14,57 +14,55 @@ from stepvar.cli.options import (
     RevisionOption,
     VariantOption,
     load_pipeline,
+    parse_method,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from stepvar.budget import Calibration
+    from stepvar.cost.speedup import Search
 
 
 def calibrate(
     model: ModelOption = "scenes",
     variant: VariantOption = None,
     revision: RevisionOption = None,
+    method: Annotated[str, typer.Option("--method", help="Whose settings are measured; see 'methods'.")] = "stepvar",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
-    aspect_ratio: Annotated[str, typer.Option(help="Width to height, such as 3:2.")] = "1:1",
+    aspect_ratio: Annotated[str | None, typer.Option(help="Width to height, such as 3:2.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")] = None,
-    num_images: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 1,
+    num_images: Annotated[int, typer.Option(help="Images generated at once.")] = 1,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure this device and a model on it anew, for --speedup, and keep the figures."""
+    """Measure a method on a model and this device again, for --speedup, and keep the figures."""
+    chosen = parse_method(method, {}, [])
     pipe = load_pipeline(model, device, dtype, variant, revision)
 
     from rich.console import Console
 
-    from stepvar.budget import calibrate as measure
-    from stepvar.budget.store import cache_folder
+    from stepvar.cost.speedup import measure_ahead
+    from stepvar.cost.store import cache_folder
 
-    plan = pipe.plan(aspect_ratio=aspect_ratio, resolution=resolution)
-    done = measure(pipe, plan, num_images, again=True, progress=not quiet)
+    settings = pipe.settings(aspect_ratio=aspect_ratio, resolution=resolution)
+    search = measure_ahead(pipe, chosen, settings, num_images, progress=not quiet)
     if not quiet:
-        Console().print(table(pipe.name, done))
+        Console().print(table(pipe.name, search))
         print(f"kept in {cache_folder()}")
 
 
-def table(name: str, done: Calibration) -> Table:
-    """The device's rates, and what a dense generation takes."""
+def table(name: str, search: Search) -> Table:
+    """What a dense generation takes, and the method with its harshest settings."""
     from rich.table import Table
 
-    rates, profile = done.rates, done.profile
-    table = Table(title=f"{name}: one dense generation", caption="measured on few blocks where a model is large")
-    table.add_column("part")
-    table.add_column("figure", justify="right")
-    rows, fastest = max(rates.products, key=lambda measured: measured[1])
-    table.add_row(f"products with weights, {rows} rows", f"{fastest / 1e9:,.1f} GFLOP/s")
-    table.add_row("attention", f"{rates.attention / 1e9:,.1f} GFLOP/s")
-    table.add_row("memory", f"{rates.bandwidth / 1e9:,.1f} GB/s")
-    table.add_row("starting an operation", f"{1e6 * rates.launch:.1f} us")
+    table = Table(title=f"{name}: one generation")
+    for column in ("part", "dense", f"{search.method}, at most"):
+        table.add_column(column, justify="right")
+    harshest = search.stages[-1](1.0)
+    loops = [search.timings.seconds(search.plan(method)) for method in (search.dense, harshest)]
+    table.add_row("all scales", *(f"{1e3 * seconds:,.1f} ms" for seconds in loops))
+    for stage, words in (("condition", "text encoder"), ("prepare", "preparation"), ("decode", "decoding")):
+        table.add_row(words, *[f"{1e3 * search.timings.stages[stage]:,.1f} ms"] * 2)
     table.add_section()
-    table.add_row("text encoder", f"{1e3 * profile.condition:,.1f} ms")
-    table.add_row("preparation", f"{1e3 * profile.prepare:,.1f} ms")
-    table.add_row("blocks, all scales", f"{1e3 * sum(profile.stack.values()):,.1f} ms")
-    table.add_row("rest of all scales", f"{1e3 * sum(profile.rest.values()):,.1f} ms")
-    table.add_row("decoding", f"{1e3 * profile.decode:,.1f} ms")
+    table.add_row("speed-up", "1.00", f"{search.speedup(harshest):.2f}")
     return table

@@ -1,40 +1,40 @@
-"""Showing a comparison with dense generation: a sheet of pictures, still or moving, and a table of costs."""
+"""Showing a comparison with dense generation: a sheet of images, still or moving, and a table of costs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stepvar.progress import bar
+from stepvar.utils.progress import bar
 
 if TYPE_CHECKING:
     from PIL import Image
     from rich.table import Table
 
-    from stepvar.budget import Budget
-    from stepvar.compare import Comparison
+    from stepvar.cost.speedup import Fitted
+    from stepvar.evaluation.comparison import Comparison
+    from stepvar.media.video import Video
     from stepvar.methods import Method
     from stepvar.output import Output
     from stepvar.pipeline import Pipeline
-    from stepvar.video import Video
 
 AMPLIFICATION = 4
 MAPS_SHOWN = 3
 """Maps of kept tokens on a sheet: those of the finest scales."""
 
 
-def draw_comparison(
-    pipe: Pipeline, prompts: list[str], method: Method | Budget, seed: int, runs: int, quiet: bool, **settings: Any
+def run_comparison(
+    pipe: Pipeline, prompts: list[str], method: Method | Fitted, seed: int, runs: int, quiet: bool, **settings: Any
 ) -> Comparison:
     """Runs a comparison behind a progress bar, which moves between generations only."""
-    from stepvar.compare import compare
+    from stepvar.evaluation.comparison import compare
 
     with bar("dense and pruned in turn", 2 * (runs + 1), not quiet) as advance:
         return compare(pipe, prompts, method, seed, runs, on_run_end=advance, **settings)
 
 
 def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
-    """One row per picture: dense, the method, their difference, and which tokens were computed."""
-    from stepvar.drawing import contact_sheet, difference, kept_overlay
+    """One row per image: dense, the method, their difference, and which tokens were computed."""
+    from stepvar.media.sheets import contact_sheet, difference, kept_overlay
 
     dense, other = comparison.dense.images, comparison.other.images
     maps = comparison.other.kept[-MAPS_SHOWN:]
@@ -53,8 +53,8 @@ def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
 
 def moving_sheet(comparison: Comparison, prompts: list[str]) -> Video:
     """One row per video: dense, the method and their difference, at the same moments."""
-    from stepvar.drawing import contact_sheet, difference
-    from stepvar.video import Video
+    from stepvar.media.sheets import contact_sheet, difference
+    from stepvar.media.video import Video
 
     dense, other = comparison.dense.videos, comparison.other.videos
     titles = ("dense", str(comparison.method), f"difference, {AMPLIFICATION} times amplified")
@@ -80,10 +80,10 @@ def _headline(comparison: Comparison) -> str:
 
 def _asked(comparison: Comparison) -> str:
     """The speed-up that was asked for beside the one achieved."""
-    budget = comparison.budget
-    if budget is None:
+    fitted = comparison.fitted
+    if fitted is None:
         return ""
-    return f"; {budget.asked:g} asked of the {budget.scope}, {comparison.achieved.median:.2f} achieved"
+    return f"; {fitted.asked:g} asked of the {fitted.scope}, {comparison.achieved.median:.2f} achieved"
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -114,7 +114,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def _costs(output: Output, seconds: tuple[float, ...]) -> tuple[str, str, str]:
-    from stepvar.compare import Spread
+    from stepvar.evaluation.statistics import Spread
 
     time = Spread.of(seconds)
     return (

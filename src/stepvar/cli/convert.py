@@ -27,7 +27,7 @@ def convert(
     precision = None if dtype is None else parse_dtype(dtype)
 
     from stepvar.checkpoints import convert_model
-    from stepvar.progress import bar
+    from stepvar.utils.progress import bar
 
     with bar("tensors", None, not quiet) as advance:
         folder = convert_model(source, out, variant, revision, precision, tokenizer, progress=advance)

@@ -1,4 +1,4 @@
-"""``stepvar demo``: what the method does, in one picture and one table."""
+"""``stepvar demo``: what the method does, in one image and one table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from stepvar.cli.budget import SpeedupOption, fit_budget
 from stepvar.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -18,7 +17,8 @@ from stepvar.cli.options import (
     load_pipeline,
     output_path,
 )
-from stepvar.files import check_writable, write_text
+from stepvar.cli.speedup import SpeedupOption, fit_settings
+from stepvar.utils.files import check_writable, write_text
 
 CAPTION = "a large red striped circle left of a small blue star on grass"
 
@@ -27,7 +27,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file; the numbers go beside it, as JSON.")] = Path(
         "demo.png"
     ),
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 7,
+    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 7,
     model: ModelOption = "scenes",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -35,21 +35,21 @@ def demo(
     runs: RunsOption = 5,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw a scene dense and with StepVAR, write both on one sheet and print what they cost."""
+    """Generate a scene dense and with StepVAR, write both on one sheet and print what they cost."""
     numbers = output_path("out", out, ".png").with_suffix(".json")
     check_writable(numbers)
     pipe = load_pipeline(model, device, dtype)
 
-    from stepvar.cli.comparison import draw_comparison, print_comparison, sheet
+    from stepvar.cli.comparison import print_comparison, run_comparison, sheet
     from stepvar.cli.generate import describe
-    from stepvar.drawing import save_png
+    from stepvar.media.sheets import save_png
     from stepvar.methods import StepVAR
 
-    chosen = StepVAR() if speedup is None else fit_budget(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
-    comparison = draw_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
+    chosen = StepVAR() if speedup is None else fit_settings(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
+    comparison = run_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
     save_png(sheet(comparison, [CAPTION]), out, describe(pipe, CAPTION, seed, comparison.method, {}))
-    facts = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
-    write_text(numbers, json.dumps(facts, indent=2) + "\n")
+    info = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
+    write_text(numbers, json.dumps(info, indent=2) + "\n")
     if not quiet:
         print_comparison(comparison)
-        print(f"{out}: the pictures; {numbers}: the numbers")
+        print(f"{out}: the images; {numbers}: the numbers")

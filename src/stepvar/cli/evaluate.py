@@ -24,16 +24,16 @@ from stepvar.cli.options import (
     parse_numbers,
 )
 from stepvar.errors import UsageError
-from stepvar.progress import bar
+from stepvar.utils.progress import bar
 
 if TYPE_CHECKING:
     import torch
 
-    from stepvar.evaluation.drawing import Contender
-    from stepvar.evaluation.evaluate import Measures
+    from stepvar.evaluation.candidates import Candidate
     from stepvar.evaluation.folder import RunFolder
-    from stepvar.evaluation.learned import Features
+    from stepvar.evaluation.metrics.learned import Features
     from stepvar.evaluation.prompts import PromptSet
+    from stepvar.evaluation.run import Measures
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
@@ -43,7 +43,7 @@ Methods = Annotated[
         "--methods",
         metavar="METHOD",
         help="A method with settings, 'stepvar keep=0.5 last=2' or 'stepvar+drop-guidance keep=0.5'; repeat for more. "
-        "Dense, null methods and the noise floor always take part.",
+        "Dense, baselines and the noise floor always take part.",
     ),
 ]
 Prompts = Annotated[
@@ -53,22 +53,23 @@ Prompts = Annotated[
         "evaluation_metadata.jsonl; DPG-Bench's folder of prompts."
     ),
 ]
-Scores = Annotated[str | None, typer.Option(help="Of a picture against its prompt: clip, image-reward, hpsv2.")]
-Reference = Annotated[Path | None, typer.Option(help="Folder of real pictures for FID and KID by Inception features.")]
+Scores = Annotated[str | None, typer.Option(help="Of an image against its prompt: clip, image-reward, hpsv2.")]
+Reference = Annotated[Path | None, typer.Option(help="Folder of real images for FID and KID by Inception features.")]
 
 
 def evaluate(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a run that it holds goes on.")],
     methods: Methods = None,
     prompts: Prompts = "scenes",
     model: ModelOption = "scenes",
     variant: VariantOption = None,
     text_encoder: TextEncoderOption = None,
-    seeds: Annotated[str, typer.Option(help="Every prompt is drawn with each, such as 0,1.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Every prompt is generated with each, such as 0,1.")] = "0",
     limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 8,
+    batch: Annotated[int, typer.Option(help="Images generated at once.")] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds in which all methods are timed in turn; 0: none.")] = 3,
-    timed: Annotated[int, typer.Option("--timed-batch", help="Pictures at once while methods are timed.")] = 1,
+    timed: Annotated[int, typer.Option("--timed-batch", help="Images at once while methods are timed.")] = 1,
     scores: Scores = None,
     reference: Reference = None,
     guidance_scale: Annotated[str | None, typer.Option(help="One number, or one per scale.")] = None,
@@ -79,20 +80,24 @@ def evaluate(
     dtype: DtypeOption = "float32",
     quiet: QuietOption = False,
 ) -> None:
-    """Compare methods on many prompts: fidelity, semantics, sets of pictures, cost."""
+    """Compare methods on many prompts: fidelity, semantics, sets of images, cost."""
     for name, value, least in (("batch", batch, 1), ("rounds", rounds, 0), ("timed-batch", timed, 1)):
         if value < least:
             raise UsageError(f"{name}={value}: must be at least {least}")
     chosen = parse_methods(methods or ["stepvar"])
     numbers = parse_seeds(seeds)
 
-    from stepvar.evaluation.contenders import with_nulls
-    from stepvar.evaluation.evaluate import Evaluation
+    from stepvar.evaluation.candidates import with_baselines
     from stepvar.evaluation.folder import RunFolder
+    from stepvar.evaluation.machine import provenance
+    from stepvar.evaluation.metrics.sets import compare_sets, reference_files
     from stepvar.evaluation.prompts import load_prompts
-    from stepvar.evaluation.results import write_results
-    from stepvar.evaluation.sets import compare_sets, reference_files
+    from stepvar.evaluation.require import require
+    from stepvar.evaluation.run import Evaluation
+    from stepvar.evaluation.summary import write_results
 
+    for package in ("torchmetrics", "matplotlib"):
+        require(package)  # before anything is generated
     suite = load_prompts(prompts).limited(limit)
     settings = {
         "guidance_scale": parse_numbers("guidance_scale", guidance_scale),
@@ -104,9 +109,8 @@ def evaluate(
     real = reference_files(reference) if reference is not None else []
     pipe = load_pipeline(model, device, dtype, variant, None, text_encoder)
     measures, notes = load_measures(pipe, suite, [name.strip() for name in scores.split(",")] if scores else [])
-    own_judge = measures.judge is not None or measures.clip_judge is not None
-    features = None if own_judge and not real else load_features(pipe.device, bool(real), notes)
-    contenders = supported(pipe, with_nulls(chosen), [label for label, _ in chosen], settings, notes)
+    features = None if measures.domain is not None and not real else load_features(pipe.device, bool(real), notes)
+    candidates = supported(pipe, with_baselines(chosen), [label for label, _ in chosen], settings, notes)
     described = {
         "stepvar": __version__,
         "model": pipe.name,
@@ -116,22 +120,23 @@ def evaluate(
         "seeds": numbers,
         "settings": settings,
         "timed_batch": timed,
-        "methods": [{"label": c.label, "settings": repr(c.method), "redrawn": c.redrawn} for c in contenders],
+        "methods": [{"label": c.label, "settings": repr(c.method), "resampled": c.resampled} for c in candidates],
         "notes": notes,
     }
-    folder = RunFolder.open(out, described)
-    evaluation = Evaluation(pipe, suite, numbers, contenders, folder, measures, settings, batch)
+    command = shlex.join(["stepvar", *(context.obj or [])])
+    folder = RunFolder.open(out, described, provenance(pipe.device, command))
+    evaluation = Evaluation(pipe, suite, numbers, candidates, folder, measures, settings, batch)
     try:
-        with bar("pictures", evaluation.pictures_left, not quiet, time_left=True) as advance:
-            evaluation.draw(advance)
-        with bar("timing", evaluation.timings_left(rounds), not quiet, time_left=True) as advance:
+        with bar("images", evaluation.images_left, not quiet, time_left=True) as advance:
+            evaluation.generate(advance)
+        with bar("timing", evaluation.runs_left(rounds), not quiet, time_left=True) as advance:
             evaluation.time(rounds, timed, advance)
         if features is not None:
-            with bar("features", len(contenders), not quiet, time_left=True) as advance:
-                compare_sets(folder, contenders, features, pipe.device, real, advance)
+            with bar("features", len(candidates), not quiet, time_left=True) as advance:
+                compare_sets(folder, candidates, features, pipe.device, real, advance)
     except KeyboardInterrupt:
         if not quiet:
-            print(f"{out}: {len(folder.rows)} pictures are done; the same command goes on")
+            print(f"{out}: {len(folder.rows)} images are done; the same command goes on")
         raise
     write_results(folder)
     if not quiet:
@@ -146,10 +151,10 @@ def report(
 ) -> None:
     """Make a page and a table of an evaluation, also of one that is not finished."""
     from stepvar.evaluation.folder import RunFolder
-    from stepvar.evaluation.page import page
-    from stepvar.evaluation.results import summarise, write_results
-    from stepvar.evaluation.tables import markdown
-    from stepvar.files import check_writable, write_text
+    from stepvar.evaluation.report.page import page
+    from stepvar.evaluation.report.tables import markdown
+    from stepvar.evaluation.summary import summarise, write_results
+    from stepvar.utils.files import check_writable, write_text
 
     folder = RunFolder.read(run)
     target = out or run / "report.html"
@@ -193,21 +198,14 @@ def parse_seeds(text: str) -> list[int]:
 
 def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tuple[Measures, dict[str, str]]:
     """What can be measured here beside PSNR, SSIM and detail, and a note for what cannot."""
-    from stepvar.evaluation.clips import load_clip_judge
-    from stepvar.evaluation.evaluate import Measures
-    from stepvar.evaluation.learned import Unavailable, load_lpips, load_scores
-    from stepvar.evaluation.scenes import load_judge
+    from stepvar.evaluation.metrics.learned import Unavailable, load_lpips, load_scores
+    from stepvar.evaluation.metrics.scenes import domain_of
+    from stepvar.evaluation.run import Measures
 
     lpips = load_lpips(pipe.device)
     notes = {"lpips": str(lpips)} if isinstance(lpips, Unavailable) else {}
-    judged = all(prompt.scene is not None for prompt in suite.prompts)
-    watched = all(prompt.clip is not None for prompt in suite.prompts)
-    return Measures(
-        judge=load_judge(pipe.device) if judged else None,
-        clip_judge=load_clip_judge(pipe.device) if watched else None,
-        lpips=None if isinstance(lpips, Unavailable) else lpips,
-        scores=load_scores(scores, pipe.device),
-    ), notes
+    distance = None if isinstance(lpips, Unavailable) else lpips
+    return Measures(domain_of(suite.prompts, pipe.device), distance, load_scores(scores, pipe.device)), notes
 
 
 def load_features(device: torch.device, asked: bool, notes: dict[str, str]) -> Features | None:
@@ -216,7 +214,7 @@ def load_features(device: torch.device, asked: bool, notes: dict[str, str]) -> F
     Raises:
         UsageError: if they were asked for.
     """
-    from stepvar.evaluation.learned import Unavailable, load_inception
+    from stepvar.evaluation.metrics.learned import Unavailable, load_inception
 
     features = load_inception(device)
     if not isinstance(features, Unavailable):
@@ -235,32 +233,32 @@ def digest(suite: PromptSet) -> str:
 
 def supported(
     pipe: Pipeline,
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     asked: Sequence[str],
     settings: dict[str, Any],
     notes: dict[str, str],
-) -> list[Contender]:
-    """The contenders that can serve the model; null methods that cannot are left out with a note.
+) -> list[Candidate]:
+    """The candidates that can serve the model; baselines that cannot are left out with a note.
 
     Raises:
-        UsageError: if a method that was asked for cannot, before anything is drawn.
+        UsageError: if a method that was asked for cannot, before anything is generated.
     """
-    plan, found = pipe.plan(**settings), []
-    for contender in contenders:
+    plain, found = pipe.settings(**settings), []
+    for candidate in candidates:
         try:
-            contender.method.prepare(plan, pipe.model.facts)
+            candidate.method.plan(plain, pipe.model.info, 1)
         except UsageError as error:
-            if contender.label in asked:
+            if candidate.label in asked:
                 raise
-            notes[contender.label] = f"left out: {error}"
+            notes[candidate.label] = f"left out: {error}"
         else:
-            found.append(contender)
+            found.append(candidate)
     return found
 
 
 def _print_table(folder: RunFolder) -> None:
     from stepvar.cli.listing import print_table
-    from stepvar.evaluation.results import summarise
-    from stepvar.evaluation.tables import rich_table
+    from stepvar.evaluation.report.tables import rich_table
+    from stepvar.evaluation.summary import summarise
 
     print_table(rich_table(summarise(folder)), whole=True)

@@ -1,17 +1,16 @@
-"""``stepvar generate``: pictures from prompts."""
+"""``stepvar generate``: images and videos from prompts."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stepvar import __version__
-from stepvar.cli.budget import SpeedupOfOption, SpeedupOption, fit_budget, method_to_fit, parse_scope
 from stepvar.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -29,17 +28,18 @@ from stepvar.cli.options import (
     parse_method,
     parse_numbers,
 )
+from stepvar.cli.speedup import SpeedupOfOption, SpeedupOption, fit_settings, method_to_fit, parse_scope
 from stepvar.errors import UsageError
-from stepvar.files import check_writable, write_text
+from stepvar.utils.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from stepvar.budget import Budget
+    from stepvar.core.plan import Step
+    from stepvar.cost.speedup import Fitted
     from stepvar.methods import Method
     from stepvar.output import Output
     from stepvar.pipeline import Pipeline
-    from stepvar.plan import Step
 
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
@@ -52,49 +52,60 @@ class Files:
     out: Path
     report: Path | None
     preview: Path | None
+    quality: int = 65
 
-    @classmethod
-    def checked(cls, out: Path, report: Path | None, preview: Path | None, quality: int = 65) -> Files:
+    def __post_init__(self) -> None:
         """Fails now rather than after the work if one of them cannot be written.
 
-        Whether ``out`` is of a picture or of a video shows when the model is known, see :meth:`check_kind`.
+        Whether ``out`` is of an image or of a video shows when the model is known, see :meth:`check_kind`.
         """
-        if out.suffix.lower() in VIDEO_SUFFIXES:
-            from stepvar.videofiles import check_quality, check_video_path
+        if self.out.suffix.lower() in VIDEO_SUFFIXES:
+            from stepvar.media.video_files import check_quality, check_video_path
 
-            check_video_path(out)
-            check_quality(quality)
+            check_video_path(self.out)
+            check_quality(self.quality)
         else:
-            output_path("out", out, ".png")
-        if report is not None:
-            check_writable(report)
-        if preview is not None:
-            output_path("preview", preview, ".png")
-        given = [path.absolute() for path in (out, report, preview) if path is not None]
+            output_path("out", self.out, ".png")
+        if self.report is not None:
+            check_writable(self.report)
+        if self.preview is not None:
+            output_path("preview", self.preview, ".png")
+        given = [path.absolute() for path in (self.out, self.report, self.preview) if path is not None]
         if len(set(given)) < len(given):
             raise UsageError("out, report and preview: must be different files")
-        return cls(out, report, preview)
 
     def check_kind(self, video: bool) -> None:
-        """Whether the name of the result ends as what is going to be drawn.
-
-        Raises:
-            UsageError: if it does not, or something else cannot be made of a video.
-        """
-        ending = self.out.suffix.lower()
-        if video and ending not in VIDEO_SUFFIXES:
-            raise UsageError(
-                f"out {str(self.out)!r}: must end in .mp4 or .gif for a video; --seconds 0 draws a picture"
-            )
-        if not video and ending in VIDEO_SUFFIXES:
-            raise UsageError(f"out {str(self.out)!r}: must end in .png; this draws a picture")
+        """Fails if the name of the result is not that of what will be generated, or a video has a preview."""
+        name, named_video = repr(str(self.out)), self.out.suffix.lower() in VIDEO_SUFFIXES
+        if video and not named_video:
+            raise UsageError(f"out {name}: must end in .mp4 or .gif for a video; --seconds 0 generates an image")
+        if named_video and not video:
+            raise UsageError(f"out {name}: must end in .png; this generates an image")
         if video and self.preview is not None:
-            raise UsageError("preview: is of pictures only; leave it out")
+            raise UsageError("preview: is of images only; leave it out")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to generate, how, and where it goes."""
+
+    pipe: Pipeline
+    prompts: list[str]
+    method: Method
+    seed: int
+    settings: dict[str, Any]
+    files: Files
+    quiet: bool
+    fitted: Fitted | None = None
+
+    def save_report(self, report: dict[str, Any]) -> None:
+        if self.files.report is not None:
+            write_text(self.files.report, json.dumps(report, indent=2) + "\n")
 
 
 Prompts = Annotated[
     list[str],
-    typer.Argument(metavar="PROMPT...", help="What to draw (for VAR a class); several give several pictures."),
+    typer.Argument(metavar="PROMPT...", help="What to generate (for VAR a class); several give several images."),
 ]
 Out = Annotated[
     Path | None,
@@ -119,27 +130,35 @@ Settings = Annotated[
     ),
 ]
 Negative = Annotated[str | None, typer.Option(help="What to lead away from.")]
-Guidance = Annotated[str | None, typer.Option(help="How closely to follow the prompt; one number, or one per scale.")]
+Guidance = Annotated[
+    str | None,
+    typer.Option(help="How closely to follow the prompt; one number, or one per scale; 1 turns guidance off."),
+]
+GuidanceSchedule = Annotated[
+    str | None, typer.Option(help="How one guidance scale is spread over the scales: constant, linear, linear-hold.")
+]
+GuidanceType = Annotated[str | None, typer.Option(help="How the guidance branches are combined: cfg or apg.")]
 Temperature = Annotated[str | None, typer.Option(help="Lower is more decided; one number, or one per scale.")]
-TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 draws nothing.")]
+TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 takes the most likely.")]
 TopP = Annotated[float | None, typer.Option(help="Probability kept before sampling.")]
 MoreSmooth = Annotated[
     bool | None,
     typer.Option(help="Models with a codebook: blends of codes, which look smoother; default: the model's own."),
 ]
 AspectRatio = Annotated[str | None, typer.Option(help="Width to height, such as 3:2; default: the model's own.")]
-Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 draws a picture.")]
-ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: a picture that the video begins with.")]
-VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video that is to go on.")]
-Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes behind every prompt.")]
+Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 generates an image.")]
+ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: an image that the video begins with.")]
+VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video to go on from.")]
+Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes after every prompt.")]
 Quality = Annotated[int, typer.Option(help="Of MP4 files, 0 (small) to 100 (large).")]
 Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
-NumImages = Annotated[int, typer.Option(help="Pictures per prompt.")]
+NumImages = Annotated[int, typer.Option(help="Images per prompt.")]
 ReportFile = Annotated[Path | None, typer.Option(help="JSON file for what it cost, scale by scale.")]
 Compare = Annotated[
-    bool, typer.Option("--compare", help="Draw dense too: one sheet (or video) of both, and how much faster it was.")
+    bool,
+    typer.Option("--compare", help="Generate dense too: one sheet (or video) of both, and how much faster it was."),
 ]
-PreviewFile = Annotated[Path | None, typer.Option(help="PNG file for the picture after each scale.")]
+PreviewFile = Annotated[Path | None, typer.Option(help="PNG file for the image after each scale.")]
 
 
 def generate(
@@ -160,6 +179,8 @@ def generate(
     speedup_of: SpeedupOfOption = None,
     negative_prompt: Negative = None,
     guidance_scale: Guidance = None,
+    guidance_schedule: GuidanceSchedule = None,
+    guidance_type: GuidanceType = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -180,8 +201,8 @@ def generate(
     preview: PreviewFile = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw pictures or videos from prompts."""
-    files = Files.checked(out or Path("scene.png"), report, preview, quality)
+    """Generate images or videos from prompts."""
+    files = Files(out or Path("scene.png"), report, preview, quality)
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
     if method is None:
@@ -192,6 +213,8 @@ def generate(
     settings = {
         "negative_prompt": negative_prompt,
         "guidance_scale": parse_numbers("guidance_scale", guidance_scale),
+        "guidance_schedule": guidance_schedule,
+        "guidance_type": guidance_type,
         "temperature": parse_numbers("temperature", temperature),
         "top_k": top_k,
         "top_p": top_p,
@@ -209,94 +232,70 @@ def generate(
         pipe.enable_text_encoder_offload()
     if tile is not None:
         pipe.enable_tiled_decode(tile)
-    draws_video = pipe.family.draws_video and seconds != 0
-    if out is None and draws_video:
-        files = Files.checked(Path("scene.mp4"), report, preview, quality)
-    files.check_kind(draws_video)
-    seed = secrets.randbelow(2**31) if seed is None else seed
-    budget = None
+    generates_video = pipe.family.video and seconds != 0
+    if out is None and generates_video:
+        files = replace(files, out=Path("scene.mp4"))
+    files.check_kind(generates_video)
+    fitted = None
     if speedup is not None:
-        budget = fit_budget(pipe, speedup, scope, chosen, len(prompt) * num_images, settings, quiet)
-        chosen = budget.method
+        fitted = fit_settings(pipe, speedup, scope, chosen, len(prompt) * num_images, settings, quiet)
+        chosen = fitted.method
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    job = Job(pipe, prompt, chosen, seed, settings, files, quiet, fitted)
     if compare:
-        _compare(pipe, prompt, budget or chosen, seed, runs, settings, files, quiet, quality)
+        _compare(job, runs)
     else:
-        _draw(pipe, prompt, chosen, seed, settings, files, quiet, quality, budget)
+        _generate(job)
 
 
-def _draw(
-    pipe: Pipeline,
-    prompts: list[str],
-    method: Method,
-    seed: int,
-    settings: dict[str, Any],
-    files: Files,
-    quiet: bool,
-    quality: int,
-    budget: Budget | None,
-) -> None:
-    from stepvar.drawing import save_png
+def _generate(job: Job) -> None:
+    from stepvar.media.sheets import save_png
 
+    pipe, files = job.pipe, job.files
     stages: list[tuple[Step, list[Image.Image]]] = []
 
     def on_scale_end(step: Step, state: Any) -> None:
         if files.preview is not None:
             stages.append((step, pipe.preview(state)))
 
-    subject: dict[str, Any] = {pipe.conditioner.argument: prompts}
-    output = pipe(
-        **subject, method=method, seed=seed, callback_on_scale_end=on_scale_end, progress=not quiet, **settings
-    )
-    drawn = output.videos or output.images
-    paths = numbered(files.out, len(drawn))
-    for index, (path, one) in enumerate(zip(paths, drawn, strict=True)):
-        description = describe(pipe, output.captions[index], seed + index, method, settings)
+    inputs: dict[str, Any] = {pipe.inputs.argument: job.prompts, "method": job.method, "seed": job.seed, **job.settings}
+    output = pipe(**inputs, callback_on_scale_end=on_scale_end, progress=not job.quiet)
+    results = output.videos or output.images
+    paths = numbered(files.out, len(results))
+    for index, (path, one) in enumerate(zip(paths, results, strict=True)):
+        description = describe(pipe, output.captions[index], job.seed + index, job.method, job.settings)
         if output.videos:
-            one.save(path, quality=quality, metadata=description, progress=not quiet)
+            one.save(path, quality=files.quality, metadata=description, progress=not job.quiet)
         else:
             save_png(one, path, description)
-    if files.report is not None:
-        facts = output.report.to_dict() | ({} if budget is None else {"budget": budget.to_dict()})
-        write_text(files.report, json.dumps(facts, indent=2) + "\n")
+    job.save_report(output.report.to_dict() | ({} if job.fitted is None else {"budget": job.fitted.to_dict()}))
     if files.preview is not None:
         save_png(_preview_sheet(stages), files.preview)
-    if not quiet:
+    if not job.quiet:
         _print_summary(output, paths)
 
 
-def _compare(
-    pipe: Pipeline,
-    prompts: list[str],
-    method: Method | Budget,
-    seed: int,
-    runs: int,
-    settings: dict[str, Any],
-    files: Files,
-    quiet: bool,
-    quality: int,
-) -> None:
-    from stepvar.cli.comparison import draw_comparison, moving_sheet, print_comparison, sheet
-    from stepvar.drawing import save_png
+def _compare(job: Job, runs: int) -> None:
+    from stepvar.cli.comparison import moving_sheet, print_comparison, run_comparison, sheet
+    from stepvar.media.sheets import save_png
 
-    comparison = draw_comparison(pipe, prompts, method, seed, runs, quiet, **settings)
-    metadata = describe(pipe, "; ".join(prompts), seed, comparison.method, settings)
+    prompts, files = job.prompts, job.files
+    comparison = run_comparison(job.pipe, prompts, job.fitted or job.method, job.seed, runs, job.quiet, **job.settings)
+    metadata = describe(job.pipe, "; ".join(prompts), job.seed, comparison.method, job.settings)
     if comparison.dense.videos:
-        moving_sheet(comparison, prompts).save(files.out, quality=quality, metadata=metadata, progress=not quiet)
+        video = moving_sheet(comparison, prompts)
+        video.save(files.out, quality=files.quality, metadata=metadata, progress=not job.quiet)
     else:
         save_png(sheet(comparison, prompts), files.out, metadata)
-    if files.report is not None:
-        write_text(files.report, json.dumps(comparison.to_dict(), indent=2) + "\n")
-    if not quiet:
+    job.save_report(comparison.to_dict())
+    if not job.quiet:
         print_comparison(comparison)
         print(files.out)
 
 
 def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: dict[str, Any]) -> dict[str, str]:
-    """What is needed to draw a picture again, as texts for its file."""
-    defaults = {
-        "num_images_per_prompt": settings.get("num_images_per_prompt"),
-    }
-    used = {key: value for key, value in settings.items() if value not in (None, defaults.get(key))}
+    """What is needed to generate an image again, as texts for its file."""
+    used = {key: value for key, value in settings.items() if value is not None and key != "num_images_per_prompt"}
     return {
         "prompt": prompt,
         "seed": str(seed),
@@ -311,7 +310,7 @@ def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: d
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """The path itself for one picture, ``name-1.png`` and so on for several."""
+    """The path itself for one image, ``name-1.png`` and so on for several."""
     if count == 1:
         return [path]
     digits = len(str(count))
@@ -319,8 +318,8 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 
 def _preview_sheet(stages: list[tuple[Step, list[Image.Image]]]) -> Image.Image:
-    """One row per picture, one column per scale."""
-    from stepvar.drawing import contact_sheet
+    """One row per image, one column per scale."""
+    from stepvar.media.sheets import contact_sheet
 
     count = len(stages[0][1])
     tiles = [(f"after {step.grid}", images[row]) for row in range(count) for step, images in stages]

@@ -1,4 +1,4 @@
-"""Commands that tell what there is: methods, models, the state of an installation, the origin of a picture."""
+"""Commands that tell what there is: methods, models, the origin of an image."""
 
 from __future__ import annotations
 
@@ -9,52 +9,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepvar.cli.options import DeviceOption, DtypeOption, parse_device, parse_dtype
 from stepvar.errors import StepvarError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from stepvar.methods import Method
     from stepvar.models.family import Family
 
 
 def methods() -> None:
     """List the acceleration methods and their settings."""
-    from stepvar.methods import METHODS
+    from rich.table import Table
 
-    table = _table("method", "what it does", "settings and defaults", lines=True)
-    for name, method in METHODS.items():
-        table.add_row(name, _summary(method), _settings(method))
+    from stepvar.methods import all_methods
+
+    table = Table("method", "what it does", "settings and defaults", show_lines=True)
+    for name, method in all_methods().items():
+        summary = inspect.cleandoc(method.__doc__ or "").partition("\n")[0].replace("``", "")
+        settings = [f"{field.name}={field.default}" for field in fields(method)]
+        settings += [f"preset {method.name}:{preset}" for preset in method.presets]
+        table.add_row(name, summary, "\n".join(settings) or "none")
+    table.caption = "a class of your own works too: --method package.module:Class"
     print_table(table)
-
-
-def _summary(method: type[Method]) -> str:
-    """The first line of the docstring."""
-    return inspect.cleandoc(method.__doc__ or "").splitlines()[0].replace("``", "")
-
-
-def _settings(method: type[Method]) -> str:
-    lines = [f"{field.name}={field.default}" for field in fields(method)]
-    lines += [f"preset {method.name}:{preset}" for preset in method.presets]
-    return "\n".join(lines) or "none"
 
 
 def models() -> None:
     """List the models: those in the package and the released ones of every family."""
+    from rich.table import Table
+
     from stepvar.checkpoints import EMBEDDED, find_model, read_config
     from stepvar.models.registry import FAMILIES
 
-    table = _table("model", "variant", "in the package", "transformer", "tokenizer", "schedule", "image")
+    table = Table("model", "variant", "in the package", "transformer", "tokenizer", "schedule", "image")
     for name in EMBEDDED:
         try:
             config = read_config(find_model(name))
             family = FAMILIES[config["family"]]
-            sizes = _size(family, family.config(config["model"]))
+            table.add_row(name, "", "yes", *_size(family, family.config(config["model"])))
         except StepvarError:
             table.add_row(name, "", "missing here", *["?"] * 4)
-        else:
-            table.add_row(name, "", "yes", *sizes)
     for family in FAMILIES.values():
         for variant, released in family.variants.items():
             table.add_row(family.repos[0], variant, "no", *_size(family, released.config))
@@ -76,30 +69,9 @@ def _size(family: Family, config: Any) -> tuple[str, ...]:
     return (*(f"{count / 1e6:,.1f} M" for count in counts), schedule.name, pixels)
 
 
-def verify(
-    paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Golden files, or folders of them.")
-    ] = None,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
-) -> None:
-    """Check that this installation computes what the original implementations computed.
-
-    What they computed is recorded in golden files; without a path, those of the project's tests are taken.
-    """
-    place, precision = parse_device(device), parse_dtype(dtype)
-
-    from stepvar.verify import all_passed, results_table, verify
-
-    results = verify(paths or [], place, precision)
-    print_table(results_table(results), whole=True)
-    if not all_passed(results):
-        raise typer.Exit(1)
-
-
 def info(file: Annotated[Path, typer.Argument(help="A PNG file that stepvar wrote.")]) -> None:
-    """Show how a picture was made."""
-    from stepvar.drawing import read_metadata
+    """Show how an image was made."""
+    from stepvar.media.sheets import read_metadata
 
     metadata = read_metadata(file)
     if "version" not in metadata:
@@ -107,15 +79,6 @@ def info(file: Annotated[Path, typer.Argument(help="A PNG file that stepvar wrot
     width = max(map(len, metadata))
     for key, value in metadata.items():
         print(f"{key:<{width}}  {value}")
-
-
-def _table(*columns: str, lines: bool = False) -> Table:
-    from rich.table import Table
-
-    table = Table(show_lines=lines)
-    for column in columns:
-        table.add_column(column)
-    return table
 
 
 def print_table(table: Table, whole: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Sequence
 from dataclasses import is_dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 
 from stepvar.errors import UsageError
-from stepvar.files import check_writable
+from stepvar.utils.files import check_writable
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +38,9 @@ TileOption = Annotated[int | None, typer.Option("--tile", help="Decode by tiles 
 DeviceOption = Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", help="Image i uses SEED + i; without it one is drawn at random.")
+    int | None, typer.Option("--seed", help="Image i uses SEED + i; without it one is chosen at random.")
 ]
-RunsOption = Annotated[int, typer.Option("--runs", help="Rounds that are timed, behind one to warm up.")]
+RunsOption = Annotated[int, typer.Option("--runs", help="Rounds that are timed, after one to warm up.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 
 
@@ -61,31 +62,26 @@ def load_pipeline(
 
 
 def parse_device(name: str) -> torch.device:
-    """A device that this machine has.
+    """A device of this machine.
 
     Raises:
-        UsageError: if it has not.
+        UsageError: if it has none of this name.
     """
     import torch
 
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     try:
         device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in DEVICES:
-        raise UsageError(f"device {name!r}: unknown; choose one of {', '.join(DEVICES)}")
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= counts[device.type]:
+        found = (device.index or 0) < counts[device.type]
+    except (RuntimeError, KeyError):
+        raise UsageError(f"device {name!r}: unknown; choose one of {', '.join(DEVICES)}") from None
+    if not found:
         raise UsageError(f"device {name!r}: this machine has none that PyTorch can use; try --device cpu")
     return device
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """A precision to compute in.
-
-    Raises:
-        UsageError: if it is none of :data:`DTYPES`.
-    """
+    """A precision to compute in; a UsageError if it is none of :data:`DTYPES`."""
     import torch
 
     if name not in DTYPES:
@@ -98,14 +94,15 @@ def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str
     """A method from its name and the texts of its settings.
 
     Args:
-        name: of one method or of several, as for :func:`~stepvar.methods.make_method`.
+        name: of one method or of several, as for :func:`~stepvar.methods.make_method`; the module of a class may be a
+            file in the working directory.
         given: settings that have an option of their own; None where it was not used.
         settings: ``name=value`` of any others.
 
     Raises:
         UsageError: for an unknown method or setting, or a value that is none.
     """
-    from stepvar.methods.registry import assign_settings, build, named_parts
+    from stepvar.methods.registry import assign_settings, build, is_class_path, parse_names
 
     texts = {key: text for key, text in given.items() if text is not None}
     for setting in settings:
@@ -114,7 +111,9 @@ def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str
             raise UsageError(f"set {setting!r}: give name=value, such as --set last=2")
         owner, dot, key = key.strip().rpartition(".")
         texts[f"{owner}{dot}{key.replace('-', '_')}"] = text.strip()
-    parts = named_parts(name)
+    if any(map(is_class_path, name.split("+"))) and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    parts = parse_names(name)
     owned = assign_settings(parts, texts)
     for part, own in zip(parts, owned, strict=True):
         kinds = get_type_hints(part.method)
@@ -123,11 +122,7 @@ def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str
 
 
 def parse_value(name: str, text: str, kind: Any) -> Any:
-    """A text as a value of a type annotation: numbers, none, words, and lists such as ``0.7,0.4``.
-
-    Raises:
-        UsageError: if it is none.
-    """
+    """A text as a value of a type annotation: numbers, none, words, and lists like ``0.7,0.4``; or a UsageError."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     kinds = tuple(one for one in kinds if not is_dataclass(one))  # objects have names beside them
     for one in kinds:
@@ -165,12 +160,7 @@ def _describe(kind: Any) -> str:
 
 
 def output_path(name: str, path: Path, suffix: str) -> Path:
-    """A path that can be written and ends as its content says.
-
-    Raises:
-        UsageError: if the ending is another.
-        OutputError: if nothing can be written there.
-    """
+    """A path that can be written and ends as its content says; else a UsageError or an OutputError."""
     if path.suffix.lower() != suffix:
         raise UsageError(f"{name} {str(path)!r}: must end in {suffix}")
     check_writable(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +14,8 @@ from stepvar.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from stepvar.forecast import ScaleForecast
-    from stepvar.memory import MemoryEstimate
+    from stepvar.core.plan import Plan
+    from stepvar.cost.dry_run import DryRun
 
 MethodName = Annotated[str, typer.Option("--method", help="See 'stepvar methods'.")]
 Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
@@ -49,7 +50,7 @@ def plan(
     tile: TileOption = None,
     memory: Memory = None,
 ) -> None:
-    """Show what a generation will compute and how much memory it needs; fails if that does not fit."""
+    """Show what a generation will compute and how much memory it needs, beside dense; fails if it does not fit."""
     precision = parse_dtype(dtype)
     if num_images < 1 or text < 1:
         raise UsageError(f"num-images={num_images}, text={text}: must be at least 1")
@@ -57,24 +58,29 @@ def plan(
         method = "stepvar"
     chosen = parse_method(method, {"keep": keep, "last": last}, set_ or [])
 
-    from stepvar.checkpoints.loading import outline_model
-    from stepvar.forecast import forecast
-    from stepvar.memory import estimate_memory
+    from stepvar.checkpoints.loading import meta_model
+    from stepvar.cost.memory import check_fits
+    from stepvar.methods import Method
+    from stepvar.models.meta import without_compiler
     from stepvar.pipeline import Pipeline
 
-    pipe = Pipeline(outline_model(model, variant), None)
-    planned = pipe.plan(
+    pipe = Pipeline(meta_model(model, variant), None).to(dtype=precision).enable_tiled_decode(tile)
+    settings = pipe.settings(
         aspect_ratio=aspect_ratio, resolution=resolution, seconds=seconds, guidance_scale=guidance_scale
     )
-    chosen.prepare(planned, pipe.model.facts)
-    scales = forecast(pipe.model, planned, chosen, num_images, text)
-    estimate = estimate_memory(pipe.model.config, planned, chosen, num_images, precision, tile, text)
-    title = f"{pipe.name} {planned.schedule.name}, {chosen}, {num_images} at once, {dtype}"
-    print_table(scales_table(title, scales), whole=True)
-    print_table(memory_table(estimate))
+    taken: dict[str, tuple[Plan, DryRun]] = {}
+    with without_compiler():
+        for one in (chosen, Method()):
+            if str(one) not in taken:
+                resolved = one.plan(settings, pipe.model.info, num_images)
+                taken[str(one)] = (resolved, pipe.dry_run(resolved, one, text))
+    own, *dense = taken.values()
+    title = f"{pipe.name} {settings.schedule.name}, {chosen}, {num_images} at once, {dtype}"
+    print_table(scales_table(title, *own, dense[0][1] if dense else None), whole=True)
+    print_table(memory_table(own[1], dense[0][1] if dense else None))
     available, where = _available(memory)
     if available is not None:
-        estimate.check(available, where)
+        check_fits(own[1], available, where)
         print(f"fits: {where} has {available / 2**30:.1f} GiB")
 
 
@@ -82,7 +88,7 @@ def _available(memory: float | None) -> tuple[int | None, str]:
     """Bytes of the device that is meant, and its name."""
     import torch
 
-    from stepvar.memory import memory_of
+    from stepvar.cost.memory import memory_of
 
     if memory is not None:
         if not memory > 0:
@@ -93,46 +99,51 @@ def _available(memory: float | None) -> tuple[int | None, str]:
     return None, ""
 
 
-def scales_table(title: str, scales: list[ScaleForecast]) -> Table:
-    """One row per scale that goes through the blocks."""
+def scales_table(title: str, plan: Plan, taken: DryRun, dense: DryRun | None) -> Table:
+    """One row per scale that goes through the blocks, all of its repetitions together.
+
+    Args:
+        dense: what dense generation takes, to stand beside; None: nothing.
+    """
     from rich.table import Table
 
     table = Table(title=title)
-    for column in ("clip", "scale", "grid", "passes", "tokens", "kept", "branches", "TFLOP", "share"):
+    beside = [] if dense is None else ["dense TFLOP"]
+    for column in ("clip", "scale", "grid", "passes", "tokens", "kept", "branches", "TFLOP", "share", *beside):
         table.add_column(column, justify="right")
-    total = sum(scale.flops for scale in scales) or 1
-    for scale in scales:
-        t, h, w = scale.grid
-        table.add_row(
-            str(scale.clip),
-            str(scale.scale),
-            f"{h}x{w}" if t == 1 else f"{t}x{h}x{w}",
-            str(scale.passes),
-            str(scale.tokens),
-            str(scale.kept),
-            str(scale.branches),
-            f"{scale.flops / 1e12:,.3f}",
-            f"{100 * scale.flops / total:.1f} %",
-        )
+    total = sum(taken.flops.values()) or 1
+    tokens = kept = 0
+    for (clip, scale), group in groupby(plan.computed, key=lambda step: (step.clip, step.scale)):
+        steps = list(group)
+        grid, count = steps[0].grid, len(steps)
+        fewest, flops = min(step.fewest_tokens for step in steps), sum(taken.flops[step.index] for step in steps)
+        tokens, kept = tokens + count * grid.size, kept + count * fewest
+        cells = [clip, scale, grid, count, grid.size, fewest, max(step.branches for step in steps), _tera(flops)]
+        cells += [f"{100 * flops / total:.1f} %"]
+        if dense is not None:
+            cells += [_tera(sum(dense.flops[step.index] for step in steps))]
+        table.add_row(*map(str, cells))
     table.add_section()
-    tokens, kept = (
-        sum(count * scale.passes for scale, count in zip(scales, counts, strict=True))
-        for counts in ([scale.tokens for scale in scales], [scale.kept for scale in scales])
-    )
-    passes = str(sum(scale.passes for scale in scales))
-    table.add_row("all", "", "", passes, str(tokens), str(kept), "", f"{total / 1e12:,.3f}", "")
+    cells = ["all", "", "", len(plan.computed), tokens, kept, "", _tera(total), ""]
+    table.add_row(*map(str, cells if dense is None else [*cells, _tera(sum(dense.flops.values()))]))
     return table
 
 
-def memory_table(estimate: MemoryEstimate) -> Table:
-    """What is held, and the peak."""
+def _tera(flops: int) -> str:
+    return f"{flops / 1e12:,.3f}"
+
+
+def memory_table(taken: DryRun, dense: DryRun | None) -> Table:
+    """What is held, and the peak; arguments as for :func:`scales_table`."""
     from rich.table import Table
 
     table = Table(title="memory, without a text encoder")
     table.add_column("of")
-    table.add_column("GiB", justify="right")
-    for name in ("weights", "cache", "latent", "activations", "decode"):
-        table.add_row(name, f"{getattr(estimate, name) / 2**30:.2f}")
-    table.add_section()
-    table.add_row("peak", f"{estimate.total / 2**30:.2f}")
+    columns = {"GiB": taken} if dense is None else {"GiB": taken, "dense GiB": dense}
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name in ("weights", "cache", "scales", "decoding", "peak"):
+        if name == "peak":
+            table.add_section()
+        table.add_row(name, *(f"{getattr(one, name) / 2**30:.2f}" for one in columns.values()))
     return table

@@ -1,16 +1,16 @@
-"""The folder of an evaluation: a manifest with one line per picture, written as it goes, so that it can go on."""
+"""The folder of an evaluation: a manifest with one line per image, written as it goes, so that it can go on."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stepvar.errors import OutputError, UsageError
-from stepvar.files import write_text
+from stepvar.utils.files import write_text
 
 Key = tuple[str, str, int]
 """Label of the method, name of the prompt, seed."""
@@ -23,18 +23,20 @@ class RunFolder:
     Attributes:
         path: the folder: ``run.json`` (the settings), ``manifest.jsonl``, ``timing.jsonl``, ``results.json``,
             ``images/``, and ``kept/`` with maps of kept tokens.
-        settings: of the run.
+        settings: of the run; it goes on with the same ones only.
+        info: machine, versions and command of its first start.
         rows: of the manifest, by method, prompt and seed.
         timing: one row per timed run.
     """
 
     path: Path
     settings: dict[str, Any]
+    info: dict[str, Any] = field(default_factory=dict)
     rows: dict[Key, dict[str, Any]] = field(default_factory=dict)
     timing: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: Path, settings: Mapping[str, Any]) -> RunFolder:
+    def open(cls, path: Path, settings: Mapping[str, Any], info: Mapping[str, Any] | None = None) -> RunFolder:
         """A new folder, or one that a run with the same settings has begun.
 
         Raises:
@@ -57,8 +59,8 @@ class RunFolder:
             (path / "images").mkdir(parents=True)
         except OSError as error:
             raise OutputError(f"{path}: {error.strerror or error}; choose another place") from error
-        write_text(path / "run.json", json.dumps(wanted, indent=2) + "\n")
-        return cls(path, wanted)
+        write_text(path / "run.json", json.dumps({**wanted, "info": info or {}}, indent=2) + "\n")
+        return cls(path, wanted, dict(info or {}))
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
@@ -72,8 +74,8 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{path}: holds no evaluation; give the folder that 'stepvar eval --out' wrote") from None
         except (OSError, json.JSONDecodeError) as error:
-            raise UsageError(f"{path / 'run.json'}: cannot be read ({error}); start anew in another folder") from None
-        folder = cls(path, settings)
+            raise UsageError(f"{path / 'run.json'}: cannot be read ({error}); start again in another folder") from None
+        folder = cls(path, settings, settings.pop("info", {}))
         for row in _lines(path / "manifest.jsonl"):
             folder.rows[(row["method"], row["prompt"], row["seed"])] = row
         folder.timing = list(_lines(path / "timing.jsonl"))
@@ -83,20 +85,27 @@ class RunFolder:
         """The folder of a method below ``images``, ``kept`` or another."""
         return self.path / kind / slug(label)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """One more picture, on disk before the next is begun."""
-        self.rows[(row["method"], row["prompt"], row["seed"])] = row
-        self._append("manifest.jsonl", row)
+    @property
+    def next_round(self) -> int:
+        """A number that no timed round has."""
+        return 1 + max((row["round"] for row in self.timing), default=-1)
 
-    def add_timing(self, row: dict[str, Any]) -> None:
-        self.timing.append(row)
-        self._append("timing.jsonl", row)
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """More images, on disk before the next are begun."""
+        for row in rows:
+            self.rows[(row["method"], row["prompt"], row["seed"])] = row
+        self._append("manifest.jsonl", rows)
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
+    def add_timing(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.timing += rows
+        self._append("timing.jsonl", rows)
+
+    def _append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        lines = [json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n" for row in rows]
         try:
             _end_line(self.path / name)
             with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n")
+                file.writelines(lines)
         except OSError as error:
             raise OutputError(f"{self.path / name}: {error.strerror or error}; free space, then go on") from error
 
@@ -115,7 +124,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             if number == len(lines) - 1:
                 return
             raise UsageError(
-                f"{path}: line {number + 1} is damaged; remove it, and its picture is drawn again"
+                f"{path}: line {number + 1} is damaged; remove it, and its image is generated again"
             ) from None
 
 

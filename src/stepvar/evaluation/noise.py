@@ -1,4 +1,4 @@
-"""Draws for evaluations: kept in memory, and drawn anew for the noise floor."""
+"""Random numbers for evaluations: kept in memory, and other ones for the last scales of the noise floor."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stepvar.sampling import Noise, SeededNoise
+from stepvar.core.noise import Noise, SeededNoise
 
 SHIFT = 1_000_003
-"""Between a seed and the one that stands in for it where scales are drawn anew."""
+"""Between a seed and the one that takes its place where scales are sampled again."""
 
 
 class CachedNoise:
-    """The draws of another noise, made once and kept on the device: many methods draw the same pictures."""
+    """The numbers of another noise, made once and kept on the device: many methods sample with the same ones."""
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
@@ -36,10 +36,10 @@ class CachedNoise:
         return self.kept[key]
 
 
-class RedrawnNoise:
-    """The draws of one noise for the early scales, those of another from scale ``first`` on.
+class ResampledNoise:
+    """The numbers of one noise for the early scales, those of another from scale ``first`` on.
 
-    Dense pictures drawn with it show how far two equally good answers for the late scales lie apart: the noise floor
+    Dense images sampled with it show how far two equally good answers for the late scales lie apart: the noise floor
     of every fidelity figure.
     """
 
@@ -47,9 +47,14 @@ class RedrawnNoise:
         self.early, self.late, self.first = early, late, first
 
     @classmethod
-    def of(cls, seeds: Sequence[int], first: int) -> RedrawnNoise:
-        """The draws of ``seeds``, and from scale ``first`` on those of other seeds."""
-        return cls(SeededNoise(seeds), SeededNoise([seed + SHIFT for seed in seeds]), first)
+    def of(cls, seeds: Sequence[int], first: int) -> ResampledNoise:
+        """The numbers of ``seeds``, and from scale ``first`` on those of other seeds; kept for all that ask again."""
+        late = SeededNoise([seed + SHIFT for seed in seeds])
+        return cls(CachedNoise(SeededNoise(seeds)), CachedNoise(late), first)
+
+    def from_scale(self, first: int) -> ResampledNoise:
+        """The same numbers, with another scale from which on they are the other ones."""
+        return ResampledNoise(self.early, self.late, first)
 
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
         return self._at(scale).exponential(scale, shape, device)

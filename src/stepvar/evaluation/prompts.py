@@ -1,6 +1,6 @@
-"""What an evaluation draws: prompt files, the folders of GenEval and DPG-Bench, and the embedded domain's own suite.
+"""What an evaluation generates: prompt files, the folders of GenEval and DPG-Bench, and the embedded domains' suites.
 
-The published suites are the user's to supply; only the shape of their files is known here. Pictures are laid out as
+The published suites are the user's to supply; only the shape of their files is known here. Images are laid out as
 each suite's own judge expects them.
 """
 
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Literal
 
 from stepvar.errors import UsageError
-from stepvar.scenes.clips.grammar import Clip, clip_caption, held_out_clips
-from stepvar.scenes.grammar import Scene, caption, held_out_scenes
+from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, held_out_clips
+from stepvar.evaluation.scenes.grammar import Scene, caption, held_out_scenes
 
 Layout = Literal["plain", "geneval", "dpg"]
 
 SUITE_SEED = 7
 SUITE_SIZE = 128
 SUITE_MOST = 4096
-DPG_PICTURES = 4
-"""Pictures of a prompt on one sheet, which the judge of DPG-Bench cuts apart again."""
+DPG_IMAGES = 4
+"""Images of a prompt on one sheet, which the judge of DPG-Bench cuts apart again."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Prompt:
 
     Attributes:
         name: unique in its suite; names the prompt's files.
-        text: what to draw.
+        text: what to generate.
         category: as the suite says, or "".
         metadata: GenEval: the line of its file, as it stands.
-        scene, clip: of the embedded domains' suites, of pictures and of videos.
+        scene, clip: of the embedded domains' suites, of images and of videos.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts, and how their pictures are laid out.
+    """Prompts, and how their images are laid out.
 
     Attributes:
         source: where they come from, for results.
         layout: ``plain``: ``NAME/0000.png``; ``geneval``: ``00000/metadata.jsonl`` and ``00000/samples/0000.png``;
-            ``dpg``: sheets ``NAME.png`` of two by two, made of plain pictures that lie elsewhere.
+            ``dpg``: sheets ``NAME.png`` of two by two, made of plain images that lie elsewhere.
     """
 
     source: str
@@ -72,8 +72,8 @@ class PromptSet:
             raise UsageError(f"limit={limit}: must be at least 1")
         return PromptSet(self.source, self.prompts[:limit], self.layout)
 
-    def picture(self, index: int, place: int) -> Path:
-        """Where a picture goes, below the folder of its method; ``place`` is its seed's among the seeds."""
+    def image(self, index: int, place: int) -> Path:
+        """Where an image goes, below the folder of its method; ``place`` is its seed's among the seeds."""
         return Path(self.prompts[index].name) / ("samples" if self.layout == "geneval" else "") / f"{place:04}.png"
 
 

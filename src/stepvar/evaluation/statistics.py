@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,10 +33,6 @@ class Interval:
     def to_dict(self) -> dict[str, float | int]:
         return {"mean": self.mean, "low": self.low, "high": self.high, "count": self.count}
 
-    def excludes(self, value: float = 0.0) -> bool:
-        """Whether ``value`` lies outside: for a paired difference and 0, whether the two differ beyond chance."""
-        return value < self.low or value > self.high
-
 
 def bootstrap(
     values: ArrayLike,
@@ -48,7 +45,7 @@ def bootstrap(
 
     Args:
         values: (n,) numbers.
-        groups: (n,) what each value belongs to, such as its prompt; whole groups are resampled, since pictures of
+        groups: (n,) what each value belongs to, such as its prompt; whole groups are resampled, since images of
             one prompt are not independent. None: every value is its own group.
         resamples: how often.
         level: of the interval, in (0, 1).
@@ -63,8 +60,8 @@ def bootstrap(
     if not 0 < level < 1:
         raise UsageError(f"level={level}: must be above 0 and below 1")
     sums, counts = _by_group(numbers, groups)
-    draws = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    chosen = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
+    means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, (tail, 1 - tail))
     return Interval(float(numbers.mean()), float(low), float(high), int(numbers.size))
@@ -92,6 +89,22 @@ def _by_group(
     numbers: dict[object, int] = {}
     index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
     return np.bincount(index, weights=values).astype(np.float64), np.bincount(index).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and range of a few measurements."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(median(values), min(values), max(values))
+
+    def to_dict(self) -> dict[str, float]:
+        return {"median": self.median, "min": self.lowest, "max": self.highest}
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The null methods: what any other method has to beat."""
+"""The baselines: what any other method has to beat."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from stepvar.core.plan import Settings, Step
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Stage
-from stepvar.methods.pruning import Pruning
-from stepvar.methods.scores import structure_magnitude, texture_energy
-from stepvar.plan import Plan, Step
-from stepvar.tokens import TokenMap
+from stepvar.methods.pruning import Pruning, PruningState
+from stepvar.methods.registry import register
+from stepvar.methods.scores import distance_to_mean, squared_norm
+from stepvar.methods.stepvar import structure_score, texture_score
+from stepvar.utils.device import to_device_async
 
 
+@register
 @dataclass(frozen=True)
 class Dense(Method):
     """Every token of every scale."""
 
+    name: ClassVar[str] = "dense"
     neutral: ClassVar[Mapping[str, Any] | None] = {}
 
 
+@register
 @dataclass(frozen=True)
 class Random(Pruning):
     """Keeps tokens at random: the same ones for every image, so that batches repeat.
@@ -36,22 +42,24 @@ class Random(Pruning):
 
     seed: int = 0
 
-    def score(self, tokens: TokenMap, step: Step) -> Tensor:
+    def score(self, tokens: TokenMap, step: Step, state: PruningState) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1009 + step.index)
         scores = torch.rand(step.grid.size, generator=generator)
-        return scores.to(tokens.features.device, non_blocking=True).expand(len(tokens.features), -1)
+        return to_device_async(scores, tokens.features.device).expand(len(tokens.features), -1)
 
 
+@register
 @dataclass(frozen=True)
 class HighPass(Pruning):
     """Keeps the tokens with the highest 3x3 high-pass energy: StepVAR's texture score alone."""
 
     name: ClassVar[str] = "high-pass"
 
-    def score(self, tokens: TokenMap, step: Step) -> Tensor:
-        return texture_energy(tokens.features, tokens.grid)
+    def score(self, tokens: TokenMap, step: Step, state: PruningState) -> Tensor:
+        return texture_score(tokens.features, tokens.grid)
 
 
+@register
 @dataclass(frozen=True)
 class PCA(Pruning):
     """Keeps the tokens farthest along the first principal component: StepVAR's structure score alone.
@@ -69,20 +77,47 @@ class PCA(Pruning):
         if self.power_iterations < 1:
             raise UsageError(f"power_iterations={self.power_iterations}: must be at least 1")
 
-    def score(self, tokens: TokenMap, step: Step) -> Tensor:
-        return structure_magnitude(tokens.features, self.power_iterations)
+    def score(self, tokens: TokenMap, step: Step, state: PruningState) -> Tensor:
+        return structure_score(tokens.features, self.power_iterations)
 
 
+@register
+@dataclass(frozen=True)
+class Magnitude(Pruning):
+    """Keeps the tokens with the largest features.
+
+    The preset ``l2-norm``, the default, ranks by the L2 norm, a selection that StepVAR's paper compares itself with.
+    The preset ``mean-distance`` ranks by the distance to the mean of the map, FastVAR's selection (arXiv 2503.23367,
+    section 3), with any restoration: it prunes as FastVAR does with ``scope="sublayer"``, ``propagate="update"``,
+    ``restore="cached"`` and ``branches="separate"``.
+
+    Attributes:
+        centred: measure from the mean of the map, rather than from zero.
+    """
+
+    name: ClassVar[str] = "magnitude"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "l2-norm": {"centred": False},
+        "mean-distance": {"centred": True},
+    }
+
+    centred: bool = False
+
+    def score(self, tokens: TokenMap, step: Step, state: PruningState) -> Tensor:
+        return distance_to_mean(tokens.features) if self.centred else squared_norm(tokens.features)
+
+
+@register
 @dataclass(frozen=True)
 class SkipLast(Method):
-    """Does not run the last scales of any clip; the picture is drawn from the sum of the earlier ones.
+    """Does not run the last scales of any clip; the image is decoded from the sum of the earlier ones.
 
     Attributes:
         count: how many scales are skipped.
     """
 
     name: ClassVar[str] = "skip-last"
-    budgeted: ClassVar[tuple[str, ...]] = ("count",)
+    speedup_settings: ClassVar[tuple[str, ...]] = ("count",)
 
     count: int = 1
 
@@ -90,11 +125,11 @@ class SkipLast(Method):
         if self.count < 1:
             raise UsageError(f"count={self.count}: must be at least 1 (use 'dense' to skip nothing)")
 
-    def stages(self, plan: Plan) -> Sequence[Stage]:
+    def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
         """One scale to all but the first; nothing lies between."""
-        return [lambda share: replace(self, count=1 + round(share * max(0, plan.scales - 2)))]
+        return [lambda share: replace(self, count=1 + round(share * max(0, settings.scales - 2)))]
 
-    def edit(self, plan: Plan) -> Plan:
-        if self.count >= plan.scales:
-            raise UsageError(f"count={self.count}: the schedule runs {plan.scales} scales; skip fewer")
-        return plan.without_last(plan.skipped + self.count)
+    def edit(self, settings: Settings) -> Settings:
+        if self.count >= settings.scales:
+            raise UsageError(f"count={self.count}: the schedule runs {settings.scales} scales; skip fewer")
+        return settings.without_last(settings.skipped + self.count)

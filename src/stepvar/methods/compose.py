@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerRef
+from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site, Stage
-from stepvar.plan import Plan, Step
-from stepvar.tokens import TokenMap
+from stepvar.methods.base import Method, MethodState, Stage
 
 
 @dataclass(frozen=True, init=False)
 class Compose(Method):
-    """Methods that act together: any number that edit the plan, at most one that acts on tokens.
+    """Methods that act together: any number that edit settings, at most one that acts on tokens.
 
-    ``Compose(StepVAR(keep=0.4), DropGuidance(last=2))``. Plans are edited in the order given, so that a later part
+    ``Compose(StepVAR(keep=0.4), DropGuidance(last=2))``. Settings are edited in the order given, so that a later part
     sees what an earlier one left; parts that count scales from the end of the schedule do not depend on the order.
-    Two parts that act on tokens would thin what the other has thinned, which no cache could be planned for.
+    Two parts that act on tokens would prune what the other has pruned, which no cache could be planned for.
 
     Attributes:
         parts: the methods, in order; those of a composition inside are taken one by one.
@@ -52,41 +53,49 @@ class Compose(Method):
 
     @property
     def varied(self) -> Method:
-        """The part whose settings a budget decides: the one that acts on tokens, else the first."""
+        """The part whose settings a speed-up decides: the one that acts on tokens, else the first."""
         return next((part for part in self.parts if part.acts_on_tokens), self.parts[0] if self.parts else Method())
 
-    def stages(self, plan: Plan) -> Sequence[Stage]:
-        """Those of the varied part, beside the others as they are."""
+    def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
+        """That of the varied part, beside the others as they are."""
         varied = self.varied
-        others = [part for part in self.parts if part is not varied]
-        for part in others:
-            plan = part.edit(plan)
+        for part in self.parts:
+            if part is not varied:
+                settings = part.edit(settings)
 
         def beside(stage: Stage) -> Stage:
             return lambda share: Compose(*(stage(share) if part is varied else part for part in self.parts))
 
-        return [beside(stage) for stage in varied.stages(plan)]
+        return [beside(stage) for stage in varied.speedup_schedule(settings)]
 
-    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
-        return self.acting.extra_passes(step, facts)
-
-    def edit(self, plan: Plan) -> Plan:
+    def edit(self, settings: Settings) -> Settings:
         for part in self.parts:
-            plan = part.edit(plan)
-        return plan
+            settings = part.edit(settings)
+        return settings
 
-    def check(self, plan: Plan, facts: ModelFacts) -> None:
+    def check(self, plan: Plan, info: ModelInfo) -> None:
         for part in self.parts:
-            part.check(plan, facts)
+            part.check(plan, info)
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.acting.tokens_at(step, layer, depth)
 
-    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
-        return self.acting.run_stack(run, tokens, step)
+    def start(self, plan: Plan) -> MethodState:
+        return self.acting.start(plan)
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        return self.acting.run_sublayer(run, tokens, site, step)
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: MethodState) -> TokenMap:
+        return self.acting.run_stack(run, tokens, step, state)
+
+    def run_sublayer(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: MethodState) -> Tensor:
+        return self.acting.run_sublayer(run, tokens, ref, step, state)
+
+    @property
+    def acts_on_sublayers(self) -> bool:
+        return self.acting.acts_on_sublayers
+
+    @property
+    def static(self) -> bool:
+        return all(part.static for part in self.parts)
 
     def settings(self) -> dict[str, Any]:
         return {part.name: part.settings() for part in self.parts}

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from stepvar.core.tokens import Grid
 from stepvar.errors import UsageError
-from stepvar.methods.restorers import Anchors
+from stepvar.methods.registry import register
+from stepvar.methods.restoration import Anchors
 from stepvar.methods.scores import ranks, top_tokens
-from stepvar.methods.structure_texture import StructureTexture
-from stepvar.plan import Step
-from stepvar.tokens import Grid
+from stepvar.methods.stepvar import StepVAR
 
 
+@register
 @dataclass(frozen=True)
-class Coverage(StructureTexture):
+class Coverage(StepVAR):
     """StepVAR's score, but first the best token of each cell of a coarse lattice, then the best of the rest.
 
     A variant of this project, not of the paper. Propagation from the nearest kept token is as good as that token is
@@ -30,6 +31,7 @@ class Coverage(StructureTexture):
     """
 
     name: ClassVar[str] = "coverage"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     cover: float = 0.5
 
@@ -37,11 +39,11 @@ class Coverage(StructureTexture):
         super().__post_init__()
         if not 0 < self.cover <= 1:
             raise UsageError(f"cover={self.cover}: must be above 0 and at most 1 (use stepvar for none)")
-        if isinstance(self.restorer, Anchors):
+        if isinstance(self.restoration, Anchors):
             raise UsageError("restore='anchors': anchors cover the map already; use it with stepvar")
 
-    def choose(self, scores: Tensor, count: int, step: Step) -> Tensor:
-        cells, number = lattice(step.grid, max(1, int(self.cover * count)), scores.device)
+    def choose(self, scores: Tensor, count: int, grid: Grid) -> Tensor:
+        cells, number = lattice(grid, max(1, int(self.cover * count)), scores.device)
         place = ranks(scores)
         best = torch.full((len(scores), number), scores.shape[1], dtype=place.dtype, device=place.device)
         best = best.scatter_reduce(1, cells.expand_as(place), place, "amin")
@@ -56,7 +58,6 @@ def cell_sides(grid: Grid, most: int) -> tuple[int, int]:
     return -(-grid.t // most), max(grid.h, grid.w)
 
 
-@lru_cache(maxsize=64)
 def lattice(grid: Grid, most: int, device: torch.device) -> tuple[Tensor, int]:
     """The cell of every token (grid.size,), and how many cells there are."""
     frames, side = cell_sides(grid, most)

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.stack import Sublayer, SublayerRef
+from stepvar.core.tokens import TokenMap, scatter_tokens
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts, Site, Stage
-from stepvar.methods.remembered import Remembered
+from stepvar.methods.base import Method, MethodState, Stage
+from stepvar.methods.cached_features import CachedFeatures
+from stepvar.methods.registry import register
 from stepvar.methods.scores import distance_to_mean, top_tokens
-from stepvar.plan import Plan, Step
-from stepvar.tokens import TokenMap, scatter_tokens
 
 MOST_PRUNED = 0.75
-"""A budget skips another scale before it prunes more than this."""
+"""For a speed-up another scale is skipped before more than this is pruned."""
 
 
+@dataclass
+class FastVARState(MethodState):
+    """What FastVAR keeps during a generation.
+
+    Attributes:
+        cached: the update that each sub-layer made at the last unpruned scale.
+    """
+
+    cached: dict[SublayerRef, CachedFeatures] = field(default_factory=dict)
+
+
+@register
 @dataclass(frozen=True)
-class FastVAR(Method):
+class FastVAR(Method[FastVARState]):
     """Per sub-layer keeps the tokens farthest from the mean; fills the others' updates from an earlier scale's.
 
     Each residual sub-layer of the pruned scales runs on its own selection; its update for the other tokens is the
@@ -44,7 +58,7 @@ class FastVAR(Method):
     }
     neutral: ClassVar[Mapping[str, Any] | None] = {"prune": (0.0,), "skip": 0}
 
-    budgeted: ClassVar[tuple[str, ...]] = ("prune", "skip")
+    speedup_settings: ClassVar[tuple[str, ...]] = ("prune", "skip")
 
     prune: Sequence[float] = (0.4, 0.5)
     skip: int = 2
@@ -61,36 +75,30 @@ class FastVAR(Method):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: must be 0 or more")
 
-    def edit(self, plan: Plan) -> Plan:
+    def edit(self, settings: Settings) -> Settings:
         needed = self.skip + len(self.prune) + 1
-        scales = min(plan.schedule.scale_counts)
+        scales = min(settings.schedule.scale_counts)
         if scales < needed:
             raise UsageError(f"prune and skip: need {needed} scales, one of them unpruned; the schedule has {scales}")
-        return plan.without_last(self.skip)
+        return settings.without_last(self.skip)
 
-    def stages(self, plan: Plan) -> Sequence[Stage]:
+    def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
         """Two scales pruned alike, nothing skipped; then the same with one more scale skipped, and one more."""
 
         def stage(skip: int) -> Stage:
             return lambda share: replace(self, prune=(round(share * MOST_PRUNED, 4),) * 2, skip=skip)
 
-        return [stage(skip) for skip in range(max(0, min(plan.schedule.scale_counts) - 3))]
-
-    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
-        if self.count_at(step) == step.grid.size:
-            return 0.0
-        inside = max(0, facts.depth - self.blocks_before - self.blocks_after)
-        return 12.0 * inside * len(facts.sublayers)  # distances 4, thinning 2, the cached update 4, scattering 2
+        return [stage(skip) for skip in range(max(0, min(settings.schedule.scale_counts) - 3))]
 
     def count_at(self, step: Step) -> int:
         """Tokens kept at a scale."""
-        place = self.skip + len(self.prune) - step.rank
+        place = self.skip + len(self.prune) - step.scales_from_end
         pruned = 0 <= place < len(self.prune)
         return step.grid.size - int(step.grid.size * self.prune[place]) if pruned else step.grid.size
 
     def is_cached(self, step: Step) -> bool:
         """Whether the updates of this scale fill those of the pruned ones: the last scale in front of them."""
-        return step.rank == self.skip + len(self.prune) + 1
+        return step.scales_from_end == self.skip + len(self.prune) + 1
 
     def _inside(self, layer: int, depth: int) -> bool:
         return self.blocks_before <= layer < depth - self.blocks_after
@@ -98,18 +106,22 @@ class FastVAR(Method):
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.count_at(step) if self._inside(layer, depth) else step.grid.size
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        cached: dict[Site, Remembered] = step.memo.setdefault("fastvar", {})
-        if not self._inside(site.layer, site.depth):
+    def start(self, plan: Plan) -> FastVARState:
+        return FastVARState()
+
+    def run_sublayer(
+        self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: FastVARState
+    ) -> Tensor:
+        if not self._inside(ref.layer, ref.depth):
             return run(tokens)
         if self.is_cached(step):
             update = run(tokens)
-            cached[site] = Remembered.of(tokens.with_features(update), step)
+            state.cached[ref] = CachedFeatures.of(tokens.with_features(update), step)
             return update
         count = self.count_at(step)
         if count == step.grid.size:
             return run(tokens)
         kept = top_tokens(distance_to_mean(tokens.features), count)
-        step.selections.append(kept)
+        state.record(step, kept)
         update = run(tokens.take(kept))
-        return scatter_tokens(cached[site].at(step, len(update), "area"), kept, update)
+        return scatter_tokens(state.cached[ref].at(step, len(update), "area"), kept, update)

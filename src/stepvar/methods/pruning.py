@@ -2,44 +2,62 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerRef
+from stepvar.core.tokens import Grid, Selection, TokenMap, gather_tokens
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, ModelFacts, RunBlocks, Site, Stage
-from stepvar.methods.propagation import Propagated
-from stepvar.methods.remembered import Remembered
-from stepvar.methods.restorers import RESTORERS, Restorer, RestorerName, index_tensor
-from stepvar.methods.scores import top_tokens
-from stepvar.plan import Plan, Step
-from stepvar.tokens import Grid, Selection, TokenMap, gather_tokens
+from stepvar.methods.base import Method, MethodState, Stage
+from stepvar.methods.cached_features import CachedFeatures
+from stepvar.methods.restoration import RESTORATIONS, Restoration, RestorationName
+from stepvar.methods.scores import checked_scores, top_tokens
 
 Scope = Literal["stack", "block", "sublayer"]
+Propagated = Literal["state", "update"]
 Branches = Literal["shared", "separate"]
 Selected = Literal["clip", "frame"]
-Recalled = Literal["dense", "pruned"]
+ContextClips = Literal["dense", "pruned"]
 
 MOST_TEMPORAL_WEIGHT = 1000
 
 FLOOR = 0.25
-"""A budget widens to earlier scales before it keeps less than this: pruning more is said to show (StepVAR)."""
+"""A speed-up is sought at earlier scales before less than this is kept: pruning more is said to show (StepVAR)."""
 LOWEST = 0.05
-"""A budget keeps at least this share."""
+"""The smallest share that is kept for a speed-up."""
 LATE = 0.95
-"""Share of all tokens in the scales that a budget may prune; the early ones fix the layout."""
+"""Share of all tokens in the scales that may be pruned for a speed-up; the early ones fix the layout."""
+
+
+@dataclass
+class PruningState(MethodState):
+    """What pruning keeps during a generation.
+
+    Attributes:
+        sources: the passes whose features restore those of later ones.
+        cached: what the last of these left, by the first block of a span or by sub-layer.
+    """
+
+    sources: frozenset[int] = frozenset()
+    cached: dict[int | SublayerRef, CachedFeatures] = field(default_factory=dict)
+
+
+State = TypeVar("State", bound=PruningState, default=Any)
 
 
 @dataclass(frozen=True)
-class Pruning(Method):
+class Pruning(Method[State], ABC):
     """At late scales, runs the blocks on the highest-scoring tokens and rebuilds the dense map behind them.
 
-    A subclass says how tokens score; how the others are rebuilt is a setting. Every selection goes with every
-    restoring, so an ablation is a product and not a list.
+    A subclass says how tokens score; how the others are restored is a setting. Every selection goes with every
+    restoration, so an ablation is a product and not a list.
 
     Attributes:
         keep: share of tokens kept, in (0, 1]. One number holds for the last ``last`` scales; a sequence gives one
@@ -47,130 +65,101 @@ class Pruning(Method):
             1 is exactly dense.
         last: how many scales from the end of the schedule a single ``keep`` prunes; None: the fewest that hold more
             than half of the tokens that are run.
+        taper: larger scales keep a smaller share, at the same number of tokens in all: of the ``last`` scales, one
+            with n tokens keeps ``c * n ** (1 - taper)``, at most all, with c such that together they keep the share
+            ``keep``. 0 keeps the same share at each of them, 1 the same number of tokens.
         blocks_before: blocks in front of the pruned span that see all tokens.
         blocks_after: blocks behind the pruned span that see all tokens.
-        scope: select once for the whole span (``"stack"``), or anew for each of its blocks (``"block"``) or of their
+        scope: select once for the whole span (``"stack"``), or again for each of its blocks (``"block"``) or of their
             residual sub-layers (``"sublayer"``).
         propagate: what a pruned token takes from the kept one that stands in for it, its ``"state"`` or its
             ``"update"``, the difference that the blocks made.
         restore: where that comes from: the ``"nearest"`` kept token, a ``"blend"`` of the nearest few, the nearest
             of uniform ``"anchors"`` that are always kept, or the last pass that was not pruned, resized (``"cached"``);
-            or a :class:`~stepvar.methods.restorers.Restorer` with settings of its own.
+            or a :class:`~stepvar.methods.restoration.Restoration` with settings of its own.
         selection: videos only: rank the tokens of all frames of a pass together (``"clip"``), or keep the best of each
             frame, equally many in all (``"frame"``).
         temporal_weight: videos only: how many cells a step from frame to frame counts like, where distances decide.
-        recalled: videos only: a clip that the next one attends to is left ``"dense"``, or ``"pruned"`` like the last.
+        context_clips: videos only: a clip that the next one attends to is left ``"dense"``, or ``"pruned"`` like any.
             The image in front of a clip is one, at little cost; what it changes, the whole clip repeats.
         branches: one selection for both guidance branches, scored on the conditional one (``"shared"``), or one
-            for each (``"separate"``, not possible when guidance mixes the branches inside the stack).
+            for each (``"separate"``, not possible when guidance combines the branches inside the stack).
     """
 
     neutral: ClassVar[Mapping[str, Any] | None] = {"keep": 1.0}
-    budgeted: ClassVar[tuple[str, ...]] = ("keep", "last")
+    speedup_settings: ClassVar[tuple[str, ...]] = ("keep", "last")
 
     keep: float | Sequence[float] = 0.5
     last: int | None = None
+    taper: float = 0.0
     blocks_before: int = 0
     blocks_after: int = 0
     scope: Scope = "stack"
     propagate: Propagated = "state"
-    restore: RestorerName | Restorer = "nearest"
+    restore: RestorationName | Restoration = "nearest"
     selection: Selected = "clip"
     temporal_weight: float = 1.0
-    recalled: Recalled = "dense"
+    context_clips: ContextClips = "dense"
     branches: Branches = "shared"
 
     def __post_init__(self) -> None:
-        ratios = [self.keep] if isinstance(self.keep, (int, float)) else list(self.keep)
-        if not ratios:
-            raise UsageError("keep=(): give one number, or one per scale counted from the end")
-        for ratio in ratios:
+        single = isinstance(self.keep, (int, float))
+        for ratio in self._ratios:
             if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
                 raise UsageError(f"keep={ratio!r}: must be a number above 0 and at most 1 (1 keeps every token)")
+        if not self._ratios:
+            raise UsageError("keep=(): give one number, or one per scale counted from the end")
         if self.last is not None and self.last < 1:
             raise UsageError(f"last={self.last}: must be at least 1, or None to choose by the schedule")
+        if not 0 <= self.taper <= 1:
+            raise UsageError(f"taper={self.taper}: must be between 0 (the same share) and 1 (the same number)")
+        if self.taper and not single:
+            raise UsageError(f"keep={self.keep!r}: give one number; taper spreads it over the scales")
         for name in ("blocks_before", "blocks_after"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: must be 0 or more")
         if not 0 <= self.temporal_weight <= MOST_TEMPORAL_WEIGHT:
             raise UsageError(f"temporal_weight={self.temporal_weight}: must be from 0 to {MOST_TEMPORAL_WEIGHT}")
         choices: dict[str, Any] = {"scope": Scope, "propagate": Propagated, "selection": Selected}
-        choices |= {"recalled": Recalled, "branches": Branches}
-        if not isinstance(self.restore, Restorer):
-            choices["restore"] = RestorerName
+        choices |= {"context_clips": ContextClips, "branches": Branches}
+        if not isinstance(self.restore, Restoration):
+            choices["restore"] = RestorationName
         for name, kind in choices.items():
             allowed = get_args(kind)
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
 
     @abstractmethod
-    def score(self, tokens: TokenMap, step: Step) -> Tensor:
-        """Scores (R, N) in float32 of a dense map; the highest are kept."""
+    def score(self, tokens: TokenMap, step: Step, state: State) -> Tensor:
+        """How much each token of a dense map matters: (R, N) in float32, finite; the highest are kept."""
 
-    def stages(self, plan: Plan) -> Sequence[Stage]:
-        """One share for the scales that hold most tokens, then for more of them, each down to the floor; then below."""
-        fewest, most = plan.late_scales(), plan.late_scales(LATE)
+    # How many tokens are kept: known before the generation.
 
-        def stage(last: int, high: float, low: float) -> Stage:
-            return lambda share: replace(self, keep=round(high - share * (high - low), 4), last=last)
-
-        gentle = [stage(last, 1.0, FLOOR) for last in range(fewest, most + 1)]
-        return [*gentle, stage(most, FLOOR, LOWEST)]
-
-    def extra_passes(self, step: Step, facts: ModelFacts) -> float:
-        if not self._is_pruned(step):
-            return 0.0
-        blocks = max(0, facts.depth - self.blocks_before - self.blocks_after)
-        selections = {"stack": 1, "block": blocks, "sublayer": blocks * len(facts.sublayers)}[self.scope]
-        return 30.0 * selections  # at most: both scores with eight power iterations 26, thinning and rebuilding 4
+    @property
+    def _ratios(self) -> tuple[float, ...]:
+        return (self.keep,) if isinstance(self.keep, (int, float)) else tuple(self.keep)
 
     def ratio_at(self, step: Step) -> float:
         """The share of tokens kept at a scale."""
-        if isinstance(self.keep, (int, float)):
-            last = self.last if self.last is not None else step.plan.late_scales()
-            return self.keep if step.rank <= last else 1.0
-        return self.keep[-step.rank] if step.rank <= len(self.keep) else 1.0
+        if not isinstance(self.keep, (int, float)):
+            return self.keep[-step.scales_from_end] if step.scales_from_end <= len(self.keep) else 1.0
+        settings = step.settings
+        last = self.last if self.last is not None else settings.late_scales()
+        if step.scales_from_end > last:
+            return 1.0
+        if self.keep == 1 or not self.taper:
+            return self.keep
+        schedule = settings.schedule
+        passes = [index for index in settings.passes if schedule.clip(index) == step.clip]
+        sizes = [schedule[index].size for index in passes if schedule.scales_from_end(index) <= last]
+        return min(1.0, taper_factor(sizes, self.keep, self.taper) * step.grid.size**-self.taper)
 
     def count_at(self, step: Step) -> int:
         """The number of tokens kept at a scale."""
-        if step.recalled and self.recalled == "dense":
+        if step.is_context and self.context_clips == "dense":
             return step.grid.size
         grid, frames = self._selected_from(step)
-        fewest = max(1, len(self.restorer.anchors(grid)))
-        return frames * max(fewest, round(self.ratio_at(step) * grid.size))
-
-    def _selected_from(self, step: Step) -> tuple[Grid, int]:
-        """The grid that a selection is made from, and how often it is in that of the step."""
-        grid = step.grid
-        return (Grid(1, grid.h, grid.w), grid.t) if self.selection == "frame" else (grid, 1)
-
-    @property
-    def restorer(self) -> Restorer:
-        """The strategy that :attr:`restore` names."""
-        return self.restore if isinstance(self.restore, Restorer) else RESTORERS[self.restore]
-
-    def check(self, plan: Plan, facts: ModelFacts) -> None:
-        stacked = self.scope != "sublayer" and plan.guided and any(place != 0 for place in plan.guidance_at)
-        if self.branches == "separate" and stacked:
-            raise UsageError(
-                "branches='separate': guidance inside the stack mixes the branches token by token; use 'shared'"
-            )
-        self._check_reach(plan)
-        steps = [step for step in plan.steps(1) if step.computed]
-        if self.restorer.reads_past and any(self._is_pruned(step) and self._source_of(step) is None for step in steps):
-            raise UsageError(
-                "restore='cached': needs a scale that is not pruned in front of those that are; prune fewer"
-            )
-
-    def _check_reach(self, plan: Plan) -> None:
-        """Refuses to prune nothing but scales that are not run."""
-        ratios = [self.keep] if isinstance(self.keep, (int, float)) else self.keep
-        reach = self.last if isinstance(self.keep, (int, float)) else len(self.keep)
-        if reach is not None and reach <= plan.skipped and min(ratios) < 1:
-            raise UsageError(
-                f"keep and last: reach back {reach} scales, but the last {plan.skipped} are not run; "
-                f"give at least {plan.skipped + 1}, counted from the end of the schedule"
-            )
+        return frames * max(1, self.restoration.anchor_count(grid), round(self.ratio_at(step) * grid.size))
 
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.count_at(step) if self._inside(layer, depth) else step.grid.size
@@ -181,91 +170,153 @@ class Pruning(Method):
     def _is_pruned(self, step: Step) -> bool:
         return self.count_at(step) < step.grid.size
 
-    def _source_of(self, step: Step) -> int | None:
-        """The last pass in front of a pruned one, in its clip, that is not pruned."""
-        earlier = (other for other in step.plan.steps(1) if other.computed and other.index < step.index)
-        dense = [other.index for other in earlier if other.clip == step.clip and not self._is_pruned(other)]
-        return dense[-1] if dense else None
+    @property
+    def acts_on_sublayers(self) -> bool:
+        return self.scope == "sublayer"
 
-    def _is_source(self, step: Step) -> bool:
-        """Whether a later pass is restored from this one."""
-        if not self.restorer.reads_past:
-            return False
-        if "sources" not in step.memo:
-            pruned = (other for other in step.plan.steps(1) if other.computed and self._is_pruned(other))
-            step.memo["sources"] = {self._source_of(other) for other in pruned}
-        return step.index in step.memo["sources"]
+    @property
+    def restoration(self) -> Restoration:
+        """The strategy that :attr:`restore` names."""
+        return self.restore if isinstance(self.restore, Restoration) else RESTORATIONS[self.restore]
 
-    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
+    # Whether a plan can be served.
+
+    def check(self, plan: Plan, info: ModelInfo) -> None:
+        settings = plan.settings
+        stacked = self.scope != "sublayer" and plan.guided and any(place != 0 for place in settings.cfg_layers)
+        if self.branches == "separate" and stacked:
+            raise UsageError(
+                "branches='separate': guidance inside the stack mixes the branches token by token; use 'shared'"
+            )
+        reach = self.last if isinstance(self.keep, (int, float)) else len(self.keep)
+        if reach is not None and reach <= settings.skipped and min(self._ratios) < 1:
+            raise UsageError(
+                f"keep and last: reach back {reach} scales, but the last {settings.skipped} are not run; "
+                f"give at least {settings.skipped + 1}, counted from the end of the schedule"
+            )
+        self.sources(plan)
+
+    def sources(self, plan: Plan) -> frozenset[int]:
+        """The passes that pruned ones are restored from: the last one in front of each, in its clip, not pruned.
+
+        Raises:
+            UsageError: if a pruned pass has none.
+        """
+        if not self.restoration.reads_cache:
+            return frozenset()
+        found: set[int] = set()
+        dense: dict[int, int] = {}
+        for step in plan.computed:
+            if not self._is_pruned(step):
+                dense[step.clip] = step.index
+            elif step.clip in dense:
+                found.add(dense[step.clip])
+            else:
+                raise UsageError(
+                    "restore='cached': needs a scale that is not pruned in front of those that are; prune fewer"
+                )
+        return frozenset(found)
+
+    def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
+        """One share for the scales that hold most tokens, then for more of them, each down to the floor; then below."""
+        fewest, most = settings.late_scales(), settings.late_scales(LATE)
+
+        def stage(last: int, high: float, low: float) -> Stage:
+            return lambda share: replace(self, keep=round(high - share * (high - low), 4), last=last)
+
+        gentle = [stage(last, 1.0, FLOOR) for last in range(fewest, most + 1)]
+        return [*gentle, stage(most, FLOOR, LOWEST)]
+
+    # What happens at a pass.
+
+    def start(self, plan: Plan) -> PruningState:
+        return PruningState(sources=self.sources(plan))
+
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: State) -> TokenMap:
         first, last = self.blocks_before, run.depth - self.blocks_after
-        acts = self._is_pruned(step) or self._is_source(step)
+        acts = self._is_pruned(step) or step.index in state.sources
         if not acts or first >= last or self.scope == "sublayer":
             return run(tokens)
         if first:
             tokens = run(tokens, 0, first)
         stride = 1 if self.scope == "block" else last - first
         for start in range(first, last, stride):
-            tokens = self._run_span(run, tokens, start, start + stride, step)
+            tokens = self._run_span(run, tokens, start, start + stride, step, state)
         return run(tokens, last) if last < run.depth else tokens
 
-    def _run_span(self, run: RunBlocks, tokens: TokenMap, first: int, last: int, step: Step) -> TokenMap:
-        """Blocks ``first`` to ``last`` on a dense map, which is thinned for them if this scale is pruned."""
+    def _run_span(self, run: RunBlocks, tokens: TokenMap, first: int, last: int, step: Step, state: State) -> TokenMap:
+        """Blocks ``first`` to ``last`` on a dense map, of which they see a part if this scale is pruned."""
         if not self._is_pruned(step):
             after = run(tokens, first, last)
             kept = after if self.propagate == "state" else after.with_features(after.features - tokens.features)
-            self._past(step)[first] = Remembered.of(kept, step)
+            state.cached[first] = CachedFeatures.of(kept, step)
             return after
-        selection = self.select(tokens, self.count_at(step), step)
+        selection = self.select(tokens, self.count_at(step), step, state)
         features = run(tokens.take(selection.kept), first, last).features
         if self.propagate == "state":
-            return tokens.with_features(self._restored(features, selection, step, first))
+            return tokens.with_features(self._restored(features, selection, step, state, first))
         update = features - gather_tokens(tokens.features, selection.kept)
-        return tokens.with_features(tokens.features + self._restored(update, selection, step, first))
+        return tokens.with_features(tokens.features + self._restored(update, selection, step, state, first))
 
-    def run_sublayer(self, run: Callable[[TokenMap], Tensor], tokens: TokenMap, site: Site, step: Step) -> Tensor:
-        if self.scope != "sublayer" or not self._inside(site.layer, site.depth):
+    def run_sublayer(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: State) -> Tensor:
+        if self.scope != "sublayer" or not self._inside(ref.layer, ref.depth):
             return run(tokens)
-        own, state = tokens.features, self.propagate == "state"
+        own, whole = tokens.features, self.propagate == "state"
         if not self._is_pruned(step):
             update = run(tokens)
-            if self._is_source(step):
-                self._past(step)[site] = Remembered.of(tokens.with_features(own + update if state else update), step)
+            if step.index in state.sources:
+                values = tokens.with_features(own + update if whole else update)
+                state.cached[ref] = CachedFeatures.of(values, step)
             return update
-        selection = self.select(tokens, self.count_at(step), step)
+        selection = self.select(tokens, self.count_at(step), step, state)
         update = run(tokens.take(selection.kept))
-        if not state:
-            return self._restored(update, selection, step, site)
-        return self._restored(gather_tokens(own, selection.kept) + update, selection, step, site) - own
+        if not whole:
+            return self._restored(update, selection, step, state, ref)
+        return self._restored(gather_tokens(own, selection.kept) + update, selection, step, state, ref) - own
 
-    def _past(self, step: Step) -> dict[Any, Remembered]:
-        """What the last pass that was not pruned left, by first block of the span or by sub-layer."""
-        past: dict[Any, Remembered] = step.memo.setdefault("past", {})
-        return past
+    def _restored(
+        self, values: Tensor, selection: Selection, step: Step, state: State, place: int | SublayerRef
+    ) -> Tensor:
+        return self.restoration.restore(values, selection, step, state.cached.get(place))
 
-    def _restored(self, values: Tensor, selection: Selection, step: Step, place: Any) -> Tensor:
-        return self.restorer.restore(values, selection, step, self._past(step).get(place))
+    # Which tokens are kept.
 
-    def select(self, tokens: TokenMap, count: int, step: Step) -> Selection:
+    def select(self, tokens: TokenMap, count: int, step: Step, state: State) -> Selection:
         """Keeps the ``count`` best tokens of a dense map, row by row or once per sample."""
         shared = self.branches == "shared"
         scored = tokens.with_features(tokens.features[: step.samples]) if shared else tokens
-        kept = self._chosen(self.score(scored, step), count, step)
-        selection = self.restorer.sources(kept, step.grid, self.temporal_weight)
-        step.selections.append(kept)
+        scores = checked_scores(self.score(scored, step, state), scored.features, self.name, step)
+        kept = self._choose_by_frame(scores, count, step)
+        selection = self.restoration.sources(kept, step.grid, self.temporal_weight)
+        state.record(step, kept)
         return selection.repeat(step.branches) if shared else selection
 
-    def _chosen(self, scores: Tensor, count: int, step: Step) -> Tensor:
+    def _selected_from(self, step: Step) -> tuple[Grid, int]:
+        """The grid that a selection is made from, and how often it is in that of the step."""
+        grid = step.grid
+        return (Grid(1, grid.h, grid.w), grid.t) if self.selection == "frame" else (grid, 1)
+
+    def _choose_by_frame(self, scores: Tensor, count: int, step: Step) -> Tensor:
         """Indices (R, count) of the tokens to keep, chosen from all or from each frame alone."""
         grid, frames = self._selected_from(step)
         if frames == 1:
-            return self.choose(scores, count, step)
-        kept = self.choose(scores.unflatten(1, (frames, -1)).flatten(0, 1), count // frames, replace(step, grid=grid))
+            return self.choose(scores, count, grid)
+        kept = self.choose(scores.unflatten(1, (frames, -1)).flatten(0, 1), count // frames, grid)
         starts = torch.arange(0, step.grid.size, grid.size, device=kept.device)
         return (kept.unflatten(0, (-1, frames)) + starts[:, None]).flatten(1)
 
-    def choose(self, scores: Tensor, count: int, step: Step) -> Tensor:
-        """Indices (R, count), ascending, of the tokens to keep by their scores (R, N): the restorer's anchors first."""
-        anchors = self.restorer.anchors(step.grid)
-        if not anchors:
-            return top_tokens(scores, count)
-        return top_tokens(scores, count, index_tensor(anchors, scores.device).expand(len(scores), -1))
+    def choose(self, scores: Tensor, count: int, grid: Grid) -> Tensor:
+        """Indices (R, count), ascending, of the tokens to keep by their scores (R, N): anchors first, then top-k."""
+        anchors = self.restoration.anchors(grid, scores.device)
+        return top_tokens(scores, count, None if anchors is None else anchors.expand(len(scores), -1))
+
+
+def taper_factor(sizes: Sequence[int], keep: float, taper: float) -> float:
+    """The c for which ``sum(min(n, c * n ** (1 - taper)))`` is the share ``keep`` of the sum of all n."""
+    left, rest = keep * sum(sizes), sorted(sizes)
+    while rest:
+        found = left / sum(n ** (1 - taper) for n in rest)
+        if found <= rest[0] ** taper:  # the smallest saturates first
+            return found
+        left -= rest.pop(0)
+    return float("inf")

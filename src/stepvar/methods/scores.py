@@ -1,7 +1,6 @@
-"""How much each token of a dense map matters: (B, N, C) features -> (B, N) scores in float32.
+"""Scores of the tokens of a dense map, (R, N) in float32, and the choice of the highest.
 
-NaN features give NaN scores, which rank first: a broken token is computed and seen, not papered over. One NaN
-spreads to every structure score of its image, since they share a mean.
+NaN features give NaN scores, which rank first: a broken token is computed and seen, not papered over.
 """
 
 from __future__ import annotations
@@ -9,10 +8,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.tokens import Grid
+from stepvar.core.plan import Step
+from stepvar.errors import UsageError
 
 Normalisation = Literal["none", "mean", "max", "zscore"]
 NORMALISATIONS: tuple[Normalisation, ...] = ("none", "mean", "max", "zscore")
@@ -20,15 +19,30 @@ NORMALISATIONS: tuple[Normalisation, ...] = ("none", "mean", "max", "zscore")
 TINY = torch.finfo(torch.float32).tiny
 
 
-def texture_energy(features: Tensor, grid: Grid) -> Tensor:
-    """Energy of a 3x3 high-pass over each frame: ``sum_c (x - avgpool3x3(x))^2`` (StepVAR, texture score).
+def checked_scores(scores: Tensor, features: Tensor, name: str, step: Step) -> Tensor:
+    """The scores that a method gave to features (R, N, C), if they are one finite float32 number for each token.
 
-    At the border the average runs over the cells that exist, so that a constant map scores 0 everywhere.
+    Whether they are finite is asked on the CPU only: elsewhere the answer would have to wait for the device at every
+    selection. There a score that is NaN ranks first, as it does where the features are not finite themselves.
+
+    Args:
+        name: of the method, for errors.
+
+    Raises:
+        UsageError: if they are not.
     """
-    rows, _, channels = features.shape
-    frames = features.float().view(rows * grid.t, grid.h, grid.w, channels).permute(0, 3, 1, 2)
-    low = F.avg_pool2d(frames, 3, stride=1, padding=1, count_include_pad=False)
-    return (frames - low).square().sum(dim=1).view(rows, grid.size)
+    expected, place = tuple(features.shape[:2]), f"at pass {step.index} ({step.grid})"
+    if tuple(scores.shape) != expected or scores.dtype != torch.float32:
+        raise UsageError(
+            f"method {name!r}: score() gave {scores.dtype} of shape {tuple(scores.shape)} {place}; "
+            f"give torch.float32 of shape {expected}, one score for each token"
+        )
+    if scores.device.type == "cpu" and not scores.isfinite().all() and features.isfinite().all():
+        raise UsageError(
+            f"method {name!r}: score() gave NaN or infinity {place}, though all features are finite; "
+            "look for divisions by zero, logarithms and sums that overflow"
+        )
+    return scores
 
 
 def distance_to_mean(features: Tensor) -> Tensor:
@@ -40,30 +54,6 @@ def distance_to_mean(features: Tensor) -> Tensor:
 def squared_norm(features: Tensor) -> Tensor:
     """Squared length of each token, which ranks like its L2 norm: ``sum_c x^2``."""
     return features.float().square().sum(dim=-1)
-
-
-def principal_direction(centred: Tensor, iterations: int) -> Tensor:
-    """First principal component of centred features (B, N, C) by power iteration: unit vectors (B, C).
-
-    The start is the token farthest from the mean: deterministic, and never orthogonal to the component that it
-    dominates. Constant features have no direction and give zeros.
-    """
-    farthest = centred.square().sum(dim=-1).argmax(dim=1)
-    direction = centred[torch.arange(len(centred), device=centred.device), farthest]
-    direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=TINY)
-    for _ in range(iterations):
-        projection = torch.bmm(centred, direction.unsqueeze(-1))
-        direction = torch.bmm(centred.transpose(1, 2), projection).squeeze(-1)
-        direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=TINY)
-    return direction
-
-
-def structure_magnitude(features: Tensor, iterations: int) -> Tensor:
-    """Magnitude of the projection on the first principal component: ``|x_c . v|`` (StepVAR, structure score)."""
-    centred = features.float()
-    centred = centred - centred.mean(dim=1, keepdim=True)
-    direction = principal_direction(centred, iterations)
-    return torch.bmm(centred, direction.unsqueeze(-1)).squeeze(-1).abs()
 
 
 def normalise(scores: Tensor, how: Normalisation) -> Tensor:

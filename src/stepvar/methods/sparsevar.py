@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
+from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import ModelInfo, RunBlocks
+from stepvar.core.tokens import TokenMap, gather_tokens
 from stepvar.errors import UsageError
-from stepvar.methods.base import ModelFacts, RunBlocks
-from stepvar.methods.latent_change import refuse_first_scale
-from stepvar.methods.propagation import nearest_kept
-from stepvar.methods.pruning import Pruning
-from stepvar.methods.remembered import Remembered
-from stepvar.methods.restorers import Restorer, RestorerName
-from stepvar.plan import Plan, Step
-from stepvar.tokens import TokenMap, gather_tokens
+from stepvar.methods.cached_features import CachedFeatures
+from stepvar.methods.latent_delta import refuse_first_scale
+from stepvar.methods.pruning import Pruning, PruningState
+from stepvar.methods.registry import register
+from stepvar.methods.restoration import Restoration, RestorationName, nearest_kept
 
 
+@dataclass
+class SparseVARState(PruningState):
+    """What SparseVAR keeps during a generation.
+
+    Attributes:
+        block_error: how much the measuring block changed each token at the pass before, (R, N, 1).
+    """
+
+    block_error: CachedFeatures | None = None
+
+
+@register
 @dataclass(frozen=True)
-class SparseVAR(Pruning):
+class SparseVAR(Pruning[SparseVARState]):
     """Excludes the tokens that one block changed least at the scale before; uniform anchors stay and fill them in.
 
     No code was released. Known from the abstract and the method figure in the authors' repository: tokens of low
@@ -32,7 +43,7 @@ class SparseVAR(Pruning):
     - how many tokens stay follows from ``keep``, so that shapes are static, where the paper excludes dynamically;
     - an anchor is the middle of each 4x4 cells; an excluded token takes the state of its nearest anchor behind the
       last block (``restore`` and ``propagate`` say otherwise);
-    - where scale k - 1 was thinned itself, an excluded token there counts as changed like its nearest kept one;
+    - where scale k - 1 was pruned itself, an excluded token there counts as changed like its nearest kept one;
     - errors are interpolated linearly, and those of the conditional branch decide for both.
 
     Attributes:
@@ -41,7 +52,7 @@ class SparseVAR(Pruning):
 
     name: ClassVar[str] = "sparsevar"
 
-    restore: RestorerName | Restorer = "anchors"
+    restore: RestorationName | Restoration = "anchors"
     block: int | None = None
 
     def __post_init__(self) -> None:
@@ -49,43 +60,43 @@ class SparseVAR(Pruning):
         if self.block is not None and self.block < 0:
             raise UsageError(f"block={self.block}: must be 0 or more, or None for the middle one")
 
-    def check(self, plan: Plan, facts: ModelFacts) -> None:
-        super().check(plan, facts)
-        if self.block is not None and self.block >= facts.depth:
-            raise UsageError(f"block={self.block}: the model has {facts.depth} blocks; give less")
+    def check(self, plan: Plan, info: ModelInfo) -> None:
+        super().check(plan, info)
+        if self.block is not None and self.block >= info.depth:
+            raise UsageError(f"block={self.block}: the model has {info.depth} blocks; give less")
         refuse_first_scale(self, plan)
 
-    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step) -> TokenMap:
-        def note(before: TokenMap, after: TokenMap) -> None:
-            error = (after.features.float() - before.features.float()).square().mean(dim=-1, keepdim=True)
-            if not after.is_dense:
-                error = gather_tokens(error, nearest_kept(after.positions, after.grid, self.temporal_weight))
-            noted.append(Remembered.of(after.with_features(error), step))
+    def start(self, plan: Plan) -> SparseVARState:
+        return SparseVARState(sources=self.sources(plan))
 
-        noted: list[Remembered] = []
-        block = run.depth // 2 if self.block is None else self.block
-        tokens = super().run_stack(WatchedBlocks(run, block, note), tokens, step)
-        step.memo["block_error"] = noted[-1]
+    def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: SparseVARState) -> TokenMap:
+        watched = WatchedBlocks(run, run.depth // 2 if self.block is None else self.block)
+        tokens = super().run_stack(watched, tokens, step, state)
+        before, after = watched.seen
+        error = (after.features.float() - before.features.float()).square().mean(dim=-1, keepdim=True)
+        if not after.is_dense:
+            error = gather_tokens(error, nearest_kept(after.positions, after.grid, self.temporal_weight))
+        state.block_error = CachedFeatures.of(after.with_features(error), step)
         return tokens
 
-    def score(self, tokens: TokenMap, step: Step) -> Tensor:
-        error: Remembered = step.memo["block_error"]
-        return error.at(step, len(tokens.features), "trilinear").squeeze(-1)
+    def score(self, tokens: TokenMap, step: Step, state: SparseVARState) -> Tensor:
+        assert state.block_error is not None  # the first scale of a clip is refused
+        return state.block_error.at(step, len(tokens.features), "trilinear").squeeze(-1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class WatchedBlocks:
     """Blocks of which one is watched.
 
     Attributes:
         run: the blocks.
         block: index of the one.
-        note: called with the maps in front of it and behind it.
+        seen: the maps in front of it and behind it, once it has run.
     """
 
     run: RunBlocks
     block: int
-    note: Callable[[TokenMap, TokenMap], None]
+    seen: tuple[TokenMap, TokenMap] = field(init=False)
 
     @property
     def depth(self) -> int:
@@ -97,5 +108,5 @@ class WatchedBlocks:
             return self.run(tokens, first, last)
         before = self.run(tokens, first, self.block)
         after = self.run(before, self.block, self.block + 1)
-        self.note(before, after)
+        self.seen = (before, after)
         return self.run(after, self.block + 1, last)

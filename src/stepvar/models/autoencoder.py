@@ -6,12 +6,16 @@ The families name the same layers differently; each brings its own :class:`Parts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stepvar.kernels import decoder
+from stepvar.kernels.decoder import Moments
 
 
 class Parts(Protocol):
@@ -23,30 +27,43 @@ class Parts(Protocol):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation, its statistics in float32, that can also be told the statistics.
-
-    Attributes:
-        noting: whether the statistics of the next inputs are to be noted.
-        noted: mean and variance (B, groups) in place of the input's own; None: the input's own.
-    """
+    """Group normalisation, its statistics in float32, that can also be given the statistics of another input."""
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__(groups, channels, eps=1e-6)
-        self.noting = False
-        self.noted: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.noting:
+        shared = SHARED_STATISTICS.get()
+        if shared is None:
+            return super().forward(x)
+        if shared.recording:
             variance, mean = torch.var_mean(x.float().unflatten(1, (self.num_groups, -1)).flatten(2), 2, correction=0)
-            self.noted = (mean, variance)
-        return super().forward(x) if self.noted is None else self._as_noted(x, *self.noted)
+            shared.moments[self] = (mean, variance)
+        return self._with_moments(x, *shared.moments[self])
 
-    def _as_noted(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    def _with_moments(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         size = self.num_channels // self.num_groups
         gain = (variance + self.eps).rsqrt().repeat_interleave(size, dim=1) * self.weight.float()
         shift = self.bias.float() - mean.repeat_interleave(size, dim=1) * gain
         wide = x.to(torch.float32, copy=True)
         return wide.mul_(gain[..., None, None]).add_(shift[..., None, None]).to(x.dtype)
+
+
+@dataclass
+class SharedStatistics:
+    """Statistics of the group normalisations of one decoding.
+
+    Attributes:
+        recording: whether the statistics of the next inputs are recorded.
+        moments: by module, mean and variance (B, groups).
+    """
+
+    recording: bool = True
+    moments: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+SHARED_STATISTICS: ContextVar[SharedStatistics | None] = ContextVar("SHARED_STATISTICS", default=None)
+"""What all normalisations of the running thread take their statistics from; None: each from its own input."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,31 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         update = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
         return update + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+    def fused(self, x: Tensor, moments: Moments) -> tuple[Tensor, Moments]:
+        """As :meth:`forward` on a map in channels_last and its moments; gives its result and the moments of that.
+
+        Biases and the residual are added where the next operation reads the map anyway.
+        """
+        norm1, norm2, conv1, conv2 = (inner(one) for one in (self.norm1, self.norm2, self.conv1, self.conv2))
+        x1 = decoder.apply_group_norm(x, moments, norm1.weight, norm1.bias, norm1.eps)
+        x1 = F.conv2d(x1, conv1.weight, None, padding=1)
+        between = decoder.group_moments(x1, norm2.num_groups, conv1.bias)
+        x1 = decoder.apply_group_norm(x1, between, norm2.weight, norm2.bias, norm2.eps, conv_bias=conv1.bias)
+        x1, bias = F.conv2d(x1, conv2.weight, None, padding=1), conv2.bias
+        if self.nin_shortcut is not None:
+            shortcut = inner(self.nin_shortcut)
+            x, bias = F.conv2d(x, shortcut.weight, None), bias + shortcut.bias
+        return decoder.add_bias_residual(x1, bias, x, norm2.num_groups)
+
+
+def inner(module: nn.Module) -> Any:
+    """The convolution or normalisation itself, where a family has a level of naming around it."""
+    if isinstance(module, (nn.Conv2d, nn.GroupNorm)):
+        return module
+    found = [child for child in module.modules() if isinstance(child, (nn.Conv2d, nn.GroupNorm))]
+    assert len(found) == 1, f"{type(module).__name__} wraps {len(found)} layers"
+    return found[0]
 
 
 class PixelAttention(nn.Module):
@@ -111,6 +153,13 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+    def fused(self, x: Tensor, groups: int) -> tuple[Tensor, Moments]:
+        """As :meth:`forward` on a map in channels_last, and the moments of the result."""
+        conv = inner(self.conv)
+        return decoder.add_bias_residual(
+            F.conv2d(decoder.upsample_nearest2x(x), conv.weight, None, padding=1), conv.bias, None, groups
+        )
 
 
 class Level(nn.Module):
@@ -223,12 +272,45 @@ class Decoder(nn.Module):
             x = self.up[index](x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
+    def fused(self, x: Tensor) -> Tensor:
+        """As :meth:`forward` on a latent in channels_last, with the kernels of :mod:`stepvar.kernels.decoder`."""
+        norm_out = inner(self.norm_out)
+
+        def attend(attention: PixelAttention, x: Tensor) -> tuple[Tensor, Moments]:
+            x = attention(x).contiguous(memory_format=torch.channels_last)
+            return x, decoder.group_moments(x, inner(attention.norm).num_groups)
+
+        x = self.conv_in(x).contiguous(memory_format=torch.channels_last)
+        moments = decoder.group_moments(x, inner(self.mid.block_1.norm1).num_groups)
+        x, moments = self.mid.block_1.fused(x, moments)
+        if self.mid.attn_1 is not None:
+            x, moments = attend(self.mid.attn_1, x)
+        x, moments = self.mid.block_2.fused(x, moments)
+        for index in reversed(range(len(self.up))):
+            level = self._level(index)
+            for place, block in enumerate(level.block):
+                assert isinstance(block, ResBlock)
+                x, moments = block.fused(x, moments)
+                if level.attn:
+                    attention = level.attn[place]
+                    assert isinstance(attention, PixelAttention)
+                    x, moments = attend(attention, x)
+            if level.resample_name:
+                upsample = level.get_submodule(level.resample_name)
+                assert isinstance(upsample, Upsample)
+                x, moments = upsample.fused(x, moments[0].shape[1])
+        return self.conv_out(decoder.apply_group_norm(x, moments, norm_out.weight, norm_out.bias, norm_out.eps))
+
     def _level(self, index: int) -> Level:
         level = self.up[index]
         assert isinstance(level, Level)
         return level
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and x.dtype != torch.float32 and SHARED_STATISTICS.get() is None:
+            last = x.contiguous(memory_format=torch.channels_last)
+            if decoder.use_fused_maps(last):
+                return self.fused(last)
         return self.fine(x, len(self.up))
 
 

@@ -1,167 +1,155 @@
-"""Running the blocks of one scale: what a method may do around them, guidance between them, what they cost."""
+"""Running the blocks of one pass: residual sub-layers under a hook, guidance between blocks, attention to the cache."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.cache import KVCache
-from stepvar.methods.base import Method, Site
-from stepvar.models.base import CountedModel
-from stepvar.models.work import ScaleWork, Work
-from stepvar.plan import Plan, Step
-from stepvar.sampling import mix_branches
-from stepvar.tokens import TokenMap
-
-Sublayer = Callable[[TokenMap], Tensor]
-"""The update (R, N, C) that a residual sub-layer computes for a map."""
-
-Around = Callable[[Sublayer, TokenMap, Site], Tensor]
-"""What a method does around a residual sub-layer."""
+from stepvar.core.cache import KVCache
+from stepvar.core.guidance import cfg_insertion_blocks, classifier_free_guidance
+from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import Sublayer, SublayerHook, SublayerRef, run_dense
+from stepvar.core.tokens import TokenMap
+from stepvar.kernels import ops
 
 
 class CachedState(Protocol):
     """What running blocks needs of a generation's state."""
 
     cache: KVCache
-    flops: int
 
 
 State = TypeVar("State", bound=CachedState)
 
 
-def residual(tokens: TokenMap, layer: int, sublayers: Sequence[tuple[str, Sublayer]], around: Around) -> TokenMap:
+def residual(tokens: TokenMap, layer: int, sublayers: Sequence[tuple[str, Sublayer]], hook: SublayerHook) -> TokenMap:
     """Adds the update of each sub-layer of a block in turn."""
     for name, sublayer in sublayers:
-        update = around(sublayer, tokens, Site(layer, name))
+        update = hook(sublayer, tokens, SublayerRef(layer, name))
         tokens = tokens.with_features(tokens.features + update)
     return tokens
 
 
-class BlockRun(ABC, Generic[State]):
-    """The blocks of one scale; a family says what a block is and what its sub-layers cost."""
+class ResidualStream:
+    """The residual stream x (R, N, C) with an update that is still to be added.
 
-    def __init__(self, depth: int, state: State, step: Step, method: Method) -> None:
-        self.depth, self.state, self.step, self.method = depth, state, step, method
-        self.mixes = mixing_layers(step, depth)
+    Updates are added together with the normalisation that follows: one pass over x in place of several.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self._update: Tensor | None = None
+        self._gate: Tensor | None = None
+        self._owned = False  # whether x is a tensor of this stream, which may be written into
+
+    def layer_norm(self, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """``norm(x) * (1 + scale) + shift``, see :func:`~stepvar.kernels.ops.add_layer_norm`."""
+        update, gate = self._take()
+        return self._settle(ops.add_layer_norm(self._x, update, gate, scale, shift, dtype, inplace=self._owned), update)
+
+    def affine_layer_norm(self, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        """Layer norm with a weight and a bias (C,)."""
+        update, gate = self._take()
+        return self._settle(
+            ops.add_affine_layer_norm(self._x, update, gate, weight, bias, eps, dtype, inplace=self._owned), update
+        )
+
+    def rms_norm(
+        self, weight: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        """Root-mean-square norm with a weight (C,), and a modulation if there is one."""
+        update, gate = self._take()
+        return self._settle(
+            ops.add_rms_norm(self._x, update, gate, weight, scale, shift, eps, dtype, inplace=self._owned), update
+        )
+
+    def add(self, update: Tensor, gate: Tensor | None = None) -> None:
+        """Adds ``gate * update`` when the stream is next read."""
+        self._x, self._update, self._gate = self.read(), update, gate
+
+    def read(self) -> Tensor:
+        """x with all updates added; the caller must not write into it."""
+        update, gate = self._take()
+        if update is not None:
+            self._x, self._owned = ops.add_gated(self._x, update, gate, inplace=self._owned), True
+        return self._x
+
+    def _take(self) -> tuple[Tensor | None, Tensor | None]:
+        update, gate = self._update, self._gate
+        self._update = self._gate = None
+        return update, gate
+
+    def _settle(self, result: tuple[Tensor, Tensor], update: Tensor | None) -> Tensor:
+        self._x = result[0]
+        self._owned = self._owned or update is not None
+        return result[1]
+
+
+class BlockRun(ABC, Generic[State]):
+    """The blocks of one pass; a family says what a block is."""
+
+    def __init__(self, depth: int, state: State, step: Step, hook: SublayerHook) -> None:
+        self.depth, self.state, self.step, self._hook = depth, state, step, hook
+        self.cfg_blocks = cfg_insertion_blocks(step, depth)
         self.rows = step.row_slice
 
     @abstractmethod
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        """Runs one block, whose sub-layers go through :meth:`around` and whose attention is :meth:`attend`."""
+        """Runs one block, whose sub-layers go through :meth:`hook` and whose attention is :meth:`attend`."""
 
-    @abstractmethod
-    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
-        """What a sub-layer that has just run on ``count`` tokens in each of ``rows`` rows did."""
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        """Runs one block on a stream, without a hook; families without fused blocks run the plain ones."""
+        raise NotImplementedError
+
+    def can_fuse(self, tokens: TokenMap) -> bool:
+        """Whether blocks run fused: nothing acts around their sub-layers, and there are kernels for the tokens.
+
+        Not in float32, which is for exact comparison with the reference implementations.
+        """
+        overridden = type(self).run_fused_block is not BlockRun.run_fused_block
+        exact = self.state.cache.dtype == torch.float32
+        return overridden and not exact and self._hook is run_dense and ops.use_triton(tokens.features)
+
+    def _run_fused(self, tokens: TokenMap, first: int, last: int) -> TokenMap:
+        stream = ResidualStream(tokens.features)
+        for layer in range(first, last):
+            self.run_fused_block(stream, tokens.positions, layer)
+            if layer in self.cfg_blocks:
+                guided = classifier_free_guidance(stream.read(), self.step.guidance)
+                stream = ResidualStream(guided.repeat(2, 1, 1))
+        return tokens.with_features(stream.read())
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
+        if self.can_fuse(tokens):
+            return self._run_fused(tokens, first, self.depth if last is None else last)
         for layer in range(first, self.depth if last is None else last):
             tokens = self.run_block(tokens, layer)
-            if layer in self.mixes:
-                mixed = mix_branches(tokens.features, self.step.guidance)
-                tokens = tokens.with_features(mixed.repeat(2, 1, 1))
+            if layer in self.cfg_blocks:
+                guided = classifier_free_guidance(tokens.features, self.step.guidance)
+                tokens = tokens.with_features(guided.repeat(2, 1, 1))
         return tokens
 
-    def around(self, run: Sublayer, tokens: TokenMap, site: Site) -> Tensor:
-        """A sub-layer as the method lets it run, counted."""
-        site = site._replace(depth=self.depth)
-        return self.method.run_sublayer(partial(self._counted, run, site), tokens, site, self.step)
-
-    def _counted(self, run: Sublayer, site: Site, tokens: TokenMap) -> Tensor:
-        update = run(tokens)
-        rows, count, _ = tokens.features.shape
-        self.state.flops += self.sublayer_work(site, rows, count).flops
-        return update
+    def hook(self, sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
+        """The hook, which is told how many blocks there are."""
+        return self._hook(sublayer, tokens, ref._replace(depth=self.depth))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention over the tokens of this scale and all earlier ones."""
+        """Attention over the tokens of this pass and all earlier ones."""
         keys, values = self.state.cache.append(layer, k, v, self.rows)
         return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
 
 
-def mixing_layers(step: Step, depth: int) -> frozenset[int]:
-    """Layers behind which guidance mixes the branches at this scale."""
-    if not step.mixes:
-        return frozenset()
-    return frozenset(depth + place for place in step.plan.guidance_at if place < 0)
-
-
-def guided_logits(logits: Callable[[int], Tensor], step: Step) -> Tensor:
-    """Logits (B, N, ...) of a scale with its temperature and, where the plan mixes logits, its guidance.
-
-    Args:
-        logits: computes those of the first rows, as many as it is told.
-    """
-    values = logits(logit_rows(step)) / step.temperature
-    if mixes_logits(step):
-        return step.plan.mix(values, step.guidance)
-    return values[-step.samples :] if step.guidance == 0.0 else values
-
-
-def mixes_logits(step: Step) -> bool:
-    """Whether guidance mixes the branches on the logits of a scale."""
-    return step.mixes and 0 in step.plan.guidance_at
-
-
-def logit_rows(step: Step) -> int:
-    """How many rows the head computes at a scale: the first ones, as far as they are needed."""
-    return step.rows if mixes_logits(step) or step.guidance == 0.0 else step.samples
-
-
 def planned_cache(
-    plan: Plan,
-    samples: int,
-    method: Method,
-    *,
-    depth: int,
-    heads: int,
-    head_dim: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    prefix: int = 0,
+    plan: Plan, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device, prefix: int = 0
 ) -> KVCache:
-    """A cache with room for exactly the tokens that the method lets each layer see, and ``prefix`` more.
+    """A cache with room for exactly the tokens that the plan lets each block keep, and ``prefix`` more.
 
     In a low precision keys are stored in it, too, although normalisation and rotary positions leave them in float32:
     attention would round them anyway, so the numbers are the same at half the memory.
     """
-    capacities = [prefix + tokens for tokens in planned_tokens(plan, samples, method, depth)]
-    return KVCache(capacities, samples * (1 + plan.guided), heads, head_dim, dtype, device)
-
-
-def planned_tokens(plan: Plan, samples: int, method: Method, depth: int) -> list[int]:
-    """How many tokens each layer sees in a whole generation; ``plan`` is the one that the method has edited."""
-    steps = [step for step in plan.steps(samples) if step.computed]
-    return [sum(method.tokens_at(step, layer, depth) for step in steps) for layer in range(depth)]
-
-
-def planned_works(
-    model: CountedModel, plan: Plan, method: Method, samples: int, text: int
-) -> list[tuple[Step, ScaleWork]]:
-    """The work of every pass that goes through the blocks; ``plan`` is the one that the method has edited.
-
-    Args:
-        text: tokens of the condition, for families that attend to it.
-    """
-    depth, run, found = model.facts.depth, dict[int, list[int]](), list[tuple[Step, ScaleWork]]()
-    for step in plan.steps(samples):
-        if step.computed:
-            run[step.index] = [method.tokens_at(step, layer, depth) for layer in range(depth)]
-            found.append((step, model.scale_work(step, run[step.index], tokens_seen(plan, step.index, run), text)))
-    return found
-
-
-def tokens_seen(plan: Plan, index: int, run: Mapping[int, Sequence[int]]) -> list[int]:
-    """Tokens that each block attends to at a pass: its own, and those of the earlier passes that it reads.
-
-    Args:
-        run: by pass so far, how many tokens run through each block.
-    """
-    read = [index, *(earlier for earlier in run if earlier != index and index in plan.readers[earlier])]
-    return [sum(counts) for counts in zip(*(run[earlier] for earlier in read), strict=True)]
+    return KVCache([prefix + tokens for tokens in plan.cache_tokens], plan.rows, heads, head_dim, dtype, device)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepvar.models.conditioning import Conditioner
-from stepvar.models.footprint import Footprint
-from stepvar.plan import progress
+from stepvar.core.guidance import relative_scales
+from stepvar.models.inputs import InputProcessor
 from stepvar.text import Encoder, T5Encoder
 
 Rename = Callable[[Collection[str], Collection[str]], Mapping[str, str]]
@@ -66,13 +65,13 @@ class Family:
         build: from a configuration to a module with the children ``transformer`` and ``tokenizer``; a class, by
             which a model's family is known.
         parts: by child.
-        conditioner: from a model and its text encoder, if it has one, to what turns subjects into conditions.
-        draws_video: whether its models draw videos, for as many seconds as a caller asks for.
-        footprint: says how many bytes a generation takes.
+        inputs: from a model and its text encoder, if it has one, to what prepares the inputs of a generation.
+        video: whether its models generate videos.
+        guidance_schedule: how one guidance scale is spread over the scales, where the caller does not say.
         text_encoder: name on the hub of the public text encoder that the released models use.
         encoder: from the name or folder of a text model and the configuration to an encoder of prompts.
         released_config: where the files of a release say what it is: from the path of each part to a configuration.
-        progress: from a number of scales to how far along each is, by which soft codes sharpen.
+        relative_scales: from a number of scales to the relative scale of each, by which soft codes sharpen.
     """
 
     name: str
@@ -82,10 +81,10 @@ class Family:
     config: Callable[[dict[str, Any]], Any]
     build: type[Any]
     parts: Mapping[str, Part]
-    conditioner: Callable[[Any, Any], Conditioner]
+    inputs: Callable[[Any, Any], InputProcessor]
     text_encoder: str | None = None
     encoder: Callable[[str | Path, Any], Encoder[Any]] = lambda source, _: T5Encoder(source)
     released_config: Callable[[Mapping[str, Path]], Any] | None = None
-    progress: Callable[[int], tuple[float, ...]] = progress
-    draws_video: bool = False
-    footprint: type[Footprint] = Footprint
+    relative_scales: Callable[[int], tuple[float, ...]] = relative_scales
+    video: bool = False
+    guidance_schedule: str = "constant"

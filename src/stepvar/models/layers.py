@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.cache import KVCache
+from stepvar.kernels import ops
 from stepvar.models.precision import for_weight
 
 EPS = 1e-6
@@ -19,6 +22,31 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines (R, 1, N, head_dim / 2) of the tokens' positions."""
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """What the fused attention of a pass shares over its blocks.
+
+    Attributes:
+        cache: where keys and values are kept.
+        rows: the rows of the cache that run.
+        rotary: tables of cosines and sines, of which ``positions`` picks rows; None: no rotary positions.
+        positions: (R, N), the tokens of the map; None: the tables are those of the tokens themselves.
+        constants: what follows from weights alone, by module, made once per generation.
+    """
+
+    cache: KVCache
+    rows: slice
+    rotary: tuple[Tensor | None, Tensor | None]
+    positions: Tensor | None
+    constants: dict[tuple[int, str], Tensor]
+
+    def constant(self, module: nn.Module, name: str, make: Callable[[], Tensor]) -> Tensor:
+        key = (id(module), name)
+        if key not in self.constants:
+            self.constants[key] = make()
+        return self.constants[key]
 
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -101,12 +129,28 @@ class SelfAttention(nn.Module):
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
         self.proj = nn.Linear(width, width)
 
+    def bias(self) -> Tensor:
+        """The bias (3C,) of queries, keys and values."""
+        return torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
+
+    def scale(self) -> Tensor:
+        """The scale of the queries of each head (1, heads, 1, 1), in float32."""
+        return self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
+
+    def fused(self, x: Tensor, layer: int, context: FusedAttention) -> Tensor:
+        """As :meth:`forward` on x (R, N, C) in the format of the weights, keys and values written into the cache."""
+        qkv = F.linear(x, self.mat_qkv.weight, context.constant(self, "bias", self.bias))
+        new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
+        scale = context.constant(self, "scale", self.scale).flatten()
+        cos, sin = context.rotary
+        q = ops.qkv_unit_rotary(qkv, self.heads, scale, cos, sin, context.positions, new_keys, new_values)
+        return self.proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, scale=1.0)))
+
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None = None) -> Tensor:
         x = for_weight(x, self.mat_qkv.weight)
-        bias = torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
+        bias = self.bias()
         q, k, v = (split_heads(part, self.heads) for part in F.linear(x, self.mat_qkv.weight, bias).chunk(3, -1))
-        scale = self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
-        q = unit_rotated(q, rotary, scale)
+        q = unit_rotated(q, rotary, self.scale())
         k = unit_rotated(k, rotary)
         return self.proj(merge_heads(attend(layer, q, k, v)))
 
@@ -119,6 +163,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(for_weight(x, self.fc1.weight)), approximate="tanh"))
+
+    def fused(self, x: Tensor) -> Tensor:
+        """As :meth:`forward`, the activation in the epilogue of the product where there is one."""
+        return self.fc2(ops.linear_gelu(x, self.fc1.weight, self.fc1.bias))
 
 
 class GatedFeedForward(nn.Module):
@@ -133,6 +181,10 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = for_weight(x, self.gate_proj.weight)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    def fused(self, x: Tensor) -> Tensor:
+        """As :meth:`forward`, gate and product in one kernel."""
+        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class AdaptiveLinear(nn.Sequential):

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from stepvar.core.guidance import hold_last, relative_scales
 from stepvar.errors import UsageError
 from stepvar.models.family import Family
 from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.hart import checkpoint as hart
-from stepvar.models.hart import progress as hart_progress
-from stepvar.models.hart.conditioner import ContextConditioner
-from stepvar.models.hart.footprint import ResidualFootprint
+from stepvar.models.hart.inputs import ContextInputProcessor
 from stepvar.models.infinity import Infinity, InfinityConfig
 from stepvar.models.infinity import checkpoint as infinity
-from stepvar.models.infinity.conditioner import TextConditioner
+from stepvar.models.infinity.inputs import TextInputProcessor
 from stepvar.models.infinity_star import InfinityStar, InfinityStarConfig
 from stepvar.models.infinity_star import checkpoint as infinity_star
-from stepvar.models.infinity_star.conditioner import VideoConditioner
-from stepvar.models.infinity_star.footprint import VideoFootprint
+from stepvar.models.infinity_star.inputs import VideoInputProcessor
 from stepvar.models.var import VAR, VARConfig
 from stepvar.models.var import checkpoint as var
-from stepvar.models.var.conditioner import ClassConditioner
+from stepvar.models.var.inputs import ClassInputProcessor
 from stepvar.text import Qwen2Encoder
 from stepvar.text.t5 import FLAN_T5_XL
 
@@ -31,7 +29,7 @@ _ROWS = (
         config=InfinityConfig.from_dict,
         build=Infinity,
         parts=infinity.PARTS,
-        conditioner=lambda model, encoder: TextConditioner(encoder, model.config.text_channels),
+        inputs=lambda model, encoder: TextInputProcessor(encoder, model.config.text_channels),
         text_encoder=FLAN_T5_XL,
     ),
     Family(
@@ -42,10 +40,9 @@ _ROWS = (
         config=InfinityStarConfig.from_dict,
         build=InfinityStar,
         parts=infinity_star.PARTS,
-        conditioner=lambda model, encoder: VideoConditioner(encoder, model),
+        inputs=lambda model, encoder: VideoInputProcessor(encoder, model),
         text_encoder=FLAN_T5_XL,
-        draws_video=True,
-        footprint=VideoFootprint,
+        video=True,
     ),
     Family(
         name="var",
@@ -55,7 +52,8 @@ _ROWS = (
         config=VARConfig.from_dict,
         build=VAR,
         parts=var.PARTS,
-        conditioner=lambda model, _: ClassConditioner(model.config.classes),
+        inputs=lambda model, _: ClassInputProcessor(model.config.classes),
+        guidance_schedule="linear",
     ),
     Family(
         name="hart",
@@ -65,12 +63,12 @@ _ROWS = (
         config=HARTConfig.from_dict,
         build=HART,
         parts=hart.PARTS,
-        conditioner=lambda model, encoder: ContextConditioner(encoder, model.config),
+        inputs=lambda model, encoder: ContextInputProcessor(encoder, model.config),
         text_encoder=hart.QWEN2,
         encoder=lambda source, config: Qwen2Encoder(source, slots=config.context_tokens),
         released_config=hart.read_released,
-        progress=hart_progress,
-        footprint=ResidualFootprint,
+        relative_scales=lambda count: hold_last(relative_scales(count)),
+        guidance_schedule="linear-hold",
     ),
 )
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.models.autoencoder import Decoder, GroupNorm, values_at
+from stepvar.models.autoencoder import SHARED_STATISTICS, Decoder, SharedStatistics, values_at
 
 SMALLEST_TILE = 8
 """Latent cells; below this a tile is mostly overlap."""
@@ -61,24 +61,21 @@ def decode_tiled(decoder: Decoder, latent: Tensor, tile: int | None) -> Tensor:
         return decoder.fine(part, level).float()
 
     small = (min(side, coarse.shape[-2]), min(side, coarse.shape[-1]))
-    with shared_statistics(decoder, lambda: fine(F.interpolate(coarse, size=small, mode="nearest"))):
+    with shared_statistics(lambda: fine(F.interpolate(coarse, size=small, mode="nearest"))):
         return tiled(fine, coarse, side, default_overlap(tile) * magnified, stride)
 
 
 @contextmanager
-def shared_statistics(decoder: Decoder, run: Callable[[], Tensor]) -> Iterator[None]:
-    """Normalises everything within the block by the statistics of what ``run`` computes in front of it."""
-    norms = [module for module in decoder.modules() if isinstance(module, GroupNorm)]
+def shared_statistics(run: Callable[[], Tensor]) -> Iterator[None]:
+    """Normalises everything within the block by the statistics of what ``run`` computes before it."""
+    shared = SharedStatistics()
+    token = SHARED_STATISTICS.set(shared)
     try:
-        for norm in norms:
-            norm.noting = True
         run()
-        for norm in norms:
-            norm.noting = False
+        shared.recording = False
         yield
     finally:
-        for norm in norms:
-            norm.noting, norm.noted = False, None
+        SHARED_STATISTICS.reset(token)
 
 
 def tiled(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: int | None, overlap: int, stride: int) -> Tensor:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from stepvar.text.cached import CachedEncoder
-from stepvar.text.context import ContextFeatures
-from stepvar.text.features import Encoder, TextEncoder, TextFeatures
-from stepvar.text.hosted import HostedEncoder
+from stepvar.text.features import (
+    ContextFeatures,
+    Encoder,
+    TextEncoder,
+    TextFeatures,
+    length_mask,
+    pad_to_device,
+    text_bucket,
+)
+from stepvar.text.pretrained import LongPromptWarning, OffloadableEncoder
 from stepvar.text.qwen2 import Qwen2Encoder
-from stepvar.text.t5 import LongPromptWarning, T5Encoder
+from stepvar.text.t5 import T5Encoder
 from stepvar.text.words import UnknownWordWarning, WordEncoder
 
 __all__ = [
     "CachedEncoder",
     "ContextFeatures",
     "Encoder",
-    "HostedEncoder",
     "LongPromptWarning",
+    "OffloadableEncoder",
     "Qwen2Encoder",
     "T5Encoder",
     "TextEncoder",
     "TextFeatures",
     "UnknownWordWarning",
     "WordEncoder",
+    "length_mask",
+    "pad_to_device",
+    "text_bucket",
 ]

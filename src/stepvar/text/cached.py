@@ -30,7 +30,7 @@ class CachedEncoder(Generic[FeaturesT]):
     def __init__(self, encoder: Encoder[FeaturesT], size: int = 64) -> None:
         if size < 1:
             raise UsageError(f"size={size}: must be at least 1; use the encoder itself to keep nothing")
-        self.encoder = encoder
+        self.encoder: Encoder[FeaturesT] = encoder
         self.size = size
         self._rows: OrderedDict[str, FeaturesT] = OrderedDict()
 
@@ -56,8 +56,7 @@ class CachedEncoder(Generic[FeaturesT]):
         while len(self._rows) > self.size:
             self._rows.popitem(last=False)
         rows = [found[prompt] for prompt in prompts]
-        stacked: FeaturesT = rows[0].stack(rows)
-        return stacked
+        return rows[0].stack(rows)
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None

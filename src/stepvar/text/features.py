@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stepvar.errors import UsageError
+from stepvar.utils.device import to_device_async
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Features of a batch of prompts.
+    """Features of a batch of prompts, as many tokens as each prompt has.
 
     Attributes:
-        features: (B, L, C), padded behind each prompt's length.
+        features: (B, L, C), padded after each prompt's length.
         lengths: tokens of each prompt, on the host.
     """
 
@@ -47,15 +48,8 @@ class TextFeatures:
 
     @staticmethod
     def stack(several: Sequence[TextFeatures]) -> TextFeatures:
-        """The batches one behind the other, padded to the longest; always a copy."""
+        """The batches one after the other, padded to the longest; always a copy."""
         return TextFeatures.pack([row for one in several for row in one.rows()])
-
-    @staticmethod
-    def join(first: TextFeatures, second: TextFeatures) -> TextFeatures:
-        """Both batches in one, padded to the longer."""
-        length = max(first.features.shape[1], second.features.shape[1])
-        padded = [F.pad(f, (0, 0, 0, length - f.shape[1])) for f in (first.features, second.features)]
-        return TextFeatures(torch.cat(padded), first.lengths + second.lengths)
 
     @staticmethod
     def pack(rows: Sequence[Tensor]) -> TextFeatures:
@@ -63,50 +57,118 @@ class TextFeatures:
         return TextFeatures(pad_sequence(list(rows), batch_first=True), tuple(len(row) for row in rows))
 
     @staticmethod
-    def from_embeddings(
-        embeddings: Tensor | Sequence[Tensor],
-        lengths: Sequence[int] | None = None,
-        *,
-        channels: int | None = None,
-        check_finite: bool = True,
-    ) -> TextFeatures:
+    def from_embeddings(embeddings: Tensor | Sequence[Tensor], *, channels: int | None = None) -> TextFeatures:
         """Features from embeddings computed elsewhere: the last hidden states of the model's own text encoder.
 
         Args:
             embeddings: (L, C) of one prompt, (B, L, C) of a batch, or a list with a tensor (L_i, C) per prompt.
-            lengths: tokens of each prompt, the end mark counted; what lies behind is dropped. None: all rows count.
+                Every row counts as a token: leave out padding.
             channels: C that the model needs; None: whatever is given.
-            check_finite: refuse NaN and infinity; waits for the device once.
 
         Raises:
-            UsageError: for shapes, types or lengths that cannot be used.
+            UsageError: for shapes or types that cannot be used, or embeddings that are not finite.
         """
-        rows = _rows(embeddings)
+        if isinstance(embeddings, Tensor) and embeddings.ndim not in (2, 3):
+            raise UsageError(f"embeddings {tuple(embeddings.shape)}: must be (L, C) or (B, L, C)")
+        rows = [embeddings] if isinstance(embeddings, Tensor) and embeddings.ndim == 2 else list(embeddings)
+        if not rows:
+            raise UsageError("embeddings: hold no prompt; give at least one")
         for row in rows:
             _check_row(row, rows[0], channels)
-        packed = TextFeatures.pack([row[:length] for row, length in zip(rows, _lengths(lengths, rows), strict=True)])
-        if check_finite and not packed.features.isfinite().all():
-            raise UsageError("embeddings: hold NaN or infinity; was the text encoder run in float16?")
+        packed = TextFeatures.pack(rows)
+        _check_finite("embeddings", packed.features)
         return packed
 
 
-class Features(Protocol):
-    """What an encoder makes of a batch of prompts."""
+BUCKETS = (32, 64, 128, 256, 512)
 
-    def __len__(self) -> int: ...
 
-    def split(self) -> Sequence[Any]:
-        """One batch of one per prompt: copies on the CPU."""
-        ...
+def text_bucket(length: int, longest: int) -> int:
+    """The number of tokens that a text is padded to: one of a few, so that other texts fit in its place."""
+    return min(next((bucket for bucket in BUCKETS if bucket >= length), longest), longest)
+
+
+def length_mask(lengths: Sequence[int], size: int) -> Tensor:
+    """Which of ``size`` tokens are there, for texts of these lengths: (B, 1, 1, size), on the CPU."""
+    return (torch.arange(size) < torch.tensor(list(lengths))[:, None])[:, None, None, :]
+
+
+def pad_to_device(text: TextFeatures, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Features (B, length, C) on a device, padded with zeros."""
+    padded = F.pad(text.features, (0, 0, 0, length - text.features.shape[1]))
+    return to_device_async(padded, device).to(dtype) if padded.device != device else padded.to(dtype)
+
+
+@dataclass(frozen=True)
+class ContextFeatures:
+    """Features of a batch of prompts of exactly T tokens each, for models that attend to the padding, too.
+
+    Attributes:
+        features: (B, T, C), also of the padding.
+        mask: (B, T) bool, true on what is no padding.
+        places: (B, T) int64, the place of each token among the words; see :meth:`of`.
+    """
+
+    features: Tensor
+    mask: Tensor
+    places: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
 
     @staticmethod
-    def stack(several: Any) -> Any:
-        """Such batches one behind the other; always a copy."""
-        ...
+    def of(features: Tensor, mask: Tensor | None = None, places: Tensor | None = None) -> ContextFeatures:
+        """Features (B, T, C) or (T, C) of one prompt, checked.
+
+        Args:
+            mask: (B, T), true or 1 on words; None: everywhere.
+            places: (B, T); None: words are counted from 0, padding after them repeats the last place, and padding
+                before them is at -1.
+
+        Raises:
+            UsageError: for shapes or types that cannot be used, or features that are not finite.
+        """
+        features = features.unsqueeze(0) if features.ndim == 2 else features
+        if features.ndim != 3 or not features.is_floating_point() or 0 in features.shape:
+            raise UsageError(
+                f"text features of shape {tuple(features.shape)} and {features.dtype}: must be (T, C) or (B, T, C), "
+                "floating point"
+            )
+        _check_finite("text features", features)
+        size = features.shape[:2]
+        mask = torch.ones(size, dtype=torch.bool, device=features.device) if mask is None else mask
+        mask = mask.bool().view(-1, mask.shape[-1])
+        places = mask.cumsum(dim=1) - 1 if places is None else places.view(-1, places.shape[-1])
+        for name, given in (("mask", mask), ("places", places)):
+            if given.shape != size:
+                raise UsageError(f"{name} of shape {tuple(given.shape)}: must be {tuple(size)}, as the features are")
+        return ContextFeatures(features, mask.to(features.device), places.to(features.device))
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> ContextFeatures:
+        """On a device; the features in a number format."""
+        return ContextFeatures(self.features.to(device, dtype), self.mask.to(device), self.places.to(device))
+
+    def repeat(self, times: int) -> ContextFeatures:
+        """Each prompt ``times`` times in a row."""
+        return ContextFeatures(*(part.repeat_interleave(times, dim=0) for part in self._parts))
+
+    def split(self) -> list[ContextFeatures]:
+        """One batch of one per prompt: copies on the CPU."""
+        parts = [part.detach().to("cpu", copy=True).split(1) for part in self._parts]
+        return [ContextFeatures(*own) for own in zip(*parts, strict=True)]
+
+    @staticmethod
+    def stack(several: Sequence[ContextFeatures]) -> ContextFeatures:
+        """The batches one after the other; always a copy."""
+        return ContextFeatures(*(torch.cat(parts) for parts in zip(*(one._parts for one in several), strict=True)))
+
+    @property
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.features, self.mask, self.places
 
 
-FeaturesT = TypeVar("FeaturesT", bound=Features)
-Features_co = TypeVar("Features_co", bound=Features, covariant=True)
+FeaturesT = TypeVar("FeaturesT", TextFeatures, ContextFeatures)
+Features_co = TypeVar("Features_co", TextFeatures, ContextFeatures, covariant=True)
 
 
 class Encoder(Protocol[Features_co]):
@@ -121,19 +183,6 @@ class Encoder(Protocol[Features_co]):
 
 TextEncoder = Encoder[TextFeatures]
 """An encoder of as many features as a prompt has tokens; that of the embedded model and T5."""
-
-
-def _rows(embeddings: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """One tensor per prompt, not yet checked."""
-    if isinstance(embeddings, Tensor):
-        if embeddings.ndim not in (2, 3):
-            raise UsageError(f"embeddings {tuple(embeddings.shape)}: must be (L, C) or (B, L, C)")
-        rows = [embeddings] if embeddings.ndim == 2 else list(embeddings)
-    else:
-        rows = list(embeddings)
-    if not rows:
-        raise UsageError("embeddings: hold no prompt; give at least one")
-    return rows
 
 
 def _check_row(row: Tensor, first: Tensor, channels: int | None) -> None:
@@ -153,12 +202,6 @@ def _check_row(row: Tensor, first: Tensor, channels: int | None) -> None:
             raise UsageError(f"embeddings: prompts differ in {name}, {other} and {own}; make them equal")
 
 
-def _lengths(lengths: Sequence[int] | None, rows: Sequence[Tensor]) -> list[int]:
-    if lengths is None:
-        return [len(row) for row in rows]
-    if len(lengths) != len(rows):
-        raise UsageError(f"lengths: {len(lengths)} given for {len(rows)} prompts; give one each")
-    for length, row in zip(lengths, rows, strict=True):
-        if not 1 <= length <= len(row):
-            raise UsageError(f"lengths: {length} for a prompt of {len(row)} rows; must be between 1 and {len(row)}")
-    return [int(length) for length in lengths]
+def _check_finite(name: str, features: Tensor) -> None:
+    if not features.isfinite().all():
+        raise UsageError(f"{name}: hold NaN or infinity; was the text encoder run in float16?")

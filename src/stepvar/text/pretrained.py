@@ -1,4 +1,4 @@
-"""Finds and reads the files of a T5 encoder. Weights are never unpickled."""
+"""Text encoders of the ``transformers`` package: their files, and where their weights rest and work."""
 
 from __future__ import annotations
 
@@ -6,26 +6,117 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
+from typing_extensions import Self
 
 from stepvar.errors import CheckpointError, UsageError
 
 _SAFE = ("model*.safetensors", "model.safetensors.index.json")
 _TORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-_SMALL = ("config.json", "tokenizer.json")
 _DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, SafetensorError, pickle.UnpicklingError)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class LongPromptWarning(UserWarning):
+    """A prompt has more tokens than the encoder reads."""
+
+
+class OffloadableEncoder:
+    """Base of the encoders that run a model of ``transformers``.
+
+    Args:
+        name: of the model, for errors.
+        model: on the CPU, in ``dtype``.
+
+    Attributes:
+        device: where the work is done and the features appear.
+        dtype: of the weights; the features are float32.
+    """
+
+    keeps_float32: ClassVar[str | None] = None
+    """In float16, weights with this in their names stay in float32."""
+
+    def __init__(self, name: str, model: nn.Module, dtype: torch.dtype, device: str | torch.device) -> None:
+        self.name = name
+        self.device = torch.device("cpu")
+        self.dtype = dtype
+        self._model: nn.Module | None = model
+        self._offloaded = False
+        self.to(device)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Moves the weights to a device or a precision, in place.
+
+        Under :meth:`enable_offload` the device stays the one chosen there, so that moving a whole pipeline does not
+        undo it. A precision once lost does not come back: load again for a higher one.
+
+        Raises:
+            UsageError: for another precision than float32, bfloat16 or float16.
+        """
+        if dtype is not None:
+            check_dtype(dtype)
+            self.dtype = dtype
+        if device is not None and not self._offloaded:
+            self.device = torch.device(device)
+        if self._model is not None:
+            self._model.to("cpu" if self._offloaded else self.device)
+            for name, weight in self._model.named_parameters():
+                wide = self.dtype == torch.float16 and self.keeps_float32 is not None and self.keeps_float32 in name
+                weight.data = weight.data.to(torch.float32 if wide else self.dtype)
+        return self
+
+    def enable_offload(self, execution_device: str | torch.device) -> Self:
+        """Lets the weights rest on the CPU, and the work be done on ``execution_device``.
+
+        - ``enable_offload("cuda")``: each call of ``encode`` copies the weights to the device and drops the copy
+          when it is done. Nothing travels back. For a graphics card that cannot hold text encoder and image model.
+        - ``enable_offload("cpu")``: encodes on the CPU; only the features travel to the image model. For a card
+          that has no room for the text encoder at all; slower.
+
+        Wrap the encoder in :class:`~stepvar.text.CachedEncoder` so that repeated prompts cost neither.
+        """
+        self.device = torch.device(execution_device)
+        self._offloaded = True
+        return self.to()
+
+    def disable_offload(self) -> Self:
+        """Lets the weights rest where the work is done again."""
+        self._offloaded = False
+        return self.to()
+
+    def free(self) -> None:
+        """Drops the weights. Prompts can no longer be encoded; features made before stay valid."""
+        self._model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run(self, tokens: Tensor, read: Tensor) -> Tensor:
+        """tokens (B, L), read (B, L) false on padding -> last hidden states (B, L, C) in float32."""
+        if self._model is None:
+            raise UsageError(f"the weights of {self.name} were freed: load the text encoder again")
+        inputs = {"input_ids": tokens.to(self.device), "attention_mask": read.to(self.device).long()}
+        visiting = {}
+        if self._offloaded:
+            # The module keeps its weights on the CPU and works with a copy that lives as long as this call.
+            kept = (*self._model.named_parameters(), *self._model.named_buffers())
+            visiting = {name: tensor.to(self.device, non_blocking=True) for name, tensor in kept}
+        hidden: Tensor = functional_call(self._model, visiting, kwargs=inputs).last_hidden_state
+        return hidden.float()
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises a UsageError for a precision that text encoders cannot run in."""
+    if dtype not in _DTYPES:
+        raise UsageError(f"dtype={dtype}: must be one of {', '.join(str(known) for known in _DTYPES)}")
 
 
 def import_transformers() -> Any:
-    """The ``transformers`` package.
-
-    Raises:
-        UsageError: if it is not installed.
-    """
+    """The ``transformers`` package; a UsageError if it is not installed."""
     try:
         import transformers
     except ImportError:
@@ -33,17 +124,10 @@ def import_transformers() -> Any:
     return transformers
 
 
-def find_folder(source: str | Path, revision: str | None = None, small: Sequence[str] = _SMALL) -> Path:
-    """A local folder as it is, or that of a model on the hub, downloaded if need be.
+def find_folder(source: str | Path, revision: str | None, small: Sequence[str]) -> Path:
+    """A local folder as it is, or that of a model on the hub, where ``HF_HOME`` and its like hold.
 
-    Only the weights of one format are fetched. The hub's own settings hold: ``HF_HOME``, ``HF_TOKEN``,
-    ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``.
-
-    Args:
-        small: names of the files beside the weights, or patterns of them.
-
-    Raises:
-        UsageError: if there is neither, or the hub cannot be reached.
+    Only the weights of one format are fetched, and the ``small`` files beside them: names or patterns.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -64,17 +148,11 @@ def find_folder(source: str | Path, revision: str | None = None, small: Sequence
         raise UsageError(f"text encoder {str(source)!r}: no local folder, and not from the hub: {reason}") from error
 
 
-def load_encoder(folder: Path, dtype: torch.dtype, kind: str = "T5EncoderModel", what: str = "T5 encoder") -> nn.Module:
-    """The text model in a folder, on the CPU, without gradients; of a T5 model the encoder half.
+def load_encoder(folder: Path, dtype: torch.dtype, kind: str, what: str) -> Any:
+    """The text model in a folder, of a class of ``transformers``, on the CPU and without gradients.
 
-    Reads safetensors; where there are none, PyTorch files through the loader that accepts tensors only.
-
-    Args:
-        kind: the class of ``transformers``.
-        what: what it is, for errors.
-
-    Raises:
-        CheckpointError: if files are missing, damaged, or do not hold the whole model.
+    Reads safetensors; where there are none, PyTorch files through the loader that accepts tensors only: weights are
+    never unpickled. ``what`` names the model in errors.
     """
     transformers = import_transformers()
     safe = _holds(folder, _SAFE)
@@ -95,40 +173,11 @@ def load_encoder(folder: Path, dtype: torch.dtype, kind: str = "T5EncoderModel",
     # Weights not in the files would be random numbers. Those of the decoder are expected to be left over.
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{folder}: not a whole {what}; {len(missing)} missing: {', '.join(missing[:8])}")
-    module: nn.Module = model.eval().requires_grad_(False)
-    return module
+    return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(folder: Path, end: int) -> Any:
-    """The ``tokenizers.Tokenizer`` in a folder, without truncation and padding.
-
-    ``tokenizer.json`` is read as it is: it says all, and the classes of ``transformers`` rebuild a T5 tokenizer from
-    parts of it, by rules that change between versions.
-
-    Args:
-        end: number of the end mark, which must close every prompt.
-
-    Raises:
-        CheckpointError: if it is missing, damaged, or sets no end mark.
-    """
-    from tokenizers import Tokenizer  # comes with transformers
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing; the folder of a T5 model needs it")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f"{path}: damaged or truncated ({error}); fetch it again") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if tokenizer.encode("").ids != [end]:
-        raise CheckpointError(f"{path}: does not close prompts with the end mark of T5, token {end}")
-    return tokenizer
-
-
-def _holds(folder: Path, patterns: tuple[str, ...]) -> bool:
-    return any(True for pattern in patterns for _ in folder.glob(pattern))
+def _holds(folder: Path, patterns: Sequence[str]) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 @contextmanager

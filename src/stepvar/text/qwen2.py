@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stepvar.errors import CheckpointError, UsageError
-from stepvar.text.context import ContextFeatures
-from stepvar.text.hosted import HostedEncoder, check_dtype
-from stepvar.text.pretrained import find_folder, import_transformers, load_encoder, quiet
-from stepvar.text.t5 import LongPromptWarning
+from stepvar.text.features import ContextFeatures
+from stepvar.text.pretrained import (
+    LongPromptWarning,
+    OffloadableEncoder,
+    check_dtype,
+    find_folder,
+    import_transformers,
+    load_encoder,
+    quiet,
+)
 
 INSTRUCTION = "instruction.txt"
 """The file beside the weights that may hold the instruction."""
 
-_SMALL = ("*.json", "merges.txt", INSTRUCTION)
 
-
-class Qwen2Encoder(HostedEncoder):
+class Qwen2Encoder(OffloadableEncoder):
     """The last hidden states of a Qwen2 model, padding included, in float32.
 
     Every prompt takes exactly ``slots`` tokens; on which side padding lies, and with which token, is the folder's
-    tokenizer's to say. An instruction is read in front of the prompt, and its hidden states are dropped.
+    tokenizer's to say. An instruction is read before the prompt, and its hidden states are dropped.
 
     Args:
         source: a name on the Hugging Face hub, or a local folder with configuration, tokenizer and weights.
@@ -55,12 +58,17 @@ class Qwen2Encoder(HostedEncoder):
         check_dtype(dtype)
         if slots < 1:
             raise UsageError(f"slots={slots}: must be at least 1")
-        folder = find_folder(source, revision, _SMALL)
+        folder = find_folder(source, revision, ("*.json", "merges.txt", INSTRUCTION))
         self.slots = slots
-        self.instruction = _instruction(folder) if instruction is None else instruction
+        self.instruction = instruction
+        if instruction is None:
+            path = folder / INSTRUCTION
+            try:
+                self.instruction = path.read_text(encoding="utf-8") if path.is_file() else ""
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path}: cannot be read ({error})") from None
         self.tokenizer = _tokenizer(folder)
-        model = load_encoder(folder, dtype, "AutoModel", "Qwen2 model")
-        super().__init__(str(source), model, dtype, device)
+        super().__init__(str(source), load_encoder(folder, dtype, "AutoModel", "Qwen2 model"), dtype, device)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> ContextFeatures:
@@ -73,9 +81,11 @@ class Qwen2Encoder(HostedEncoder):
             raise UsageError("prompts: none given")
         tokens = torch.tensor([self.tokens(prompt) for prompt in prompts])
         mask = tokens != self.tokenizer.pad_token_id
-        front = self._front(len(prompts))
-        read = torch.cat([torch.ones_like(front, dtype=torch.bool), mask], dim=1)
-        hidden = self._run(torch.cat([front, tokens], dim=1), read)[:, front.shape[1] :]
+        # The instruction takes at most as many tokens as a prompt.
+        asked = self.tokenizer(self.instruction, truncation=True, max_length=self.slots)["input_ids"]
+        before = torch.tensor(asked if self.instruction else [], dtype=torch.long).expand(len(prompts), -1)
+        read = torch.cat([torch.ones_like(before, dtype=torch.bool), mask], dim=1)
+        hidden = self._run(torch.cat([before, tokens], dim=1), read)[:, before.shape[1] :]
         return ContextFeatures.of(hidden, mask.to(hidden.device))
 
     def tokens(self, prompt: str) -> list[int]:
@@ -88,28 +98,10 @@ class Qwen2Encoder(HostedEncoder):
         numbers: list[int] = filled["input_ids"]
         return numbers
 
-    def _front(self, count: int) -> Tensor:
-        """The tokens of the instruction (count, L), at most as many as a prompt takes."""
-        if not self.instruction:
-            return torch.zeros(count, 0, dtype=torch.long)
-        numbers = self.tokenizer(self.instruction, truncation=True, max_length=self.slots)["input_ids"]
-        return torch.tensor([numbers] * count)
-
-
-def _instruction(folder: Path) -> str:
-    path = folder / INSTRUCTION
-    try:
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
-
 
 def _tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder.
-
-    ``tokenizer.json`` is read as it is, where it is: the class for Qwen2 rebuilds a tokenizer from parts of it.
-    """
     transformers = import_transformers()
+    # The class for Qwen2 would rebuild the tokenizer from parts of tokenizer.json.
     kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").is_file() else "AutoTokenizer"
     try:
         with quiet(transformers):

@@ -5,24 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
-from stepvar.errors import UsageError
+from stepvar.errors import CheckpointError, UsageError
 from stepvar.text.features import TextFeatures
-from stepvar.text.hosted import HostedEncoder, check_dtype
-from stepvar.text.pretrained import find_folder, load_encoder, load_tokenizer
+from stepvar.text.pretrained import LongPromptWarning, OffloadableEncoder, check_dtype, find_folder, load_encoder
 
 FLAN_T5_XL = "google/flan-t5-xl"
 
+_QUOTED = 20
+"""Words of what is left out that a warning names."""
 
-class LongPromptWarning(UserWarning):
-    """A prompt has more tokens than the encoder reads."""
 
-
-class T5Encoder(HostedEncoder):
+class T5Encoder(OffloadableEncoder):
     """The encoder of a T5 model: prompts to its last hidden states, in float32.
 
     A prompt's features are those of its tokens and the end mark, nothing else: the padding of a batch is masked
@@ -37,10 +35,15 @@ class T5Encoder(HostedEncoder):
         device: where the weights rest and the work is done; see :meth:`enable_offload`.
         max_length: tokens read of a prompt, the end mark counted.
 
+    Attributes:
+        channels: channels C of the features: 2048 for Flan-T5-XL.
+
     Raises:
         UsageError: if ``transformers`` is not installed, or there is no such model.
         CheckpointError: if its files are missing, damaged, or not those of a T5 model.
     """
+
+    keeps_float32: ClassVar[str | None] = ".wo."  # as ``transformers`` casts T5 at loading
 
     def __init__(
         self,
@@ -54,18 +57,12 @@ class T5Encoder(HostedEncoder):
         check_dtype(dtype)
         if max_length < 2:
             raise UsageError(f"max_length={max_length}: must be at least 2, a token and the end mark")
-        folder = find_folder(source, revision)
-        model = load_encoder(folder, dtype)
-        config: Any = model.config
+        folder = find_folder(source, revision, ("config.json", "tokenizer.json"))
+        model = load_encoder(folder, dtype, "T5EncoderModel", "T5 encoder")
         self.max_length = max_length
-        self.tokenizer = load_tokenizer(folder, config.eos_token_id)
-        self._channels = int(config.d_model)
+        self.tokenizer = _tokenizer(folder, model.config.eos_token_id)
+        self.channels = int(model.config.d_model)
         super().__init__(str(source), model, dtype, device)
-
-    @property
-    def channels(self) -> int:
-        """Channels C of the features: 2048 for Flan-T5-XL."""
-        return self._channels
 
     def tokens(self, prompt: str) -> list[int]:
         """Token numbers of a prompt and the end mark; of a prompt too long the end is left out, with a warning."""
@@ -74,9 +71,11 @@ class T5Encoder(HostedEncoder):
         if len(tokens) <= self.max_length:
             return tokens
         kept = self.max_length - 1
+        ignored = _words_from(prompt, encoding.offsets[kept][0])
+        more = f" and {len(ignored) - _QUOTED} more" if len(ignored) > _QUOTED else ""
         warnings.warn(
             f"prompt of {len(tokens)} tokens: the text encoder reads {self.max_length} and ignores the end, "
-            + _quote(_words_from(prompt, encoding.offsets[kept][0])),
+            f"{' '.join(ignored[:_QUOTED])!r}{more}",
             LongPromptWarning,
             stacklevel=2,
         )
@@ -93,20 +92,33 @@ class T5Encoder(HostedEncoder):
         """
         if not prompts:
             raise UsageError("prompts: none given")
-        rows = [self.tokens(prompt) for prompt in prompts]
+        rows = [torch.tensor(self.tokens(prompt)) for prompt in prompts]
         lengths = tuple(len(row) for row in rows)
-        tokens = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-        for index, row in enumerate(rows):
-            tokens[index, : len(row)] = torch.tensor(row)
         read = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        hidden = self._run(tokens, read)
+        hidden = self._run(pad_sequence(rows, batch_first=True), read)
         return TextFeatures(hidden.masked_fill(~read.to(hidden.device)[..., None], 0), lengths)
 
-    def _cast(self, model: nn.Module) -> None:
-        """As ``transformers`` casts T5 at loading: in float16 the ``wo`` layers stay in float32."""
-        for name, weight in model.named_parameters():
-            wide = self.dtype == torch.float16 and ".wo." in name
-            weight.data = weight.data.to(torch.float32 if wide else self.dtype)
+
+def _tokenizer(folder: Path, end: int) -> Any:
+    """The ``tokenizers.Tokenizer`` in a folder, without truncation and padding; ``end`` must close every prompt.
+
+    ``tokenizer.json`` is read as it is: it says all, and the classes of ``transformers`` rebuild a T5 tokenizer from
+    parts of it, by rules that change between versions.
+    """
+    from tokenizers import Tokenizer  # comes with transformers
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; the folder of a T5 model needs it")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise CheckpointError(f"{path}: damaged or truncated ({error}); fetch it again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if tokenizer.encode("").ids != [end]:
+        raise CheckpointError(f"{path}: does not close prompts with the end mark of T5, token {end}")
+    return tokenizer
 
 
 def _words_from(prompt: str, start: int) -> list[str]:
@@ -116,9 +128,3 @@ def _words_from(prompt: str, start: int) -> list[str]:
     while start > 0 and not prompt[start - 1].isspace():
         start -= 1
     return prompt[start:].split()
-
-
-def _quote(words: Sequence[str], most: int = 20) -> str:
-    """In one line, and not a page of it."""
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return f"{' '.join(words[:most])!r}{more}"

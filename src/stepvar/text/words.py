@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from stepvar.errors import UsageError
 from stepvar.text.features import TextFeatures
@@ -71,7 +72,7 @@ class WordEncoder(nn.Module):
         return [*known, self.end]
 
     def forward(self, tokens: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
-        """tokens (B, L) padded behind ``lengths`` -> features (B, L, width)."""
+        """tokens (B, L) padded after ``lengths`` -> features (B, L, width)."""
         place = torch.arange(tokens.shape[1], device=tokens.device)
         padding = place >= torch.as_tensor(lengths, device=tokens.device)[:, None]
         features = self.words(tokens) + self.places[: tokens.shape[1]]
@@ -82,8 +83,5 @@ class WordEncoder(nn.Module):
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         rows = [self.tokens(prompt) for prompt in prompts]
         lengths = tuple(len(row) for row in rows)
-        device = self.places.device
-        padded = torch.full((len(rows), max(lengths)), self.end, device=device)
-        for index, row in enumerate(rows):
-            padded[index, : len(row)] = torch.tensor(row, device=device)
-        return TextFeatures(self(padded, lengths), lengths)
+        padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.end)
+        return TextFeatures(self(padded.to(self.places.device), lengths), lengths)

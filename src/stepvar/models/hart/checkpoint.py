@@ -43,7 +43,7 @@ PARTS: dict[str, Part] = {
     "tokenizer": Part(TOKENIZER_IGNORABLE, rename=without_prefix),
 }
 
-DEFAULTS = {"guidance_scale": 4.5, "temperature": 1.0, "top_k": TOP_K, "top_p": 0.0, "more_smooth": True}
+DEFAULTS = {"guidance_scale": 5.5, "temperature": 1.0, "top_k": TOP_K, "top_p": 0.0, "more_smooth": True}
 """Of the published sample script."""
 
 VARIANTS: dict[str, Variant] = {"0.7b": Variant(RELEASED, ("llm",), ("tokenizer",), DEFAULTS)}

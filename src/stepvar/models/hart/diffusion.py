@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from stepvar.models.layers import EPS
 from stepvar.models.precision import for_weight
-from stepvar.models.work import Work
-from stepvar.transfer import send
 
 TRAINED_STEPS = 1000
 GAIN = 0.6
@@ -169,18 +167,6 @@ class DiffusionNet(nn.Module):
         noise, variance = self.final_layer(x, active).float().chunk(2, dim=-1)
         return noise, variance
 
-    def work(self, rows: int, samples: int, count: int, steps: int) -> Work:
-        """A residual of ``count`` tokens in ``steps`` steps."""
-        width, tokens = self.width, rows * count
-        per_block = 5 * width * width
-        per_token = per_block * len(self.res_blocks) + 2 * width * width + 2 * width * self.channels
-        products = (
-            tokens * (self.condition * width + steps * per_token) + steps * samples * count * self.channels * width
-        )
-        times = steps * (2 * self.time_embed.frequencies + width) * width
-        moved = steps * tokens * width * 10 * (len(self.res_blocks) + 1)
-        return Work(tokens, 2 * (products + times), 0, moved, steps * 12 * (len(self.res_blocks) + 1))
-
 
 class DiffusionHead(nn.Module):
     """Draws residuals by a fixed number of steps from noise to value."""
@@ -189,6 +175,10 @@ class DiffusionHead(nn.Module):
         super().__init__()
         self.net = DiffusionNet(channels, condition, width, depth)
         self.schedule = NoiseSchedule.of(steps)
+
+    def timesteps(self, device: torch.device) -> Tensor:
+        """The kept steps, written on the device: a copy from the host could not be captured in a graph."""
+        return torch.stack([torch.full((), step, device=device) for step in self.schedule.timesteps])
 
     def sample(self, condition: Tensor, guidance: float, draw: Draw) -> Tensor:
         """Residuals (B, N, channels) in float32; arguments as for :meth:`steps`."""
@@ -203,11 +193,11 @@ class DiffusionHead(nn.Module):
         Args:
             condition: (B, N, C), or (2B, N, C) with the unconditional branch behind.
             guidance: of which the first branch is drawn away from the second, as in
-                :func:`~stepvar.sampling.mix_branches`; without effect on one branch.
+                :func:`~stepvar.core.sampling.classifier_free_guidance`; without effect on one branch.
             draw: draw 0 is the start, draw i the noise of step i.
         """
         schedule, embedded = self.schedule, self.net.embed(condition)
-        times = self.net.time_embed(send(torch.tensor(schedule.timesteps), condition.device))
+        times = self.net.time_embed(self.timesteps(condition.device))
         x = draw(0)
         for turn, step in enumerate(reversed(range(len(schedule))), start=1):
             noise, share = self.net(x, embedded, times[step])

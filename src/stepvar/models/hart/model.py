@@ -2,56 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.cache import KVCache
+from stepvar.core.cache import KVCache
+from stepvar.core.guidance import guided_logits
+from stepvar.core.noise import Noise
+from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import SublayerHook, run_dense
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, Site
-from stepvar.models.blocks import BlockRun, guided_logits, planned_cache
+from stepvar.models.base import Staged
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.rope import map_rotary, text_rotary
 from stepvar.models.hart.tokenizer import HybridTokenizer
 from stepvar.models.hart.transformer import POLICY, BlockContext, Conditioning, HARTTransformer
-from stepvar.models.layers import Rotary
+from stepvar.models.layers import FusedAttention, Rotary
 from stepvar.models.precision import parts_policy
 from stepvar.models.var.codebook import CodebookModel
-from stepvar.models.var.model import ramped_guidance
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
-from stepvar.models.work import (
-    ScaleWork,
-    Work,
-    feed_forward_work,
-    product_work,
-    sampling_work,
-    self_attention_work,
-    stack_work,
-)
-from stepvar.plan import Plan, Step
-from stepvar.plan import progress as even_progress
-from stepvar.sampling import Noise
 from stepvar.text import ContextFeatures
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
+from stepvar.utils.device import to_device_async
 
 
-def progress(scales: int) -> tuple[float, ...]:
-    """How far along each scale is, for guidance and soft codes; the last scale counts like the one before it."""
-    even = even_progress(scales)
-    return (*even[:-1], even[-2]) if scales > 1 else even
+@dataclass(frozen=True)
+class StagedContext(Staged):
+    """Texts on the device: features (B, T, C), mask of the words (B, T), places (B, T)."""
 
-
-def guidance_ramp(scale: float, scales: int) -> tuple[float, ...]:
-    """Guidance that grows from none at the first scale: ``1 + scale * progress``.
-
-    At a scale with guidance ``1 + t`` the logits are ``(1 + t) * conditional - t * unconditional``.
-    """
-    ramp = ramped_guidance(scale, scales)
-    return (*ramp[:-1], ramp[-2]) if scales > 1 else ramp
+    features: Tensor
+    mask: Tensor
+    places: Tensor
 
 
 @dataclass
@@ -63,41 +48,46 @@ class HARTState:
         cache: keys and values so far.
         latent: (B, d, H, W) float32, the sum of what the scales add.
         null_hidden: (1, 1 or T, C), the unconditional text tokens behind the blocks; None where one branch runs alone.
-        flops: floating-point operations so far.
+        constants: what fused blocks derive from weights alone.
     """
 
     condition: Conditioning
     cache: KVCache
     latent: Tensor
     null_hidden: Tensor | None = None
-    flops: int = 0
+    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 class HARTRun(BlockRun[HARTState]):
     """The blocks of one scale. The first runs on the text, with both branches on that of the conditional one only."""
 
-    def __init__(self, model: HART, state: HARTState, step: Step, method: Method) -> None:
-        super().__init__(model.config.depth, state, step, method)
+    def __init__(self, model: HART, state: HARTState, step: Step, hook: SublayerHook) -> None:
+        super().__init__(model.config.depth, state, step, hook)
         self.model = model
         self.rows = model.rows(step)
         if step.index == 0:
-            self.mixes = frozenset()  # of the text, guidance mixes the logits at most
+            self.cfg_blocks = frozenset()  # of the text, guidance combines the logits at most
         self._turned: tuple[Tensor, Rotary | None] | None = None
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
         modulation = self.state.condition.modulation[layer]
         rows = None if modulation is None else modulation[self.rows]
-        context = BlockContext(rows, self.rotary, self.attend, self.around)
+        context = BlockContext(rows, self.rotary, self.attend, self.hook)
         return self.model.transformer.ordered_blocks[layer](tokens, layer, context)
+
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        modulation = self.state.condition.modulation[layer]
+        rows = None if modulation is None else modulation[self.rows]
+        rotary = self.rotary(positions)
+        cos, sin = (None, None) if rotary is None else (part.squeeze(1) for part in rotary)
+        attention = FusedAttention(self.state.cache, self.rows, (cos, sin), None, self.state.constants)
+        self.model.transformer.ordered_blocks[layer].fused(stream, layer, rows, attention)
 
     def rotary(self, positions: Tensor) -> Rotary | None:
         """Cosines and sines of the tokens at ``positions`` (R, N), computed once for maps that keep theirs."""
         if self._turned is None or self._turned[0] is not positions:
             self._turned = (positions, self.model.rotary(self.state, self.step, positions))
         return self._turned[1]
-
-    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
-        return self.model.sublayer_work(site.sublayer, rows, count, self.state.cache.lengths[site.layer])
 
 
 class HART(CodebookModel):
@@ -113,32 +103,25 @@ class HART(CodebookModel):
         self.transformer = HARTTransformer(config)
         self.tokenizer = HybridTokenizer(config.tokenizer)
 
-    def start(self, condition: ContextFeatures, plan: Plan, method: Method) -> HARTState:
-        """Prepares a generation.
-
-        Raises:
-            UsageError: for text of another size than the model's, or a schedule that it cannot run.
-        """
-        config, samples = self.config, len(condition)
+    def stage(self, condition: ContextFeatures, plan: Plan, padded: bool = False) -> StagedContext:
         self.check(condition, plan.schedule)
-        text = condition.to(self.device, self.precision.residual)
+        features, mask, places = (
+            part if part.device == self.device else to_device_async(part, self.device)
+            for part in (condition.features, condition.mask, condition.places)
+        )
+        return StagedContext(features.to(self.precision.residual), mask, places)
+
+    def begin(self, staged: StagedContext, plan: Plan) -> HARTState:
+        config, samples = self.config, plan.samples
         cache = planned_cache(
-            plan,
-            samples,
-            method,
-            depth=config.depth,
-            heads=config.heads,
-            head_dim=config.head_dim,
-            dtype=self.precision.blocks,
-            device=self.device,
-            prefix=config.prefix,
+            plan, config.heads, config.head_dim, self.precision.blocks, self.device, prefix=config.prefix
         )
         state = HARTState(
-            condition=self.transformer.condition(text.features, text.mask, text.places, plan.guided),
+            condition=self.transformer.condition(staged.features, staged.mask, staged.places, plan.guided),
             cache=cache,
             latent=torch.zeros(samples, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
         )
-        if plan.branches(0) == 2:
+        if plan.steps[0].branches == 2:
             state.null_hidden = self._run_null(state, samples)
         return state
 
@@ -174,7 +157,7 @@ class HART(CodebookModel):
         for layer, block in enumerate(self.transformer.ordered_blocks):
             modulation = state.condition.modulation[layer]
             rows = None if modulation is None else modulation[samples : samples + 1]
-            context = BlockContext(rows, lambda _: rotary, attend, lambda run, tokens, _: run(tokens))
+            context = BlockContext(rows, lambda _: rotary, attend, run_dense)
             tokens = block(tokens, layer, context)
         return tokens.features
 
@@ -188,7 +171,7 @@ class HART(CodebookModel):
             return None
         if step.index == 0:
             return text_rotary(state.condition.places[self.rows(step)], self.config.head_dim)
-        schedule, starts = step.plan.schedule, state.condition.starts[self.rows(step)]
+        schedule, starts = step.settings.schedule, state.condition.starts[self.rows(step)]
         return map_rotary(positions, step.grid, schedule.frame or schedule.grids[-1], starts, self.config.head_dim)
 
     def embed(self, state: HARTState, step: Step) -> TokenMap:
@@ -198,12 +181,11 @@ class HART(CodebookModel):
             features = null.expand_as(context) if self.rows(step).start else context
             return TokenMap.dense(features, Grid(1, 1, self.config.context_tokens))
         features = self.transformer.embed(self.next_tokens(state.latent, step)) + state.condition.levels[step.index]
-        state.flops += self.embed_work(step).flops
         tokens = TokenMap.dense(features.repeat(step.branches, 1, 1), step.grid)
         return tokens.with_features(tokens.features + self.transformer.places(step.index, tokens.positions))
 
-    def blocks(self, state: HARTState, step: Step, method: Method) -> HARTRun:
-        return HARTRun(self, state, step, method)
+    def blocks(self, state: HARTState, step: Step, hook: SublayerHook) -> HARTRun:
+        return HARTRun(self, state, step, hook)
 
     def predict(self, state: HARTState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, vocabulary); those of the first scale are read off the last text token."""
@@ -215,12 +197,11 @@ class HART(CodebookModel):
                 features = torch.cat([features, null])
 
         def logits(rows: int) -> Tensor:
-            state.flops += self.predict_work(step).flops
             return self.transformer.logits(features[:rows], state.condition.pooled[step.row_slice][:rows])
 
         return guided_logits(logits, step)
 
-    def refine(self, state: HARTState, tokens: TokenMap, symbols: Tensor, step: Step, noise: Noise) -> None:
+    def refine(self, state: HARTState, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
         """Adds the residual that the diffusion head draws at the last scale of the schedule.
 
         Its condition takes the drawn codes even where soft ones were added.
@@ -230,51 +211,15 @@ class HART(CodebookModel):
         channels = self.config.tokenizer.channels
         shape = (step.samples, step.grid.size, channels)
         draw = partial(noise.normal, step.index, shape=shape, device=self.device)
-        rest = self.transformer.diffloss.sample(self.residual_condition(tokens, symbols), step.guidance, draw)
+        rest = self.transformer.diffloss.sample(self.residual_condition(tokens, indices), step.guidance, draw)
         state.latent += rest.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))
-        state.flops += self.refine_work(step).flops
 
-    def residual_condition(self, tokens: TokenMap, symbols: Tensor) -> Tensor:
+    def residual_condition(self, tokens: TokenMap, indices: Tensor) -> Tensor:
         """What the diffusion head sees of each token: (R, N, C)."""
-        drawn = self.transformer.embed(F.embedding(symbols, self.tokenizer.codebook))
-        branches = len(tokens.features) // len(symbols)
+        drawn = self.transformer.embed(F.embedding(indices, self.tokenizer.codebook))
+        branches = len(tokens.features) // len(indices)
         return self.transformer.decoder_norm(tokens.features + drawn.repeat(branches, 1, 1))
 
     @staticmethod
     def _is_finest(step: Step) -> bool:
-        return step.index == len(step.plan.schedule) - 1
-
-    def sublayer_work(self, sublayer: str, rows: int, count: int, seen: int, text: int = 0) -> Work:
-        """A residual sub-layer of a block."""
-        width, hidden = self.config.width, self.config.ffn_width
-        if sublayer == "self":
-            return self_attention_work(rows, count, width, seen, rotary=self.config.positions == "rotary")
-        if self.config.feed_forward == "swiglu":
-            return feed_forward_work(rows, count, width, hidden, matrices=3)
-        return feed_forward_work(rows, count, width, hidden)
-
-    def refine_work(self, step: Step) -> Work:
-        """The diffusion head at the last scale, with the embedding of the drawn codes."""
-        if not self._is_finest(step):
-            return Work()
-        config, count = self.config, step.grid.size
-        drawn = product_work(step.samples * count, config.tokenizer.channels, config.width)
-        head = self.transformer.diffloss.net.work(step.rows, step.samples, count, config.diffusion_steps)
-        return Work(head.rows, drawn.products + head.products, 0, head.moved, drawn.launches + head.launches)
-
-    def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int = 0) -> ScaleWork:
-        """See :class:`~stepvar.models.base.CountedModel`; the first scale's token stands for the whole text."""
-        prefix = self.config.prefix
-        seen = [prefix + count for count in seen]
-        if step.index == 0:
-            # The unconditional text is run while the generation is prepared.
-            stack = tuple(
-                self.sublayer_work(name, step.samples, prefix + count, before)
-                for count, before in zip(tokens, seen, strict=True)
-                for name in self.sublayers
-            )
-        else:
-            stack = stack_work(self.sublayer_work, self.sublayers, step, tokens, seen, text)
-        drawn = sampling_work(step.samples, step.grid.size, self.config.outputs)
-        rest = (self.embed_work(step), self.predict_work(step), drawn, self.accumulate_work(step))
-        return ScaleWork(stack, (*rest, self.refine_work(step)))
+        return step.index == len(step.settings.schedule) - 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stepvar.core.tokens import Grid
 from stepvar.models.layers import Rotary
-from stepvar.tokens import Grid
 
 BASE = 10000.0
 

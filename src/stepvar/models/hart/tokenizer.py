@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.var.tokenizer import VQTokenizer
-from stepvar.tokens import ScaleSchedule
 
 
 class HybridTokenizer(VQTokenizer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.models.blocks import Around, residual
+from stepvar.core.stack import SublayerHook
+from stepvar.core.tokens import TokenMap
+from stepvar.kernels import ops
+from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.diffusion import DiffusionHead, SinusoidEmbedding
 from stepvar.models.hart.rope import rotate_halves
@@ -21,6 +24,7 @@ from stepvar.models.layers import (
     AdaptiveLinear,
     Attend,
     FeedForward,
+    FusedAttention,
     GatedFeedForward,
     RMSNorm,
     Rotary,
@@ -28,7 +32,6 @@ from stepvar.models.layers import (
     split_heads,
 )
 from stepvar.models.precision import Policy, for_weight
-from stepvar.tokens import TokenMap
 
 POLICY: Policy = (
     (r"blocks\.\d+\.(attn|ffn|ada_lin)\.(?!scale_mul)", "blocks"),
@@ -46,13 +49,13 @@ class BlockContext:
     Attributes:
         modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts; None: no modulation.
         rotary: positions (R, N) -> cosines and sines; None with learned positions.
-        attend, around: see the types.
+        attend, hook: see the types.
     """
 
     modulation: Tensor | None
     rotary: Callable[[Tensor], Rotary | None]
     attend: Attend
-    around: Around
+    hook: SublayerHook
 
 
 def make_norm(config: HARTConfig, affine: bool = False) -> nn.Module:
@@ -78,16 +81,41 @@ class Attention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
         self.proj = nn.Linear(width, width)
 
+    @property
+    def weight(self) -> Tensor:
+        """The joint projection to queries, keys and values."""
+        return self.get_parameter(f"{self.projection}.weight")
+
+    def bias(self) -> Tensor:
+        """The bias (3C,) of queries, keys and values."""
+        return torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
+
+    def scale(self) -> Tensor:
+        """The scale of the queries of each head (1, heads, 1, 1), in float32; of unit attention only."""
+        assert self.scale_mul_1H11 is not None
+        return self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
+
+    def fused(self, x: Tensor, layer: int, context: FusedAttention) -> Tensor:
+        """As :meth:`forward` on x (R, N, C) in the format of the weights, keys and values written into the cache."""
+        qkv = F.linear(x, self.weight, context.constant(self, "bias", self.bias))
+        new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
+        where = (*context.rotary, context.positions, new_keys, new_values)
+        if self.scale_mul_1H11 is None:
+            factor = 0.25 / math.sqrt(keys.shape[-1])
+            q = ops.qkv_scaled_rotary(qkv, self.heads, factor, *where, halves=True)
+        else:
+            scale = context.constant(self, "scale", self.scale).flatten()
+            q = ops.qkv_unit_rotary(qkv, self.heads, scale, *where, halves=True)
+        return self.proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, scale=1.0)))
+
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None) -> Tensor:
-        weight = self.get_parameter(f"{self.projection}.weight")
-        bias = torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
-        parts = F.linear(for_weight(x, weight), weight, bias).chunk(3, dim=-1)
+        weight = self.weight
+        parts = F.linear(for_weight(x, weight), weight, self.bias()).chunk(3, dim=-1)
         q, k, v = (split_heads(part, self.heads) for part in parts)
         if self.scale_mul_1H11 is None:
             q, k = q * (0.25 / math.sqrt(q.shape[-1])), k
         else:
-            scale = self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
-            q = (F.normalize(q.float(), dim=-1) * scale).to(v.dtype)
+            q = (F.normalize(q.float(), dim=-1) * self.scale()).to(v.dtype)
             k = F.normalize(k.float(), dim=-1).to(v.dtype)
         if rotary is not None:
             q, k = (rotate_halves(part.float(), rotary).to(v.dtype) for part in (q, k))
@@ -101,11 +129,8 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.attn = Attention(config)
-        self.ffn: nn.Module
-        if config.feed_forward == "swiglu":
-            self.ffn = GatedFeedForward(width, config.ffn_width)
-        else:
-            self.ffn = FeedForward(width, config.ffn_width)
+        feed_forward = GatedFeedForward if config.feed_forward == "swiglu" else FeedForward
+        self.ffn = feed_forward(width, config.ffn_width)
         self.ln_wo_grad = make_norm(config)
         self.ada_lin: AdaptiveLinear | None = None
         if config.modulation == "own":
@@ -119,10 +144,22 @@ class Block(nn.Module):
             return self.ada_lin(pooled).unflatten(-1, (6, -1))
         return self.scale_shift_table + pooled.unsqueeze(1)
 
+    def fused(self, stream: ResidualStream, layer: int, modulation: Tensor | None, attention: FusedAttention) -> None:
+        """As :meth:`forward` without a hook, on a residual stream."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = _parts(modulation)
+        dtype = self.attn.weight.dtype
+
+        def normed(scale: Tensor | None, shift: Tensor | None) -> Tensor:
+            norm = self.ln_wo_grad
+            if isinstance(norm, RMSNorm):
+                return stream.rms_norm(norm.weight, scale, shift, EPS, dtype)
+            return stream.layer_norm(scale, shift, dtype)
+
+        stream.add(self.attn.fused(normed(scale1, shift1), layer, attention), gate1)
+        stream.add(self.ffn.fused(normed(scale2, shift2)), gate2)
+
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
-        modulation = context.modulation
-        parts = [None] * 6 if modulation is None else modulation.unsqueeze(2).unbind(1)
-        gate1, gate2, scale1, scale2, shift1, shift2 = parts
+        gate1, gate2, scale1, scale2, shift1, shift2 = _parts(context.modulation)
 
         def attend_self(tokens: TokenMap) -> Tensor:
             x = self._normed(tokens.features, scale1, shift1)
@@ -131,11 +168,16 @@ class Block(nn.Module):
         def feed_forward(tokens: TokenMap) -> Tensor:
             return _gated(self.ffn(self._normed(tokens.features, scale2, shift2)), gate2, tokens)
 
-        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
 
     def _normed(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         x = self.ln_wo_grad(x)
         return x if scale is None or shift is None else torch.addcmul(shift, x, 1 + scale)
+
+
+def _parts(modulation: Tensor | None) -> Sequence[Tensor | None]:
+    """The six parts (R, 1, C) of a modulation (R, 6, C): gates, scales, shifts; None where there is none."""
+    return [None] * 6 if modulation is None else modulation.unsqueeze(2).unbind(1)
 
 
 def _gated(update: Tensor, gate: Tensor | None, tokens: TokenMap) -> Tensor:

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.cache import KVCache
+from stepvar.core.cache import KVCache
+from stepvar.core.guidance import guided_logits
+from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import SublayerHook
+from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, Site
-from stepvar.models.blocks import (
-    BlockRun,
-    guided_logits,
-    logit_rows,
-    planned_cache,
-)
+from stepvar.models.base import Staged
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import RotaryTables
 from stepvar.models.infinity.schedules import schedule_for
 from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity.tokenizer import BitTokenizer, latent_grid, resize
 from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
-from stepvar.models.layers import Rotary
-from stepvar.models.picture import PictureModel
+from stepvar.models.layers import FusedAttention, Rotary
+from stepvar.models.model import VARModel
 from stepvar.models.precision import for_weight, parts_policy
-from stepvar.models.work import (
-    ScaleWork,
-    Work,
-    cross_attention_work,
-    feed_forward_work,
-    head_work,
-    product_work,
-    sampling_work,
-    self_attention_work,
-    stack_work,
-)
-from stepvar.plan import Plan, Step
-from stepvar.text import TextFeatures
-from stepvar.tokens import ScaleSchedule, TokenMap
+from stepvar.text import TextFeatures, length_mask, pad_to_device, text_bucket
+from stepvar.utils.device import to_device_async
 
 
 @dataclass(frozen=True)
@@ -49,6 +36,58 @@ class TextCondition:
 
     prompts: TextFeatures
     negative: TextFeatures | None = None
+
+
+@dataclass(frozen=True)
+class StagedText(Staged):
+    """Texts on the device.
+
+    Attributes:
+        prompts: (B, L, text_channels).
+        negative: (B, L, text_channels); None: the learned null text, if there is guidance.
+        mask: (R, 1, 1, L), which tokens of a row are there; None: all.
+    """
+
+    prompts: Tensor
+    negative: Tensor | None
+    mask: Tensor | None
+
+    def rows(self, guided: bool, null_text: Callable[[int, int], Tensor]) -> Tensor:
+        """All rows (R, L, text_channels): the prompts, and behind them the unconditional texts if guided.
+
+        Args:
+            null_text: (batch, length) -> as many rows of the learned null text as there are, up to the length.
+        """
+        if not guided:
+            return self.prompts
+        batch, length, _ = self.prompts.shape
+        negative = null_text(batch, length) if self.negative is None else self.negative
+        return torch.cat([self.prompts, F.pad(negative, (0, 0, 0, length - negative.shape[1]))])
+
+
+def stage_text(
+    condition: TextCondition, guided: bool, padded: bool, longest: int, device: torch.device, dtype: torch.dtype
+) -> StagedText:
+    """Prompts and negative prompts on a device, padded to the same length.
+
+    Args:
+        longest: tokens that the model reads at most.
+    """
+    prompts, negative = condition.prompts, condition.negative if guided else None
+    size = max(prompts.features.shape[1], 0 if negative is None else negative.features.shape[1])
+    if padded:
+        size = max(size, text_bucket(size, longest))
+    lengths = prompts.lengths
+    if guided:
+        lengths += prompts.lengths if negative is None else negative.lengths
+    mask = None
+    if padded or min(lengths) < size:
+        mask = to_device_async(length_mask(lengths, size), device)
+    return StagedText(
+        pad_to_device(prompts, size, device, dtype),
+        None if negative is None else pad_to_device(negative, size, device, dtype),
+        mask,
+    )
 
 
 @dataclass
@@ -60,42 +99,52 @@ class InfinityState:
         rotary: position tables of all scales.
         cache: keys and values so far.
         latent: (B, d, H, W) float32, the sum of codes at full size.
-        flops: floating-point operations so far.
+        constants: what fused blocks derive from weights alone.
     """
 
     condition: Conditioning
     rotary: RotaryTables
     cache: KVCache
     latent: Tensor
-    flops: int = 0
+    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 class InfinityRun(BlockRun[InfinityState]):
     """The blocks of one scale; keeps what all of them share."""
 
-    def __init__(self, model: Infinity, state: InfinityState, step: Step, method: Method) -> None:
-        super().__init__(model.config.depth, state, step, method)
+    def __init__(self, model: Infinity, state: InfinityState, step: Step, hook: SublayerHook) -> None:
+        super().__init__(model.config.depth, state, step, hook)
         self.model = model
         self.condition = state.condition.rows(step.row_slice)
         self._rotary: tuple[Tensor, Rotary] | None = None
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        config, transformer = self.model.config, self.model.transformer
-        per_chunk = config.depth // config.block_chunks
-        if layer == 0 or (config.level_every_chunk and layer % per_chunk == 0):
-            tokens = tokens.with_features(tokens.features + transformer.lvl_embed.weight[self.step.index])
+        if self._adds_level(layer):
+            level = self.model.transformer.lvl_embed.weight[self.step.index]
+            tokens = tokens.with_features(tokens.features + level)
         context = BlockContext(
             modulation=self.condition.modulation[layer],
             text=self.condition.memory[layer],
             rotary=self._rotary_at,
             attend=self.attend,
-            around=self.around,
+            hook=self.hook,
         )
         return self.model.block_list[layer](tokens, layer, context)
 
-    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
-        seen, text = self.state.cache.lengths[site.layer], self.condition.text.shape[1]
-        return self.model.sublayer_work(site.sublayer, rows, count, seen, text)
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        transformer = self.model.transformer
+        if self._adds_level(layer):
+            stream.add(transformer.lvl_embed.weight[self.step.index].expand_as(stream.read()))
+        state = self.state
+        rotary = state.rotary.tables(self.step.index)
+        attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants)
+        modulation, text = self.condition.modulation[layer], self.condition.memory[layer]
+        self.model.block_list[layer].fused(stream, layer, modulation, text, attention)
+
+    def _adds_level(self, layer: int) -> bool:
+        """Whether the embedding of the scale is added in front of a block."""
+        config = self.model.config
+        return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
 
     def _rotary_at(self, positions: Tensor) -> Rotary:
         # Consecutive blocks see the same positions: gather their angles once.
@@ -104,7 +153,7 @@ class InfinityRun(BlockRun[InfinityState]):
         return self._rotary[1]
 
 
-class Infinity(PictureModel):
+class Infinity(VARModel):
     """A text-to-image model of the Infinity family (see ``docs/models/infinity.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
@@ -121,40 +170,25 @@ class Infinity(PictureModel):
     def schedule(self, height_over_width: float, resolution: str | None = None) -> ScaleSchedule:
         return schedule_for(resolution or self.config.resolution, height_over_width)
 
-    def start(self, condition: TextCondition, plan: Plan, method: Method) -> InfinityState:
-        if plan.smooth:
+    def stage(self, condition: TextCondition, plan: Plan, padded: bool = False) -> StagedText:
+        if plan.settings.smooth:
             raise UsageError("smooth: Infinity's codes are bits, which have no codebook to blend; leave it off")
-        batch = len(condition.prompts)
-        config = self.config
-        cache = planned_cache(
-            plan,
-            batch,
-            method,
-            depth=config.depth,
-            heads=config.heads,
-            head_dim=config.head_dim,
-            dtype=self.precision.blocks,
-            device=self.device,
-        )
+        longest = self.config.text_maxlen
+        return stage_text(condition, plan.guided, padded, longest, self.device, self.precision.residual)
+
+    def begin(self, staged: StagedText, plan: Plan) -> InfinityState:
+        batch, config = len(staged.prompts), self.config
+        cache = planned_cache(plan, config.heads, config.head_dim, self.precision.blocks, self.device)
         return InfinityState(
-            condition=self.condition(condition, plan.guided),
-            rotary=RotaryTables(plan.schedule, config.head_dim, self.device),
+            condition=self.condition(staged, plan.guided),
+            rotary=self.table(plan.schedule, lambda: RotaryTables(plan.schedule, config.head_dim, self.device)),
             cache=cache,
             latent=torch.zeros(batch, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
         )
 
-    def condition(self, condition: TextCondition, guided: bool) -> Conditioning:
+    def condition(self, staged: StagedText, guided: bool) -> Conditioning:
         """The conditional rows, and behind them the unconditional ones when guidance is used."""
-        prompts = condition.prompts.to(self.device, self.precision.residual)
-        if not guided:
-            return self.transformer.condition(prompts.features, prompts.lengths)
-        if condition.negative is None:
-            null = self.transformer.null_text(prompts.lengths, prompts.features.shape[1])
-            negative = TextFeatures(null, prompts.lengths)
-        else:
-            negative = condition.negative.to(self.device, self.precision.residual)
-        both = TextFeatures.join(prompts, negative)
-        return self.transformer.condition(both.features, both.lengths)
+        return self.transformer.condition(staged.rows(guided, self.transformer.null_text), staged.mask)
 
     def embed(self, state: InfinityState, step: Step) -> TokenMap:
         if step.index == 0:
@@ -162,7 +196,6 @@ class Infinity(PictureModel):
         else:
             tokens = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
             features = self.transformer.word_embed(tokens).repeat(step.branches, 1, 1)
-            state.flops += self.embed_work(step).flops
         return TokenMap.dense(features, step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
@@ -173,45 +206,22 @@ class Infinity(PictureModel):
             here = F.pixel_unshuffle(here, 2)
         return here.flatten(2).transpose(1, 2)
 
-    def blocks(self, state: InfinityState, step: Step, method: Method) -> InfinityRun:
-        return InfinityRun(self, state, step, method)
+    def blocks(self, state: InfinityState, step: Step, hook: SublayerHook) -> InfinityRun:
+        return InfinityRun(self, state, step, hook)
 
     def predict(self, state: InfinityState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, token_bits, 2)."""
 
         def logits(rows: int) -> Tensor:
-            state.flops += self.predict_work(step).flops
             return self.transformer.logits(tokens.features[:rows], state.condition.pooled[step.row_slice][:rows])
 
         return guided_logits(logits, step)
 
-    def sublayer_work(self, sublayer: str, rows: int, count: int, seen: int, text: int) -> Work:
-        """A residual sub-layer of a block, for ``text`` text tokens."""
-        width = self.config.width
-        if sublayer == "self":
-            return self_attention_work(rows, count, width, seen, rotary=True)
-        if sublayer == "ffn":
-            return feed_forward_work(rows, count, width, self.config.ffn_width)
-        return cross_attention_work(rows, count, width, text)
-
-    def embed_work(self, step: Step) -> Work:
-        if step.index == 0:
-            return Work()
-        return product_work(step.samples * step.grid.size, self.config.token_bits, self.config.width)
-
-    def predict_work(self, step: Step) -> Work:
-        return head_work(logit_rows(step), step.grid.size, self.config.width, self.config.outputs)
-
-    def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int) -> ScaleWork:
-        stack = stack_work(self.sublayer_work, ("self", "cross", "ffn"), step, tokens, seen, text)
-        drawn = sampling_work(step.samples, step.grid.size, self.config.outputs)
-        return ScaleWork(stack, (self.embed_work(step), self.predict_work(step), drawn))
-
-    def accumulate(self, state: InfinityState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        codes = self.tokenizer.codes(self.latent_bits(symbols, step))
+    def accumulate(self, state: InfinityState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        codes = self.tokenizer.codes(self.latent_bits(indices, step))
         state.latent += resize(codes, (state.latent.shape[-2], state.latent.shape[-1]))
 
-    def latent_bits(self, symbols: Tensor, step: Step) -> Tensor:
+    def latent_bits(self, indices: Tensor, step: Step) -> Tensor:
         """Bits by token (B, N, token_bits) -> by latent cell (B, d, h, w)."""
-        bits = symbols.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))
+        bits = indices.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))
         return F.pixel_shuffle(bits, 2) if self.config.patchify else bits

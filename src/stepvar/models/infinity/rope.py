@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from stepvar.tokens import Grid, ScaleSchedule
+from stepvar.core.tokens import Grid, ScaleSchedule
 
 BASE = 10000.0
 
@@ -44,6 +44,10 @@ class RotaryTables:
         frame = schedule.frame or schedule.grids[-1]
         tables = [rotary_table(grid, frame, head_dim) for grid in schedule]
         self._tables = [(cos.to(device), sin.to(device)) for cos, sin in tables]
+
+    def tables(self, scale: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (cells, head_dim / 2) of every cell of a scale."""
+        return self._tables[scale]
 
     def at(self, scale: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (R, 1, N, head_dim / 2) for the tokens of a scale at ``positions`` (R, N)."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import ExperimentalWarning, UsageError
-from stepvar.tokens import Grid, ScaleSchedule
 
 RESOLUTIONS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
 """Number of scales by resolution name: each schedule is a prefix of the 1M one of its aspect ratio."""

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.models.autoencoder import Decoder, Encoder, GroupNorm, Layout
 from stepvar.models.infinity.config import TokenizerConfig
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.tiling import decode_tiled
-from stepvar.tokens import Grid, ScaleSchedule
 
 POLICY: Policy = ((r"", "tokenizer"),)
 """Number formats of the weights. The quantiser has none: it works in float32."""

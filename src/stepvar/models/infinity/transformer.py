@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.models import layers
-from stepvar.models.blocks import Around, residual
+from stepvar.core.stack import SublayerHook
+from stepvar.core.tokens import TokenMap
+from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.layers import (
     EPS,
@@ -18,14 +19,15 @@ from stepvar.models.layers import (
     Attend,
     Chunk,
     FeedForward,
+    FusedAttention,
     HeadNorm,
     RMSNorm,
     SelfAttention,
+    layer_norm,
     merge_heads,
     split_heads,
 )
 from stepvar.models.precision import Policy, for_weight
-from stepvar.tokens import TokenMap
 
 POLICY: Policy = (
     (r"block_chunks\.\d+\.module\.\d+\.(sa|ca|ffn)\.(?!scale_mul)", "blocks"),
@@ -52,14 +54,14 @@ class BlockContext:
         modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts.
         text: the block's text keys and values.
         rotary: positions (R, N) -> cosines and sines.
-        attend, around: see the types.
+        attend, hook: see the types.
     """
 
     modulation: Tensor
     text: TextMemory
     rotary: Callable[[Tensor], tuple[Tensor, Tensor]]
     attend: Attend
-    around: Around
+    hook: SublayerHook
 
 
 class KeyValue(nn.Module):
@@ -128,22 +130,36 @@ class Block(nn.Module):
         self.ca_norm = nn.LayerNorm(width, eps=EPS)
         self.ffn = FeedForward(width, config.ffn_width)
 
+    def fused(
+        self, stream: ResidualStream, layer: int, modulation: Tensor, text: TextMemory, attention: FusedAttention
+    ) -> None:
+        """As :meth:`forward` without a hook, on a residual stream.
+
+        Args:
+            modulation: (R, 6, C), as in :class:`BlockContext`.
+        """
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
+        dtype = self.sa.mat_qkv.weight.dtype
+        stream.add(self.sa.fused(stream.layer_norm(scale1, shift1, dtype), layer, attention), gate1)
+        norm = self.ca_norm
+        stream.add(self.ca(stream.affine_layer_norm(norm.weight, norm.bias, norm.eps, dtype), text))
+        stream.add(self.ffn.fused(stream.layer_norm(scale2, shift2, dtype)), gate2)
+
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
 
         def attend_self(tokens: TokenMap) -> Tensor:
-            # Through the module, where the training recipe may put a compiled one.
-            x = layers.layer_norm(tokens.features, scale1, shift1)
+            x = layer_norm(tokens.features, scale1, shift1)
             return gate1 * self.sa(x, layer, context.attend, context.rotary(tokens.positions))
 
         def attend_text(tokens: TokenMap) -> Tensor:
             return self.ca(self.ca_norm(tokens.features), context.text).to(tokens.features.dtype)
 
         def feed_forward(tokens: TokenMap) -> Tensor:
-            return gate2 * self.ffn(layers.layer_norm(tokens.features, scale2, shift2))
+            return gate2 * self.ffn(layer_norm(tokens.features, scale2, shift2))
 
         sublayers = (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward))
-        return residual(tokens, layer, sublayers, context.around)
+        return residual(tokens, layer, sublayers, context.hook)
 
 
 @dataclass(frozen=True)
@@ -203,12 +219,8 @@ class InfinityTransformer(nn.Module):
         """All blocks in order."""
         return [module for module in self.block_chunks.modules() if isinstance(module, Block)]
 
-    def condition(self, text: Tensor, lengths: Sequence[int]) -> Conditioning:
-        """Text features (R, L, text_channels), padded behind ``lengths`` -> what the blocks need of them."""
-        mask = None
-        if min(lengths) < text.shape[1]:
-            place = torch.arange(text.shape[1], device=text.device)
-            mask = (place < torch.tensor(lengths, device=text.device)[:, None])[:, None, None, :]
+    def condition(self, text: Tensor, mask: Tensor | None) -> Conditioning:
+        """Text features (R, L, text_channels), of which ``mask`` (R, 1, 1, L) is there -> what the blocks need."""
         text = self.text_norm(text)
         pooled = self.text_proj_for_sos.ca(text, mask)
         text = self.text_proj_for_ca(text)
@@ -221,9 +233,9 @@ class InfinityTransformer(nn.Module):
             tuple(TextMemory(*block.ca.keys_values(text), mask) for block in blocks),
         )
 
-    def null_text(self, lengths: Sequence[int], padded: int) -> Tensor:
-        """The learned unconditional text: as many of its rows as each prompt has tokens, (B, padded, text_channels)."""
-        return self.cfg_uncond[:padded].expand(len(lengths), -1, -1)
+    def null_text(self, batch: int, length: int) -> Tensor:
+        """The learned unconditional text: as many of its rows as each prompt has tokens, (batch, length, ...)."""
+        return self.cfg_uncond[:length].expand(batch, -1, -1)
 
     def first_tokens(self, condition: Conditioning) -> Tensor:
         """(R, 1, C): what the 1x1 scale starts from."""

@@ -19,12 +19,12 @@ PARTS: dict[str, Part] = {
 
 _TOKENIZER = ("infinitystar_videovae.pth",)
 _COMMON: dict[str, Any] = {"top_k": 0, "top_p": 0.0, "aspect_ratio": "16:9"}
-_PROJECTED: dict[str, Any] = {"guidance_scale": 34.0, "guidance": "projected", "temperature": {"clips": [1.0, 0.4]}}
-_PLAIN: dict[str, Any] = {"guidance_scale": 3.0, "guidance": "plain", "temperature": 0.5}
+_APG: dict[str, Any] = {"guidance_scale": 34.0, "guidance_type": "apg", "temperature": {"clips": [1.0, 0.4]}}
+_CFG: dict[str, Any] = {"guidance_scale": 3.0, "guidance_type": "cfg", "temperature": 0.5}
 
 VARIANTS: dict[str, Variant] = {
-    "480p": Variant(CONFIGS["480p"], ("infinitystar_8b_480p_weights",), _TOKENIZER, _COMMON | _PROJECTED),
-    "720p": Variant(CONFIGS["720p"], ("infinitystar_8b_720p_weights",), _TOKENIZER, _COMMON | _PROJECTED),
-    "interact": Variant(CONFIGS["interact"], ("InfinityStarInteract_24K_iters",), _TOKENIZER, _COMMON | _PLAIN),
+    "480p": Variant(CONFIGS["480p"], ("infinitystar_8b_480p_weights",), _TOKENIZER, _COMMON | _APG),
+    "720p": Variant(CONFIGS["720p"], ("infinitystar_8b_720p_weights",), _TOKENIZER, _COMMON | _APG),
+    "interact": Variant(CONFIGS["interact"], ("InfinityStarInteract_24K_iters",), _TOKENIZER, _COMMON | _CFG),
 }
 """The released models. A name without an ending is a folder of shards."""

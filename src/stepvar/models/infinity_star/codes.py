@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.tokens import Grid
+from stepvar.core.tokens import Grid
 
 CodePass = tuple[Grid, int]
 """One pass over a clip: its grid, and the bits per cell that it codes. A repeated scale is there repeatedly."""

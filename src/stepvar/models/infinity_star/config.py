@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stepvar.core.tokens import Grid
 from stepvar.errors import CheckpointError
 from stepvar.models.configs import build_config
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
-from stepvar.tokens import Grid
 
 Sides = tuple[tuple[int, int], ...]
 
@@ -34,7 +34,7 @@ class InfinityStarConfig:
         fps: frames per second.
         resolution: name of the native schedule.
         prompt_prefix: goes in front of the prompt of a video; ``{seconds}`` stands for its length.
-        tells_stories: whether the model draws the next clip of a video, from what is remembered of the ones before,
+        continues_videos: whether the model draws the next clip of a video, from what is remembered of the ones before,
             and nothing else.
         shapes: the (h, w) of each scale, one such list per picture shape, where they are not the published ones.
     """
@@ -57,7 +57,7 @@ class InfinityStarConfig:
     fps: int = 16
     resolution: str = "0.40M"
     prompt_prefix: str = ""
-    tells_stories: bool = False
+    continues_videos: bool = False
     shapes: tuple[Sides, ...] = ()
 
     def __post_init__(self) -> None:
@@ -153,6 +153,6 @@ CONFIGS: dict[str, InfinityStarConfig] = {
         latents=(5, 9, 13, 17, 21),
         resolution="0.90M",
     ),
-    "interact": _released((2, 1), image_repetitions=(3,) * 12 + (2, 1), latents=(21,), tells_stories=True),
+    "interact": _released((2, 1), image_repetitions=(3,) * 12 + (2, 1), latents=(21,), continues_videos=True),
 }
 """Released sizes by variant name."""

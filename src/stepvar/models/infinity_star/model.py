@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stepvar.cache import KVCache
+from stepvar.core.cache import KVCache
+from stepvar.core.guidance import guided_logits
+from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import SublayerHook
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, Site
-from stepvar.models.blocks import BlockRun, guided_logits
+from stepvar.models.base import Staged
+from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
+from stepvar.models.infinity.model import StagedText, TextCondition, stage_text
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, shrink
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
-from stepvar.models.infinity_star.schedules import latents_of, schedule_for
+from stepvar.models.infinity_star.schedules import clip_slices, latents_of, schedule_for
 from stepvar.models.infinity_star.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import POLICY, BlockContext, InfinityStarTransformer
-from stepvar.models.infinity_star.work import embed_work, predict_work, sublayer_work
 from stepvar.models.layers import Rotary, grouped_attention
-from stepvar.models.picture import PictureModel
+from stepvar.models.model import VARModel
 from stepvar.models.precision import parts_policy
-from stepvar.models.work import ScaleWork, Work, sampling_work, stack_work
-from stepvar.plan import Plan, Step
 from stepvar.text import TextFeatures
-from stepvar.tokens import Grid, ScaleSchedule, TokenMap
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class VideoCondition:
     Attributes:
         prompts: features of the prompts.
         negative: likewise of the negative prompts; None: the learned null text.
-        segments: earlier frames that the video goes on from, for models that tell stories.
+        segments: earlier frames that the video goes on from, for models that go on clip by clip.
         before: (B, d, t, h, w), latent frames in front of the video, for the decoder only.
     """
 
@@ -60,6 +61,15 @@ class VideoCondition:
     negative: TextFeatures | None = None
     segments: tuple[Segment, ...] = ()
     before: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StagedVideo(Staged):
+    """What a video is to show, on the device; see :class:`VideoCondition`."""
+
+    text: StagedText
+    segments: tuple[Segment, ...]
+    before: Tensor | None
 
 
 @dataclass
@@ -74,8 +84,7 @@ class StarState:
         latent: (B, d, T, H, W) float32, the sum of codes of all clips at full size.
         clips: where each clip lies in it.
         before: latent frames in front of it, which its first frames are decoded from, too.
-        drawn: latent frames of the clips that have begun.
-        flops: floating-point operations so far.
+        decoded: latent frames of the clips that have begun.
     """
 
     rotary: RotaryTable
@@ -85,8 +94,7 @@ class StarState:
     latent: Tensor
     clips: tuple[slice, ...]
     before: Tensor | None = None
-    drawn: int = 0
-    flops: int = 0
+    decoded: int = 0
 
     def clip(self, step: Step) -> Tensor:
         """The sum of codes of the clip of a step (B, d, t, H, W), a view."""
@@ -96,43 +104,57 @@ class StarState:
 class StarRun(BlockRun[StarState]):
     """The blocks of one pass."""
 
-    def __init__(self, model: InfinityStar, state: StarState, step: Step, method: Method) -> None:
-        super().__init__(model.config.depth, state, step, method)
+    def __init__(self, model: InfinityStar, state: StarState, step: Step, hook: SublayerHook) -> None:
+        super().__init__(model.config.depth, state, step, hook)
         self.model = model
         self.is_read = step.is_read
-        self.seen = 0
         self._rotary: tuple[Tensor, Rotary] | None = None
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        context = BlockContext(self._rotary_at, self.attend, self.around)
+        context = BlockContext(self._rotary_at, self.attend, self.hook)
         return self.model.block_list[layer](tokens, layer, context)
 
-    def sublayer_work(self, site: Site, rows: int, count: int) -> Work:
-        return sublayer_work(self.model.config, site.sublayer, rows, count, self.seen)
-
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention over the text, the end of the clip before and this pass, which nothing remembers but its reader."""
+        """Attention over the text, the end of the clip before, and this pass, which is cached only if it is read."""
         cache, rows = self.state.cache, self.step.row_slice
         old_keys, old_values = cache.read(layer, rows)
         keys, values = torch.cat([old_keys, k], dim=2), torch.cat([old_values, v], dim=2)
-        self.seen = keys.shape[2]
         result = grouped_attention(q, keys, values, self._mask(keys.shape[2]))
         if self.is_read:
             cache.forget(layer, self.state.prefix)
             cache.append(layer, k, v, rows)
         return result
 
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        self.model.block_list[layer].fused(stream, layer, self._rotary_at(positions), self._join)
+
+    def _join(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """As :meth:`attend`, the new keys and values written behind the old ones."""
+        cache, rows = self.state.cache, self.step.row_slice
+        old = cache.read(layer, rows)
+        start, end = old[0].shape[2], old[0].shape[2] + x.shape[1]
+        keys, values = (part.new_empty(*part.shape[:2], end, part.shape[3]) for part in old)
+        keys[:, :, :start], values[:, :, :start] = old
+
+        def attend(q: Tensor) -> Tensor:
+            result = grouped_attention(q, keys, values, self._mask(end))
+            if self.is_read:
+                cache.forget(layer, self.state.prefix)
+                cache.append(layer, keys[:, :, start:], values[:, :, start:], rows)
+            return result
+
+        return keys[:, :, start:], values[:, :, start:], attend
+
     def _mask(self, seen: int) -> Tensor | None:
         if self.state.text_mask is None:
             return None
-        mask = self.state.text_mask[self.step.row_slice]
-        return torch.cat([mask, mask.new_ones(*mask.shape[:3], seen - mask.shape[3])], dim=3)
+        return _extend(self.state.text_mask[self.step.row_slice], seen)
 
     def _rotary_at(self, positions: Tensor) -> Rotary:
         # Consecutive blocks see the same positions: look their angles up once.
         if self._rotary is None or self._rotary[0] is not positions:
             step, state = self.step, self.state
-            frame = step.plan.schedule.frame or step.grid
+            frame = step.settings.schedule.frame or step.grid
             first = state.clips[step.clip].start
             scale = self.model.config.text_maxlen + step.index
             frames = range(first, first + step.grid.t)
@@ -141,7 +163,7 @@ class StarRun(BlockRun[StarState]):
         return self._rotary[1]
 
 
-class InfinityStar(PictureModel):
+class InfinityStar(VARModel):
     """A text-to-video model of the InfinityStar family (see ``docs/models/infinitystar.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
@@ -171,68 +193,62 @@ class InfinityStar(PictureModel):
         latents = config.usual_latents if seconds is None else latents_of(config, seconds)
         return schedule_for(config, height_over_width, latents, resolution)
 
-    def start(self, condition: VideoCondition, plan: Plan, method: Method) -> StarState:
-        """Allocates what is remembered, and runs text and segments through the blocks."""
-        if plan.smooth:
+    def stage(self, condition: VideoCondition, plan: Plan, padded: bool = False) -> StagedVideo:
+        if plan.settings.smooth:
             raise UsageError("smooth: InfinityStar's codes are bits, which have no codebook to blend; leave it off")
-        if plan.schedule.recall != "clip":
+        if plan.schedule.kv_scope != "clip":
             raise UsageError(f"schedule {plan.schedule.name!r}: needs the clips of a schedule of this model")
-        config, batch = self.config, len(condition.prompts)
-        text, lengths = self.text(condition, plan.guided)
-        prefix = text.shape[1] + sum(segment.latent[0, 0].numel() for segment in condition.segments)
+        text = TextCondition(condition.prompts, condition.negative)
+        longest = self.config.text_maxlen
+        segments = tuple(replace(one, latent=one.latent.to(self.device)) for one in condition.segments)
+        staged = stage_text(text, plan.guided, padded, longest, self.device, self.precision.residual)
+        return StagedVideo(staged, segments, condition.before)
+
+    def begin(self, staged: StagedVideo, plan: Plan) -> StarState:
+        """Allocates the caches, and runs text and segments through the blocks."""
+        config, batch = self.config, plan.samples
+        text, mask = self.text(staged.text, plan.guided), staged.text.mask
+        prefix = text.shape[1] + sum(segment.latent[0, 0].numel() for segment in staged.segments)
         clips = clip_slices(plan.schedule)
         coordinates = [config.text_maxlen + len(plan.schedule), clips[-1].stop, *plan.schedule.grids[-1].shape]
-        coordinates += [config.text_maxlen + segment.scale + 1 for segment in condition.segments]
+        coordinates += [config.text_maxlen + segment.scale + 1 for segment in staged.segments]
         full = plan.schedule.grids[-1]
         state = StarState(
-            rotary=RotaryTable(config.head_dim, max(coordinates), self.device),
-            cache=KVCache(
-                [prefix + tokens for tokens in remembered_tokens(plan, batch, method, config.depth)],
-                len(text),
-                config.kv_heads,
-                config.head_dim,
-                self.precision.blocks,
-                self.device,
+            rotary=self.table(("rotary", max(coordinates)), lambda: self._rotary_table(max(coordinates))),
+            cache=planned_cache(
+                plan, config.kv_heads, config.head_dim, self.precision.blocks, self.device, prefix=prefix
             ),
             prefix=prefix,
-            text_mask=_mask(lengths, text.shape[1], prefix, self.device),
+            text_mask=None if mask is None else _extend(mask, prefix),
             latent=torch.zeros(batch, config.token_channels, clips[-1].stop, full.h, full.w, device=self.device),
             clips=clips,
-            before=condition.before,
+            before=staged.before,
         )
-        self._remember(
-            state,
-            text,
-            text_coordinates(text.shape[1], self.device),
-            _mask(lengths, text.shape[1], text.shape[1], self.device),
-        )
-        for segment in condition.segments:
-            self._remember_segment(state, segment, plan.schedule.frame or full)
+        self._cache_context(state, text, text_coordinates(text.shape[1], self.device), mask)
+        for segment in staged.segments:
+            self._cache_segment(state, segment, plan.schedule.frame or full)
         return state
 
-    def text(self, condition: VideoCondition, guided: bool) -> tuple[Tensor, tuple[int, ...]]:
-        """Text tokens (R, L, C) and their numbers: conditional rows, and behind them unconditional ones if guided."""
-        prompts = condition.prompts.to(self.device, self.precision.residual)
-        if guided and condition.negative is None:
-            null = self.transformer.null_text(len(prompts), prompts.features.shape[1])
-            prompts = TextFeatures.join(prompts, TextFeatures(null, prompts.lengths))
-        elif guided and condition.negative is not None:
-            prompts = TextFeatures.join(prompts, condition.negative.to(self.device, self.precision.residual))
-        return self.transformer.text_tokens(prompts.features), prompts.lengths
+    def _rotary_table(self, length: int) -> RotaryTable:
+        return RotaryTable(self.config.head_dim, length, self.device)
+
+    def text(self, staged: StagedText, guided: bool) -> Tensor:
+        """Text tokens (R, L, C): conditional rows, and behind them unconditional ones if guided."""
+        return self.transformer.text_tokens(staged.rows(guided, self.transformer.null_text))
 
     def segment_tokens(self, segment: Segment) -> Tensor:
-        """Tokens (B, t h w, C) of remembered latent frames."""
-        return self.transformer.cell_tokens(as_cells(segment.latent.to(self.device)))
+        """Tokens (B, t h w, C) of the latent frames of a segment."""
+        return self.transformer.cell_tokens(as_cells(segment.latent))
 
-    def _remember_segment(self, state: StarState, segment: Segment, frame: Grid) -> None:
+    def _cache_segment(self, state: StarState, segment: Segment, frame: Grid) -> None:
         grid = Grid(*segment.latent.shape[2:])
         positions = torch.arange(grid.size, device=self.device).unsqueeze(0)
         scale = self.config.text_maxlen + segment.scale
-        self._remember(
+        self._cache_context(
             state, self.segment_tokens(segment), token_coordinates(positions, grid, frame, scale, segment.frames)
         )
 
-    def _remember(self, state: StarState, tokens: Tensor, coordinates: Tensor, mask: Tensor | None = None) -> None:
+    def _cache_context(self, state: StarState, tokens: Tensor, coordinates: Tensor, mask: Tensor | None = None) -> None:
         """Runs tokens that see only themselves through the blocks, and keeps their keys and values.
 
         Tokens of fewer rows than the cache has are the same for both branches.
@@ -247,57 +263,42 @@ class InfinityStar(PictureModel):
 
     def embed(self, state: StarState, step: Step) -> TokenMap:
         cells = self.next_tokens(state.latent, step)
-        state.flops += embed_work(self.config, step).flops
         return TokenMap.dense(self.transformer.cell_tokens(cells).repeat(step.branches, 1, 1), step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
         """What a pass starts from: its clip so far, averaged down to its grid (B, N, d); zeros where a clip begins."""
-        clip = latent[:, :, clip_slices(step.plan.schedule)[step.clip]]
+        clip = latent[:, :, clip_slices(step.settings.schedule)[step.clip]]
         return as_cells(shrink(clip, step.grid))
 
-    def blocks(self, state: StarState, step: Step, method: Method) -> StarRun:
-        return StarRun(self, state, step, method)
+    def blocks(self, state: StarState, step: Step, hook: SublayerHook) -> StarRun:
+        return StarRun(self, state, step, hook)
 
     def predict(self, state: StarState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, bits, 2)."""
 
         def logits(rows: int) -> Tensor:
-            state.flops += predict_work(self.config, step).flops
             return self.transformer.logits(tokens.features[:rows], step.scale)
 
         return guided_logits(logits, step)
 
-    def accumulate(self, state: StarState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(self, state: StarState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
         clip = state.clip(step)
-        codes = codes_of(self.latent_bits(symbols, step))
+        codes = codes_of(self.latent_bits(indices, step))
         clip += enlarge_codes(codes, clip.shape[1], (clip.shape[3], clip.shape[4]))
-        state.drawn = state.clips[step.clip].stop
+        state.decoded = state.clips[step.clip].stop
 
-    def latent_bits(self, symbols: Tensor, step: Step) -> Tensor:
+    def latent_bits(self, indices: Tensor, step: Step) -> Tensor:
         """Bits by token (B, N, bits) -> by cell (B, bits, t, h, w)."""
-        return symbols.transpose(1, 2).unflatten(2, step.grid.shape)
-
-    def scale_work(self, step: Step, tokens: Sequence[int], seen: Sequence[int], text: int) -> ScaleWork:
-        """What a pass computes; every pass attends to the text, too, beside the ``seen`` tokens."""
-        config = self.config
-
-        def sublayer(name: str, rows: int, count: int, before: int, _: int) -> Work:
-            return sublayer_work(config, name, rows, count, before + text)
-
-        stack = stack_work(sublayer, ("self", "ffn"), step, tokens, seen, text)
-        if step.given is not None:
-            return ScaleWork(stack, (embed_work(config, step),))
-        drawn = sampling_work(step.samples, step.grid.size, 2 * config.bits_at(step.scale))
-        return ScaleWork(stack, (embed_work(config, step), predict_work(config, step), drawn))
+        return indices.transpose(1, 2).unflatten(2, step.grid.shape)
 
     @torch.inference_mode()
-    def decode(self, state: Any) -> Tensor:
+    def decode(self, state: Any, tile: int | None = None) -> Tensor:
         """The video so far: (B, 3, F, H, W) in [-1, 1], in float32; an image has one frame."""
-        latent = state.latent[:, :, : max(1, state.drawn)]
+        latent = state.latent[:, :, : max(1, state.decoded)]
         if state.before is None:
-            return self.tokenizer.decode(latent, self.tile).clamp(-1, 1)
+            return self.tokenizer.decode(latent, tile).clamp(-1, 1)
         frames = self.config.tokenizer.frame_stride * latent.shape[2]
-        return self.tokenizer.decode(torch.cat([state.before, latent], dim=2), self.tile)[:, :, -frames:].clamp(-1, 1)
+        return self.tokenizer.decode(torch.cat([state.before, latent], dim=2), tile)[:, :, -frames:].clamp(-1, 1)
 
 
 def as_cells(latent: Tensor) -> Tensor:
@@ -305,26 +306,6 @@ def as_cells(latent: Tensor) -> Tensor:
     return latent.flatten(2).transpose(1, 2)
 
 
-def clip_slices(schedule: ScaleSchedule) -> tuple[slice, ...]:
-    """Where each clip lies in the latent video."""
-    lengths = {schedule.clip(index): grid.t for index, grid in enumerate(schedule)}
-    slices, start = [], 0
-    for clip in sorted(lengths):
-        slices.append(slice(start, start + lengths[clip]))
-        start += lengths[clip]
-    return tuple(slices)
-
-
-def remembered_tokens(plan: Plan, samples: int, method: Method, depth: int) -> list[int]:
-    """Most tokens of a pass that a later one reads, in each layer; ``plan`` is the one that the method has edited."""
-    steps = [step for step in plan.steps(samples) if step.computed and step.is_read]
-    return [max((method.tokens_at(step, layer, depth) for step in steps), default=0) for layer in range(depth)]
-
-
-def _mask(lengths: Sequence[int], text: int, total: int, device: torch.device) -> Tensor | None:
-    """Which of ``total`` tokens are there (R, 1, 1, total), of which the first ``text`` are padded texts; None: all."""
-    if min(lengths) == text:
-        return None
-    places = torch.arange(total, device=device)
-    ends = torch.tensor(list(lengths), device=device)[:, None]
-    return ((places < ends) | (places >= text))[:, None, None, :]
+def _extend(mask: Tensor, total: int) -> Tensor:
+    """A mask (R, 1, 1, L) with more tokens behind, all of which are there: (R, 1, 1, total)."""
+    return torch.cat([mask, mask.new_ones(*mask.shape[:3], total - mask.shape[3])], dim=3)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stepvar.core.tokens import Grid
 from stepvar.models.layers import Rotary
-from stepvar.tokens import Grid
 
 BASE = 10000.0
 

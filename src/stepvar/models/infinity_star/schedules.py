@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.models.infinity_star.codes import CodePass
 from stepvar.models.infinity_star.config import InfinityStarConfig, Sides
-from stepvar.tokens import Grid, ScaleSchedule
 
 RESOLUTIONS: dict[str, int] = {"0.06M": 11, "0.25M": 13, "0.40M": 14, "0.90M": 15}
 """Number of scales by resolution name: each schedule is a prefix of the largest of its aspect ratio."""
@@ -54,7 +54,7 @@ def clip_schedule(
     ]
     grids, numbers, scales = zip(*passes, strict=True)
     frame = Grid(1, grids[-1].h, grids[-1].w)
-    return ScaleSchedule(grids, name, frame, ratio, asked, numbers, scales, recall="clip")
+    return ScaleSchedule(grids, name, frame, ratio, asked, numbers, scales, kv_scope="clip")
 
 
 def schedule_for(
@@ -136,3 +136,13 @@ def code_passes(config: InfinityStarConfig, schedule: ScaleSchedule) -> list[lis
     for index, grid in enumerate(schedule):
         clips[schedule.clip(index)].append((grid, config.bits_at(schedule.scale(index))))
     return clips
+
+
+def clip_slices(schedule: ScaleSchedule) -> tuple[slice, ...]:
+    """Where each clip lies in the latent video."""
+    lengths = {schedule.clip(index): grid.t for index, grid in enumerate(schedule)}
+    slices, start = [], 0
+    for clip in sorted(lengths):
+        slices.append(slice(start, start + lengths[clip]))
+        start += lengths[clip]
+    return tuple(slices)

@@ -8,11 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stepvar.models.blocks import Around, residual
+from stepvar.core.stack import SublayerHook, run_dense
+from stepvar.core.tokens import Grid, TokenMap
+from stepvar.kernels import ops
+from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity_star.config import InfinityStarConfig
-from stepvar.models.layers import Attend, Chunk, GatedFeedForward, RMSNorm, Rotary, merge_heads, rotate, split_heads
+from stepvar.models.layers import (
+    EPS,
+    Attend,
+    Chunk,
+    GatedFeedForward,
+    RMSNorm,
+    Rotary,
+    merge_heads,
+    rotate,
+    split_heads,
+)
 from stepvar.models.precision import Policy, for_weight
-from stepvar.tokens import Grid, TokenMap
 
 POLICY: Policy = (
     (r".*\.(attn|mlp)\.\w+_proj\.", "blocks"),
@@ -28,7 +40,11 @@ class BlockContext:
 
     rotary: Callable[[Tensor], Rotary]
     attend: Attend
-    around: Around
+    hook: SublayerHook
+
+
+Join = Callable[[int, Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
+"""(layer, tokens) -> room for their keys and values (R, kv_heads, N, head_dim), and the attention of queries to all."""
 
 
 class Attention(nn.Module):
@@ -43,6 +59,26 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
         self.q_norm = RMSNorm(config.head_dim)
         self.k_norm = RMSNorm(config.head_dim)
+
+    def fused(self, x: Tensor, layer: int, rotary: Rotary, join: Join) -> Tensor:
+        """As :meth:`forward` on x (R, N, C) in the format of the weights; ``join`` says where keys and values go."""
+        cos, sin = (part.squeeze(1) for part in rotary)
+        new_keys, new_values, attend = join(layer, x)
+        q = ops.qkv_rms_rotary(
+            self.q_proj(x),
+            self.k_proj(x),
+            self.v_proj(x),
+            self.heads,
+            self.kv_heads,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            EPS,
+            cos,
+            sin,
+            new_keys,
+            new_values,
+        )
+        return self.o_proj(merge_heads(attend(q)))
 
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary) -> Tensor:
         x = for_weight(x, self.q_proj.weight)
@@ -62,6 +98,13 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width)
         self.mlp = GatedFeedForward(config.width, config.ffn_width)
 
+    def fused(self, stream: ResidualStream, layer: int, rotary: Rotary, join: Join) -> None:
+        """As :meth:`forward` without a hook, on a residual stream."""
+        dtype, weight = self.attn.q_proj.weight.dtype, self.input_layernorm.weight
+        stream.add(self.attn.fused(stream.rms_norm(weight, None, None, EPS, dtype), layer, rotary, join))
+        weight = self.post_attention_layernorm.weight
+        stream.add(self.mlp.fused(stream.rms_norm(weight, None, None, EPS, dtype)))
+
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         def attend_self(tokens: TokenMap) -> Tensor:
             x = self.input_layernorm(tokens.features)
@@ -71,7 +114,7 @@ class Block(nn.Module):
         def feed_forward(tokens: TokenMap) -> Tensor:
             return self.mlp(self.post_attention_layernorm(tokens.features)).to(tokens.features.dtype)
 
-        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
 
 
 def run_block(block: Block, features: Tensor, layer: int, rotary: Rotary, attend: Attend) -> Tensor:
@@ -79,7 +122,7 @@ def run_block(block: Block, features: Tensor, layer: int, rotary: Rotary, attend
 
     A function of its own, so that training compiles it once for all blocks.
     """
-    context = BlockContext(lambda _: rotary, attend, lambda run, tokens, site: run(tokens))
+    context = BlockContext(lambda _: rotary, attend, run_dense)
     return block(TokenMap.dense(features, Grid(1, 1, features.shape[1])), layer, context).features
 
 

@@ -2,7 +2,7 @@
 
 from stepvar.models.var.classes import class_index, class_names
 from stepvar.models.var.config import CONFIGS, VARConfig, VQConfig
-from stepvar.models.var.model import VAR, ClassCondition, ramped_guidance
+from stepvar.models.var.model import VAR, ClassCondition
 from stepvar.models.var.tokenizer import IGNORABLE as TOKENIZER_IGNORABLE
 from stepvar.models.var.transformer import IGNORABLE as TRANSFORMER_IGNORABLE
 
@@ -16,5 +16,4 @@ __all__ = [
     "VQConfig",
     "class_index",
     "class_names",
-    "ramped_guidance",
 ]

@@ -12,7 +12,7 @@ REPOS = ("FoundationVision/var", "FoundationVision/VAR")
 
 PARTS: dict[str, Part] = {"transformer": Part(TRANSFORMER_IGNORABLE), "tokenizer": Part(TOKENIZER_IGNORABLE)}
 
-DEFAULTS = {"guidance_scale": 1.5, "temperature": 1.0, "top_k": 900, "top_p": 0.96}
+DEFAULTS = {"guidance_scale": 2.5, "temperature": 1.0, "top_k": 900, "top_p": 0.96}
 """Of the published metrics; guidance as VAR counts it, see :func:`~stepvar.models.var.model.ramped_guidance`."""
 
 VARIANTS: dict[str, Variant] = {

@@ -1,4 +1,4 @@
-"""What models with VAR's tokenizer share: their own schedule of squares, the sum of codes, and the work of both."""
+"""What models with VAR's tokenizer share: their own schedule of squares, and the sum of codes."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ from typing import Protocol
 
 from torch import Tensor
 
+from stepvar.core.plan import Step
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
-from stepvar.models.blocks import logit_rows
-from stepvar.models.picture import PictureModel
+from stepvar.models.model import VARModel
 from stepvar.models.var.config import SquareConfig
 from stepvar.models.var.tokenizer import VQTokenizer, as_tokens, shrink
-from stepvar.models.work import Work, head_work, product_work
-from stepvar.plan import Step
-from stepvar.tokens import ScaleSchedule
 
 
 class SummingState(Protocol):
-    """A state with a latent picture (B, d, H, W)."""
+    """A state with an accumulated latent (B, d, H, W)."""
 
     latent: Tensor
-    flops: int
 
 
-class CodebookModel(PictureModel):
+class CodebookModel(VARModel):
     """Base of the models that predict indices of a codebook, without attention to a text."""
 
     sublayers = ("self", "ffn")
@@ -44,31 +41,13 @@ class CodebookModel(PictureModel):
         return schedule
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
-        """The picture so far, averaged down to the grid of a scale: (B, N, channels)."""
+        """The accumulated latent, averaged down to the grid of a scale: (B, N, channels)."""
         return as_tokens(shrink(latent, step.grid))
 
-    def accumulate(self, state: SummingState, symbols: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        """Adds the codes of the symbols (B, N), or blends of all by ``weights`` (B, N, vocabulary)."""
+    def accumulate(self, state: SummingState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        """Adds the codes of the indices (B, N), or blends of all by ``weights`` (B, N, vocabulary)."""
         if weights is None:
-            codes = self.tokenizer.codes(symbols, step.grid)
+            codes = self.tokenizer.codes(indices, step.grid)
         else:
             codes = self.tokenizer.soft_codes(weights, step.grid)
-        state.latent += self.tokenizer.contribution(codes, step.index, step.plan.schedule)
-        state.flops += self.accumulate_work(step).flops
-
-    def embed_work(self, step: Step) -> Work:
-        if step.index == 0:
-            return Work()
-        return product_work(step.samples * step.grid.size, self.config.tokenizer.channels, self.config.width)
-
-    def predict_work(self, step: Step) -> Work:
-        return head_work(logit_rows(step), step.grid.size, self.config.width, self.config.outputs)
-
-    def accumulate_work(self, step: Step) -> Work:
-        """The 3x3 convolution on the whole latent picture, and in front of it, if asked for, the soft codes."""
-        channels, height, width = self.config.latent_size(step.plan.schedule.grids[-1])
-        convolved = 2 * step.samples * height * width * 9 * channels * channels
-        if not self.tokenizer.convolves(step.index, step.plan.schedule):
-            convolved = 0
-        soft = 2 * step.samples * step.grid.size * self.config.outputs * channels if step.plan.smooth else 0
-        return Work(step.samples * height * width, products=convolved + soft, launches=4)
+        state.latent += self.tokenizer.contribution(codes, step.index, step.settings.schedule)

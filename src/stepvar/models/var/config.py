@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import CheckpointError
 from stepvar.models.configs import build_config
-from stepvar.tokens import Grid, ScaleSchedule
 
 
 @dataclass(frozen=True)

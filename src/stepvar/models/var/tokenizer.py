@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.guidance import relative_scales
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.models.autoencoder import Decoder, Encoder, GroupNorm, Layout
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.tiling import decode_tiled
 from stepvar.models.var.config import VQConfig
-from stepvar.plan import progress
-from stepvar.tokens import Grid, ScaleSchedule
 
 POLICY: Policy = ((r"quantize\.", "exact"), (r"", "tokenizer"))
 """Number formats of the weights: the codebook and its convolutions in float32, like the sum of codes."""
@@ -57,13 +57,13 @@ class SharedPhis(nn.Module):
         self.qresi_ls = nn.ModuleList(Phi(config.channels, config.residual) for _ in range(config.convs))
 
 
-def phi_index(progress: float, convs: int) -> int:
-    """Which of ``convs`` convolutions serves a scale at ``progress``, from 0 for the first scale to 1 for the last.
+def phi_index(relative_scale: float, convs: int) -> int:
+    """Which of ``convs`` convolutions serves a scale at ``relative_scale``, from 0 (first) to 1 (last).
 
     In float64 with this very arithmetic: with 10 scales some lie half-way between two convolutions.
     """
     edge = 1 / 3 / convs if convs == 4 else 1 / 2 / convs
-    return int(np.argmin(np.abs(np.linspace(edge, 1 - edge, convs) - progress)))
+    return int(np.argmin(np.abs(np.linspace(edge, 1 - edge, convs) - relative_scale)))
 
 
 class Quantizer(nn.Module):
@@ -127,7 +127,7 @@ class VQTokenizer(nn.Module):
         size = (schedule.grids[-1].h, schedule.grids[-1].w)
         if codes.shape[-2:] != size:
             codes = F.interpolate(codes, size, mode="bicubic", align_corners=False)
-        index = phi_index(progress(len(schedule))[scale], self.config.convs)
+        index = phi_index(relative_scales(len(schedule))[scale], self.config.convs)
         return self.quantize.quant_resi.qresi_ls[index](codes)
 
     def convolves(self, scale: int, schedule: ScaleSchedule) -> bool:

@@ -8,12 +8,20 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from stepvar.models import layers
-from stepvar.models.blocks import Around, residual
-from stepvar.models.layers import AdaptiveLinear, Attend, FeedForward, HeadNorm, SelfAttention
+from stepvar.core.stack import SublayerHook
+from stepvar.core.tokens import TokenMap
+from stepvar.models.blocks import ResidualStream, residual
+from stepvar.models.layers import (
+    AdaptiveLinear,
+    Attend,
+    FeedForward,
+    FusedAttention,
+    HeadNorm,
+    SelfAttention,
+    layer_norm,
+)
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.var.config import VARConfig
-from stepvar.tokens import TokenMap
 
 POLICY: Policy = (
     (r"blocks\.\d+\.(attn|ffn|ada_lin)\.(?!scale_mul)", "blocks"),
@@ -33,12 +41,12 @@ class BlockContext:
 
     Attributes:
         modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts.
-        attend, around: see the types.
+        attend, hook: see the types.
     """
 
     modulation: Tensor
     attend: Attend
-    around: Around
+    hook: SublayerHook
 
 
 class Block(nn.Module):
@@ -60,16 +68,23 @@ class Block(nn.Module):
             return self.ada_lin(pooled).unflatten(-1, (6, -1))
         return self.ada_gss[0] + shared
 
+    def fused(self, stream: ResidualStream, layer: int, modulation: Tensor, attention: FusedAttention) -> None:
+        """As :meth:`forward` without a hook, on a residual stream."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
+        dtype = self.attn.mat_qkv.weight.dtype
+        stream.add(self.attn.fused(stream.layer_norm(scale1, shift1, dtype), layer, attention), gate1)
+        stream.add(self.ffn.fused(stream.layer_norm(scale2, shift2, dtype)), gate2)
+
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
 
         def attend_self(tokens: TokenMap) -> Tensor:
-            return gate1 * self.attn(layers.layer_norm(tokens.features, scale1, shift1), layer, context.attend)
+            return gate1 * self.attn(layer_norm(tokens.features, scale1, shift1), layer, context.attend)
 
         def feed_forward(tokens: TokenMap) -> Tensor:
-            return gate2 * self.ffn(layers.layer_norm(tokens.features, scale2, shift2))
+            return gate2 * self.ffn(layer_norm(tokens.features, scale2, shift2))
 
-        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.around)
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,10 @@ class VARTransformer(nn.Module):
         self.head = nn.Linear(width, config.tokenizer.vocabulary)
 
     @property
+    def ordered_blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    @property
     def null_class(self) -> int:
         """The class of the unconditional branch."""
         return self.config.classes
@@ -111,8 +130,7 @@ class VARTransformer(nn.Module):
         """Class indices (R,) -> what the blocks need of them."""
         pooled = self.class_emb(labels)
         shared = None if self.shared_ada_lin is None else self.shared_ada_lin(pooled).unflatten(-1, (6, -1))
-        blocks = [block for block in self.blocks if isinstance(block, Block)]
-        return Conditioning(pooled, tuple(block.modulation(pooled, shared) for block in blocks))
+        return Conditioning(pooled, tuple(block.modulation(pooled, shared) for block in self.ordered_blocks))
 
     def first_tokens(self, pooled: Tensor) -> Tensor:
         """(R, C) -> (R, tokens of the first scale, C): what it starts from."""

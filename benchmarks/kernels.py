@@ -1,0 +1,422 @@
+"""What each fused operation costs and how exact it is: ``python -m benchmarks.kernels --device cuda``.
+
+Every function of :mod:`stepvar.kernels` runs at sizes of the released models, with its kernel and on its plain path.
+The error is the relative root mean square against the same formula in float64, the largest of its outcomes. Bandwidth
+counts what the function must read and write once, beside what a copy reaches on the same device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import command_line
+from stepvar.kernels import decoder, fp8, ops
+from stepvar.kernels.norm import Norm
+from stepvar.models.hart.config import RELEASED as HART
+from stepvar.models.infinity.config import CONFIGS as INFINITY
+from stepvar.models.infinity_star.config import CONFIGS as STAR
+from stepvar.utils.files import write_text
+
+HALF = torch.bfloat16
+FULL = torch.float32
+
+BOUNDS = {FULL: 2e-5, HALF: 3e-3, fp8.FP8: 4e-2}
+"""Largest relative error that rounding to a type explains."""
+
+Outcome = Tensor | tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One function at the size of one model.
+
+    Attributes:
+        run: the function, on whichever path is chosen.
+        reference: its formula in float64.
+        moved: bytes that it must read and write.
+        rounds_to: the coarsest type among its outcomes.
+    """
+
+    name: str
+    run: Callable[[], Outcome]
+    reference: Callable[[], Outcome]
+    moved: int
+    rounds_to: torch.dtype
+
+
+class Inputs:
+    """Random inputs on a device; with ``small`` all counts of tokens and pixels shrink, for machines without a GPU."""
+
+    def __init__(self, device: torch.device, small: bool) -> None:
+        self.device, self.small = device, small
+        self.generator = torch.Generator(device).manual_seed(0)
+
+    def tokens(self, side: int) -> int:
+        """Tokens of a square map of a given side."""
+        return (4 if self.small else side) ** 2
+
+    def random(self, *shape: int, dtype: torch.dtype = FULL) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device).to(dtype)
+
+    def image(self, channels: int, side: int) -> Tensor:
+        """An image (1, C, side, side) in channels_last whose mean is far from zero."""
+        side = max(4, side // 64) if self.small else side
+        x = 3 + self.random(1, channels, side, side, dtype=HALF)
+        return x.to(memory_format=torch.channels_last)
+
+
+def size(*outcomes: Outcome) -> int:
+    """Bytes of tensors."""
+    return sum(tensor.nbytes for tensor in flattened(outcomes))
+
+
+def flattened(outcome: Outcome) -> list[Tensor]:
+    """The tensors of an outcome; rows in fp8 as the numbers that they stand for."""
+    if isinstance(outcome, fp8.Quantised):
+        return [outcome.dequantise()]
+    if isinstance(outcome, Tensor):
+        return [outcome]
+    return [tensor for part in outcome if part is not None for tensor in flattened(part)]
+
+
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    if norm.kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    x = x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    x = x if norm.weight is None else x * norm.weight.double()
+    x = x if norm.bias is None else x + norm.bias.double()
+    return x if norm.scale is None or norm.shift is None else x * (1 + norm.scale.double()) + norm.shift.double()
+
+
+def norm_cases(given: Inputs) -> Iterator[Case]:
+    def case(name: str, side: int, width: int, kind: str) -> Case:
+        tokens = given.tokens(side)
+        x, update = given.random(2, tokens, width), given.random(2, tokens, width, dtype=HALF)
+        gate, scale, shift = given.random(2, 3, width).unsqueeze(2).unbind(1)
+        weight, bias = given.random(2, width)
+        norm = {
+            "layer": Norm("layer", scale=scale, shift=shift),
+            "affine": Norm("layer", weight=weight, bias=bias),
+            "rms": Norm("rms", weight=weight),
+            "rms modulated": Norm("rms", weight=weight, scale=scale, shift=shift),
+        }.get(kind)
+
+        def reference() -> Outcome:
+            total = x.double() + gate.double() * update.double()
+            return total if norm is None else (total, normed(total, norm))
+
+        if norm is None:
+            return Case(name, lambda: ops.add_gated(x, update, gate), reference, size(x, x, update), FULL)
+        moved = size(x, x, update, update)
+        return Case(name, lambda: ops.add_norm(x, update, gate, norm, HALF), reference, moved, HALF)
+
+    yield case("add_layer_norm, Infinity-2B", 64, INFINITY["2b"].width, "layer")
+    yield case("add_layer_norm, Infinity-2B, 16x16", 16, INFINITY["2b"].width, "layer")
+    yield case("add_layer_norm, Infinity-8B", 64, INFINITY["8b"].width, "layer")
+    yield case("add_affine_layer_norm, Infinity-2B", 64, INFINITY["2b"].width, "affine")
+    yield case("add_rms_norm, HART", 64, HART.width, "rms modulated")
+    yield case("add_rms_norm, InfinityStar", 128, STAR["480p"].width, "rms")
+    yield case("add_gated, Infinity-2B", 64, INFINITY["2b"].width, "none")
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> Tensor:
+    """(R, H, N, D) by tables (N, D or D/2)."""
+    a, b = x.chunk(2, -1) if halves else x.unflatten(-1, (-1, 2)).unbind(-1)
+    if halves:
+        cos_a, cos_b, sin_a, sin_b = *cos.chunk(2, -1), *sin.chunk(2, -1)
+        return torch.cat([a * cos_a - b * sin_a, b * cos_b + a * sin_b], -1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+
+def attention_cases(given: Inputs) -> Iterator[Case]:
+    def case(name: str, side: int, heads: tuple[int, int], head_dim: int, kind: str) -> Case:
+        tokens, halves = given.tokens(side), kind == "scaled"
+        count, kv_count = heads
+        widths = [count * head_dim, kv_count * head_dim, kv_count * head_dim]
+        qkv = given.random(2, tokens, sum(widths), dtype=HALF)
+        parts = qkv.split(widths, dim=-1)
+        angles = given.random(tokens, head_dim if halves else head_dim // 2)
+        cos, sin = angles.cos(), angles.sin()
+        positions = torch.arange(tokens, device=given.device).expand(2, -1)
+        keys, values = given.random(2, 2, kv_count, tokens + 8, head_dim, dtype=HALF)[:, :, :, 8:]
+        scale = given.random(1, count, 1, 1).exp()
+        q_weight, k_weight = given.random(2, head_dim)
+
+        def run() -> Outcome:
+            table = (cos, sin, positions, keys, values)
+            if kind == "rms":
+                q = ops.qkv_rms_rotary(
+                    parts[0],
+                    parts[1],
+                    parts[2],
+                    count,
+                    kv_count,
+                    q_weight,
+                    k_weight,
+                    1e-6,
+                    cos[None],
+                    sin[None],
+                    keys,
+                    values,
+                )
+            elif kind == "scaled":
+                q = ops.qkv_scaled_rotary(qkv, count, 0.3, *table, halves=True)
+            else:
+                q = ops.qkv_unit_rotary(qkv, count, scale, *table)
+            return q, keys, values
+
+        def reference() -> Outcome:
+            q, k, v = (part.double().unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in parts)
+            if kind == "rms":
+                q, k = (normed(q, Norm("rms", weight=q_weight)), normed(k, Norm("rms", weight=k_weight)))
+            elif kind == "scaled":
+                q = 0.3 * q
+            else:
+                q, k = F.normalize(q, dim=-1) * scale.double(), F.normalize(k, dim=-1)
+            turn = (cos.double(), sin.double(), halves)
+            return rotated(q, *turn), rotated(k, *turn), v
+
+        return Case(name, run, reference, 2 * size(qkv) + size(cos, sin, positions[:1]), HALF)
+
+    for variant in ("2b", "8b"):
+        config = INFINITY[variant]
+        heads = (config.heads, config.heads)
+        yield case(f"qkv_unit_rotary, Infinity-{variant.upper()}", 64, heads, config.head_dim, "unit")
+    yield case("qkv_scaled_rotary, HART", 64, (HART.heads, HART.heads), HART.width // HART.heads, "scaled")
+    star = STAR["480p"]
+    yield case("qkv_rms_rotary, InfinityStar", 128, (star.heads, star.kv_heads), star.head_dim, "rms")
+
+
+def feed_forward_cases(given: Inputs) -> Iterator[Case]:
+    config = INFINITY["2b"]
+    x = given.random(2, given.tokens(64), config.width, dtype=HALF)
+    weight = (given.random(config.ffn_width, config.width) / config.width**0.5).to(HALF)
+    bias = given.random(config.ffn_width, dtype=HALF)
+
+    yield Case(
+        "linear_gelu, Infinity-2B",
+        lambda: ops.linear_gelu(x, weight, bias),
+        lambda: F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh"),
+        size(x, weight) + size(x) * config.ffn_width // config.width,
+        HALF,
+    )
+    for name, side, width in (("HART", 64, HART.ffn_width), ("InfinityStar", 128, STAR["480p"].ffn_width)):
+        gate, up = given.random(2, 2, given.tokens(side), width, dtype=HALF)
+        yield Case(
+            f"swiglu, {name}",
+            partial(ops.swiglu, gate, up),
+            partial(lambda gate, up: F.silu(gate.double()) * up.double(), gate, up),
+            size(gate, up, up),
+            HALF,
+        )
+
+
+def pruning_cases(given: Inputs) -> Iterator[Case]:
+    for name, side, width in (("Infinity-2B", 64, INFINITY["2b"].width), ("HART", 64, HART.width)):
+        side = 4 if given.small else side
+        features = given.random(1, side * side, width)
+
+        def texture(features: Tensor = features, side: int = side) -> Tensor:
+            maps = features.double().view(1, side, side, -1).permute(0, 3, 1, 2)
+            low = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
+            return (maps - low).square().sum(1).flatten(1)
+
+        yield Case(
+            f"texture_energy, {name}",
+            partial(ops.texture_energy, features, 1, side, side),
+            texture,
+            size(features),
+            FULL,
+        )
+    x = given.random(2, given.tokens(64), INFINITY["2b"].width)
+    kept = torch.arange(0, x.shape[1], 2, device=given.device).expand(2, -1)
+    source = torch.arange(x.shape[1], device=given.device).expand(2, -1) // 2
+    values = x[:, ::2].contiguous()
+    yield Case("gather_rows, 2B keeps half", lambda: ops.gather_rows(x, kept), lambda: x[:, ::2], size(x), FULL)
+    yield Case(
+        "gather_rows, 2B restores",
+        lambda: ops.gather_rows(values, source),
+        lambda: values.repeat_interleave(2, dim=1),
+        size(x, values),
+        FULL,
+    )
+
+
+def decoder_cases(given: Inputs) -> Iterator[Case]:
+    for name, channels, side in (("1024x1024", 128, 1024), ("128x128", 512, 128), ("HART 1024x1024", 160, 1024)):
+        x, residual = given.image(channels, side), given.image(channels, side)
+        weight, bias = given.random(2, channels, dtype=HALF)
+
+        def norm(x: Tensor = x, weight: Tensor = weight, bias: Tensor = bias) -> Tensor:
+            groups = x.double().unflatten(1, (32, -1)).flatten(2)
+            variance, mean = torch.var_mean(groups, 2, keepdim=True, correction=0)
+            wide = ((groups - mean) / (variance + 1e-6).sqrt()).view(x.shape)
+            return F.silu(wide * weight.double()[:, None, None] + bias.double()[:, None, None])
+
+        yield Case(
+            f"group_norm_silu, {channels} at {name}",
+            partial(decoder.group_norm_silu, x, 32, weight, bias, 1e-6),
+            norm,
+            3 * size(x),
+            HALF,
+        )
+
+        def sums(x: Tensor = x, bias: Tensor = bias, residual: Tensor = residual) -> Outcome:
+            total = x.double() + bias.double()[:, None, None] + residual.double()
+            variance, mean = torch.var_mean(total.unflatten(1, (32, -1)).flatten(2), 2, correction=0)
+            return total, mean, variance
+
+        def added(x: Tensor = x, bias: Tensor = bias, residual: Tensor = residual) -> Outcome:
+            total, moments = decoder.add_bias_residual(x, bias, residual, 32)
+            return total, *moments
+
+        yield Case(f"add_bias_residual, {channels} at {name}", added, sums, 3 * size(x), HALF)
+    x = given.image(256, 512)
+    yield Case(
+        "upsample_nearest2x, 256 at 512x512",
+        lambda: decoder.upsample_nearest2x(x),
+        lambda: F.interpolate(x.double(), scale_factor=2.0),
+        5 * size(x),
+        HALF,
+    )
+
+
+def fp8_cases(given: Inputs) -> Iterator[Case]:
+    config = INFINITY["2b"]
+    x = given.random(2, given.tokens(64), config.width)
+    hidden = given.random(2, given.tokens(64), config.ffn_width, dtype=HALF)
+    norm = Norm("layer")
+    yield Case(
+        "add_norm_quantised, Infinity-2B",
+        lambda: fp8.add_norm_quantised(x, None, None, norm),
+        lambda: (x.double(), normed(x.double(), norm)),
+        size(x) + x.numel(),
+        fp8.FP8,
+    )
+    yield Case(
+        "gelu_quantised, Infinity-2B",
+        lambda: fp8.gelu_quantised(hidden),
+        lambda: F.gelu(hidden.double(), approximate="tanh"),
+        size(hidden) + hidden.numel(),
+        fp8.FP8,
+    )
+    x = given.random(2, given.tokens(64), config.width, dtype=HALF)
+    weight = (given.random(config.ffn_width, config.width) / config.width**0.5).to(HALF)
+    bias = given.random(config.ffn_width, dtype=HALF)
+    with ops.kernels("plain"):
+        rows, quantised = fp8.quantise_rows(x), fp8.quantise_rows(weight)
+
+    def product() -> Tensor:
+        """In fp8, to compare with the same product in bfloat16."""
+        return F.linear(x, weight, bias) if ops.KERNELS.get() == "plain" else fp8.fp8_linear(rows, quantised, bias)
+
+    yield Case(
+        "fp8_linear, Infinity-2B (plain: bfloat16)",
+        product,
+        lambda: F.linear(x.double(), weight.double(), bias.double()),
+        x.numel() + weight.numel() + size(hidden),
+        fp8.FP8,
+    )
+
+
+GROUPS = (norm_cases, attention_cases, feed_forward_cases, pruning_cases, decoder_cases, fp8_cases)
+
+
+def relative_error(outcome: Outcome, reference: Outcome) -> float:
+    """The largest relative root mean square error of the tensors of an outcome; infinite where one is not finite."""
+    errors = []
+    for got, expected in zip(flattened(outcome), flattened(reference), strict=True):
+        wide = expected.double()
+        error = float((got.double() - wide).norm() / wide.norm().clamp(min=1e-30))
+        errors.append(error if error == error else float("inf"))
+    return max(errors)
+
+
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """Median time; on a GPU with cold caches, by events."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        return float(do_bench(run, warmup=5, rep=40, return_mode="median"))
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def copy_bandwidth(device: torch.device, small: bool) -> float:
+    """GB/s that a copy reads and writes."""
+    source = torch.ones(2**20 if small else 2**28, dtype=torch.uint8, device=device)
+    return 2 * source.nbytes / milliseconds(source.clone, device) / 1e6
+
+
+def measure(case: Case, device: torch.device, copy: float) -> str:
+    """The row of a case in the table."""
+    expected = case.reference()
+    with ops.kernels("plain"):
+        plain_error, plain = relative_error(case.run(), expected), milliseconds(case.run, device)
+    error, fused = relative_error(case.run(), expected), milliseconds(case.run, device)
+    rate = case.moved / fused / 1e6
+    verdict = "" if error <= BOUNDS[case.rounds_to] else " too large"
+    return (
+        f"| {case.name} | {plain:.3f} | {fused:.3f} | {plain / fused:.1f}x | {rate:.0f} ({rate / copy:.0%}) "
+        f"| {plain_error:.1e} | {error:.1e}{verdict} |"
+    )
+
+
+@torch.inference_mode()
+def table(device: torch.device, small: bool) -> list[str]:
+    """The table in Markdown; a case that fails has its error in its row."""
+    copy = copy_bandwidth(device, small)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    lines = [
+        f"{name}, PyTorch {torch.__version__}; a copy moves {copy:.0f} GB/s.",
+        "",
+        "| function | plain, ms | fused, ms | gain | GB/s (of a copy) | error, plain | error, fused |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for group in GROUPS:
+        built = group(Inputs(device, small))
+        while True:
+            label = group.__name__
+            try:
+                case = next(built)
+                label = case.name
+                lines.append(measure(case, device, copy))
+            except StopIteration:
+                break
+            except Exception as error:  # one broken kernel must not hide the figures of the others
+                lines.append(f"| {label} | {type(error).__name__}: {' '.join(str(error).split())[:200]} |")
+            print(lines[-1], flush=True)
+            gc.collect()
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--small", action="store_true", help="few tokens, for machines without a GPU")
+    parser.add_argument("--out", type=Path, help="write the table to this file")
+    options = parser.parse_args(arguments)
+    lines = table(options.device, options.small or options.device.type == "cpu")
+    print("\n".join(lines[:4]))
+    if options.out:
+        write_text(options.out, "\n".join([f"`{command_line(__spec__)}`", "", *lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""A speed-up in place of settings on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stepvar.cli.options import parse_method
+from stepvar.errors import UsageError
+
+if TYPE_CHECKING:
+    from stepvar.cost.speedup import Fitted
+    from stepvar.methods import Method
+    from stepvar.pipeline import Pipeline
+
+SpeedupOption = Annotated[
+    float | None,
+    typer.Option("--speedup", help="How many times as fast as dense, in place of --keep and --last; see 'calibrate'."),
+]
+SpeedupOfOption = Annotated[
+    str | None,
+    typer.Option("--speedup-of", help="What --speedup is of: the whole image (default), or the scales alone."),
+]
+SCOPES = ("image", "scales")
+SETTINGS = (
+    "guidance_scale",
+    "guidance_schedule",
+    "guidance_type",
+    "temperature",
+    "top_k",
+    "top_p",
+    "more_smooth",
+    "aspect_ratio",
+    "resolution",
+    "seconds",
+)
+"""Settings of a call that say what a dense generation does."""
+
+
+def parse_scope(scope: str | None, speedup: float | None) -> str:
+    """What a speed-up is of.
+
+    Raises:
+        UsageError: for another word, or one without a speed-up.
+    """
+    if scope is not None and speedup is None:
+        raise UsageError(f"speedup-of {scope!r}: says what --speedup is of; give a speed-up, too")
+    if scope is not None and scope not in SCOPES:
+        raise UsageError(f"speedup-of {scope!r}: must be one of {', '.join(SCOPES)}")
+    return scope or SCOPES[0]
+
+
+def method_to_fit(name: str, given: dict[str, str | None], settings: Sequence[str]) -> Method:
+    """A method whose settings a speed-up may decide, from the texts of :func:`~stepvar.cli.options.parse_method`.
+
+    Raises:
+        UsageError: if one of them was given.
+    """
+    from stepvar.methods.compose import Compose
+
+    for option, text in given.items():
+        if text is not None:
+            raise UsageError(f"speedup and {option}: give one of them; the speed-up decides what is kept")
+    method = parse_method(name, given, settings)
+    varied = method.varied if isinstance(method, Compose) else method
+    for setting in settings:
+        owner, _, key = setting.partition("=")[0].strip().replace("-", "_").rpartition(".")
+        if key in varied.speedup_settings and owner in ("", varied.name.replace("-", "_")):
+            raise UsageError(f"speedup and {key}: give one of them; the speed-up decides {key} of {varied.name}")
+    return method
+
+
+def fit_settings(
+    pipe: Pipeline, speedup: float, scope: str, method: Method, samples: int, settings: dict[str, Any], quiet: bool
+) -> Fitted:
+    """The settings that meet a speed-up; a few of them are measured on the first use."""
+    from stepvar.cost.speedup import fit_speedup
+
+    dense = pipe.settings(**{name: settings[name] for name in SETTINGS if name in settings})
+    fitted = fit_speedup(pipe, speedup, method, dense, samples, scope, progress=not quiet)  # type: ignore[arg-type]
+    if not quiet:
+        print(fitted)
+    return fitted

@@ -1,0 +1,289 @@
+"""Goldens of the Infinity family: generations, dense or with FastVAR, the tokenizer's encoder, and single functions."""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from stepvar.conformance.golden import Golden, Kind, Record, build
+from stepvar.conformance.recording import RecordingModel, image_record
+from stepvar.core.noise import StreamNoise
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.report import Recorder
+from stepvar.core.sampling import sample, truncate
+from stepvar.core.tokens import Grid, ScaleSchedule, scatter_tokens
+from stepvar.errors import CheckpointError
+from stepvar.generation import generate
+from stepvar.methods import FastVAR, Method
+from stepvar.methods.cached_features import resample
+from stepvar.methods.scores import distance_to_mean, top_tokens
+from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig, schedule_for
+from stepvar.models.infinity.model import InfinityState
+from stepvar.models.infinity.rope import rotary_table
+from stepvar.models.infinity.tokenizer import POLICY, BitTokenizer, resize
+from stepvar.models.layers import rotate
+from stepvar.models.precision import Precision, apply_precision
+from stepvar.text import TextFeatures
+
+
+class RecordingInfinity(RecordingModel[TextCondition, InfinityState]):
+    """Also notes the condition and the bits."""
+
+    model: Infinity
+
+    def begin(self, staged: Any, plan: Plan) -> InfinityState:
+        state = super().begin(staged, plan)
+        self.record["cond_BD"] = state.condition.pooled
+        return state
+
+    def accumulate(self, state: InfinityState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.note(step, "bits", frames_last(self.model.latent_bits(indices, step)))
+        super().accumulate(state, indices, step, weights)
+
+
+def frames_last(bits: Tensor) -> Tensor:
+    """Bits (B, d, h, w) -> (B, 1, h, w, d), the layout of the goldens."""
+    return bits.movedim(1, -1).unsqueeze(1)
+
+
+def run_generation(golden: Golden) -> Record:
+    """Generates what the golden describes and returns everything that it may store, by name."""
+    model = build_model(golden).to(golden.dtype)
+    condition, settings = read_condition(golden), read_settings(golden, model)
+    method = read_method(golden, settings.schedule)
+    plan = method.plan(settings, model.info, len(condition.prompts))
+    record, recorder = Record(), Recorder()
+    recording, noise = RecordingInfinity(model, record), StreamNoise(golden.generator())
+    state = generate(recording, condition, plan, method, noise, recorder=recorder)
+    record["ca_kv"] = _packed(state.condition.text, condition, plan)
+    for index, kept in recorder.selections.items():
+        record |= dict(zip(_selections(golden, index), kept, strict=True))
+    for skipped in Method().plan(settings, model.info, plan.samples).steps[len(plan.steps) :][:1]:
+        # The original prepares the next scale before it skips it.
+        record[f"tokens_in_{skipped.index}"] = model.next_tokens(state.latent, skipped)
+    record |= image_record(golden, ("summed_codes", state.latent), model.tokenizer.decode)
+    if "img_f32" in record:
+        # The original cuts numbers off instead of rounding them, and puts blue first.
+        levels = ((record["img_f32"] + 1) / 2).permute(0, 2, 3, 1) * 255
+        record["img_u8_bgr"] = levels.to(torch.uint8).flip(-1)
+    return record
+
+
+def build_model(golden: Golden) -> Infinity:
+    """The model of a golden, its weights made by the rule, in float32."""
+    config = InfinityConfig(
+        depth=golden.setting("depth"),
+        width=golden.setting("embed_dim"),
+        heads=golden.setting("num_heads"),
+        block_chunks=golden.setting("block_chunks"),
+        tokenizer=_tokenizer_config(golden),
+        text_channels=golden.setting("Ct5"),
+        text_maxlen=golden.setting("text_maxlen"),
+        patchify=bool(golden.setting("apply_spatial_patchify")),
+        level_every_chunk=not golden.setting("add_lvl_embeding_only_first_block"),
+        resolution=golden.setting("pn"),
+    )
+    lists = {"transformer": "transformer_state_dict", "tokenizer": "vae_state_dict"}
+    return build(golden, lambda: Infinity(config), lists)
+
+
+def _tokenizer_config(golden: Golden) -> TokenizerConfig:
+    multipliers = (1, 2, 4, 4) if golden.setting("apply_spatial_patchify") else (1, 2, 4, 4, 4)
+    return TokenizerConfig(golden.setting("vae_d"), golden.setting("vae_ch"), multipliers)
+
+
+def read_settings(golden: Golden, model: Infinity) -> Settings:
+    """The settings of the generation.
+
+    Raises:
+        CheckpointError: if the golden's schedule is not the published one.
+    """
+    schedule = model.schedule(golden.setting("h_div_w"), golden.setting("pn"))
+    stored = golden.about.get("scale_schedule")
+    if stored is not None and ScaleSchedule.of(stored).grids != schedule.grids:
+        raise CheckpointError(f"{golden.path}: its schedule {stored} is not the published one, {schedule.name}")
+    places = golden.setting("cfg_insertion_layer")
+    return Settings(
+        schedule,
+        guidance=_per_scale(golden.setting("cfg_list"), len(schedule)),
+        temperature=_per_scale(golden.setting("tau_list"), len(schedule)),
+        cfg_layers=tuple(places) if isinstance(places, list) else (places,),
+        top_k=golden.setting("top_k"),
+        top_p=golden.setting("top_p"),
+    )
+
+
+def _per_scale(value: Any, scales: int) -> tuple[float, ...]:
+    return tuple(map(float, value[:scales])) if isinstance(value, list) else (float(value),) * scales
+
+
+def read_method(golden: Golden, schedule: ScaleSchedule) -> Method:
+    """FastVAR where the golden has its settings, by width of the grid, else dense generation.
+
+    Raises:
+        CheckpointError: if its pruned scales are not neighbours, between the cached one and the skipped ones.
+    """
+    settings = golden.config.get("fastvar")
+    if settings is None:
+        return Method()
+    widths = [grid.w for grid in schedule]
+    skip = sum(width in settings["skip_w"] for width in widths)
+    run = widths[: len(widths) - skip]
+    shares = tuple(settings["ratios"][str(width)] for width in run if str(width) in settings["ratios"])
+    first, last = settings["layers"]
+    cached = schedule[len(run) - len(shares) - 1]
+    if [cached.h, cached.w] != settings["cached_hw"] or any(
+        str(width) not in settings["ratios"] for width in run[-len(shares) :]
+    ):
+        raise CheckpointError(f"{golden.path}: fastvar settings {settings} are not those of neighbouring late scales")
+    return FastVAR(prune=shares, skip=skip, blocks_before=first, blocks_after=golden.setting("depth") - last)
+
+
+def _selections(golden: Golden, index: int) -> list[str]:
+    """Names of what FastVAR keeps at a pass, in the order in which the sub-layers run."""
+    layers = range(*golden.config["fastvar"]["layers"])
+    return [f"kept_s{index}_l{layer}_{sublayer}" for layer in layers for sublayer in ("sa", "ca", "ffn")]
+
+
+def read_condition(golden: Golden) -> TextCondition:
+    """The text features: packed in the golden, padded here."""
+    prompts = _unpack(golden.tensor("text_feats"), golden.tensor("text_lens"))
+    # The names of a negative prompt's tensors are not fixed beyond their beginning; their types tell them apart.
+    negative = [golden.tensor(name) for name in golden.tensors if name.startswith("neg_")]
+    features = [tensor for tensor in negative if tensor.is_floating_point()]
+    lengths = [tensor for tensor in negative if not tensor.is_floating_point()]
+    if not features:
+        return TextCondition(prompts)
+    if len(features) != 1 or len(lengths) != 1:
+        raise CheckpointError(f"{golden.path}: needs one neg_ tensor of features and one of lengths")
+    return TextCondition(prompts, _unpack(features[0], lengths[0]))
+
+
+def _unpack(packed: Tensor, lengths: Tensor) -> TextFeatures:
+    """Features (sum of lengths, C) -> (B, longest, C); lengths (B,), or where each begins and ends (B + 1,)."""
+    counts = lengths.tolist()
+    if counts[0] == 0:
+        counts = lengths.diff().tolist()
+    return TextFeatures(pad_sequence(list(packed.split(counts)), batch_first=True), tuple(counts))
+
+
+def _packed(text: Tensor, condition: TextCondition, plan: Plan) -> Tensor:
+    """Text (R, L, C) without its padding: (sum of lengths, C)."""
+    lengths = condition.prompts.lengths
+    if plan.guided:
+        lengths += (condition.negative or condition.prompts).lengths
+    return torch.cat([row[:length] for row, length in zip(text, lengths, strict=True)])
+
+
+def run_tokenizer(golden: Golden) -> Record:
+    """Encodes the golden's image, quantises it scale by scale, decodes it."""
+    tokenizer = build(golden, lambda: BitTokenizer(_tokenizer_config(golden)), {"": "vae_state_dict"})
+    apply_precision(tokenizer, Precision.of(golden.dtype), POLICY)
+    schedule = ScaleSchedule.of(golden.setting("schedule"))
+    encoded = tokenizer.encode_latent(golden.tensor("img"))
+    bits, total = tokenizer.quantise(golden.resume("h", encoded), schedule)
+    record = {"h": encoded, "z": total, "rec": tokenizer.decode(golden.resume("z", total))}
+    record |= {f"bits_{index}": frames_last(bit) for index, bit in enumerate(bits)}
+    return record | _coarse_inputs(tokenizer, bits, schedule)
+
+
+def _coarse_inputs(tokenizer: BitTokenizer, bits: list[Tensor], schedule: ScaleSchedule) -> Record:
+    """The sum of codes so far, averaged down to the next scale: (B, d, 1, h, w) per scale but the first."""
+    full = schedule.grids[-1]
+    totals = accumulate(resize(tokenizer.codes(bit), (full.h, full.w)) for bit in bits)
+    pairs = zip(schedule.grids[1:], totals, strict=False)
+    coarse = (F.interpolate(total, (grid.h, grid.w), mode="area") for grid, total in pairs)
+    return {f"var_input_{index}": latent.unsqueeze(2) for index, latent in enumerate(coarse)}
+
+
+# Single functions, in float32. The names of the tensors carry the settings, such as ``bit_sample_k900_p97_seed7``.
+
+
+def run_functions(golden: Golden) -> Record:
+    """Calls each function with the golden's inputs."""
+    ratios = [found[1] for name in golden.tensors if (found := re.match(r"rope_(\d+p?\d*)_hd", name))]
+    schedule = schedule_for("1M", float(ratios[0].replace("p", ".")) if ratios else 1.0)
+
+    def tables(head_dim: int) -> list[Tensor]:
+        """Cosines and sines (2, N, head_dim / 2) of every scale."""
+        frame = schedule.frame or schedule.grids[-1]
+        return [torch.stack(rotary_table(grid, frame, head_dim)) for grid in schedule]
+
+    record: Record = {}
+    for name in golden.tensors:
+        if found := re.fullmatch(r"rope_\d+p?\d*_hd(\d+)_first(\d+)", name):
+            record[name] = torch.cat(tables(int(found[1])), dim=1)[:, : int(found[2])]
+        elif found := re.fullmatch(r"rope_out_([qk])_scale(\d+)", name):
+            values = golden.tensor(f"rope_in_{found[1]}")
+            cos, sin = tables(values.shape[-1])[int(found[2])].to(values.device)
+            record[name] = rotate(values, (cos, sin))
+        elif found := re.fullmatch(r"bit_(sample|filtered)_k(\d+)_p(\d+)(?:_seed(\d+))?", name):
+            logits, limits = golden.tensor("bit_logits"), (int(found[2]), float(f"0.{found[3]}"))
+            noise = StreamNoise(torch.Generator().manual_seed(int(found[4] or 0)))
+            sampled = found[1] == "sample"
+            record[name] = sample(logits, noise, 0, *limits) if sampled else truncate(logits, *limits).isinf()
+        elif found := re.fullmatch(r"lat_(?:up|(\d+x\d+)_down)_(\d+)x(\d+)", name):
+            latent = golden.tensor(f"lat_up_{found[1]}" if found[1] else "lat_in")
+            record[name] = resize(latent.squeeze(2), (int(found[2]), int(found[3]))).unsqueeze(2)
+        elif name == "pixel_unshuffle_out":
+            record[name] = F.pixel_unshuffle(golden.tensor("pixel_unshuffle_in"), 2)
+    return record
+
+
+def run_fastvar(golden: Golden) -> Record:
+    """FastVAR: selection, twice the kept tokens over the cache, and resizing by area."""
+    x = golden.tensor("x")
+    side = round(x.shape[1] ** 0.5)  # the golden states no grid: its maps are square
+    kept = top_tokens(distance_to_mean(x), golden.tensor("kept_sorted").shape[1])
+    record: Record = {"kept_sorted": kept}
+    for name in golden.tensors:
+        if found := re.fullmatch(r"cache_(\d+)x(\d+)", name):
+            cached = Grid(1, int(found[1]), int(found[2]))
+            fresh = 2 * x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            past = resample(golden.tensor(name), cached, Grid(1, side, side), "area")
+            record["restored"] = scatter_tokens(past, kept, fresh)
+        elif found := re.fullmatch(r"area_\d+_to_(\d+)", name):
+            area = golden.tensor("area_in")
+            source, target = (Grid(1, size, size) for size in (area.shape[-1], int(found[1])))
+            resized = resample(area.flatten(2).transpose(1, 2), source, target, "area")
+            record[name] = resized.transpose(1, 2).unflatten(2, target.shape[1:])
+    return record
+
+
+KINDS = (
+    Kind(
+        "infinity",
+        run_generation,
+        inputs=r"text_\w+|neg_\w+",
+        settings=frozenset({"cfg_insertion_layer", "embed_dim", "Ct5"}),
+        early=r"cond_BD|ca_kv|hidden_0|logits_0|blockout_s0_\w+|img_f32(_crop)?",
+        reduced="the text, the first scale, and the decoder on the golden's codes",
+    ),
+    Kind(
+        "bit tokenizer",
+        run_tokenizer,
+        inputs=r"img",
+        settings=frozenset({"vae_d", "schedule", "apply_spatial_patchify"}),
+        reduced="the encoder, the quantiser on the golden's latents, and the decoder on its codes",
+    ),
+    Kind(
+        "infinity units",
+        run_functions,
+        inputs=r"rope_in_\w+|bit_logits|lat_in|pixel_unshuffle_in",
+        stores=frozenset({"bit_logits", "lat_in"}),
+        reduced="all, in float32",
+    ),
+    Kind(
+        "fastvar units",
+        run_fastvar,
+        inputs=r"x|cache_\d+x\d+|area_in",
+        stores=frozenset({"kept_sorted", "restored"}),
+        reduced="all, in float32",
+    ),
+)

@@ -1,0 +1,125 @@
+"""Looking into a generation without touching it: a model that writes down what passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from stepvar.conformance.golden import Golden, Record
+from stepvar.core.noise import Noise
+from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerHook, SublayerRef
+from stepvar.core.tokens import TokenMap
+from stepvar.models.base import Condition_contra, NextScaleModel, Staged
+
+
+class LatentState(Protocol):
+    """A state with an accumulated latent."""
+
+    latent: Tensor
+
+
+State = TypeVar("State", bound=LatentState)
+
+
+class RecordableModel(NextScaleModel[Condition_contra, State], Protocol[Condition_contra, State]):
+    """A model that says what its next tokens are made of."""
+
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor: ...
+
+
+class RecordingModel(Generic[Condition_contra, State]):
+    """A model that notes tokens, features and logits of every pass; its subclasses note what only a family has.
+
+    The features of a block are those before guidance, where guidance is applied after the block.
+
+    Attributes:
+        naming: how the family's goldens name what they store of a pass.
+    """
+
+    naming: ClassVar[str] = "{name}_{index}"
+
+    def __init__(self, model: RecordableModel[Condition_contra, State], record: Record) -> None:
+        self.model, self.record = model, record
+
+    def note(self, step: Step, name: str, values: Tensor) -> None:
+        self.record[self.naming.format(name=name, index=step.index)] = values
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.model.info
+
+    def stage(self, condition: Condition_contra, plan: Plan, padded: bool = False) -> Staged:
+        return self.model.stage(condition, plan, padded)
+
+    def begin(self, staged: Any, plan: Plan) -> State:
+        return self.model.begin(staged, plan)
+
+    def start(self, condition: Condition_contra | Staged, plan: Plan) -> State:
+        return self.begin(condition if isinstance(condition, Staged) else self.stage(condition, plan), plan)
+
+    def embed(self, state: State, step: Step) -> TokenMap:
+        if step.index:
+            # A copy: at full size these are the accumulated latent itself, to which the loop adds in place.
+            self.note(step, "tokens_in", self.model.next_tokens(state.latent, step).clone())
+        return self.model.embed(state, step)
+
+    def blocks(self, state: State, step: Step, hook: SublayerHook) -> RunBlocks:
+        def noted(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
+            update = hook(sublayer, tokens, ref)
+            if ref.name == "ffn":  # the last of a block
+                self.record[f"blockout_s{step.index}_l{ref.layer}"] = tokens.features + update
+            return update
+
+        return self.model.blocks(state, step, noted)
+
+    def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
+        logits = self.model.predict(state, tokens, step)
+        self.note(step, "hidden", tokens.features)
+        self.note(step, "logits", logits.flatten(2))
+        return logits
+
+    def accumulate(self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        self.model.accumulate(state, indices, step, weights)
+
+    def refine(self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+        self.model.refine(state, tokens, indices, step, noise)
+
+    def decode(self, state: State, tile: int | None = None) -> Tensor:
+        return self.model.decode(state, tile)
+
+
+def image_record(
+    golden: Golden,
+    latent: tuple[str, Tensor],
+    decode: Callable[[Tensor], Tensor],
+    name: str = "img_f32",
+    unit_range: bool = False,
+) -> Record:
+    """The accumulated latent, and its image whole and cut to what the golden stores of it.
+
+    In low precision the golden's own latent is decoded, and no image made if the golden stores none.
+
+    Args:
+        latent: its name in the golden, and its values.
+        decode: makes an image in [-1, 1] of it.
+        name: of the image.
+        unit_range: whether the golden's images are in [0, 1].
+    """
+    if not golden.exact and latent[0] not in golden.tensors:
+        return dict([latent])
+    pixels = decode(golden.resume(*latent))
+    pixels = (pixels + 1) / 2 if unit_range else pixels
+    return {latent[0]: latent[1], name: pixels} | cropped(golden, pixels)
+
+
+def cropped(golden: Golden, pixels: Tensor) -> Record:
+    """The upper left corner of an image, as large as the golden stores it; empty if it stores none."""
+    if "img_f32_crop" not in golden.tensors:
+        return {}
+    stored = golden.tensors["img_f32_crop"]
+    if pixels.ndim > stored.ndim:  # an image is a video of one frame
+        pixels = pixels[:, :, 0]
+    return {"img_f32_crop": pixels[..., : stored.shape[-2], : stored.shape[-1]]}

@@ -1,0 +1,120 @@
+"""Random numbers tied to (seed, scale, position, class): no method can shift them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stepvar.utils.device import to_device_async
+from stepvar.utils.hashing import high_bits, mix_, signed
+
+CPU_PIECE, DEVICE_PIECE = 2**15 - 1, 2**22
+"""How many numbers are hashed at once, so that what is between the steps stays in the cache.
+
+On the CPU PyTorch runs operations of this size in one thread. More threads would have to meet behind each of thousands
+of operations, which takes seconds where other processes use the cores, too.
+"""
+
+
+class Noise(Protocol):
+    """A source of random variables for the draws of each scale."""
+
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Exp(1) variables of the shape (B, N, ..., classes) for the scale with this index."""
+        ...
+
+    def soft(self, scale: int, drawn: Tensor) -> Tensor:
+        """Exp(1) variables for the soft codes of a scale, behind those that its symbols were ``drawn`` with."""
+        ...
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Standard normal variables of the shape (B, N, ...) for the scale with this index; ``turn`` counts from 0."""
+        ...
+
+
+class SeededNoise:
+    """Draws that depend only on (seed, scale, position, class).
+
+    Each image has a seed of its own, so image i of a batch gets the draws that it would get alone; each scale
+    starts a stream of its own, so a method that skips scales or prunes tokens shifts nothing. Asked again for a scale,
+    it gives the same numbers again, and soft codes take those of the symbols: a soft code is a softened form of the
+    code drawn.
+
+    The few numbers of bits (two classes) and of residuals are drawn on the CPU. Codebooks have thousands of classes,
+    of which a CPU draws a large scale more slowly than a GPU runs it: their numbers are hashed on the device of the
+    logits. The integers are the same on every device, their logarithms up to rounding.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = tuple(seeds)
+
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        size = tuple(shape[1:])
+        names = [f"{seed}/{scale}" for seed in self.seeds]
+        if size[-1] > 2:
+            return _hashed(names, prod(size), device).view(-1, *size)
+        draws = [torch.empty(size).exponential_(generator=_generator(name)) for name in names]
+        return to_device_async(torch.stack(draws), device)
+
+    def soft(self, scale: int, drawn: Tensor) -> Tensor:
+        return drawn
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        size = tuple(shape[1:])
+        streams = (_generator(f"{seed}/{scale}/normal/{turn}") for seed in self.seeds)
+        draws = [torch.empty(size).normal_(generator=stream) for stream in streams]
+        return to_device_async(torch.stack(draws), device)
+
+
+def _digest(name: str) -> bytes:
+    """64 bits of its own for each name."""
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def _generator(name: str) -> torch.Generator:
+    """A stream of its own for each name."""
+    return torch.Generator().manual_seed(int.from_bytes(_digest(name), "little") >> 1)
+
+
+def _hashed(names: Sequence[str], count: int, device: torch.device) -> Tensor:
+    """Exp(1) variables (B, count), a row for each name; each depends on its name and its place in the row alone."""
+    words = [[signed(int.from_bytes(_digest(name)[at : at + 4], "little")) for at in (0, 4)] for name in names]
+    # With the first word alone all rows would be windows of one sequence, some of which overlap.
+    starts, keys = to_device_async(torch.tensor(words, dtype=torch.int32).view(len(names), 2), device).split(1, dim=1)
+    draws = torch.empty(len(names), count, device=device)
+    piece = max(1, min(count, (CPU_PIECE if device.type == "cpu" else DEVICE_PIECE) // max(1, len(names))))
+    counter = torch.arange(piece, dtype=torch.int32, device=device)
+    bits, spare = torch.empty(2, len(names), piece, dtype=torch.int32, device=device)
+    for first, part in zip(range(0, count, piece), draws.split(piece, dim=1), strict=True):
+        width = part.shape[1]
+        value, left = bits[:, :width], spare[:, :width]
+        torch.add(counter[:width], starts + signed(first), out=value)
+        # 23 bits and a half are exact in float32, also near 1: no logarithm is 0 or infinite.
+        part.copy_(high_bits(mix_(value, keys, left), 23, out=left)).add_(0.5).mul_(2.0**-23)
+    return draws.log_().neg_()
+
+
+class StreamNoise:
+    """One draw per scale from the caller's generator, in row-major order (batch, token, bit); another for soft codes.
+
+    This is the order of the published implementations, so their seeds give their samples on the same device type.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        draws = torch.empty(tuple(shape), device=self.generator.device)
+        return draws.exponential_(generator=self.generator).to(device, non_blocking=True)
+
+    def soft(self, scale: int, drawn: Tensor) -> Tensor:
+        return self.exponential(scale, drawn.shape, drawn.device)
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        draws = torch.empty(tuple(shape), device=self.generator.device)
+        return draws.normal_(generator=self.generator).to(device, non_blocking=True)

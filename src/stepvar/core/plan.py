@@ -1,0 +1,348 @@
+"""What a generation is going to do, resolved before it starts: settings become a plan with one row per pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby, pairwise
+
+from stepvar.core.guidance import UNCONDITIONAL, Combine, branches_for, classifier_free_guidance
+from stepvar.core.tokens import Grid, ScaleSchedule
+
+TokensAt = Callable[["Step", int, int], int]
+"""How many tokens run through a block at a pass: (step, layer, depth) -> count."""
+
+
+PAIRS = 8192
+"""Attended tokens whose attention takes about as long as the products of one token (6 x width, widths around 1400)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one generation, pass by pass; a method may edit them.
+
+    Attributes:
+        schedule: the grids, all of them, also those that are not run.
+        guidance: one classifier-free guidance scale per pass (see :mod:`stepvar.core.guidance`).
+        temperature: one temperature per pass, by which logits are divided.
+        cfg_layers: where the guidance branches are combined: 0 on the logits, -m in front of the last m - 1 blocks
+            (after block ``depth - m``, counted from 0). Several places may be given.
+        combine: how the logits of the two branches are combined.
+        top_k: classes kept before sampling, one number or one per pass; 0 keeps all, 1 takes the most likely.
+        top_p: probability mass kept before sampling; 0 keeps all.
+        passes: the passes that are run, ascending; empty: all. The image is decoded from the sum of their codes.
+        forced: the passes whose codes are given (of an image or a video to go on from) and therefore not sampled.
+        smooth: for models with a codebook: add soft codes, blends of the codebook, in place of the sampled ones.
+            One number per pass, the relative scale by which they sharpen; empty adds the sampled codes.
+    """
+
+    schedule: ScaleSchedule
+    guidance: tuple[float, ...]
+    temperature: tuple[float, ...]
+    cfg_layers: tuple[int, ...] = (0,)
+    top_k: int | tuple[int, ...] = 0
+    top_p: float = 0.0
+    passes: tuple[int, ...] = ()
+    smooth: tuple[float, ...] = ()
+    combine: Combine = classifier_free_guidance
+    forced: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        count = len(self.schedule)
+        if not self.passes:
+            object.__setattr__(self, "passes", tuple(range(count)))
+        if sorted(set(self.passes)) != list(self.passes) or not 0 <= self.passes[0] <= self.passes[-1] < count:
+            raise ValueError(f"passes={self.passes}: must ascend between 0 and {count - 1}")
+        for name in ("guidance", "temperature"):
+            if len(getattr(self, name)) != count:
+                raise ValueError(f"{name}: needs one value for each of the {count} scales")
+        if not isinstance(self.top_k, int) and len(self.top_k) != count:
+            raise ValueError(f"top_k: needs one value, or one for each of the {count} scales")
+        if self.smooth and len(self.smooth) != count:
+            raise ValueError(f"smooth: needs no value, or one for each of the {count} scales")
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """The passes that are run and whose codes are not given; all that are run, if all are given."""
+        return tuple(index for index in self.passes if index not in self.forced) or self.passes
+
+    @property
+    def scales(self) -> int:
+        """How many scales are run in the clip that runs fewest, of those that are sampled."""
+        run = {(self.schedule.clip(index), self.schedule.scale(index)) for index in self.sampled}
+        return min(sum(clip == own for clip, _ in run) for own in {clip for clip, _ in run})
+
+    @property
+    def skipped(self) -> int:
+        """How many scales at the end of every clip are not run."""
+        return min(self.schedule.scales_from_end(index) for index in self.sampled) - 1
+
+    def late_scales(self, share: float = 0.5) -> int:
+        """How many scales, counted from the end of a clip, hold more than a share of what is run of the last clip.
+
+        Scales that are not run count, as they do wherever scales are counted from the end.
+        """
+        return self.skipped + self._run.late_scales(share)
+
+    @cached_property
+    def _run(self) -> ScaleSchedule:
+        """The part of the schedule that is run."""
+        return replace(
+            self.schedule,
+            grids=tuple(self.schedule[index] for index in self.passes),
+            clips=tuple(self.schedule.clip(index) for index in self.passes),
+            scales=tuple(self.schedule.scale(index) for index in self.passes),
+        )
+
+    def without_last(self, count: int) -> Settings:
+        """The settings without the last ``count`` scales of every clip; forced passes stay, they cost nothing.
+
+        Raises:
+            ValueError: if a clip has no more than that.
+        """
+        if count >= min(self.schedule.scale_counts):
+            raise ValueError(f"count={count}: a clip of the schedule has {min(self.schedule.scale_counts)} scales")
+        late = self.schedule.scales_from_end
+        stays = (index for index in self.passes if late(index) > count or index in self.forced)
+        return replace(self, passes=tuple(stays))
+
+    @cached_property
+    def clips(self) -> list[tuple[int, ...]]:
+        """The passes that are run, clip by clip."""
+        return [tuple(own) for _, own in groupby(self.passes, key=self.schedule.clip)]
+
+    @cached_property
+    def computed(self) -> tuple[int, ...]:
+        """The passes that go through the blocks: all that are sampled, and of the forced ones those that are read."""
+        found: set[int] = set()
+        for index in reversed(self.passes):
+            if index not in self.forced or found.intersection(self.readers[index]):
+                found.add(index)
+        return tuple(sorted(found))
+
+    @cached_property
+    def readers(self) -> dict[int, tuple[int, ...]]:
+        """For each pass that is run, the later ones that attend to its keys and values."""
+        if self.schedule.kv_scope == "all":
+            return {index: self.passes[place + 1 :] for place, index in enumerate(self.passes)}
+        readers: dict[int, tuple[int, ...]] = dict.fromkeys(self.passes, ())
+        for clip, following in pairwise(self.clips):
+            readers[clip[-1]] = following
+        return readers
+
+    @cached_property
+    def branches(self) -> dict[int, frozenset[str]]:
+        """The guidance branches of each computed pass: its own, and those of later passes that attend to it."""
+        found: dict[int, frozenset[str]] = {}
+        for index in reversed(self.computed):
+            own = frozenset() if index in self.forced else branches_for(self.guidance[index])
+            found[index] = own.union(*(found.get(later, ()) for later in self.readers[index]))
+        return found
+
+    @property
+    def guided(self) -> bool:
+        """Whether any pass needs the unconditional branch."""
+        return any(UNCONDITIONAL in needed for needed in self.branches.values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of a generation: a row of its plan.
+
+    Attributes:
+        index: place in the schedule, from 0.
+        grid: the scale's grid.
+        clip: the clip that the pass belongs to, from 0.
+        scale: the scale within its clip, from 0; repetitions of a scale share it.
+        scales_from_end: 1 for the finest scale of its clip, 2 for the one before; repetitions share it.
+        samples: number of images B; the rows of a token map are ``branches * samples``.
+        branches: 1, or 2 when both guidance branches run.
+        first_row: which row of a state that holds both branches, conditional ones first, is the first that runs.
+        guidance, temperature, top_k: this pass's values.
+        relative_scale: from 0 at the first scale to 1 at the last, where soft codes are added; None: sampled codes.
+        forced: whether its codes are given.
+        computed: whether it goes through the blocks; a forced pass does so only if a later one attends to it.
+        attends_to: the earlier passes whose keys and values it sees beside its own.
+        is_read: whether a later pass attends to its keys and values.
+        is_context: whether it belongs to a clip that the next one goes on from.
+        is_last: whether no later pass is run.
+        settings: those of the whole generation.
+        tokens: how many tokens run through each block.
+    """
+
+    index: int
+    grid: Grid
+    clip: int
+    scale: int
+    scales_from_end: int
+    samples: int
+    branches: int
+    first_row: int
+    guidance: float
+    temperature: float
+    top_k: int
+    relative_scale: float | None
+    forced: bool
+    computed: bool
+    attends_to: tuple[int, ...]
+    is_read: bool
+    is_context: bool
+    is_last: bool
+    settings: Settings
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.samples * self.branches
+
+    @property
+    def row_slice(self) -> slice:
+        """Which rows of a state that holds both branches run at this pass."""
+        return slice(self.first_row, self.first_row + self.rows)
+
+    @property
+    def applies_cfg(self) -> bool:
+        """Whether this pass combines two guidance branches."""
+        return self.branches == 2 and len(branches_for(self.guidance)) == 2
+
+    @property
+    def cfg_layers(self) -> tuple[int, ...]:
+        return self.settings.cfg_layers
+
+    @property
+    def combine(self) -> Combine:
+        return self.settings.combine
+
+    @property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """Neighbouring blocks through which equally many tokens run: (first, last exclusive, tokens)."""
+        found: list[tuple[int, int, int]] = []
+        for layer, count in enumerate(self.tokens):
+            if found and found[-1][2] == count:
+                found[-1] = (found[-1][0], layer + 1, count)
+            else:
+                found.append((layer, layer + 1, count))
+        return found
+
+    @property
+    def fewest_tokens(self) -> int:
+        """The fewest tokens that run through a block; 0 if the pass is not computed."""
+        return min(self.tokens, default=self.grid.size) if self.computed else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A generation resolved: everything that its passes need, known before anything is computed.
+
+    Attributes:
+        settings: what it was resolved from, as edited by the method.
+        samples: number of images.
+        depth: number of blocks of the model.
+        steps: the passes that are run, in order.
+    """
+
+    settings: Settings
+    samples: int
+    depth: int
+    steps: tuple[Step, ...]
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return self.settings.schedule
+
+    @property
+    def guided(self) -> bool:
+        """Whether any pass runs the unconditional branch."""
+        return self.settings.guided
+
+    @property
+    def rows(self) -> int:
+        """Rows of a state that holds all guidance branches."""
+        return self.samples * (1 + self.guided)
+
+    @cached_property
+    def computed(self) -> tuple[Step, ...]:
+        """The passes that go through the blocks."""
+        return tuple(step for step in self.steps if step.computed)
+
+    @cached_property
+    def _by_index(self) -> dict[int, Step]:
+        return {step.index: step for step in self.steps}
+
+    def step(self, index: int) -> Step:
+        """The pass at a place of the schedule.
+
+        Raises:
+            KeyError: if it is not run.
+        """
+        return self._by_index[index]
+
+    def attended(self, step: Step) -> tuple[int, ...]:
+        """For each block, how many tokens a pass attends to: its own and those of the passes that it reads."""
+        read = [step.tokens, *(self.step(index).tokens for index in step.attends_to)]
+        return tuple(map(sum, zip(*read, strict=True)))
+
+    @property
+    def cache_tokens(self) -> tuple[int, ...]:
+        """For each block, how many tokens of keys and values have to be kept at most."""
+        if self.schedule.kv_scope == "all":
+            kept = [step.tokens for step in self.computed]
+            return tuple(map(sum, zip(*kept, strict=True)))
+        kept = [step.tokens for step in self.computed if step.is_read]
+        return tuple(map(max, zip(*kept, strict=True))) if kept else (0,) * self.depth
+
+    @property
+    def pass_weights(self) -> dict[int, float]:
+        """What each pass takes beside the others, roughly: products by tokens, attention by pairs of tokens."""
+
+        def weight(step: Step) -> float:
+            pairs = zip(step.tokens, self.attended(step), strict=True)
+            return float(step.rows * sum(count * (PAIRS + seen) for count, seen in pairs))
+
+        return {step.index: weight(step) if step.computed else 0.0 for step in self.steps}
+
+
+def resolve(settings: Settings, samples: int, depth: int, tokens_at: TokensAt | None = None) -> Plan:
+    """The plan of a generation.
+
+    Args:
+        samples: number of images.
+        depth: number of blocks of the model.
+        tokens_at: how many tokens a method lets run through each block; None: all of them.
+    """
+    steps = (_row(settings, index, samples) for index in settings.passes)
+    if tokens_at is None:
+        counted = (replace(step, tokens=(step.grid.size,) * depth) for step in steps)
+    else:
+        counts = tokens_at
+        counted = (replace(step, tokens=tuple(counts(step, layer, depth) for layer in range(depth))) for step in steps)
+    return Plan(settings, samples, depth, tuple(counted))
+
+
+def _row(settings: Settings, index: int, samples: int) -> Step:
+    """One pass, as far as it follows from the settings alone."""
+    schedule, computed, readers = settings.schedule, settings.computed, settings.readers
+    branches = settings.branches.get(index, branches_for(1.0))
+    top_k = settings.top_k
+    return Step(
+        index=index,
+        grid=schedule[index],
+        clip=schedule.clip(index),
+        scale=schedule.scale(index),
+        scales_from_end=schedule.scales_from_end(index),
+        samples=samples,
+        branches=len(branches),
+        first_row=samples if branches == branches_for(0.0) else 0,
+        guidance=settings.guidance[index],
+        temperature=settings.temperature[index],
+        top_k=top_k if isinstance(top_k, int) else top_k[index],
+        relative_scale=settings.smooth[index] if settings.smooth else None,
+        forced=index in settings.forced,
+        computed=index in computed,
+        attends_to=tuple(earlier for earlier in computed if earlier < index and index in readers[earlier]),
+        is_read=not set(computed).isdisjoint(readers[index]),
+        is_context=schedule.kv_scope == "clip" and index not in settings.clips[-1],
+        is_last=index == settings.passes[-1],
+        settings=settings,
+    )

@@ -1,0 +1,65 @@
+"""Random numbers for captured passes: drawn before each replay into tensors that keep their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from stepvar.core.noise import Noise, SeededNoise
+
+Draw = Callable[[Noise], Tensor]
+
+
+class NoiseTape:
+    """A noise source that notes what is asked of it, and can later fill the same requests with other numbers.
+
+    A graph must not draw by itself: it would repeat its numbers. So the first generation, which runs eagerly, is
+    recorded; :meth:`allocate` then makes a tensor for each request, outside the memory that a graph reuses; a captured
+    pass reads these; and before a replay :meth:`fill` draws new numbers into them.
+    """
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise = noise
+        # Soft codes of a seeded source reuse the numbers of the sampled codes; other sources draw again.
+        self._reuses = isinstance(noise, SeededNoise)
+        self._requests: dict[int, list[tuple[Draw, torch.Size]]] = {}
+        self._tensors: dict[int, list[Tensor]] | None = None
+        self._place: dict[int, int] = {}
+
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        size = tuple(shape)
+        return self._answer(scale, lambda noise: noise.exponential(scale, size, device))
+
+    def soft(self, scale: int, drawn: Tensor) -> Tensor:
+        if self._reuses:
+            return drawn
+        size, device = drawn.shape, drawn.device
+        return self._answer(scale, lambda noise: noise.soft(scale, torch.empty(size, device=device)))
+
+    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        size = tuple(shape)
+        return self._answer(scale, lambda noise: noise.normal(scale, turn, size, device))
+
+    def allocate(self, device: torch.device) -> None:
+        """Ends the recording: from now on every request is answered with a tensor of its own."""
+        self._tensors = {
+            scale: [torch.empty(size, device=device) for _, size in requests]
+            for scale, requests in self._requests.items()
+        }
+
+    def fill(self, scale: int, noise: Noise) -> None:
+        """Draws new numbers for a pass, in the order in which they were asked for."""
+        assert self._tensors is not None
+        for tensor, (draw, _) in zip(self._tensors.get(scale, ()), self._requests.get(scale, ()), strict=True):
+            tensor.copy_(draw(noise), non_blocking=True)
+
+    def _answer(self, scale: int, draw: Draw) -> Tensor:
+        if self._tensors is None:
+            numbers = draw(self.noise)
+            self._requests.setdefault(scale, []).append((draw, numbers.shape))
+            return numbers
+        place = self._place.get(scale, 0)
+        self._place[scale] = place + 1
+        return self._tensors[scale][place]

@@ -1,0 +1,94 @@
+"""Distances between sets of saved images by a network's features: FID and KID as they are usually meant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stepvar.errors import UsageError
+from stepvar.evaluation.candidates import DENSE, Candidate
+from stepvar.evaluation.folder import RunFolder
+from stepvar.evaluation.frames import Frames, middle_file, to_tensor
+from stepvar.evaluation.metrics.distribution import frechet_distance, kernel_distance
+from stepvar.evaluation.metrics.learned import Features
+from stepvar.utils.files import write_text
+
+FILE = "sets.json"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+BATCH = 16
+
+
+def reference_files(folder: Path) -> list[Path]:
+    """The images of a folder.
+
+    Raises:
+        UsageError: if it has fewer than two.
+    """
+    files = sorted(path for path in folder.glob("**/*") if path.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
+        raise UsageError(f"reference {str(folder)!r}: has {len(files)} images; give a folder with real ones")
+    return files
+
+
+def compare_sets(
+    folder: RunFolder,
+    candidates: Sequence[Candidate],
+    features: Features,
+    device: torch.device,
+    reference: Sequence[Path] = (),
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes the distances of every candidate's images to dense's, and to real ones if there are any.
+
+    Args:
+        reference: files of real images.
+        tick: called after each set.
+    """
+    real = _features(reference, features, device) if reference else None
+    own: dict[str, Tensor] = {}
+    for candidate in candidates:
+        rows = [row for (method, _, _), row in sorted(folder.rows.items()) if method == candidate.label]
+        own[candidate.label] = _features([middle_file(folder.path / row["image"]) for row in rows], features, device)
+        tick()
+    found: dict[str, dict[str, float]] = {}
+    for label, values in own.items():
+        found[label] = {}
+        if label != DENSE.label and len(values) > 1:
+            found[label] |= _distances(values, own[DENSE.label], " to dense", matched=True)
+        if real is not None and len(values) > 1:
+            found[label] |= _distances(values, real, "")
+    write_text(folder.path / FILE, json.dumps(found, indent=1) + "\n")
+
+
+def read_sets(folder: RunFolder) -> dict[str, dict[str, float]]:
+    """What :func:`compare_sets` wrote; empty if it was not run."""
+    path = folder.path / FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _distances(values: Tensor, other: Tensor, suffix: str, matched: bool = False) -> dict[str, float]:
+    return {
+        f"FID{suffix}": frechet_distance(values, other),
+        f"KID{suffix}": kernel_distance(values, other, matched),
+    }
+
+
+def _features(files: Sequence[Path], features: Features, device: torch.device) -> Tensor:
+    """Features (images, C); neighbours of one size go together."""
+    found = []
+    for _, images in groupby(map(_read, files), key=lambda image: image.shape):
+        while batch := list(islice(images, BATCH)):
+            found.append(features(to_tensor(batch, device)[:, 0]).double().cpu())
+    return torch.cat(found)
+
+
+def _read(path: Path) -> Frames:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))[None]

@@ -1,0 +1,177 @@
+"""From a manifest to figures: what ``results.json`` holds, and what tables and pages are made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from stepvar.errors import UsageError
+from stepvar.evaluation.candidates import DENSE
+from stepvar.evaluation.folder import RunFolder
+from stepvar.evaluation.metrics.distribution import frechet_distance, kernel_distance
+from stepvar.evaluation.metrics.scenes import CATEGORIES, decode_features
+from stepvar.evaluation.metrics.sets import read_sets
+from stepvar.evaluation.run import RENDERS
+from stepvar.evaluation.scenes.clips.judge import ATTRIBUTES
+from stepvar.evaluation.statistics import bootstrap, paired, percentiles
+from stepvar.utils.files import write_text
+
+FIDELITY = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "high_frequency": "detail left",
+    "flicker": "flicker added",
+    "motion": "moves the same way",
+}
+"""Measures of fidelity and their names in tables; the last two are of videos."""
+
+ASKED = tuple(dict.fromkeys((*CATEGORIES, *ATTRIBUTES)))
+"""What is asked of images and of clips."""
+
+Row = Mapping[str, Any]
+Rows = dict[tuple[str, int], Row]
+"""Of one method: by prompt and seed."""
+
+
+def summarise(folder: RunFolder) -> dict[str, Any]:
+    """All figures of a run, with confidence intervals over prompts, from what is in its manifest so far.
+
+    Raises:
+        UsageError: if no dense image was generated yet.
+    """
+    by_method = rows_by_method(folder)
+    dense = by_method.get(DENSE.label)
+    if not dense:
+        raise UsageError(f"{folder.path}: no dense image yet, to which others could be compared; run stepvar eval")
+    renders = by_method.pop(RENDERS, {})
+    sets = read_sets(folder)
+    described = {entry["label"]: entry for entry in folder.settings["methods"]}
+    methods = []
+    for label in [DENSE.label, *(name for name in described if name != DENSE.label and name in by_method)]:
+        rows = by_method[label]
+        entry: dict[str, Any] = {**described[label], "images": len(rows)}
+        entry["fidelity"] = _fidelity(rows) if label != DENSE.label else {}
+        entry["semantics"] = semantics(rows, dense)
+        entry["scores"] = _scores(rows, dense)
+        entry["sets"] = _sets(rows, renders) | sets.get(label, {})
+        entry["cost"] = cost(folder.timing, label)
+        methods.append(entry)
+    ceiling = {name: _share(renders, name) for name in ASKED} if renders else {}
+    return {
+        "model": folder.settings["model"],
+        "prompts": folder.settings["prompts"],
+        "seeds": folder.settings["seeds"],
+        "info": folder.info,
+        "device": folder.settings["device"],
+        "notes": folder.settings["notes"],
+        "judge_on_renders": {name: share for name, share in ceiling.items() if share is not None},
+        "methods": methods,
+    }
+
+
+def write_results(folder: RunFolder) -> Path:
+    """Writes ``results.json`` into the folder of the run."""
+    path = folder.path / "results.json"
+    write_text(path, json.dumps(summarise(folder), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def rows_by_method(folder: RunFolder) -> dict[str, Rows]:
+    table: dict[str, Rows] = {}
+    for (method, prompt, seed), row in folder.rows.items():
+        table.setdefault(method, {})[(prompt, seed)] = row
+    return table
+
+
+def _fidelity(rows: Rows) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in FIDELITY:
+        measured = {key: row[name] for key, row in rows.items() if name in row}
+        if measured:
+            found[name] = bootstrap(list(measured.values()), [prompt for prompt, _ in measured]).to_dict()
+    return found
+
+
+def semantics(rows: Rows, dense: Rows) -> dict[str, Any]:
+    """Per category the share that is right, and the difference from dense on the same prompts and seeds."""
+    return _each(rows, dense, "right", ASKED)
+
+
+def _scores(rows: Rows, dense: Rows) -> dict[str, Any]:
+    return _each(rows, dense, "scores", sorted({name for row in rows.values() for name in row.get("scores", {})}))
+
+
+def _each(rows: Rows, dense: Rows, kind: str, names: Sequence[str]) -> dict[str, Any]:
+    def of(name: str) -> Callable[[Row], float | None]:
+        return lambda row: row.get(kind, {}).get(name)
+
+    found = {name: compared(rows, dense, of(name)) for name in names}
+    return {name: figures for name, figures in found.items() if figures}
+
+
+def compared(rows: Rows, dense: Rows, value: Callable[[Row], float | None]) -> dict[str, Any]:
+    """The mean of a value with its interval, and that of its difference from dense; empty where no row has it."""
+    keys = [key for key, row in rows.items() if key in dense and value(row) is not None]
+    keys = [key for key in keys if value(dense[key]) is not None]
+    if not keys:
+        return {}
+    groups = [prompt for prompt, _ in keys]
+    own, reference = ([float(value(table[key]) or 0.0) for key in keys] for table in (rows, dense))
+    return {**bootstrap(own, groups).to_dict(), "against_dense": paired(own, reference, groups).to_dict()}
+
+
+def _sets(rows: Rows, renders: Rows) -> dict[str, float]:
+    """Distances between all images of a method and real renders of the same scenes, by the judge's features."""
+    if min(len(rows), len(renders)) < 2 or not all("features" in row for row in rows.values()):
+        return {}
+    if rows.keys() - renders.keys():
+        return {}  # the renders of the last batch are not there yet
+    own, real = (decode_features([table[key]["features"] for key in rows]) for table in (rows, renders))
+    return {
+        "judge-FID": frechet_distance(own, real),
+        "judge-KID": kernel_distance(own, real, matched=True),
+    }
+
+
+def _share(rows: Rows, name: str) -> float | None:
+    values = [float(row["right"][name]) for row in rows.values() if name in row["right"]]
+    return float(np.mean(values)) if values else None
+
+
+def cost(timing: Sequence[Row], label: str, references: Sequence[str] = (DENSE.label,)) -> dict[str, Any]:
+    """Times per image and speed-ups, each round compared with the dense run of the same round.
+
+    Args:
+        references: labels that are dense; of several in a round the mean counts.
+    """
+    own = {row["round"]: row for row in timing if row["method"] == label}
+    dense: dict[int, list[Row]] = {}
+    for row in timing:
+        if row["method"] in references:
+            dense.setdefault(row["round"], []).append(row)
+    rounds = sorted(own.keys() & dense.keys())
+    if not rounds:
+        return {}
+    found: dict[str, Any] = {"rounds": len(rounds)}
+    for name in ("loop", "decode", "total"):
+        found[f"{name}_seconds"] = percentiles([own[n][name] / own[n]["samples"] for n in rounds])
+    for name in ("loop", "total"):
+        ratios = [fmean(row[name] for row in dense[n]) / own[n][name] for n in rounds]
+        found[f"{name}_speedup"] = percentiles(ratios)
+    flops, dense_flops = _flops(timing, (label,)), _flops(timing, references)
+    found["flops"], found["flop_speedup"] = flops, dense_flops / flops
+    first, reference = own[rounds[0]], dense[rounds[0]][0]
+    found["kept_share"] = first["kept"] / reference["kept"]
+    found["memory"] = None if first["memory"] is None else max(own[n]["memory"] for n in rounds)
+    return found
+
+
+def _flops(timing: Sequence[Row], labels: Sequence[str]) -> float:
+    """Operations per image, from the run that they were counted of."""
+    return next(float(row["flops"] / row["samples"]) for row in timing if row["method"] in labels and "flops" in row)

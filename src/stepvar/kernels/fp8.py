@@ -1,0 +1,111 @@
+"""Products in fp8 (e4m3) with one scale per token and one per output channel, for Hopper and newer GPUs.
+
+What feeds a product is quantised where it is made: behind a normalisation, behind the activation. Elsewhere than on
+such a GPU the same numbers are rounded the same way and multiplied in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepvar.kernels import ops
+from stepvar.kernels.norm import Norm
+from stepvar.kernels.ops import MOST_CHANNELS, use_triton
+
+MOST_HIDDEN = 32768
+"""Widest row that is quantised by itself at a time."""
+
+FP8 = torch.float8_e4m3fn
+MAX = 448.0
+"""Largest number of the format."""
+TINY = 1e-8
+
+
+class Quantised(NamedTuple):
+    """Rows in fp8: ``values (..., C) * scale (..., 1)``; of a weight (outputs, inputs) one row per output channel."""
+
+    values: Tensor
+    scale: Tensor
+
+    def dequantise(self) -> Tensor:
+        """The numbers in float32."""
+        return self.values.float() * self.scale
+
+
+def has_fp8_products(device: torch.device) -> bool:
+    """Whether the device multiplies fp8 with scales per row."""
+    return ops.compute_capability(device) >= (9, 0)
+
+
+def _use_triton(most: int, *tensors: Tensor | None) -> bool:
+    device, width = next((t.device, t.shape[-1]) for t in tensors if t is not None)
+    converts = device.type != "cuda" or ops.compute_capability(device) >= (8, 9)
+    return converts and width <= most and use_triton(*tensors)
+
+
+def quantise_rows(x: Tensor) -> Quantised:
+    """Rows (..., C) in fp8, each scaled by its largest magnitude."""
+    if _use_triton(MOST_HIDDEN, x):
+        from stepvar.kernels import triton_ops
+
+        return Quantised(*triton_ops.quantise(x, None, gelu=False))
+    wide = x.float()
+    scale = wide.abs().amax(dim=-1, keepdim=True).clamp(min=TINY) / MAX
+    return Quantised((wide / scale).to(FP8), scale)
+
+
+def gelu_quantised(x: Tensor) -> Quantised:
+    """``quantise_rows(gelu(x))`` with the tanh form of GELU."""
+    if _use_triton(MOST_HIDDEN, x):
+        from stepvar.kernels import triton_ops
+
+        return Quantised(*triton_ops.quantise(x, None, gelu=True))
+    return quantise_rows(F.gelu(x, approximate="tanh"))
+
+
+def swiglu_quantised(gate: Tensor, up: Tensor) -> Quantised:
+    """``quantise_rows(silu(gate) * up)``, both (R, N, C)."""
+    if _use_triton(MOST_HIDDEN, gate, up):
+        from stepvar.kernels import triton_ops
+
+        return Quantised(*triton_ops.quantise(gate, up, gelu=False))
+    return quantise_rows(F.silu(gate) * up)
+
+
+def add_norm_quantised(
+    x: Tensor, update: Tensor | None, gate: Tensor | None, norm: Norm, *, inplace: bool = False
+) -> tuple[Tensor, Quantised]:
+    """:func:`ops.add_norm` whose normalised tokens come in fp8."""
+    if _use_triton(MOST_CHANNELS, x, update, gate, *norm[2:]):
+        from stepvar.kernels import triton_ops
+
+        total, values, scale = triton_ops.add_norm_quantised(x, update, gate, norm, inplace)
+        return total, Quantised(values, scale)
+    total, normed = ops.add_norm(x, update, gate, norm, torch.float32, inplace=inplace)
+    return total, quantise_rows(normed)
+
+
+def fp8_linear(x: Quantised, weight: Quantised, bias: Tensor | None, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """``x W^T + b`` (..., outputs) of rows (..., inputs) and a weight (outputs, inputs) in fp8.
+
+    Args:
+        out_dtype: on a GPU the product itself is bfloat16, and converted where another type is asked for.
+    """
+    outputs, inputs = weight.values.shape
+    if has_fp8_products(x.values.device) and inputs % 16 == 0 and outputs % 16 == 0:
+        product = torch._scaled_mm(
+            x.values.flatten(0, -2),
+            weight.values.t(),
+            scale_a=x.scale.reshape(-1, 1),
+            scale_b=weight.scale.reshape(1, -1),
+            bias=None if bias is None else bias.to(torch.bfloat16),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+        return product.unflatten(0, x.values.shape[:-1]).to(out_dtype)
+    wide = None if bias is None else bias.float()
+    return F.linear(x.dequantise(), weight.dequantise(), wide).to(out_dtype)

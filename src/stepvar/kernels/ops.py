@@ -1,0 +1,372 @@
+"""The operations of a transformer block and of token pruning, behind one selector.
+
+Every function has a plain path and a Triton kernel of the same signature. :func:`use_triton` decides at each call; what
+a kernel does not support takes the plain path. The plain path is the arithmetic that results are pinned to: it does
+not change. A kernel computes in float32 and rounds once, so the two differ by rounding.
+
+Shapes: R rows, N tokens, C channels, H heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepvar.kernels.norm import Norm, rms_norm
+
+Kernels = Literal["auto", "plain"]
+
+KERNELS: ContextVar[Kernels] = ContextVar("KERNELS", default="auto")
+"""Which kernels the running thread uses: ``"auto"``: fused ones where they are supported; ``"plain"``: PyTorch only."""
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+MOST_CHANNELS = 8192
+"""Widest row that a kernel holds at a time."""
+
+
+@contextmanager
+def kernels(which: Kernels) -> Iterator[None]:
+    """Chooses the kernels inside a ``with`` block."""
+    token = KERNELS.set(which)
+    try:
+        yield
+    finally:
+        KERNELS.reset(token)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
+
+
+@cache
+def is_interpreted() -> bool:
+    """Whether Triton interprets its kernels on the CPU, as tests without a GPU do (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """The CUDA compute capability of a device; (0, 0) if it is not an NVIDIA GPU."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return (0, 0)
+    return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def is_enabled(*tensors: Tensor | None) -> bool:
+    """Whether fused operations are allowed on these tensors: chosen, not differentiated, and not being compiled.
+
+    Under ``torch.compile`` the plain path is the better one: the compiler fuses it itself.
+    """
+    if KERNELS.get() == "plain" or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+
+
+def use_triton(*tensors: Tensor | None) -> bool:
+    """Whether a Triton kernel may take these tensors (None is passed over).
+
+    They must be allowed to (:func:`is_enabled`), not empty, of a supported type, and on one NVIDIA GPU of compute
+    capability 8.0 or higher; or on the CPU if Triton interprets its kernels.
+    """
+    present = [t for t in tensors if t is not None]
+    device = present[0].device
+    if device.type != "cuda" and not (device.type == "cpu" and is_interpreted()):
+        return False
+    if any(t.device != device or t.numel() == 0 or t.dtype not in (*FLOATS, torch.int64) for t in present):
+        return False
+    supported = device.type == "cpu" or compute_capability(device) >= (8, 0)
+    return supported and has_triton() and is_enabled(*present)
+
+
+def add_gated(x: Tensor, update: Tensor, gate: Tensor | None = None, *, inplace: bool = False) -> Tensor:
+    """``x + gate * update``, in the type of x.
+
+    Args:
+        x, update: (R, N, C); the update may be of a lower precision.
+        gate: (R, 1, C); None: 1.
+        inplace: whether the sum may be written into ``x``.
+    """
+    if x.shape[-1] <= MOST_CHANNELS and use_triton(x, update, gate):
+        from stepvar.kernels import triton_ops
+
+        return triton_ops.add_gated(x, update, gate, inplace)
+    return x + (update.to(x.dtype) if gate is None else gate * update)
+
+
+def add_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    norm: Norm,
+    out_dtype: torch.dtype,
+    *,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Adds an update to the residual stream, and normalises the sum.
+
+    Args:
+        x: (R, N, C), the residual stream.
+        update, gate: as in :func:`add_gated`; without an update ``x' = x``.
+        out_dtype: of what is normalised.
+        inplace: whether x' may be written into ``x``.
+
+    Returns:
+        x' and the normalised tokens, both (R, N, C).
+    """
+    if x.shape[-1] <= MOST_CHANNELS and use_triton(x, update, gate, *norm[2:]):
+        from stepvar.kernels import triton_ops
+
+        return triton_ops.add_norm(x, update, gate, norm, out_dtype, inplace)
+    if update is not None:
+        x = add_gated(x, update, gate)
+    return x, norm(x).to(out_dtype)
+
+
+def add_layer_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    out_dtype: torch.dtype,
+    *,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`add_norm` without weights: ``layer_norm(x') * (1 + scale) + shift``."""
+    return add_norm(x, update, gate, Norm("layer", scale=scale, shift=shift), out_dtype, inplace=inplace)
+
+
+def add_affine_layer_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    *,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`add_norm` with a weight and a bias (C,) in place of the modulation."""
+    return add_norm(x, update, gate, Norm("layer", eps, weight, bias), out_dtype, inplace=inplace)
+
+
+def add_rms_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    out_dtype: torch.dtype,
+    *,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`add_norm` with the root of the mean square and a weight (C,); the modulation may be None."""
+    norm = Norm("rms", eps, weight, scale=scale, shift=shift)
+    return add_norm(x, update, gate, norm, out_dtype, inplace=inplace)
+
+
+def qkv_unit_rotary(
+    qkv: Tensor,
+    heads: int,
+    q_scale: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    positions: Tensor | None,
+    key_out: Tensor,
+    value_out: Tensor,
+    *,
+    halves: bool = False,
+) -> Tensor:
+    """Queries and keys to unit length, the queries scaled per head, both rotated; keys and values stored.
+
+    Args:
+        qkv: (R, N, 3C), the outcome of a joint projection.
+        q_scale: H numbers.
+        cos, sin: (cells, D/2) in float32, of which ``positions`` (R, N) picks rows; or with ``positions=None`` the rows
+            themselves, (R or 1, N, D/2). None: no rotation. With ``halves`` they have D columns.
+        key_out, value_out: (R, H, N, D), views of a cache to write into.
+        halves: whether a channel's partner is ``D / 2`` away (HART) and not its neighbour.
+
+    Returns:
+        Queries (R, H, N, D) in the type of ``qkv``.
+    """
+    q, k, v = qkv.chunk(3, dim=-1)
+    if _supports_heads(q, heads, key_out, value_out) and use_triton(
+        qkv, q_scale, cos, sin, positions, key_out, value_out
+    ):
+        from stepvar.kernels import triton_ops
+
+        rotary = triton_ops.Rotation(cos, sin, positions, halves)
+        norm = triton_ops.HeadsNorm("unit", q_scale=q_scale)
+        return triton_ops.attention_inputs((q, k, v), (heads, heads), norm, rotary, key_out, value_out)
+    scale = q_scale.view(heads, 1, 1)
+    q, k, v = (_split_heads(part, heads) for part in (q, k, v))
+    q = F.normalize(q.float(), dim=-1) * scale
+    k = F.normalize(k.float(), dim=-1)
+    if halves:
+        q, k = q.to(v.dtype).float(), k.to(v.dtype).float()  # rounded in between, as HART does
+    q, k = (_rotated(part, cos, sin, positions, halves).to(v.dtype) for part in (q, k))
+    key_out.copy_(k)
+    value_out.copy_(v)
+    return q
+
+
+def qkv_scaled_rotary(
+    qkv: Tensor,
+    heads: int,
+    q_factor: float,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    positions: Tensor | None,
+    key_out: Tensor,
+    value_out: Tensor,
+    *,
+    halves: bool = False,
+) -> Tensor:
+    """:func:`qkv_unit_rotary` without unit length: queries are multiplied by one number, keys stay as they are."""
+    q, k, v = qkv.chunk(3, dim=-1)
+    if _supports_heads(q, heads, key_out, value_out) and use_triton(qkv, cos, sin, positions, key_out, value_out):
+        from stepvar.kernels import triton_ops
+
+        rotary = triton_ops.Rotation(cos, sin, positions, halves)
+        norm = triton_ops.HeadsNorm("none", q_factor=q_factor)
+        return triton_ops.attention_inputs((q, k, v), (heads, heads), norm, rotary, key_out, value_out)
+    q, k, v = (_split_heads(part, heads) for part in (q, k, v))
+    q = q * q_factor
+    if cos is not None:
+        q, k = (_rotated(part.float(), cos, sin, positions, halves).to(v.dtype) for part in (q, k))
+    key_out.copy_(k)
+    value_out.copy_(v)
+    return q
+
+
+def qkv_rms_rotary(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    kv_heads: int,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    key_out: Tensor,
+    value_out: Tensor,
+    *,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Queries and keys normalised per head by the root of the mean square, and rotated; keys and values stored.
+
+    Args:
+        q: (R, N, heads * D).
+        k, v: (R, N, kv_heads * D).
+        q_weight, k_weight: (D,).
+        cos, sin, positions: as in :func:`qkv_unit_rotary`.
+        key_out, value_out: (R, kv_heads, N, D), views of a cache to write into.
+
+    Returns:
+        Queries (R, heads, N, D) in the type of ``q``.
+    """
+    tensors = (q, k, v, q_weight, k_weight, cos, sin, positions, key_out, value_out)
+    if _supports_heads(q, heads, key_out, value_out) and use_triton(*tensors):
+        from stepvar.kernels import triton_ops
+
+        rotary = triton_ops.Rotation(cos, sin, positions, False)
+        norm = triton_ops.HeadsNorm("rms", eps, q_weight, k_weight)
+        return triton_ops.attention_inputs((q, k, v), (heads, kv_heads), norm, rotary, key_out, value_out)
+    queries = _rotated(rms_norm(_split_heads(q, heads), q_weight, eps), cos, sin, positions, False)
+    keys = _rotated(rms_norm(_split_heads(k, kv_heads), k_weight, eps), cos, sin, positions, False)
+    key_out.copy_(keys.to(k.dtype))
+    value_out.copy_(_split_heads(v, kv_heads))
+    return queries.to(q.dtype)
+
+
+def _supports_heads(q: Tensor, heads: int, key_out: Tensor, value_out: Tensor) -> bool:
+    """Whether the kernel holds the heads of a token at a time: H and D are rounded up to powers of two."""
+    head_dim = q.shape[-1] // heads
+    padded = 2 ** ((heads - 1).bit_length() + (head_dim - 1).bit_length())
+    regular = key_out.stride(3) == value_out.stride(3) == 1
+    return regular and head_dim % 2 == 0 and head_dim >= 16 and padded <= MOST_CHANNELS
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _rotated(x: Tensor, cos: Tensor | None, sin: Tensor | None, positions: Tensor | None, halves: bool) -> Tensor:
+    """Rotates (R, H, N, D): neighbouring pairs ``(a cos - b sin, a sin + b cos)``, or partners ``D / 2`` away."""
+    if cos is None or sin is None:
+        return x
+    cos, sin = (table.unsqueeze(1) if positions is None else table[positions].unsqueeze(1) for table in (cos, sin))
+    if halves:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``gelu(x W^T + b)`` in its tanh form; on a GPU in half precision it is part of the product."""
+    if x.device.type == "cuda" and x.dtype in FLOATS[1:] and is_enabled(x, weight, bias):
+        flat = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+        return flat.unflatten(0, x.shape[:-1])
+    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up``, both (R, N, C); they may be halves of one projection."""
+    if use_triton(gate, up):
+        from stepvar.kernels import triton_ops
+
+        return triton_ops.swiglu(gate, up)
+    return F.silu(gate) * up
+
+
+def texture_energy(features: Tensor, t: int, h: int, w: int) -> Tensor:
+    """Energy of a 3x3 high-pass over each frame: ``sum_c (x - avgpool3x3(x))^2``.
+
+    At the border the average runs over the cells that exist, so that a constant map scores 0 everywhere.
+
+    Args:
+        features: (R, N, C), all ``N = t * h * w`` tokens of a grid, row-major.
+
+    Returns:
+        (R, N) in float32.
+    """
+    if use_triton(features):
+        from stepvar.kernels import triton_maps
+
+        return triton_maps.texture_energy(features, h, w)
+    rows, size, channels = features.shape
+    frames = features.float().view(rows * t, h, w, channels).permute(0, 3, 1, 2)
+    low = F.avg_pool2d(frames, 3, stride=1, padding=1, count_include_pad=False)
+    return (frames - low).square().sum(dim=1).view(rows, size)
+
+
+def gather_rows(features: Tensor, index: Tensor) -> Tensor:
+    """features (R, N, C) at index (R, M) -> (R, M, C): the kept tokens, or each token's nearest kept one."""
+    if features.shape[-1] <= MOST_CHANNELS and use_triton(features, index):
+        from stepvar.kernels import triton_maps
+
+        return triton_maps.gather_rows(features, index)
+    return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))

@@ -1,0 +1,162 @@
+"""What to generate: from the arguments of a call to the condition of a model, checked before anything is computed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Generator, Tensor
+
+from stepvar.core.tokens import ScaleSchedule
+from stepvar.errors import UsageError
+from stepvar.text import ContextFeatures
+
+VIDEO_ONLY = ("seconds", "image", "video", "prompt_suffix", "continuation")
+"""The inputs that only models which generate videos take."""
+
+
+@dataclass(frozen=True)
+class GenerationInputs:
+    """What a caller wants generated; a family takes some of these and refuses the others.
+
+    Attributes:
+        prompt, negative_prompt: texts, one or a list.
+        prompt_embeds, negative_prompt_embeds: text features computed elsewhere, (L, C), (B, L, C) or a list of (L, C);
+            with mask and places where a model reads padding, too.
+        class_labels: names or numbers of classes, one or a list.
+        seconds: length of the video; 0 stands for a still image.
+        image: an image that the video begins with, or one per prompt.
+        video: a video to go on from, or one per prompt.
+        prompt_suffix: goes behind every prompt.
+        continuation: what the next clip of a longer video goes on from.
+    """
+
+    prompt: str | Sequence[str] | None = None
+    negative_prompt: str | Sequence[str] | None = None
+    prompt_embeds: Tensor | Sequence[Tensor] | ContextFeatures | None = None
+    negative_prompt_embeds: Tensor | Sequence[Tensor] | None = None
+    class_labels: str | int | Sequence[str | int] | None = None
+    seconds: float | None = None
+    image: Any = None
+    video: Any = None
+    prompt_suffix: str | None = None
+    continuation: Any = None
+
+    def refuse(self, names: Sequence[str], instead: str) -> None:
+        """Raises a UsageError if one of the named arguments was given."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise UsageError(f"{name}: this model does not take it; give {instead}")
+
+
+@dataclass(frozen=True)
+class EncodedInputs:
+    """Inputs as a model takes them.
+
+    Attributes:
+        condition: in the family's own form.
+        forced: indices or bits (B, N, ...) of the passes whose codes are given, by pass.
+    """
+
+    condition: Any
+    forced: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+class PreparedInputs(ABC):
+    """Checked inputs of a generation; nothing has been encoded yet. The defaults are those of an image model.
+
+    Attributes:
+        seconds: length of the video; None for models that generate images.
+        aspect_ratio: width over height of the image or video to go on from, if there is one.
+    """
+
+    seconds: float | None = None
+    aspect_ratio: float | None = None
+
+    @property
+    @abstractmethod
+    def captions(self) -> list[str]:
+        """What each image shows, in words: one text per image."""
+
+    def schedule(self, schedule: ScaleSchedule) -> ScaleSchedule:
+        """The passes of a model's own schedule that these inputs need."""
+        return schedule
+
+    def forced_passes(self, schedule: ScaleSchedule) -> frozenset[int]:
+        """The passes whose codes :meth:`encode` will give."""
+        return frozenset()
+
+    @abstractmethod
+    def encode(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> EncodedInputs:
+        """The inputs as the model takes them; this is where texts, images and videos are encoded.
+
+        Args:
+            generators: one per image or video, for what encoding samples.
+        """
+
+    def next_continuation(self, latent: Tensor) -> Any:
+        """What the next clip goes on from, after the accumulated latent of this one; None: nothing goes on."""
+        return None
+
+
+class InputProcessor(ABC):
+    """How a family turns inputs into conditions.
+
+    Attributes:
+        argument: the input that says what to generate: ``"prompt"`` or ``"class_labels"``.
+    """
+
+    argument: ClassVar[str] = "prompt"
+
+    @abstractmethod
+    def prepare(self, inputs: GenerationInputs, times: int) -> PreparedInputs:
+        """Checks inputs, of which each prompt or class is generated ``times`` times.
+
+        Raises:
+            UsageError: for what this family cannot generate.
+        """
+
+    @abstractmethod
+    def example(self, tokens: int = 16, schedule: ScaleSchedule | None = None) -> GenerationInputs:
+        """Inputs for which no text is encoded, to measure with: a class, or features that mean nothing.
+
+        Args:
+            tokens: of the text, where its length is free.
+            schedule: what is to be generated; None: the model's own.
+        """
+
+    def start_continuation(self, video: Any, schedule: Callable[[float], ScaleSchedule], generator: Generator) -> Any:
+        """What the first of several clips goes on from.
+
+        Args:
+            video: a video to go on from.
+            schedule: from the width over height of the video to that of the clips.
+            generator: for what encoding samples.
+
+        Raises:
+            UsageError: if the model does not go on from videos, or the video is too short.
+        """
+        raise UsageError("continuation: this model generates images; take a model that generates videos")
+
+
+def texts(name: str, given: str | Sequence[str], empty: bool = False) -> list[str]:
+    """One text or several as a list.
+
+    Args:
+        name: of the argument, for errors.
+        empty: whether an empty text is allowed.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    several = [given] if isinstance(given, str) else given
+    if not isinstance(several, (list, tuple)) or not several:
+        raise UsageError(f"{name}={given!r}: give a string or a list of strings")
+    for text in several:
+        if not isinstance(text, str):
+            raise UsageError(f"{name}: {text!r} is not a string")
+        if not empty and not text.strip():
+            raise UsageError(f"{name}={text!r}: is empty; say what to generate")
+    return list(several)

@@ -1,0 +1,80 @@
+"""Copies to a device that do not wait, runs that repeat bit by bit, float32 that is float32, and names of devices."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def to_device_async(value: Tensor, device: torch.device) -> Tensor:
+    """Copies a CPU tensor to a device without making the caller wait for the device's queued work."""
+    if device.type != "cuda":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, else of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def processor_name() -> str:
+    """The model of the CPU where the system says it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Switches TensorFloat-32 off, which CUDA convolutions use by default and which rounds to 10 bits."""
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(cudnn.enabled, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+
+
+@contextmanager
+def deterministic(strict: bool = True) -> Iterator[None]:
+    """Within it PyTorch takes deterministic algorithms only, without TensorFloat-32; the former state comes back.
+
+    The same seed, settings, device, PyTorch and number of threads then give the same bits. Other devices and other
+    batch sizes do not: sums are taken in another order there.
+
+    cuBLAS reads its workspace setting once, when a process first uses CUDA. Within this block the setting is made
+    where it is missing, which is too late if CUDA was used before: a warning says so. Set
+    ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` in the environment to be independent of the order.
+
+    Args:
+        strict: an operation without a deterministic form is an error; otherwise a warning.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    missing = WORKSPACE not in os.environ
+    if missing and torch.cuda.is_initialized():
+        warnings.warn(f"CUDA is in use already: set {WORKSPACE}=:4096:8 before the process starts", stacklevel=3)
+    os.environ.setdefault(WORKSPACE, ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    cudnn = torch.backends.cudnn
+    try:
+        with full_precision(), cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        if missing:
+            os.environ.pop(WORKSPACE, None)

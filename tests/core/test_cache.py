@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import Tensor
+
+from stepvar.core.cache import KVCache
+
+
+def make_cache(capacities: tuple[int, ...] = (5, 3), rows: int = 4) -> KVCache:
+    return KVCache(capacities, rows, 2, 3, torch.float32, torch.device("cpu"))
+
+
+def entries(rows: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, rows, 2, count, 3, generator=generator)
+    return keys, values
+
+
+def test_returns_all_entries_in_order() -> None:
+    cache = make_cache()
+    first, second = entries(4, 2, 0), entries(4, 3, 1)
+    keys, values = cache.append(0, *first)
+    assert torch.equal(keys, first[0]) and torch.equal(values, first[1])
+    keys, values = cache.append(0, *second)
+    assert torch.equal(keys, torch.cat([first[0], second[0]], dim=2))
+    assert torch.equal(values, torch.cat([first[1], second[1]], dim=2))
+
+
+def test_layers_are_apart() -> None:
+    cache = make_cache()
+    cache.append(0, *entries(4, 2, 0))
+    keys, _ = cache.append(1, *entries(4, 1, 1))
+    assert keys.shape[2] == 1
+    assert cache.lengths == [2, 1]
+
+
+def test_nothing_grows() -> None:
+    cache = make_cache()
+    buffers = [buffer.data_ptr() for buffer in (*cache.keys, *cache.values)]
+    size = cache.nbytes
+    assert size == 2 * 4 * 2 * (5 + 3) * 3 * 4
+    keys, _ = cache.append(0, *entries(4, 5, 0))
+    assert keys.data_ptr() == buffers[0]
+    assert [buffer.data_ptr() for buffer in (*cache.keys, *cache.values)] == buffers and cache.nbytes == size
+
+
+def test_overflow_names_the_layer_and_the_plan() -> None:
+    cache = make_cache()
+    cache.append(1, *entries(4, 3, 0))
+    with pytest.raises(ValueError, match=r"layer 1: 4 tokens exceed the 3 planned"):
+        cache.append(1, *entries(4, 1, 1))
+    assert cache.lengths == [0, 3]
+
+
+def test_later_scales_may_use_fewer_rows() -> None:
+    cache = make_cache()
+    first, second = entries(4, 2, 0), entries(2, 2, 1)
+    cache.append(0, *first)
+    keys, values = cache.append(0, *second)
+    assert torch.equal(keys, torch.cat([first[0][:2], second[0]], dim=2))
+    assert torch.equal(values, torch.cat([first[1][:2], second[1]], dim=2))
+
+
+def test_first_entries_of_rows_that_do_not_compute_them() -> None:
+    cache = make_cache()
+    cache.place(0, slice(2, 4), 3, *entries(1, 1, 2))
+    keys, _ = cache.append(0, *entries(2, 3, 0))
+    assert keys.shape[:3] == (2, 2, 3) and cache.lengths[0] == 3
+    later = entries(4, 1, 1)
+    keys, values = cache.append(0, *later)
+    placed = entries(1, 1, 2)
+    assert torch.equal(keys[2:, :, :3], placed[0].expand(2, -1, 3, -1))
+    assert torch.equal(values[2:, :, :3], placed[1].expand(2, -1, 3, -1))
+    assert torch.equal(keys[:, :, 3:], later[0])

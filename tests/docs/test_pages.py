@@ -1,0 +1,85 @@
+"""What the pages show works: commands parse, imports and files exist, and the first example does what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+
+from stepvar.cli.app import app
+from stepvar.evaluation.scenes.grammar import parse
+from stepvar.evaluation.scenes.judge import Judge, judge_scene
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/models/*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of every stepvar command of a page."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in split if words[:1] == ["stepvar"]]
+
+
+def test_there_are_commands_on_the_pages() -> None:
+    assert sum(len(commands(page)) for page in PAGES) >= 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_parse(page: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    for name, *arguments in commands(page):
+        group.commands[name].make_context(name, arguments)  # raises for an unknown option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_imports_exist(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for line in re.findall(r"^(?:from stepvar.*|import stepvar.*)$", block, flags=re.MULTILINE):
+            exec(line, {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_pages_name_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:src|docs|tests|training|benchmarks)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_layout_on_the_architecture_page_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page[page.index("## Where is what") : page.index("Beside `src/stepvar/`")]
+    named = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?)`", table)
+    assert len(named) >= 15
+    for path in named:
+        assert (ROOT / "src" / "stepvar" / path).exists(), path
+
+
+def test_the_first_example_generates_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = blocks(ROOT / "README.md", "python")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    prompt = re.search(r'pipe\("([^"]+)"', example)
+    assert prompt is not None
+    scene = parse(prompt[1])
+    assert scene is not None
+    pixels = np.asarray(Image.open(tmp_path / "circle.png").convert("RGB"), dtype=np.float32) / 127.5 - 1
+    judge = Judge.load(Path(str(files("stepvar") / "weights" / "scenes" / "judge.safetensors")))
+    with torch.inference_mode():
+        verdict = judge_scene(judge(torch.from_numpy(pixels).permute(2, 0, 1)[None]), scene)
+    assert all(right for right in verdict.values() if right is not None), verdict

@@ -1,0 +1,98 @@
+"""What a CUDA graph would refuse, found without a GPU: copies from the host, and waiting for the device."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stepvar.engine.noise import NoiseTape
+from stepvar.engine.static import map_tensors
+from stepvar.generation import run_pass
+from stepvar.methods import METHODS, make_method
+from tests.helpers import make_settings
+from tests.methods.families import ROWS, FamilyRow
+from tests.methods.test_matrix import SMALLER
+
+METHOD_CASES: dict[str, dict[str, Any]] = {
+    **{name: {"method": name, **SMALLER.get(name, {})} for name in METHODS if name != "random"},
+    "blend": {"method": "stepvar", "restore": "blend"},
+    "anchors": {"method": "stepvar", "restore": "anchors"},
+    "cached": {"method": "stepvar", "restore": "cached"},
+    "sublayer": {"method": "stepvar", "scope": "sublayer", "propagate": "update"},
+}
+"""The random baseline copies from pinned memory, as a graph may; on the meta device that looks like other copies."""
+
+
+ONE_EACH = list({row.family: row for row in ROWS}.values())
+"""One schedule of each family."""
+
+
+@cache
+def on_meta(row: FamilyRow) -> Any:
+    """The family's small model without numbers."""
+    return copy.deepcopy(row.model()).to("meta")
+
+
+class MetaNoise:
+    """Random numbers of which only the shape matters."""
+
+    def exponential(self, scale: int, shape: Any, device: Any) -> Tensor:
+        return torch.empty(tuple(shape), device="meta")
+
+    def soft(self, scale: int, drawn: Tensor) -> Tensor:
+        return torch.empty_like(drawn)
+
+    def normal(self, scale: int, turn: int, shape: Any, device: Any) -> Tensor:
+        return torch.empty(tuple(shape), device="meta")
+
+
+class RefuseCopies(TorchDispatchMode):
+    """Raises where a tensor of the host meets the device, or a number of the device is read."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        hosts = [tensor for tensor in tensors if tensor.device.type == "cpu" and tensor.ndim > 0]
+        devices = [tensor for tensor in (*tensors, *made) if tensor.is_meta]
+        if hosts and devices:
+            raise AssertionError(f"{func}: a tensor {tuple(hosts[0].shape)} of the host meets the device")
+        if str(func) == "aten._local_scalar_dense.default" and any(tensor.is_meta for tensor in tensors):
+            raise AssertionError(f"{func}: waits for the device")
+        return result
+
+
+@pytest.mark.parametrize("case", METHOD_CASES)
+@pytest.mark.parametrize("row", ONE_EACH, ids=str)
+def test_a_pass_takes_nothing_from_the_host(row: FamilyRow, case: str) -> None:
+    settings = dict(METHOD_CASES[case])
+    method = make_method(settings.pop("method"), **settings)
+    model = on_meta(row)
+    plan = method.plan(make_settings(row.schedule, 3.0), model.info, 2)
+    staged = map_tensors(model.stage(row.condition(range(2)), plan, padded=True), lambda tensor: tensor.to("meta"))
+    tape = NoiseTape(MetaNoise())
+    with torch.inference_mode():
+        method_state = method.start(plan)
+        for attempt in range(2):  # tables are made in the first generation, which is never captured
+            if attempt:
+                tape.allocate(torch.device("meta"))
+            refuse = RefuseCopies() if attempt else torch.no_grad()
+            with refuse:
+                state = model.begin(staged, plan)
+                for step in plan.steps:
+                    run_pass(model, state, method, method_state, step, tape)
+
+
+def test_the_mode_refuses_what_it_should() -> None:
+    device = torch.zeros(3, device="meta")
+    with RefuseCopies(), pytest.raises(AssertionError, match="meets the device"):
+        torch.ones(3).to("meta")
+    with RefuseCopies(), pytest.raises(AssertionError, match="meets the device"):
+        device.copy_(torch.ones(3))

@@ -1,0 +1,87 @@
+"""What a replay reads and writes, without a GPU: a graph that runs its work again in place of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from stepvar.core.noise import SeededNoise
+from stepvar.core.report import Recorder
+from stepvar.engine.graphs import CapturedGeneration
+from stepvar.engine.noise import NoiseTape
+from stepvar.generation import generate
+from stepvar.methods import make_method
+from tests.helpers import make_settings
+from tests.methods.families import ROWS, FamilyRow
+
+ONE_EACH = list({row.family: row for row in ROWS}.values())
+
+
+class WorkAgain:
+    """Stands for a graph: its replay does the work again, with the tensors that were there when it was made."""
+
+    def __init__(self, work: Callable[[], Any], result: Any) -> None:
+        self.work, self.result = work, result
+
+    def replay(self) -> None:
+        new = self.work()
+        if self.result is not None:
+            vars(self.result).update(vars(new))
+
+
+class CapturedOnCPU(CapturedGeneration):
+    """A captured generation whose graphs are :class:`WorkAgain`."""
+
+    def _capture(self, work: Callable[[], Any]) -> Any:
+        result = work()
+        return WorkAgain(work, result), result
+
+    def replay(self, *arguments: Any) -> Any:
+        self.tape._place.clear()
+        self.method_state.selections.clear()
+        return super().replay(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        def __init__(self, *_: Any) -> None: ...
+        def __enter__(self) -> Nothing:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+        def wait_stream(self, _: Any) -> None: ...
+
+    for name in ("Stream", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Nothing)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
+
+
+@pytest.mark.parametrize("method", ["dense", "stepvar", "fastvar", "stepvar+drop-guidance", "sparsevar"])
+@pytest.mark.parametrize("row", ONE_EACH, ids=str)
+@torch.inference_mode()
+def test_a_replay_is_an_eager_generation_with_other_prompts_and_seeds(row: FamilyRow, method: str) -> None:
+    changes = {"fastvar": {"prune": (0.5,), "skip": 0, "blocks_before": 0, "blocks_after": 1}}
+    acting, model = make_method(method, **changes.get(method, {})), row.model()
+    settings = make_settings(row.schedule, 3.0, top_p=0.9)
+    plan = acting.plan(settings, model.info, 1)
+
+    def staged(place: int) -> Any:
+        return model.stage(row.condition(range(place, place + 1)), plan, padded=True)
+
+    tape = NoiseTape(SeededNoise((9,)))
+    first = generate(model, staged(0), plan, acting, tape)
+    assert torch.equal(first.latent, generate(model, staged(0), plan, acting, SeededNoise((9,))).latent)
+    captured = CapturedOnCPU(model, staged(0), plan, acting, tape, {})
+    for place, seed in ((1, 4), (0, 9), (1, 5)):
+        recorder = Recorder()
+        expected = generate(model, staged(place), plan, acting, SeededNoise((seed,)), recorder=recorder)
+        again = Recorder()
+        found = captured.replay(staged(place), SeededNoise((seed,)), {}, again, None)
+        assert torch.equal(found.latent, expected.latent)
+        kept, kept_again = ([t.tolist() for _, t in one.kept_maps()] for one in (recorder, again))
+        assert kept == kept_again

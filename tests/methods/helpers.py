@@ -1,0 +1,35 @@
+"""Plans, and how much work they are, without a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepvar.core.plan import Plan
+from stepvar.core.stack import ModelInfo
+from stepvar.core.tokens import ScaleSchedule
+from stepvar.methods import Method, MethodState
+from tests.helpers import make_settings
+
+DEPTH = 4
+
+
+def plan_of(method: Method, schedule: ScaleSchedule, guidance: float = 3.0, samples: int = 1) -> Plan:
+    """The plan of a method for a model of four blocks."""
+    return method.plan(make_settings(schedule, guidance), ModelInfo(DEPTH), samples)
+
+
+def work(plan: Plan) -> int:
+    """How many tokens run through a block, over all rows, blocks and passes."""
+    return sum(step.rows * sum(step.tokens) for step in plan.computed)
+
+
+def noting_states(kind: type[Method]) -> tuple[type[Any], list[Any]]:
+    """A method like this one, and the states of its generations."""
+    states: list[Any] = []
+
+    class Noting(kind):  # type: ignore[valid-type, misc]
+        def start(self, plan: Plan) -> MethodState:
+            states.append(super().start(plan))
+            return states[-1]
+
+    return Noting, states
