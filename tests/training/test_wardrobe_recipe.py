@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stepvar import Pipeline
+from stepvar.core.stack import run_dense
+from stepvar.core.tokens import Grid, TokenMap
 from stepvar.models.infinity.transformer import BlockContext, TextMemory
 from stepvar.text import WordEncoder
-from stepvar.tokens import Grid, TokenMap
 from training.pyramid import pyramid
 from training.wardrobe.captions import GARMENTS, PLURAL, Description, caption, vocabulary
 from training.wardrobe.coder import LATENT_SPREAD, Coder, balance_error, correlation_error, statistics
@@ -153,7 +154,7 @@ def test_a_block_in_plain_tensors_is_the_librarys_block() -> None:
         text=memory,
         rotary=lambda _: (places.cos, places.sin),
         attend=lambda _, q, k, v: attend(q, k, v, *reach),
-        around=lambda run, tokens, site: run(tokens),
+        hook=run_dense,
     )
     wanted = block(TokenMap(x, x, Grid(1, 1, 1)), 0, context).features
     text = (memory.keys, memory.values, memory.mask)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity.tokenizer import BitTokenizer
-from stepvar.tokens import ScaleSchedule
 from training.pyramid import Pyramid, pyramid
 from training.wardrobe.presets import WardrobePreset
 

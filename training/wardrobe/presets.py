@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity import InfinityConfig, TokenizerConfig, schedule_for
-from stepvar.tokens import ScaleSchedule
 from training.wardrobe.captions import SYNONYMS, vocabulary
 
 

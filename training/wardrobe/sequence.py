@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.transformer import Block, Conditioning, InfinityTransformer
 from stepvar.models.layers import layer_norm, merge_heads, split_heads
-from stepvar.text import WordEncoder
-from stepvar.tokens import ScaleSchedule
+from stepvar.text import WordEncoder, length_mask
 from training.transformer import initialise
 from training.wardrobe.presets import WardrobePreset
 
@@ -140,8 +140,10 @@ class TextToBits(nn.Module):
 
     def condition(self, words: Tensor, lengths: list[int], dropped: Tensor) -> Conditioning:
         features = self.text(words, lengths)
-        null = self.transformer.null_text(lengths, features.shape[1])
-        return self.transformer.condition(torch.where(dropped[:, None, None], null, features), lengths)
+        batch, size = words.shape
+        null = self.transformer.null_text(batch, size)
+        mask = None if min(lengths) == size else length_mask(lengths, size).to(words.device)
+        return self.transformer.condition(torch.where(dropped[:, None, None], null, features), mask)
 
 
 def pad_words(text: WordEncoder, captions: list[str]) -> tuple[Tensor, list[int]]:

@@ -16,9 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.checkpoints import fill_module, read_weights, save_weights
+from stepvar.checkpoints import fill_module, read_state, save_weights
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity.tokenizer import BitTokenizer
-from stepvar.tokens import ScaleSchedule
 from training.loop import command_line, mean_module, write_card
 from training.wardrobe.coder import (
     SLOWEST,
@@ -60,7 +60,7 @@ class TokenizerTrainer:
         self.coder = Coder(self.preset)
         if options.init is not None:
             path = options.init / "tokenizer.safetensors"
-            fill_module(self.coder.tokenizer, read_weights(path), str(path))
+            fill_module(self.coder.tokenizer, read_state(path), str(path))
             self.coder.unfold()
         self.coder.to(self.device)
         self.stage = Stage("tokenizer", self.coder, options, PEAK_LR, DECAY)
@@ -273,5 +273,5 @@ def load_tokenizer(options: Options) -> BitTokenizer:
 def read_tokenizer(options: Options, path: Path) -> BitTokenizer:
     """A tokenizer with the weights of a file; frozen."""
     tokenizer = BitTokenizer(options.preset.model.tokenizer)
-    fill_module(tokenizer, read_weights(path), str(path))
+    fill_module(tokenizer, read_state(path), str(path))
     return tokenizer.to(options.device).eval().requires_grad_(False)

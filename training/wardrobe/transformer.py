@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepvar.checkpoints import fill_module, read_weights, save_model, save_weights
+from stepvar.checkpoints import fill_module, read_state, save_model, save_weights
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity import Infinity
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from stepvar.text import WordEncoder
-from stepvar.tokens import ScaleSchedule
 from training.loop import command_line, mean_module, write_card
 from training.pyramid import inputs, pyramid
 from training.wardrobe.captioned import Captioned
@@ -90,7 +90,7 @@ class LatentPool:
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    fill_module(module, read_weights(path), str(path))
+    fill_module(module, read_state(path), str(path))
 
 
 class TransformerTrainer:
@@ -239,7 +239,10 @@ def write_packed(folder: Path, preset: WardrobePreset, model: TextToBits, tokeni
     whole = Infinity(preset.model)
     whole.transformer.load_state_dict(model.transformer.state_dict())
     whole.tokenizer.load_state_dict(tokenizer.state_dict())
-    save_model(folder, "wardrobe", whole, model.text, preset.text, DEFAULTS, packed=True)
+    save_model(folder, "wardrobe", whole, model.text, preset.text, DEFAULTS)
+    for part in ("transformer", "tokenizer"):
+        path = folder / f"{part}.safetensors"
+        save_weights(path, read_state(path), torch.float16, packed=True)
 
 
 def draw_shown(out: Path, device: str, seed: int = 0) -> None:
