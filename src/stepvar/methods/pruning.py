@@ -172,7 +172,7 @@ class Pruning(Method[State], ABC):
 
     @property
     def acts_on_sublayers(self) -> bool:
-        return self.scope == "sublayer"
+        return self.scope == "sublayer" or type(self).run_sublayer is not Pruning.run_sublayer
 
     @property
     def restoration(self) -> Restoration:
