@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def test_commands_parse(page: Path) -> None:
     group: Any = typer.main.get_command(app)
     for name, *arguments in commands(page):
         group.commands[name].make_context(name, arguments)  # raises for an unknown option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_that_pages_run_exist(page: Path) -> None:
+    for module in re.findall(r"-m ((?:benchmarks|training|tests)[\w.]*)", page.read_text(encoding="utf-8")):
+        assert find_spec(module) is not None, module
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
