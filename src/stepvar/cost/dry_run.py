@@ -236,9 +236,10 @@ class AlikeBlocks:
         for layer in range(first, self.depth if last is None else last):
             kind, place = self._kinds[layer]
             if place < RUN_OF_EACH_KIND or kind not in self._spent:
-                with self._meter.part(lambda: (tokens.features,)) as found:  # noqa: B023 (read within the block)
+                with self._meter.part() as part:
                     tokens = self._run(tokens, layer, layer + 1)
-                self._spent[kind] = found[0]
+                    part.leaving = (tokens.features,)
+                self._spent[kind] = part.spent
             else:
                 self._meter.repeat(self._spent[kind])
         if tokens is entered:

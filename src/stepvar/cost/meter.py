@@ -53,6 +53,19 @@ class Spent:
     kept: tuple[Storage, ...]
 
 
+@dataclass
+class Part:
+    """A part of some work, of which the meter says afterwards what it spent.
+
+    Attributes:
+        leaving: to be told inside: the tensors that take the place of those that the part was given, and that are
+            therefore not kept beside them if it is repeated.
+    """
+
+    leaving: tuple[Tensor, ...] = ()
+    spent: Spent = Spent(0, 0, ())
+
+
 class Meter(TorchDispatchMode):
     """Meters all operations on a device that are started inside ``with meter:``.
 
@@ -93,21 +106,16 @@ class Meter(TorchDispatchMode):
         self.peak = self.held
 
     @contextmanager
-    def part(self, leaving: Callable[[], Iterable[Tensor]]) -> Iterator[list[Spent]]:
-        """Meters a part of the work by itself; what it :class:`Spent` is in the list behind the block.
-
-        Args:
-            leaving: asked behind the part: the tensors that take the place of those that it was given, and that are
-                therefore not kept beside them if the part is repeated.
-        """
-        found: list[Spent] = []
+    def part(self) -> Iterator[Part]:
+        """Meters a part of the work by itself."""
+        part = Part()
         flops, held, peak, made = self.flops, self.held, self.peak, self._made
         self.peak, self._made = held, []
-        yield found
-        passed_on = [self._alive.get(tensor.untyped_storage()._cdata) for tensor in leaving()]
+        yield part
+        leaving = [self._alive.get(tensor.untyped_storage()._cdata) for tensor in part.leaving]
         kept = [storage for storage in self._made if storage.times]
-        own = tuple(storage for storage in kept if storage not in passed_on)
-        found.append(Spent(self.flops - flops, self.peak - held, own))
+        own = tuple(storage for storage in kept if storage not in leaving)
+        part.spent, part.leaving = Spent(self.flops - flops, self.peak - held, own), ()
         self.peak, self._made = max(self.peak, peak), made + kept
 
     def repeat(self, spent: Spent) -> None:

@@ -1,0 +1,1 @@
+"""The recipe of "wardrobe", the embedded text-to-image model of photographs: see docs/models/wardrobe.md."""

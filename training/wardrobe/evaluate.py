@@ -1,0 +1,208 @@
+"""What "wardrobe" can do: ``python -m training.wardrobe.evaluate --photographs FOLDER --model runs/wardrobe/packed``.
+
+Of the tokenizer: PSNR, fine detail and hue on held-out photographs. Of the whole: pictures of the captions of held-out
+photographs, looked at by a probe (a logistic regression on features of EfficientNet-Lite0, trained on the training
+photographs) for the garment and by the captions' own rule for the colour; and the training photographs nearest to each
+of 32 of them, shown. Everything on the CPU or a GPU, with fixed seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stepvar import Pipeline
+from training.wardrobe.captioned import Captioned
+from training.wardrobe.captions import Description, caption
+from training.wardrobe.colours import COLOURS
+from training.wardrobe.lite0 import load_lite0
+from training.wardrobe.looks import sheet
+from training.wardrobe.measure import FINE, Measurer
+from training.wardrobe.photographs import Photographs, middle_boxes, read_photographs
+from training.wardrobe.presets import PRESETS
+from training.wardrobe.stage import Options
+from training.wardrobe.tokenizer import check_tokenizer, draw_copies, read_tokenizer
+
+SIDE = 224
+ROUNDS = 400
+RATIO = 1.333
+
+
+@torch.no_grad()
+def features(pictures: Tensor, network: Any, batch: int = 32) -> Tensor:
+    """Features (N, 1280) of pictures (N, 3, H, W) in [0, 1], squeezed to the network's square."""
+    parts = []
+    for part in pictures.split(batch):
+        small = F.interpolate(part, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+        parts.append(network(small * 2 - 1))
+    return torch.cat(parts)
+
+
+def whole_photographs(photographs: Photographs, index: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middles of photographs as (N, 3, h, w) in [0, 1]."""
+    straight = torch.zeros(len(index), dtype=torch.bool, device=index.device)
+    return photographs.crop(index, middle_boxes(photographs, index, size), straight, size)
+
+
+class Probe:
+    """A logistic regression on standardised features, with weight decay.
+
+    Args:
+        found: (N, F) features; labels: (N,) class numbers.
+    """
+
+    def __init__(self, found: Tensor, labels: Tensor, classes: int, decay: float = 3e-3) -> None:
+        self.mean, self.spread = found.mean(0), found.std(0) + 1e-4
+        self.weight = torch.zeros(found.shape[1], classes, requires_grad=True)
+        self.bias = torch.zeros(classes, requires_grad=True)
+        known = self._standardised(found)
+        optimiser = torch.optim.LBFGS([self.weight, self.bias], max_iter=ROUNDS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            loss = F.cross_entropy(known @ self.weight + self.bias, labels) + decay * self.weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+
+    def _standardised(self, found: Tensor) -> Tensor:
+        return (found - self.mean) / self.spread
+
+    @torch.no_grad()
+    def classes(self, found: Tensor) -> Tensor:
+        return (self._standardised(found) @ self.weight + self.bias).argmax(1)
+
+
+def colour_verdicts(pictures: Tensor, wanted: list[Description]) -> tuple[float, float]:
+    """Shares of pictures whose main colour is the caption's first, and that show it as first or second."""
+    fine = F.interpolate(pictures, size=(FINE, FINE), mode="area")
+    first, second, _ = Measurer.of(fine).colours()
+    exact = [COLOURS[a] == item.first for a, item in zip(first.tolist(), wanted, strict=True)]
+    shown = [
+        item.first in (COLOURS[a], COLOURS[b] if b >= 0 else "")
+        for a, b, item in zip(first.tolist(), second.tolist(), wanted, strict=True)
+    ]
+    return sum(exact) / len(exact), sum(shown) / len(shown)
+
+
+def draw(pipeline: Pipeline, captions: list[str], seed: int, **settings: Any) -> Tensor:
+    """Pictures (N, 3, H, W) in [0, 1] of captions, 3:4, each with a seed of its own."""
+    parts = []
+    for start in range(0, len(captions), 8):
+        part = captions[start : start + 8]
+        seeds = [seed + start + place for place in range(len(part))]
+        drawn = pipeline(part, seed=seeds, aspect_ratio="3:4", output_type="pt", **settings).images
+        parts.append(torch.stack(list(drawn)).float().cpu())
+    return torch.cat(parts)
+
+
+def chosen(source: Captioned, count: int, seed: int) -> list[tuple[int, Description]]:
+    """Held-out photographs and what their captions say, at random; those of label "Other" name no garment."""
+    index = source.photographs.where(True).tolist()
+    random.Random(seed).shuffle(index)
+    found = [(place, source.description(place)) for place in index]
+    return [(place, item) for place, item in found if item.label != "Other"][:count]
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures; sheets are written beside the model."""
+    torch.manual_seed(0)
+    preset, device = PRESETS[arguments.preset], torch.device(arguments.device)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    options = Options(preset, arguments.photographs, out, 0.0, device)
+    photographs = read_photographs([arguments.photographs], device, arguments.most)
+    pipeline = None if arguments.model is None else Pipeline.from_pretrained(arguments.model, device=device)
+    tokenizer = read_tokenizer(options, arguments.tokenizer) if pipeline is None else pipeline.model.tokenizer
+    found: dict[str, Any] = {"tokenizer": check_tokenizer(tokenizer, photographs, options)}
+    draw_copies(tokenizer, photographs, options)
+    print(json.dumps(found), flush=True)
+    if pipeline is None:
+        return found
+    source = Captioned(photographs, preset)
+    items = chosen(source, arguments.count, arguments.seed)
+    captions = [caption(item) for _, item in items]
+    drawn = draw(pipeline, captions, arguments.seed, **arguments.settings)
+    wanted = [item for _, item in items]
+    found["colour_first"], found["colour_shown"] = colour_verdicts(drawn, wanted)
+    rows = [list(drawn[start : start + 8]) for start in range(0, min(64, len(drawn)), 8)]
+    titles = [captions[start : start + 8] for start in range(0, min(64, len(drawn)), 8)]
+    sheet(out / "drawn.png", rows, titles, side=192)
+    print(json.dumps(found), flush=True)
+    found |= probe_and_neighbours(source, drawn, items, out)
+    found |= {"captions": len(captions), "settings": arguments.settings, "seed": arguments.seed}
+    (out / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def probe_and_neighbours(
+    source: Captioned, drawn: Tensor, items: list[tuple[int, Description]], out: Path
+) -> dict[str, Any]:
+    """The probe's verdicts, on held-out photographs as a bound, and the training photographs nearest to 32 pictures."""
+    photographs, size = source.photographs, source.preset.size(RATIO)
+    network = load_lite0().to(drawn.device)
+    train, held = photographs.where(False), photographs.where(True)
+    names = sorted({facts.label for facts in photographs.facts if facts.label})
+    number = {name: place for place, name in enumerate(names)}
+
+    def numbers(index: Tensor) -> Tensor:
+        return torch.tensor([number[photographs.facts[place].label] for place in index.tolist()])
+
+    def seen(index: Tensor) -> Tensor:
+        parts = [features(whole_photographs(photographs, part, size), network) for part in index.split(64)]
+        return torch.cat(parts).cpu()
+
+    known = seen(train)
+    probe = Probe(known, numbers(train), len(names))
+    real = float((probe.classes(seen(held)) == numbers(held)).float().mean())
+    mine = features(drawn, network).cpu()
+    wanted = torch.tensor([number[item.label] for _, item in items])
+    right = probe.classes(mine) == wanted
+    by_label = {
+        name: round(float(right[wanted == place].float().mean()), 2)
+        for name, place in number.items()
+        if (wanted == place).any()
+    }
+    near = F.normalize(mine[:32], dim=1) @ F.normalize(known, dim=1).T
+    best = near.topk(3, dim=1)
+    rows = []
+    for start in range(0, min(32, len(drawn)), 4):
+        row: list[Tensor] = []
+        for place in range(start, min(start + 4, len(drawn), 32)):
+            row += [drawn[place], *whole_photographs(photographs, train[best.indices[place]], size)]
+        rows.append(row)
+    sheet(out / "neighbours.png", rows, side=128)
+    return {
+        "garment_right": float(right.float().mean()),
+        "garment_right_on_photographs": real,
+        "by_label": by_label,
+        "nearest_similarity": round(float(best.values[:, 0].mean()), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photographs", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, help="model folder")
+    what.add_argument("--tokenizer", type=Path, help="weights of a tokenizer, which alone is looked at")
+    parser.add_argument("--out", type=Path, required=True, help="folder for figures and sheets")
+    parser.add_argument("--count", type=int, default=128, help="captions to draw")
+    parser.add_argument("--most", type=int, help="read no more photographs than this")
+    parser.add_argument("--settings", type=json.loads, default={}, help='such as {"guidance_scale": 2}')
+    parser.add_argument("--preset", choices=PRESETS, default="wardrobe")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    print(json.dumps(evaluate(parser.parse_args()), indent=1))
+
+
+if __name__ == "__main__":
+    main()
