@@ -6,16 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stepvar.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    QuietOption,
-    RevisionOption,
-    VariantOption,
-    load_pipeline,
-    parse_method,
-)
+from stepvar.cli import options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    model: ModelOption = "scenes",
-    variant: VariantOption = None,
-    revision: RevisionOption = None,
+    model: options.Model = "scenes",
+    variant: options.Variant = None,
+    revision: options.Revision = None,
     method: Annotated[str, typer.Option("--method", help="Whose settings are measured; see 'methods'.")] = "stepvar",
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
-    aspect_ratio: Annotated[str | None, typer.Option(help="Width to height, such as 3:2.")] = None,
-    resolution: Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")] = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    aspect_ratio: options.AspectRatio = None,
+    resolution: options.Resolution = None,
     num_images: Annotated[int, typer.Option(help="Images generated at once.")] = 1,
-    quiet: QuietOption = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure a method on a model and this device again, for --speedup, and keep the figures."""
-    chosen = parse_method(method, {}, [])
-    pipe = load_pipeline(model, device, dtype, variant, revision)
+    chosen = options.parse_method(method, {}, [])
+    pipe = options.load_pipeline(model, device, dtype, variant, revision)
 
     from rich.console import Console
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stepvar.cli.options import DTYPES, QuietOption, parse_dtype
+from stepvar.cli import options
 
 
 def convert(
@@ -19,12 +19,13 @@ def convert(
         Path | None, typer.Option(help="The tokenizer's file, where it does not lie beside the transformer's.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; without it each weight stays as it is stored.")
+        str | None,
+        typer.Option(help=f"One of {', '.join(options.DTYPES)}; default: as each weight is stored."),
     ] = None,
-    quiet: QuietOption = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write a checkpoint as a model folder: safetensors files and a configuration."""
-    precision = None if dtype is None else parse_dtype(dtype)
+    precision = None if dtype is None else options.parse_dtype(dtype)
 
     from stepvar.checkpoints import convert_model
     from stepvar.utils.progress import bar

@@ -8,16 +8,8 @@ from typing import Annotated
 
 import typer
 
-from stepvar.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    QuietOption,
-    RunsOption,
-    load_pipeline,
-    output_path,
-)
-from stepvar.cli.speedup import SpeedupOption, fit_settings
+from stepvar.cli import options
+from stepvar.cli.speedup import fit_settings
 from stepvar.utils.files import check_writable, write_text
 
 CAPTION = "a large red striped circle left of a small blue star on grass"
@@ -28,17 +20,17 @@ def demo(
         "demo.png"
     ),
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 7,
-    model: ModelOption = "scenes",
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
-    speedup: SpeedupOption = None,
-    runs: RunsOption = 5,
-    quiet: QuietOption = False,
+    model: options.Model = "scenes",
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    speedup: options.Speedup = None,
+    runs: options.Runs = 5,
+    quiet: options.Quiet = False,
 ) -> None:
     """Generate a scene dense and with StepVAR, write both on one sheet and print what they cost."""
-    numbers = output_path("out", out, ".png").with_suffix(".json")
+    numbers = options.output_path("out", out, ".png").with_suffix(".json")
     check_writable(numbers)
-    pipe = load_pipeline(model, device, dtype)
+    pipe = options.load_pipeline(model, device, dtype)
 
     from stepvar.cli.comparison import print_comparison, run_comparison, sheet
     from stepvar.cli.generate import describe

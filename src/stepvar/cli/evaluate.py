@@ -12,17 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepvar import __version__
-from stepvar.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    QuietOption,
-    TextEncoderOption,
-    VariantOption,
-    load_pipeline,
-    parse_method,
-    parse_numbers,
-)
+from stepvar.cli import options
 from stepvar.errors import UsageError
 from stepvar.utils.progress import bar
 
@@ -62,9 +52,9 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a run that it holds goes on.")],
     methods: Methods = None,
     prompts: Prompts = "scenes",
-    model: ModelOption = "scenes",
-    variant: VariantOption = None,
-    text_encoder: TextEncoderOption = None,
+    model: options.Model = "scenes",
+    variant: options.Variant = None,
+    text_encoder: options.TextEncoder = None,
     seeds: Annotated[str, typer.Option(help="Every prompt is generated with each, such as 0,1.")] = "0",
     limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None,
     batch: Annotated[int, typer.Option(help="Images generated at once.")] = 8,
@@ -72,13 +62,13 @@ def evaluate(
     timed: Annotated[int, typer.Option("--timed-batch", help="Images at once while methods are timed.")] = 1,
     scores: Scores = None,
     reference: Reference = None,
-    guidance_scale: Annotated[str | None, typer.Option(help="One number, or one per scale.")] = None,
-    temperature: Annotated[str | None, typer.Option(help="One number, or one per scale.")] = None,
-    aspect_ratio: Annotated[str | None, typer.Option(help="Width to height, such as 3:2.")] = None,
-    resolution: Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")] = None,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
-    quiet: QuietOption = False,
+    guidance_scale: options.GuidanceScale = None,
+    temperature: options.Temperature = None,
+    aspect_ratio: options.AspectRatio = None,
+    resolution: options.Resolution = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    quiet: options.Quiet = False,
 ) -> None:
     """Compare methods on many prompts: fidelity, semantics, sets of images, cost."""
     for name, value, least in (("batch", batch, 1), ("rounds", rounds, 0), ("timed-batch", timed, 1)):
@@ -100,14 +90,14 @@ def evaluate(
         require(package)  # before anything is generated
     suite = load_prompts(prompts).limited(limit)
     settings = {
-        "guidance_scale": parse_numbers("guidance_scale", guidance_scale),
-        "temperature": parse_numbers("temperature", temperature),
+        "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
+        "temperature": options.parse_numbers("temperature", temperature),
         "aspect_ratio": aspect_ratio,
         "resolution": resolution,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     real = reference_files(reference) if reference is not None else []
-    pipe = load_pipeline(model, device, dtype, variant, None, text_encoder)
+    pipe = options.load_pipeline(model, device, dtype, variant, None, text_encoder)
     measures, notes = load_measures(pipe, suite, [name.strip() for name in scores.split(",")] if scores else [])
     features = None if measures.domain is not None and not real else load_features(pipe.device, bool(real), notes)
     candidates = supported(pipe, with_baselines(chosen), [label for label, _ in chosen], settings, notes)
@@ -147,7 +137,7 @@ def evaluate(
 def report(
     run: Annotated[Path, typer.Argument(help="The folder that 'stepvar eval --out' wrote.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: report.html in the run.")] = None,
-    quiet: QuietOption = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Make a page and a table of an evaluation, also of one that is not finished."""
     from stepvar.evaluation.folder import RunFolder
@@ -180,7 +170,7 @@ def parse_methods(texts: Sequence[str]) -> list[tuple[str, Method]]:
         words = text.split()
         if not words:
             raise UsageError("methods '': give a method, such as 'stepvar keep=0.5'")
-        found.append((" ".join(words), parse_method(words[0], {}, words[1:])))
+        found.append((" ".join(words), options.parse_method(words[0], {}, words[1:])))
     return found
 
 

@@ -11,24 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepvar import __version__
-from stepvar.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    OffloadOption,
-    QuietOption,
-    RevisionOption,
-    RunsOption,
-    SeedOption,
-    TextEncoderOption,
-    TileOption,
-    VariantOption,
-    load_pipeline,
-    output_path,
-    parse_method,
-    parse_numbers,
-)
-from stepvar.cli.speedup import SpeedupOfOption, SpeedupOption, fit_settings, method_to_fit, parse_scope
+from stepvar.cli import options
+from stepvar.cli.speedup import fit_settings, method_to_fit, parse_scope
 from stepvar.errors import UsageError
 from stepvar.utils.files import check_writable, write_text
 
@@ -65,11 +49,11 @@ class Files:
             check_video_path(self.out)
             check_quality(self.quality)
         else:
-            output_path("out", self.out, ".png")
+            options.output_path("out", self.out, ".png")
         if self.report is not None:
             check_writable(self.report)
         if self.preview is not None:
-            output_path("preview", self.preview, ".png")
+            options.output_path("preview", self.preview, ".png")
         given = [path.absolute() for path in (self.out, self.report, self.preview) if path is not None]
         if len(set(given)) < len(given):
             raise UsageError("out, report and preview: must be different files")
@@ -121,37 +105,21 @@ MethodName = Annotated[
         "Default: stepvar with --keep, --set, --speedup or --compare, else dense.",
     ),
 ]
-Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
-Last = Annotated[str | None, typer.Option(help="How many scales from the end are pruned.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="Any setting of the method; of one among several, drop-guidance.last=2."
-    ),
-]
 Negative = Annotated[str | None, typer.Option(help="What to lead away from.")]
-Guidance = Annotated[
-    str | None,
-    typer.Option(help="How closely to follow the prompt; one number, or one per scale; 1 turns guidance off."),
-]
 GuidanceSchedule = Annotated[
     str | None, typer.Option(help="How one guidance scale is spread over the scales: constant, linear, linear-hold.")
 ]
 GuidanceType = Annotated[str | None, typer.Option(help="How the guidance branches are combined: cfg or apg.")]
-Temperature = Annotated[str | None, typer.Option(help="Lower is more decided; one number, or one per scale.")]
 TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 takes the most likely.")]
 TopP = Annotated[float | None, typer.Option(help="Probability kept before sampling.")]
 MoreSmooth = Annotated[
     bool | None,
     typer.Option(help="Models with a codebook: blends of codes, which look smoother; default: the model's own."),
 ]
-AspectRatio = Annotated[str | None, typer.Option(help="Width to height, such as 3:2; default: the model's own.")]
-Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 generates an image.")]
 ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: an image that the video begins with.")]
 VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video to go on from.")]
 Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes after every prompt.")]
 Quality = Annotated[int, typer.Option(help="Of MP4 files, 0 (small) to 100 (large).")]
-Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
 NumImages = Annotated[int, typer.Option(help="Images per prompt.")]
 ReportFile = Annotated[Path | None, typer.Option(help="JSON file for what it cost, scale by scale.")]
 Compare = Annotated[
@@ -163,43 +131,43 @@ PreviewFile = Annotated[Path | None, typer.Option(help="PNG file for the image a
 
 def generate(
     prompt: Prompts,
-    model: ModelOption = "scenes",
-    variant: VariantOption = None,
-    revision: RevisionOption = None,
-    text_encoder: TextEncoderOption = None,
-    offload_text_encoder: OffloadOption = False,
-    tile: TileOption = None,
-    seed: SeedOption = None,
+    model: options.Model = "scenes",
+    variant: options.Variant = None,
+    revision: options.Revision = None,
+    text_encoder: options.TextEncoder = None,
+    offload_text_encoder: options.Offload = False,
+    tile: options.Tile = None,
+    seed: options.Seed = None,
     out: Out = None,
     method: MethodName = None,
-    keep: Keep = None,
-    last: Last = None,
-    set_: Settings = None,
-    speedup: SpeedupOption = None,
-    speedup_of: SpeedupOfOption = None,
+    keep: options.Keep = None,
+    last: options.Last = None,
+    set_: options.Settings = None,
+    speedup: options.Speedup = None,
+    speedup_of: options.SpeedupOf = None,
     negative_prompt: Negative = None,
-    guidance_scale: Guidance = None,
+    guidance_scale: options.GuidanceScale = None,
     guidance_schedule: GuidanceSchedule = None,
     guidance_type: GuidanceType = None,
-    temperature: Temperature = None,
+    temperature: options.Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
     more_smooth: MoreSmooth = None,
-    aspect_ratio: AspectRatio = None,
-    resolution: Resolution = None,
-    seconds: Seconds = None,
+    aspect_ratio: options.AspectRatio = None,
+    resolution: options.Resolution = None,
+    seconds: options.Seconds = None,
     image: ImageFile = None,
     video: VideoFile = None,
     prompt_suffix: Suffix = None,
     quality: Quality = 65,
     num_images: NumImages = 1,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
     report: ReportFile = None,
     compare: Compare = False,
-    runs: RunsOption = 3,
+    runs: options.Runs = 3,
     preview: PreviewFile = None,
-    quiet: QuietOption = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Generate images or videos from prompts."""
     files = Files(out or Path("scene.png"), report, preview, quality)
@@ -208,14 +176,14 @@ def generate(
     if method is None:
         method = "stepvar" if compare or keep or last or set_ or speedup is not None else "dense"
     scope = parse_scope(speedup_of, speedup)
-    parse = parse_method if speedup is None else method_to_fit
+    parse = options.parse_method if speedup is None else method_to_fit
     chosen = parse(method, {"keep": keep, "last": last}, set_ or [])
     settings = {
         "negative_prompt": negative_prompt,
-        "guidance_scale": parse_numbers("guidance_scale", guidance_scale),
+        "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
         "guidance_schedule": guidance_schedule,
         "guidance_type": guidance_type,
-        "temperature": parse_numbers("temperature", temperature),
+        "temperature": options.parse_numbers("temperature", temperature),
         "top_k": top_k,
         "top_p": top_p,
         "more_smooth": more_smooth,
@@ -227,7 +195,7 @@ def generate(
         "video": video,
         "prompt_suffix": prompt_suffix,
     }
-    pipe = load_pipeline(model, device, dtype, variant, revision, text_encoder)
+    pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder)
     if offload_text_encoder:
         pipe.enable_text_encoder_offload()
     if tile is not None:

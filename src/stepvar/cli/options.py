@@ -23,25 +23,47 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
 
-ModelOption = Annotated[
+Model = Annotated[
     str, typer.Option("--model", help="An embedded model, a repository on the hub, or a local folder or file.")
 ]
-VariantOption = Annotated[str | None, typer.Option("--variant", help="Which released size, such as 2b or d30.")]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")]
-TextEncoderOption = Annotated[
+Variant = Annotated[str | None, typer.Option("--variant", help="Which released size, such as 2b or d30.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")]
+TextEncoder = Annotated[
     str | None, typer.Option("--text-encoder", help="Another T5 than the model's own: a name on the hub, or a folder.")
 ]
-OffloadOption = Annotated[
+Offload = Annotated[
     bool, typer.Option("--offload-text-encoder", help="Keep the text encoder on the CPU but while it encodes.")
 ]
-TileOption = Annotated[int | None, typer.Option("--tile", help="Decode by tiles of this many latent cells.")]
-DeviceOption = Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}.")]
-DtypeOption = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
-SeedOption = Annotated[
-    int | None, typer.Option("--seed", help="Image i uses SEED + i; without it one is chosen at random.")
+Tile = Annotated[int | None, typer.Option("--tile", help="Decode by tiles of this many latent cells.")]
+Device = Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}.")]
+Dtype = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Image i uses SEED + i; without it one is chosen at random.")]
+Runs = Annotated[int, typer.Option("--runs", help="Rounds that are timed, after one to warm up.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
+Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
+Last = Annotated[str | None, typer.Option(help="How many scales from the end are pruned.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any setting of the method; of one among several, drop-guidance.last=2."
+    ),
 ]
-RunsOption = Annotated[int, typer.Option("--runs", help="Rounds that are timed, after one to warm up.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
+GuidanceScale = Annotated[
+    str | None,
+    typer.Option(help="How closely to follow the prompt; one number, or one per scale; 1 turns guidance off."),
+]
+Temperature = Annotated[str | None, typer.Option(help="Lower is more decided; one number, or one per scale.")]
+AspectRatio = Annotated[str | None, typer.Option(help="Width to height, such as 3:2; default: the model's own.")]
+Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
+Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 generates an image.")]
+Speedup = Annotated[
+    float | None,
+    typer.Option("--speedup", help="How many times as fast as dense, in place of --keep and --last; see 'calibrate'."),
+]
+SpeedupOf = Annotated[
+    str | None,
+    typer.Option("--speedup-of", help="What --speedup is of: the whole image (default), or the scales alone."),
+]
 
 
 def load_pipeline(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stepvar.cli import options
 from stepvar.cli.listing import print_table
-from stepvar.cli.options import DtypeOption, ModelOption, TileOption, VariantOption, parse_dtype, parse_method
 from stepvar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,14 +18,8 @@ if TYPE_CHECKING:
     from stepvar.cost.dry_run import DryRun
 
 MethodName = Annotated[str, typer.Option("--method", help="See 'stepvar methods'.")]
-Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
-Last = Annotated[str | None, typer.Option(help="How many scales from the end are pruned.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the method.")]
-AspectRatio = Annotated[str | None, typer.Option(help="Width to height, such as 3:2; default: the model's own.")]
-Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such as 0.25M.")]
-Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 is a picture.")]
 Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 runs one branch.")]
-NumImages = Annotated[int, typer.Option(help="Pictures or videos drawn at once.")]
+NumImages = Annotated[int, typer.Option(help="Images or videos generated at once.")]
 Text = Annotated[int, typer.Option(help="Tokens of the prompt.")]
 Memory = Annotated[
     float | None,
@@ -34,29 +28,29 @@ Memory = Annotated[
 
 
 def plan(
-    model: ModelOption = "scenes",
-    variant: VariantOption = None,
+    model: options.Model = "scenes",
+    variant: options.Variant = None,
     method: MethodName = "dense",
-    keep: Keep = None,
-    last: Last = None,
-    set_: Settings = None,
-    aspect_ratio: AspectRatio = None,
-    resolution: Resolution = None,
-    seconds: Seconds = None,
+    keep: options.Keep = None,
+    last: options.Last = None,
+    set_: options.Settings = None,
+    aspect_ratio: options.AspectRatio = None,
+    resolution: options.Resolution = None,
+    seconds: options.Seconds = None,
     guidance_scale: Guidance = None,
     num_images: NumImages = 1,
     text: Text = 128,
-    dtype: DtypeOption = "bfloat16",
-    tile: TileOption = None,
+    dtype: options.Dtype = "bfloat16",
+    tile: options.Tile = None,
     memory: Memory = None,
 ) -> None:
     """Show what a generation will compute and how much memory it needs, beside dense; fails if it does not fit."""
-    precision = parse_dtype(dtype)
+    precision = options.parse_dtype(dtype)
     if num_images < 1 or text < 1:
         raise UsageError(f"num-images={num_images}, text={text}: must be at least 1")
     if method == "dense" and (keep or last or set_):
         method = "stepvar"
-    chosen = parse_method(method, {"keep": keep, "last": last}, set_ or [])
+    chosen = options.parse_method(method, {"keep": keep, "last": last}, set_ or [])
 
     from stepvar.checkpoints.loading import meta_model
     from stepvar.cost.memory import check_fits

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from stepvar.cli.options import parse_method
+from stepvar.cli import options
 from stepvar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,14 +13,6 @@ if TYPE_CHECKING:
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
-SpeedupOption = Annotated[
-    float | None,
-    typer.Option("--speedup", help="How many times as fast as dense, in place of --keep and --last; see 'calibrate'."),
-]
-SpeedupOfOption = Annotated[
-    str | None,
-    typer.Option("--speedup-of", help="What --speedup is of: the whole image (default), or the scales alone."),
-]
 SCOPES = ("image", "scales")
 SETTINGS = (
     "guidance_scale",
@@ -63,7 +53,7 @@ def method_to_fit(name: str, given: dict[str, str | None], settings: Sequence[st
     for option, text in given.items():
         if text is not None:
             raise UsageError(f"speedup and {option}: give one of them; the speed-up decides what is kept")
-    method = parse_method(name, given, settings)
+    method = options.parse_method(name, given, settings)
     varied = method.varied if isinstance(method, Compose) else method
     for setting in settings:
         owner, _, key = setting.partition("=")[0].strip().replace("-", "_").rpartition(".")

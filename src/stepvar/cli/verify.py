@@ -7,23 +7,23 @@ from typing import Annotated
 
 import typer
 
+from stepvar.cli import options
 from stepvar.cli.listing import print_table
-from stepvar.cli.options import DeviceOption, DtypeOption, parse_device, parse_dtype
 
 
 def verify(
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="[PATH]...", help="Golden files, or folders of them.")
     ] = None,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
 ) -> None:
     """Check that this installation computes what the original implementations computed.
 
     What they computed is recorded in golden files; without a path, those that come with the package are taken. The
     last line says yes or no, and the exit status is 0 or 1.
     """
-    place, precision = parse_device(device), parse_dtype(dtype)
+    place, precision = options.parse_device(device), options.parse_dtype(dtype)
 
     from stepvar.conformance import all_passed, results_table, skipped_lines, verdict, verify
 
