@@ -15,7 +15,7 @@ from stepvar.core.sampling import sample_pass
 from stepvar.core.stack import Sublayer, SublayerRef, run_dense
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, MethodState
-from stepvar.models.base import NextScaleModel
+from stepvar.models.model import NextScaleModel
 
 Condition = TypeVar("Condition")
 State = TypeVar("State")

@@ -42,7 +42,7 @@ def test_from_the_hub(release: Release, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(hub, "_download", download)
     assert_holds(load_model("mit-han-lab/hart-0.7b-1024px"), release)
-    assert asked == [(checkpoint.REPOS[0], "tokenizer"), (checkpoint.REPOS[0], "llm")]
+    assert asked == [(checkpoint.FAMILY.repos[0], "tokenizer"), (checkpoint.FAMILY.repos[0], "llm")]
 
 
 def test_conversion(release: Release, tmp_path: Path) -> None:

@@ -12,15 +12,12 @@ from stepvar.core.guidance import (
     GUIDANCE_SCHEDULES,
     GUIDANCE_TYPES,
     branches_for,
-    cfg_insertion_blocks,
     classifier_free_guidance,
     constant,
     guidance_per_pass,
-    guided_logits,
     hold_last,
     linear,
     linear_hold,
-    logit_rows,
     relative_scales,
 )
 from stepvar.core.plan import Step, resolve
@@ -100,9 +97,9 @@ def step_of(guidance: float, later: float = 1.0, cfg_layers: tuple[int, ...] = (
 
 
 def test_blocks_behind_which_guidance_is_applied() -> None:
-    assert cfg_insertion_blocks(step_of(3.0, cfg_layers=(0, -1, -3)), 8) == {7, 5}
-    assert cfg_insertion_blocks(step_of(3.0), 8) == frozenset()
-    assert cfg_insertion_blocks(step_of(1.0, 3.0, cfg_layers=(-1,)), 8) == frozenset()  # nothing is guided here
+    assert step_of(3.0, cfg_layers=(0, -1, -3)).cfg_blocks(8) == {7, 5}
+    assert step_of(3.0).cfg_blocks(8) == frozenset()
+    assert step_of(1.0, 3.0, cfg_layers=(-1,)).cfg_blocks(8) == frozenset()  # nothing is guided here
 
 
 @pytest.mark.parametrize(
@@ -118,7 +115,7 @@ def test_blocks_behind_which_guidance_is_applied() -> None:
     ids=str,
 )
 def test_logits_of_a_pass(step: Step, rows: int, expected: str) -> None:
-    assert logit_rows(step) == rows
+    assert step.logit_rows == rows
     values = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
     asked: list[int] = []
 
@@ -132,11 +129,11 @@ def test_logits_of_a_pass(step: Step, rows: int, expected: str) -> None:
         "unconditional": values[2:],
         "alone": values[:2],  # its rows are the only ones
     }
-    assert torch.equal(guided_logits(logits, step), wanted[expected]) and asked == [rows]
+    assert torch.equal(step.guided_logits(logits), wanted[expected]) and asked == [rows]
 
 
 def test_temperature_divides_before_guidance() -> None:
     settings = replace(make_settings(SQUARE, combine=GUIDANCE_TYPES["apg"]), temperature=(0.5,) * 5)
     cold = resolve(settings, 2, 8).steps[0]
     values = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(guided_logits(lambda _: values, cold), GUIDANCE_TYPES["apg"](values / 0.5, 3.0))
+    assert torch.equal(cold.guided_logits(lambda _: values), GUIDANCE_TYPES["apg"](values / 0.5, 3.0))

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from stepvar.core.guidance import classifier_free_guidance
 from stepvar.core.plan import Plan, Settings, Step, resolve
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.methods import FastVAR, SkipLast
@@ -44,7 +43,7 @@ def test_a_row_holds_what_its_pass_needs() -> None:
     assert (step.samples, step.branches, step.rows, step.row_slice) == (2, 2, 4, slice(0, 4))
     assert (step.guidance, step.temperature, step.top_k, step.relative_scale) == (3, 1.0, 4, 0.5)
     assert (step.forced, step.computed, step.is_last) == (False, True, False) and plan.steps[-1].is_last
-    assert step.settings is settings and step.combine is classifier_free_guidance and step.cfg_layers == (0,)
+    assert step.settings is settings
     assert (plan.schedule, plan.depth, plan.samples, plan.rows) == (VIDEO, DEPTH, 2, 4)
     with pytest.raises(KeyError):
         plan_of(SkipLast(1).edit(settings)).step(6)
@@ -83,17 +82,14 @@ def test_what_is_skipped_is_not_attended_to() -> None:
 def test_a_dense_plan_runs_every_token_through_every_block() -> None:
     plan = plan_of(make_settings(SQUARE))
     assert [step.tokens for step in plan.steps] == [(grid.size,) * DEPTH for grid in SQUARE]
-    assert [step.spans for step in plan.steps] == [[(0, DEPTH, grid.size)] for grid in SQUARE]
     assert plan.cache_tokens == (SQUARE.size,) * DEPTH
     assert plan.attended(plan.steps[2]) == (1 + 4 + 16,) * DEPTH
 
 
-def test_tokens_of_a_method_make_spans_caches_and_attention() -> None:
+def test_tokens_of_a_method_make_caches_and_attention() -> None:
     plan = resolve(make_settings(SQUARE), 1, DEPTH, half_between)
     last = plan.steps[-1]
     assert last.tokens == (64, 32, 32) and last.fewest_tokens == 32
-    assert last.spans == [(0, 1, 64), (1, 3, 32)]
-    assert plan.steps[0].spans == [(0, 3, 1)]
     assert plan.cache_tokens == (SQUARE.size, SQUARE.size - 32, SQUARE.size - 32)
     assert plan.attended(last) == plan.cache_tokens
 

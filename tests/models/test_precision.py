@@ -12,7 +12,7 @@ from torch import nn
 
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR, StepVAR
-from stepvar.models.infinity.tokenizer import Norm
+from stepvar.models.infinity.tokenizer import WrappedParts
 from stepvar.models.model import VARModel
 from stepvar.models.precision import Precision, apply_precision
 from stepvar.models.var import VARConfig
@@ -172,7 +172,7 @@ def test_every_weight_belongs_somewhere() -> None:
 @pytest.mark.parametrize("dtype", LOW)
 def test_group_statistics_are_float32(dtype: torch.dtype) -> None:
     """Far from zero: statistics in the low format would be off by more than the whole spread."""
-    norm = Norm(32, TINY.tokenizer).to(dtype)
+    norm = WrappedParts(TINY.tokenizer).norm(32).to(dtype)
     x = (30 + 0.5 * torch.randn(1, 32, 64, 64, generator=torch.Generator().manual_seed(0))).to(dtype)
     exact = F.group_norm(x.float(), 32, eps=1e-6)
     low = norm(x)

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.core.tokens import ScaleSchedule
+from stepvar.kernels.norm import Norm
 from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.transformer import Block, Conditioning, InfinityTransformer
-from stepvar.models.layers import layer_norm, merge_heads, split_heads
+from stepvar.models.layers import merge_heads, split_heads
 from stepvar.text import WordEncoder, length_mask
 from training.transformer import initialise
 from training.wardrobe.presets import WardrobePreset
@@ -90,12 +91,12 @@ def run_block(
     def attend_self(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, *reach)
 
-    update = gate1 * block.sa(layer_norm(x, scale1, shift1), 0, attend_self, rotary)
+    update = gate1 * block.sa(Norm("layer", scale=scale1, shift=shift1)(x), 0, attend_self, rotary)
     x = x + F.dropout(update, dropout)
     query = split_heads(block.ca.mat_q(block.ca_norm(x)), block.ca.heads)
     read = F.scaled_dot_product_attention(query, keys.to(query.dtype), values.to(query.dtype), attn_mask=mask)
     x = x + F.dropout(block.ca.proj(merge_heads(read)).to(x.dtype), dropout)
-    return x + F.dropout(gate2 * block.ffn(layer_norm(x, scale2, shift2)), dropout)
+    return x + F.dropout(gate2 * block.ffn(Norm("layer", scale=scale2, shift=shift2)(x)), dropout)
 
 
 torch._dynamo.config.recompile_limit = 32  # one variant for each shape

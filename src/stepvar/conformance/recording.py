@@ -12,7 +12,7 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerHook, SublayerRef
 from stepvar.core.tokens import TokenMap
-from stepvar.models.base import Condition_contra, NextScaleModel, Staged
+from stepvar.models.model import Condition_contra, NextScaleModel, Staged
 
 
 class LatentState(Protocol):

@@ -42,7 +42,7 @@ class KVCache:
     def place(self, layer: int, rows: slice, count: int, keys: Tensor, values: Tensor) -> None:
         """Stores the first ``count`` keys and values of rows that do not compute them with the others.
 
-        The other rows append as many behind this call; no length changes here.
+        The other rows append as many after this call; no length changes here.
 
         Args:
             keys, values: (R or 1, heads, count or 1, head_dim); what is 1 is repeated.

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: its scale over the passes, where it is applied, and how the branches are combined.
+"""Classifier-free guidance: its scale over the passes, and how the branches are combined.
 
 A guidance scale means the same in every family: ``scale * conditional + (1 - scale) * unconditional``. At 1 guidance is
 off and the conditional branch runs alone; at 0 the unconditional branch runs alone.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -64,7 +63,7 @@ class AdaptiveProjectedGuidance:
         if self.threshold > 0:
             size = difference.square().mean(dim=1, keepdim=True).sqrt()
             difference = difference * (self.threshold / size).clamp(max=1.0)
-        # In double precision: what is left behind the projection is a small difference of large sums.
+        # In double precision: what is left after the projection is a small difference of large sums.
         direction = flat.double()
         direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=TINY)
         along = (difference.double() * direction).sum(dim=1, keepdim=True) * direction
@@ -130,54 +129,3 @@ def guidance_per_pass(scale: float | Sequence[float], schedule: str | None, defa
     if schedule is not None:
         raise UsageError("guidance_schedule: guidance_scale already gives one number per scale; give one of the two")
     return list(scale)
-
-
-# Where guidance is applied in a pass.
-
-
-class GuidedPass(Protocol):
-    """What guidance has to know of a pass: a :class:`~stepvar.core.plan.Step` is one."""
-
-    @property
-    def samples(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def guidance(self) -> float: ...
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def applies_cfg(self) -> bool: ...
-    @property
-    def cfg_layers(self) -> tuple[int, ...]: ...
-    @property
-    def combine(self) -> Combine: ...
-
-
-def cfg_insertion_blocks(step: GuidedPass, depth: int) -> frozenset[int]:
-    """The blocks behind which the features of the two branches are combined at a pass."""
-    if not step.applies_cfg:
-        return frozenset()
-    return frozenset(depth + place for place in step.cfg_layers if place < 0)
-
-
-def applies_cfg_on_logits(step: GuidedPass) -> bool:
-    """Whether the logits of the two branches are combined at a pass."""
-    return step.applies_cfg and 0 in step.cfg_layers
-
-
-def logit_rows(step: GuidedPass) -> int:
-    """How many rows the head computes at a pass: the first ones, as far as they are needed."""
-    return step.rows if applies_cfg_on_logits(step) or step.guidance == 0.0 else step.samples
-
-
-def guided_logits(logits: Callable[[int], Tensor], step: GuidedPass) -> Tensor:
-    """Logits (B, N, ...) of a pass with its temperature and, where the branches are combined there, its guidance.
-
-    Args:
-        logits: computes those of the first rows, as many as it is told.
-    """
-    values = logits(logit_rows(step)) / step.temperature
-    if applies_cfg_on_logits(step):
-        return step.combine(values, step.guidance)
-    return values[-step.samples :] if step.guidance == 0.0 else values

@@ -16,7 +16,7 @@ from stepvar.utils.hashing import high_bits, mix_, signed
 CPU_PIECE, DEVICE_PIECE = 2**15 - 1, 2**22
 """How many numbers are hashed at once, so that what is between the steps stays in the cache.
 
-On the CPU PyTorch runs operations of this size in one thread. More threads would have to meet behind each of thousands
+On the CPU PyTorch runs operations of this size in one thread. More threads would have to meet after each of thousands
 of operations, which takes seconds where other processes use the cores, too.
 """
 
@@ -29,7 +29,7 @@ class Noise(Protocol):
         ...
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
-        """Exp(1) variables for the soft codes of a scale, behind those that its symbols were ``drawn`` with."""
+        """Exp(1) variables for the soft codes of a scale, after those that its symbols were ``drawn`` with."""
         ...
 
     def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -43,10 +43,10 @@ class SeededNoise:
     Each image has a seed of its own, so image i of a batch gets the draws that it would get alone; each scale
     starts a stream of its own, so a method that skips scales or prunes tokens shifts nothing. Asked again for a scale,
     it gives the same numbers again, and soft codes take those of the symbols: a soft code is a softened form of the
-    code drawn.
+    code sampled.
 
-    The few numbers of bits (two classes) and of residuals are drawn on the CPU. Codebooks have thousands of classes,
-    of which a CPU draws a large scale more slowly than a GPU runs it: their numbers are hashed on the device of the
+    The few numbers of bits (two classes) and of residuals are sampled on the CPU. Codebooks have thousands of classes,
+    of which a CPU samples a large scale more slowly than a GPU runs it: their numbers are hashed on the device of the
     logits. The integers are the same on every device, their logarithms up to rounding.
     """
 

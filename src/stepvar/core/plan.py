@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 
+from torch import Tensor
+
 from stepvar.core.guidance import UNCONDITIONAL, Combine, branches_for, classifier_free_guidance
 from stepvar.core.tokens import Grid, ScaleSchedule
 
 TokensAt = Callable[["Step", int, int], int]
 """How many tokens run through a block at a pass: (step, layer, depth) -> count."""
-
 
 PAIRS = 8192
 """Attended tokens whose attention takes about as long as the products of one token (6 x width, widths around 1400)."""
@@ -26,7 +27,7 @@ class Settings:
         schedule: the grids, all of them, also those that are not run.
         guidance: one classifier-free guidance scale per pass (see :mod:`stepvar.core.guidance`).
         temperature: one temperature per pass, by which logits are divided.
-        cfg_layers: where the guidance branches are combined: 0 on the logits, -m in front of the last m - 1 blocks
+        cfg_layers: where the guidance branches are combined: 0 on the logits, -m before the last m - 1 blocks
             (after block ``depth - m``, counted from 0). Several places may be given.
         combine: how the logits of the two branches are combined.
         top_k: classes kept before sampling, one number or one per pass; 0 keeps all, 1 takes the most likely.
@@ -207,23 +208,30 @@ class Step:
         return self.branches == 2 and len(branches_for(self.guidance)) == 2
 
     @property
-    def cfg_layers(self) -> tuple[int, ...]:
-        return self.settings.cfg_layers
+    def applies_cfg_on_logits(self) -> bool:
+        """Whether the logits of the two branches are combined."""
+        return self.applies_cfg and 0 in self.settings.cfg_layers
+
+    def cfg_blocks(self, depth: int) -> frozenset[int]:
+        """The blocks after which the features of the two branches are combined."""
+        layers = self.settings.cfg_layers if self.applies_cfg else ()
+        return frozenset(depth + place for place in layers if place < 0)
 
     @property
-    def combine(self) -> Combine:
-        return self.settings.combine
+    def logit_rows(self) -> int:
+        """How many rows the head computes: the first ones, as far as they are needed."""
+        return self.rows if self.applies_cfg_on_logits or self.guidance == 0.0 else self.samples
 
-    @property
-    def spans(self) -> list[tuple[int, int, int]]:
-        """Neighbouring blocks through which equally many tokens run: (first, last exclusive, tokens)."""
-        found: list[tuple[int, int, int]] = []
-        for layer, count in enumerate(self.tokens):
-            if found and found[-1][2] == count:
-                found[-1] = (found[-1][0], layer + 1, count)
-            else:
-                found.append((layer, layer + 1, count))
-        return found
+    def guided_logits(self, logits: Callable[[int], Tensor]) -> Tensor:
+        """Logits (B, N, ...) with temperature and, where the branches are combined there, guidance.
+
+        Args:
+            logits: computes those of the first rows, as many as it is told.
+        """
+        values = logits(self.logit_rows) / self.temperature
+        if self.applies_cfg_on_logits:
+            return self.settings.combine(values, self.guidance)
+        return values[-self.samples :] if self.guidance == 0.0 else values
 
     @property
     def fewest_tokens(self) -> int:
@@ -312,11 +320,8 @@ def resolve(settings: Settings, samples: int, depth: int, tokens_at: TokensAt | 
         tokens_at: how many tokens a method lets run through each block; None: all of them.
     """
     steps = (_row(settings, index, samples) for index in settings.passes)
-    if tokens_at is None:
-        counted = (replace(step, tokens=(step.grid.size,) * depth) for step in steps)
-    else:
-        counts = tokens_at
-        counted = (replace(step, tokens=tuple(counts(step, layer, depth) for layer in range(depth))) for step in steps)
+    count = tokens_at or (lambda step, layer, depth: step.grid.size)
+    counted = (replace(step, tokens=tuple(count(step, layer, depth) for layer in range(depth))) for step in steps)
     return Plan(settings, samples, depth, tuple(counted))
 
 

@@ -60,7 +60,7 @@ class Report:
         stages: seconds of what is not a scale (text, preparation, decoding).
         peak_memory: bytes; on CUDA the allocator's peak during the generation, on the CPU the peak resident
             size of the whole process so far.
-        engine: how the generation ran: "eager", or "graphs"; behind a colon, why not as asked.
+        engine: how the generation ran: "eager", or "graphs"; after a colon, why not as asked.
         seeds: of the images; None when the caller gave a generator.
         schedule: name of the scale schedule.
         settings: the method's.

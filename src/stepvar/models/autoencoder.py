@@ -71,7 +71,7 @@ class Layout:
     """The shape of an autoencoder.
 
     Attributes:
-        latent: channels of the latent picture.
+        latent: channels of the latent.
         widths: channels of each level, the first at full resolution.
         parts: see :class:`Parts`.
         attention: whether the coarsest level and the middle attend.
@@ -204,7 +204,7 @@ class Middle(nn.Module):
 def _level(
     inputs: int, index: int, count: int, layout: Layout, name: str, resample: type[Downsample | Upsample] | None
 ) -> Level:
-    """``count`` residual blocks of a level, and attention behind each of them on the coarsest one."""
+    """``count`` residual blocks of a level, and attention after each of them on the coarsest one."""
     width, parts = layout.widths[index], layout.parts
     blocks = [ResBlock(inputs if i == 0 else width, width, parts) for i in range(count)]
     attends = layout.attention and index == len(layout.widths) - 1
@@ -238,7 +238,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, latent, h, w) -> images (B, 3, stride h, stride w).
 
-    It can be cut in two at a level of ``up``: :meth:`coarse` and :meth:`fine`, one behind the other, are the whole.
+    It can be cut in two at a level of ``up``: :meth:`coarse` and :meth:`fine`, one after the other, are the whole.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -257,7 +257,7 @@ class Decoder(nn.Module):
         self.conv_out = parts.conv(channels, 3)
 
     def coarse(self, x: Tensor, last: int) -> Tensor:
-        """From the latent picture to the blocks of level ``last``; the number of levels: nothing at all."""
+        """From the latent to the blocks of level ``last``; the number of levels: nothing at all."""
         if last == len(self.up):
             return x
         x = self.mid(self.conv_in(x))
@@ -315,7 +315,7 @@ class Decoder(nn.Module):
 
 
 def values_at(widths: Sequence[int], level: int, height: int, width: int) -> int:
-    """Numbers that the decoder holds at a time in the blocks of a level, for one latent picture of height x width.
+    """Numbers that the decoder holds at a time in the blocks of a level, for one latent of height x width.
 
     A residual block holds its input and two maps of the input's width while it normalises; its input, the activated
     map and the first convolution's outcome; or its input, and its outcome three times while the shortcut is added.

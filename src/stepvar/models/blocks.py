@@ -4,27 +4,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.core.cache import KVCache
-from stepvar.core.guidance import cfg_insertion_blocks, classifier_free_guidance
-from stepvar.core.plan import Plan, Step
+from stepvar.core.guidance import classifier_free_guidance
+from stepvar.core.plan import Step
 from stepvar.core.stack import Sublayer, SublayerHook, SublayerRef, run_dense
 from stepvar.core.tokens import TokenMap
 from stepvar.kernels import ops
+from stepvar.kernels.norm import Norm
 
 
-class CachedState(Protocol):
-    """What running blocks needs of a generation's state."""
+@dataclass(kw_only=True)
+class GenerationState:
+    """A running generation; the families add what they derive from the condition.
+
+    Attributes:
+        cache: keys and values so far.
+        latent: the sum of codes at full size, (B, d, H, W) or (B, d, T, H, W) float32.
+        constants: what fused blocks derive from weights alone.
+    """
 
     cache: KVCache
+    latent: Tensor
+    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
-State = TypeVar("State", bound=CachedState)
+Model = TypeVar("Model", bound=Any)
+State = TypeVar("State", bound=GenerationState)
 
 
 def residual(tokens: TokenMap, layer: int, sublayers: Sequence[tuple[str, Sublayer]], hook: SublayerHook) -> TokenMap:
@@ -47,26 +59,12 @@ class ResidualStream:
         self._gate: Tensor | None = None
         self._owned = False  # whether x is a tensor of this stream, which may be written into
 
-    def layer_norm(self, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """``norm(x) * (1 + scale) + shift``, see :func:`~stepvar.kernels.ops.add_layer_norm`."""
+    def normed(self, norm: Norm, dtype: torch.dtype) -> Tensor:
+        """x, normalised; see :func:`~stepvar.kernels.ops.add_norm`."""
         update, gate = self._take()
-        return self._settle(ops.add_layer_norm(self._x, update, gate, scale, shift, dtype, inplace=self._owned), update)
-
-    def affine_layer_norm(self, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        """Layer norm with a weight and a bias (C,)."""
-        update, gate = self._take()
-        return self._settle(
-            ops.add_affine_layer_norm(self._x, update, gate, weight, bias, eps, dtype, inplace=self._owned), update
-        )
-
-    def rms_norm(
-        self, weight: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, dtype: torch.dtype
-    ) -> Tensor:
-        """Root-mean-square norm with a weight (C,), and a modulation if there is one."""
-        update, gate = self._take()
-        return self._settle(
-            ops.add_rms_norm(self._x, update, gate, weight, scale, shift, eps, dtype, inplace=self._owned), update
-        )
+        self._x, normed = ops.add_norm(self._x, update, gate, norm, dtype, inplace=self._owned)
+        self._owned = self._owned or update is not None
+        return normed
 
     def add(self, update: Tensor, gate: Tensor | None = None) -> None:
         """Adds ``gate * update`` when the stream is next read."""
@@ -84,19 +82,16 @@ class ResidualStream:
         self._update = self._gate = None
         return update, gate
 
-    def _settle(self, result: tuple[Tensor, Tensor], update: Tensor | None) -> Tensor:
-        self._x = result[0]
-        self._owned = self._owned or update is not None
-        return result[1]
 
-
-class BlockRun(ABC, Generic[State]):
+class BlockRun(ABC, Generic[Model, State]):
     """The blocks of one pass; a family says what a block is."""
 
-    def __init__(self, depth: int, state: State, step: Step, hook: SublayerHook) -> None:
-        self.depth, self.state, self.step, self._hook = depth, state, step, hook
-        self.cfg_blocks = cfg_insertion_blocks(step, depth)
+    def __init__(self, model: Model, state: State, step: Step, hook: SublayerHook) -> None:
+        self.model, self.state, self.step, self._hook = model, state, step, hook
+        self.depth: int = model.config.depth
+        self.cfg_blocks = step.cfg_blocks(self.depth)
         self.rows = step.row_slice
+        self._rotary: tuple[Tensor, Any] | None = None
 
     @abstractmethod
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
@@ -105,6 +100,16 @@ class BlockRun(ABC, Generic[State]):
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
         """Runs one block on a stream, without a hook; families without fused blocks run the plain ones."""
         raise NotImplementedError
+
+    def rotary(self, positions: Tensor) -> Any:
+        """Cosines and sines of the tokens at ``positions`` (R, N); None without rotary positions."""
+        return None
+
+    def rotary_at(self, positions: Tensor) -> Any:
+        """As :meth:`rotary`, computed once for consecutive blocks that see the same positions."""
+        if self._rotary is None or self._rotary[0] is not positions:
+            self._rotary = (positions, self.rotary(positions))
+        return self._rotary[1]
 
     def can_fuse(self, tokens: TokenMap) -> bool:
         """Whether blocks run fused: nothing acts around their sub-layers, and there are kernels for the tokens.
@@ -125,9 +130,10 @@ class BlockRun(ABC, Generic[State]):
         return tokens.with_features(stream.read())
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
+        last = self.depth if last is None else last
         if self.can_fuse(tokens):
-            return self._run_fused(tokens, first, self.depth if last is None else last)
-        for layer in range(first, self.depth if last is None else last):
+            return self._run_fused(tokens, first, last)
+        for layer in range(first, last):
             tokens = self.run_block(tokens, layer)
             if layer in self.cfg_blocks:
                 guided = classifier_free_guidance(tokens.features, self.step.guidance)
@@ -142,14 +148,3 @@ class BlockRun(ABC, Generic[State]):
         """Attention over the tokens of this pass and all earlier ones."""
         keys, values = self.state.cache.append(layer, k, v, self.rows)
         return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
-
-
-def planned_cache(
-    plan: Plan, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device, prefix: int = 0
-) -> KVCache:
-    """A cache with room for exactly the tokens that the plan lets each block keep, and ``prefix`` more.
-
-    In a low precision keys are stored in it, too, although normalisation and rotary positions leave them in float32:
-    attention would round them anyway, so the numbers are the same at half the memory.
-    """
-    return KVCache([prefix + tokens for tokens in plan.cache_tokens], plan.rows, heads, head_dim, dtype, device)

@@ -15,11 +15,6 @@ Rename = Callable[[Collection[str], Collection[str]], Mapping[str, str]]
 """(names in a file, names of a module) -> name of the module: name in the file, where the two differ."""
 
 
-def same_names(stored: Collection[str], own: Collection[str]) -> Mapping[str, str]:
-    """For files whose names are those of the modules."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Part:
     """How the files of one part of a model (its transformer, its tokenizer) relate to the module.
@@ -31,7 +26,7 @@ class Part:
     """
 
     ignorable: tuple[str, ...] = ()
-    rename: Rename = same_names
+    rename: Rename = lambda stored, own: {}
     tables: tuple[str, ...] = ()
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Generator, Tensor
 
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
-from stepvar.text import ContextFeatures
+from stepvar.text import ContextFeatures, Encoder, TextFeatures
+
+Features = TypeVar("Features", TextFeatures, ContextFeatures)
 
 VIDEO_ONLY = ("seconds", "image", "video", "prompt_suffix", "continuation")
 """The inputs that only models which generate videos take."""
@@ -29,7 +31,7 @@ class GenerationInputs:
         seconds: length of the video; 0 stands for a still image.
         image: an image that the video begins with, or one per prompt.
         video: a video to go on from, or one per prompt.
-        prompt_suffix: goes behind every prompt.
+        prompt_suffix: goes after every prompt.
         continuation: what the next clip of a longer video goes on from.
     """
 
@@ -139,6 +141,72 @@ class InputProcessor(ABC):
             UsageError: if the model does not go on from videos, or the video is too short.
         """
         raise UsageError("continuation: this model generates images; take a model that generates videos")
+
+
+@dataclass(frozen=True)
+class PromptInputs(PreparedInputs, Generic[Features]):
+    """Prompts, or their features, each generated ``times`` times in a row.
+
+    Attributes:
+        encoder: turns prompts into features; None if only features are given.
+        prompts: one entry per prompt.
+        times: images per prompt.
+    """
+
+    encoder: Encoder[Features] | None
+    prompts: list[str] | Features
+    times: int
+
+    @property
+    def captions(self) -> list[str]:
+        known = self.prompts
+        captions = known if isinstance(known, list) else ["(text features)"] * len(known)
+        return [caption for caption in captions for _ in range(self.times)]
+
+    def encode(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> EncodedInputs:
+        return EncodedInputs(self.features(self.prompts))
+
+    def features(self, given: list[str] | Features) -> Features:
+        """The features of texts, one row per image."""
+        if isinstance(given, list):
+            assert self.encoder is not None  # checked when the inputs were prepared
+            given = self.encoder.encode(given)
+        return given.repeat(self.times)
+
+
+class PromptInputProcessor(InputProcessor, Generic[Features]):
+    """Base of those that take prompts or their features.
+
+    Args:
+        encoder: None if the caller brings features only.
+    """
+
+    def __init__(self, encoder: Encoder[Features] | None) -> None:
+        self.encoder: Encoder[Features] | None = encoder
+
+    @abstractmethod
+    def read_features(self, name: str, given: Any) -> Features:
+        """Features that a caller gave in the argument ``name``, checked."""
+
+    def read_prompts(self, inputs: GenerationInputs) -> list[str] | Features:
+        prompts = self.words_or_features("prompt", inputs.prompt, inputs.prompt_embeds)
+        if prompts is None:
+            raise UsageError("prompt: say what to generate, in words or as prompt_embeds")
+        return prompts
+
+    def words_or_features(
+        self, name: str, words: str | Sequence[str] | None, features: Any
+    ) -> list[str] | Features | None:
+        """The one of both that was given in the arguments ``name`` and ``{name}_embeds``, checked."""
+        if words is not None and features is not None:
+            raise UsageError(f"{name} and {name}_embeds: give one of them")
+        if features is not None:
+            return self.read_features(f"{name}_embeds", features)
+        if words is None:
+            return None
+        if self.encoder is None:
+            raise UsageError(f"{name}: the pipeline was made without a text encoder; give {name}_embeds")
+        return texts(name, words, empty=name == "negative_prompt")
 
 
 def texts(name: str, given: str | Sequence[str], empty: bool = False) -> list[str]:

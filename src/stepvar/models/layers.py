@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from stepvar.core.cache import KVCache
 from stepvar.kernels import ops
+from stepvar.kernels.norm import EPS, Norm, rms_norm
 from stepvar.models.precision import for_weight
 
-EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -49,11 +50,6 @@ class FusedAttention:
         return self.constants[key]
 
 
-def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Normalises without weights, then modulates: ``norm(x) * (1 + scale) + shift``."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
-
-
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(R, N, C) -> (R, heads, N, C / heads)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -82,7 +78,7 @@ def unit_rotated(x: Tensor, rotary: Rotary | None, scale: Tensor | None = None) 
 def grouped_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention where each head of the keys serves several neighbouring heads of the queries.
 
-    The queries that share a head of the keys stand in one row behind each other, so no key is copied, and any kernel
+    The queries that share a head of the keys stand in one row one after the other, so no key is copied, and any kernel
     will do. Without a causal mask the order of queries does not matter.
 
     Args:
@@ -104,8 +100,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, EPS)
 
 
 class Chunk(nn.Module):
@@ -117,17 +112,31 @@ class Chunk(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Cosine attention with a learned scale per head, and rotary positions if the family has them."""
+    """Cosine attention with a learned scale per head, and rotary positions if the family has them.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        projection: name of the joint projection to queries, keys and values.
+        scaled: whether there is a learned scale.
+    """
+
+    halves: ClassVar[bool] = False  # whether rotary positions turn the halves of a head, not neighbouring channels
+    mat_qkv: nn.Linear
+
+    def __init__(self, width: int, heads: int, projection: str = "mat_qkv", scaled: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.add_module(projection, nn.Linear(width, 3 * width, bias=False))
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("zero_k_bias", torch.zeros(width))
-        self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
+        if scaled:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
         self.proj = nn.Linear(width, width)
+
+    @property
+    def weight(self) -> Tensor:
+        """The joint projection to queries, keys and values."""
+        return self.mat_qkv.weight
 
     def bias(self) -> Tensor:
         """The bias (3C,) of queries, keys and values."""
@@ -139,20 +148,28 @@ class SelfAttention(nn.Module):
 
     def fused(self, x: Tensor, layer: int, context: FusedAttention) -> Tensor:
         """As :meth:`forward` on x (R, N, C) in the format of the weights, keys and values written into the cache."""
-        qkv = F.linear(x, self.mat_qkv.weight, context.constant(self, "bias", self.bias))
+        qkv = F.linear(x, self.weight, context.constant(self, "bias", self.bias))
         new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
-        scale = context.constant(self, "scale", self.scale).flatten()
-        cos, sin = context.rotary
-        q = ops.qkv_unit_rotary(qkv, self.heads, scale, cos, sin, context.positions, new_keys, new_values)
+        q = self.fused_queries(qkv, new_keys, new_values, context)
         return self.proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, scale=1.0)))
 
+    def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
+        """Queries (R, heads, N, head_dim) from qkv (R, N, 3C), as keys and values are written where they belong."""
+        scale = context.constant(self, "scale", self.scale).flatten()
+        return ops.qkv_unit_rotary(
+            qkv, self.heads, scale, *context.rotary, context.positions, new_keys, new_values, halves=self.halves
+        )
+
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None = None) -> Tensor:
-        x = for_weight(x, self.mat_qkv.weight)
-        bias = self.bias()
-        q, k, v = (split_heads(part, self.heads) for part in F.linear(x, self.mat_qkv.weight, bias).chunk(3, -1))
-        q = unit_rotated(q, rotary, self.scale())
-        k = unit_rotated(k, rotary)
+        weight = self.weight
+        parts = F.linear(for_weight(x, weight), weight, self.bias()).chunk(3, dim=-1)
+        q, k, v = (split_heads(part, self.heads) for part in parts)
+        q, k = self.place(q, k, rotary)
         return self.proj(merge_heads(attend(layer, q, k, v)))
+
+    def place(self, q: Tensor, k: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+        """Queries and keys (R, heads, N, head_dim) scaled and turned by their positions."""
+        return unit_rotated(q, rotary, self.scale()), unit_rotated(k, rotary)
 
 
 class FeedForward(nn.Module):
@@ -199,7 +216,7 @@ class AdaptiveLinear(nn.Sequential):
 
 
 class HeadNorm(nn.Module):
-    """The normalisation in front of the head, modulated by the condition."""
+    """The normalisation before the head, modulated by the condition."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -207,4 +224,4 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.ada_lin(condition).unsqueeze(1).chunk(2, dim=-1)
-        return layer_norm(x, scale, shift)
+        return Norm("layer", scale=scale, shift=shift)(x)

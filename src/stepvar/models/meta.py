@@ -39,7 +39,7 @@ def without_compiler() -> Iterator[None]:
     """Keeps PyTorch from importing its compiler, which takes a second, for operations on the meta device.
 
     PyTorch works out many shapes in functions that it hides from the compiler, and imports the compiler to hide them
-    from. Within the block a stand-in hides nothing; behind it all is as before. For commands that do nothing else:
+    from. Within the block a stand-in hides nothing; after it all is as before. For commands that do nothing else:
     other threads would find the stand-in, too.
     """
     name = "torch._dynamo"

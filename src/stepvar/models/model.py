@@ -1,4 +1,4 @@
-"""What the models of all families share beside their layers: number formats, and decoding by tiles."""
+"""What the generation loop asks of a model family, and what all models share beside their layers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,93 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from stepvar.core.cache import KVCache
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import ModelInfo
+from stepvar.core.stack import ModelInfo, RunBlocks, SublayerHook
 from stepvar.core.tokens import TokenMap
-from stepvar.models.base import Staged
+from stepvar.models.blocks import BlockRun, GenerationState
 from stepvar.models.precision import Policy, Precision, apply_precision
+
+State = TypeVar("State")
+Condition_contra = TypeVar("Condition_contra", contravariant=True)
+
+
+class Staged:
+    """Base of the staged conditions of the families: frozen dataclasses whose tensors lie on the model's device."""
+
+
+class NextScaleModel(Protocol[Condition_contra, State]):
+    """A visual autoregressive model: one forward pass per scale, codes summed into an accumulated latent.
+
+    ``State`` holds all that a running generation knows: the condition, the caches, the accumulated latent.
+    """
+
+    @property
+    def info(self) -> ModelInfo:
+        """What methods may know of the model."""
+        ...
+
+    def stage(self, condition: Condition_contra, plan: Plan, padded: bool = False) -> Staged:
+        """A condition on the model's device: everything that is copied from the host for a generation.
+
+        Args:
+            padded: whether texts are padded to one of a few lengths, so that prompts of other lengths fit in its place.
+
+        Raises:
+            UsageError: for a condition or a plan that is not the model's.
+        """
+        ...
+
+    def begin(self, staged: Any, plan: Plan) -> State:
+        """Prepares a generation on the device: everything that all passes share is computed or allocated here."""
+        ...
+
+    def start(self, condition: Condition_contra | Staged, plan: Plan) -> State:
+        """Stages a condition, if it is not staged yet, and begins."""
+        ...
+
+    def embed(self, state: State, step: Step) -> TokenMap:
+        """The dense map of a pass before the blocks, ``step.rows`` rows."""
+        ...
+
+    def blocks(self, state: State, step: Step, hook: SublayerHook) -> RunBlocks:
+        """The blocks of this pass, to be run on a map or on parts of it.
+
+        Args:
+            hook: runs every residual sub-layer; :func:`~stepvar.core.stack.run_dense` leaves them as they are.
+        """
+        ...
+
+    def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
+        """Logits (B, N, ..., classes) in float32 with temperature and guidance applied."""
+        ...
+
+    def accumulate(self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        """Adds the codes of the sampled indices or bits (B, N, ...) to the accumulated latent.
+
+        Args:
+            weights: (B, N, classes), when soft codes are asked for: how much each code of the codebook is to weigh.
+        """
+        ...
+
+    def refine(self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+        """Adds to the accumulated latent what no index says: the residual of a diffusion head, for families with one.
+
+        Args:
+            tokens: the dense map after the blocks, from which the indices were predicted.
+            noise: where random numbers come from.
+        """
+        ...
+
+    def decode(self, state: State, tile: int | None = None) -> Tensor:
+        """The image so far: (B, 3, H, W) in [-1, 1]; a video has (B, 3, F, H, W).
+
+        Args:
+            tile: side of the tiles in latent cells, for bounded memory; None: in one piece.
+        """
+        ...
+
 
 Self = TypeVar("Self", bound="VARModel")
 Table = TypeVar("Table")
@@ -22,34 +103,28 @@ TABLES = 16
 """Tables that a model keeps at most: rotary tables of a schedule take a few megabytes."""
 
 
-class Tokenizer(Protocol):
-    """The decoder of a tokenizer."""
-
-    def decode(self, latent: Tensor, tile: int | None = None) -> Tensor: ...
-
-
-class Latent(Protocol):
-    """A state with an accumulated latent (B, d, H, W)."""
-
-    latent: Tensor
-
-
 class VARModel(nn.Module):
-    """Base of the models.
+    """Base of the models: see :class:`NextScaleModel` for what is not described here.
 
     Attributes:
         sublayers: of each block, in order; see :class:`~stepvar.core.stack.ModelInfo`.
+        run: the blocks of a pass.
         policy: which weights belong to which part of :class:`~stepvar.models.precision.Precision`.
         precision: the number format of each part; see :meth:`set_precision`.
     """
 
     policy: ClassVar[Policy] = ()
+    run: ClassVar[type[BlockRun[Any, Any]]]
     sublayers: ClassVar[tuple[str, ...]] = ("self", "cross", "ffn")
     config: Any
-    tokenizer: Tokenizer
+    transformer: Any
+    tokenizer: Any
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any, transformer: nn.Module, tokenizer: nn.Module) -> None:
         super().__init__()
+        self.config = config
+        self.transformer = transformer
+        self.tokenizer = tokenizer
         self.precision = Precision()
         self._tables: dict[Hashable, Any] = {}
 
@@ -64,7 +139,6 @@ class VARModel(nn.Module):
 
     @property
     def info(self) -> ModelInfo:
-        """What methods may know of the model."""
         return ModelInfo(self.config.depth, self.sublayers)
 
     def set_precision(self: Self, precision: Precision | torch.dtype) -> Self:
@@ -103,7 +177,6 @@ class VARModel(nn.Module):
         raise NotImplementedError
 
     def start(self, condition: Any, plan: Plan) -> Any:
-        """See :class:`~stepvar.models.base.NextScaleModel`."""
         return self.begin(condition if isinstance(condition, Staged) else self.stage(condition, plan), plan)
 
     def table(self, key: Hashable, make: Callable[[], Table]) -> Table:
@@ -115,20 +188,42 @@ class VARModel(nn.Module):
         place = (self.device, key)
         table = self._tables.get(place)
         if table is None:
-            table = make()
-            while len(self._tables) >= TABLES:
-                self._tables.pop(next(iter(self._tables)), None)
-            self._tables[place] = table
+            for oldest in list(self._tables)[: 1 - TABLES]:  # a copy: other threads may add tables meanwhile
+                self._tables.pop(oldest, None)
+            table = self._tables[place] = make()
         return table
+
+    def new_cache(self, plan: Plan, heads: int | None = None, prefix: int = 0) -> KVCache:
+        """A cache with room for exactly the tokens that the plan lets each block keep, and ``prefix`` more.
+
+        In a low precision keys are stored in it, too, although normalisation and rotary positions leave them in
+        float32: attention would round them anyway, so the numbers are the same at half the memory.
+
+        Args:
+            heads: of keys and values; None: as many as the queries have.
+        """
+        config, capacities = self.config, [prefix + tokens for tokens in plan.cache_tokens]
+        return KVCache(
+            capacities, plan.rows, heads or config.heads, config.head_dim, self.precision.blocks, self.device
+        )
+
+    def new_latent(self, plan: Plan) -> Tensor:
+        """The accumulated latent of images before the first pass: zeros (B, d, H, W)."""
+        return torch.zeros(plan.samples, *self.config.latent_size(plan.schedule.grids[-1]), device=self.device)
+
+    def blocks(self, state: Any, step: Step, hook: SublayerHook) -> RunBlocks:
+        return self.run(self, state, step, hook)
+
+    def row_logits(self, state: Any, features: Tensor, step: Step) -> Tensor:
+        """Logits of the first rows of a pass (R, N, ..., classes), from their features (R, N, C)."""
+        return self.transformer.logits(features, state.condition.pooled[step.row_slice][: len(features)])
+
+    def predict(self, state: Any, tokens: TokenMap, step: Step) -> Tensor:
+        return step.guided_logits(lambda rows: self.row_logits(state, tokens.features[:rows], step))
 
     def refine(self, state: Any, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
         """Nothing: in most families the indices say all."""
 
     @torch.inference_mode()
-    def decode(self, state: Latent, tile: int | None = None) -> Tensor:
-        """The image so far: (B, 3, H, W) in [-1, 1], in float32.
-
-        Args:
-            tile: side of the tiles in latent cells, for bounded memory; None: in one piece.
-        """
+    def decode(self, state: GenerationState, tile: int | None = None) -> Tensor:
         return self.tokenizer.decode(state.latent, tile)

@@ -7,7 +7,6 @@ one table per family in which format each weight is kept. Nothing runs under aut
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,18 +81,9 @@ def apply_precision(module: nn.Module, precision: Precision, policy: Policy) -> 
     Raises:
         KeyError: for a weight that no pattern fits.
     """
-    for name, tensor in _weights(module):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point():
-            tensor.data = tensor.data.to(precision.dtype_of(_part_of(name, policy)))
-
-
-def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
-def _part_of(name: str, policy: Policy) -> Part:
-    for pattern, part in policy:
-        if re.match(pattern, name):
-            return part
-    raise KeyError(f"weight {name!r} belongs to no part of the precision policy")
+            part = next((part for pattern, part in policy if re.match(pattern, name)), None)
+            if part is None:
+                raise KeyError(f"weight {name!r} belongs to no part of the precision policy")
+            tensor.data = tensor.data.to(precision.dtype_of(part))

@@ -1,8 +1,8 @@
-"""Decoding large latent pictures tile by tile: the memory of one tile, whatever the size of the picture.
+"""Decoding large latents tile by tile: the memory of one tile, whatever the size of the image.
 
-Two things keep tiles from showing. Coarse levels of the decoder run on the whole picture, as many of them as need no
+Two things keep tiles from showing. Coarse levels of the decoder run on the whole latent, as many of them as need no
 more memory than one tile does at its finest: they look farthest. And all tiles are normalised by the same statistics,
-those of a shrunken picture: with statistics of its own every tile has colours of its own.
+those of a shrunken one: with statistics of its own every tile has colours of its own.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def default_overlap(tile: int) -> int:
 
 
 def first_whole_level(widths: tuple[int, ...], height: int, width: int, tile: int) -> int:
-    """The finest level of a decoder that is run on the whole of a latent picture of height x width.
+    """The finest level of a decoder that is run on the whole of a latent of height x width.
 
-    0: the picture needs no tiles; the number of levels: all of them are tiled.
+    0: the latent needs no tiles; the number of levels: all of them are tiled.
 
     Args:
         widths: channels of each level.
@@ -42,7 +42,7 @@ def first_whole_level(widths: tuple[int, ...], height: int, width: int, tile: in
 
 
 def decode_tiled(decoder: Decoder, latent: Tensor, tile: int | None) -> Tensor:
-    """Latent picture (B, d, H, W) -> images (B, 3, stride H, stride W) in float32, not clamped.
+    """Latent (B, d, H, W) -> images (B, 3, stride H, stride W) in float32, not clamped.
 
     Args:
         latent: in the number format of the decoder's weights.
@@ -79,12 +79,12 @@ def shared_statistics(run: Callable[[], Tensor]) -> Iterator[None]:
 
 
 def tiled(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: int | None, overlap: int, stride: int) -> Tensor:
-    """Decodes by overlapping tiles whose pictures fade into each other.
+    """Decodes by overlapping tiles whose images fade into each other.
 
     Args:
-        decode: latent (B, d, h, w) -> pictures (B, C, stride h, stride w).
+        decode: latent (B, d, h, w) -> images (B, C, stride h, stride w).
         latent: (B, d, H, W).
-        tile: side of a tile in latent cells; None, or a latent picture no larger than one tile: in one piece.
+        tile: side of a tile in latent cells; None, or a latent no larger than one tile: in one piece.
         overlap: cells that neighbouring tiles share at least; at most a third of ``tile``, so that no more than two
             tiles fade into each other at one place.
         stride: pixels per cell along each side.
@@ -102,16 +102,16 @@ def tiled(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: int | None, 
     if not 0 <= 3 * overlap <= tile:
         raise ValueError(f"overlap={overlap}: must be at most a third of the tile, {tile} cells")
     rows, columns = (_pieces(side, tile, overlap, stride, latent.device) for side in (height, width))
-    picture: Tensor | None = None
+    image: Tensor | None = None
     for top, bottom, fade_y in rows:
         for left, right, fade_x in columns:
             part = decode(latent[..., top:bottom, left:right])
-            if picture is None:
-                picture = part.new_zeros(*part.shape[:-2], height * stride, width * stride)
-            place = picture[..., top * stride : bottom * stride, left * stride : right * stride]
+            if image is None:
+                image = part.new_zeros(*part.shape[:-2], height * stride, width * stride)
+            place = image[..., top * stride : bottom * stride, left * stride : right * stride]
             place += part * (fade_y[:, None] * fade_x)
-    assert picture is not None  # there is at least one tile
-    return picture
+    assert image is not None  # there is at least one tile
+    return image
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:
@@ -123,7 +123,7 @@ def starts(side: int, tile: int, overlap: int) -> list[int]:
 
 
 def _pieces(side: int, tile: int, overlap: int, stride: int, device: torch.device) -> list[tuple[int, int, Tensor]]:
-    """Per tile its first cell, the one behind its last, and its weight in each of its pixels; all weights sum to 1."""
+    """Per tile its first cell, the one after its last, and its weight in each of its pixels; all weights sum to 1."""
     begins = starts(side, tile, overlap)
     ends = [min(begin + tile, side) for begin in begins]
     pieces = []
@@ -139,7 +139,7 @@ def _pieces(side: int, tile: int, overlap: int, stride: int, device: torch.devic
 def _rise(distance: Tensor, shared: int) -> Tensor:
     """Weights from 0 to 1 over the pixels shared with a neighbour, by their distance from the tile's edge.
 
-    The outer quarter has no weight: what a decoder draws there is marred by the zeros that it pads with. The rise
+    The outer quarter has no weight: what a decoder puts there is marred by the zeros that it pads with. The rise
     is a smooth step, which is its own mirror image, so that both neighbours' weights sum to 1.
     """
     if shared == 0:

@@ -7,41 +7,22 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from stepvar.core.guidance import hold_last, relative_scales
 from stepvar.errors import CheckpointError
-from stepvar.models.family import Part, Variant
+from stepvar.models.family import Family, Part, Variant
 from stepvar.models.hart.config import RELEASED, HARTConfig
-
-REPOS = ("mit-han-lab/hart-0.7b-1024px",)
-"""The repository on the hub."""
-
-QWEN2 = "mit-han-lab/Qwen2-VL-1.5B-Instruct"
-"""The text model, on the hub."""
-
-TRANSFORMER_IGNORABLE = ("lvl_1L", "attn_bias_for_masking", "*inv_freq")
-"""Constants that checkpoints store and generation does not need; the mask alone has 380 MB."""
-
-TOKENIZER_IGNORABLE = (
-    "disc.*",
-    "vae.quantize.ema_vocab_hit_SV",
-    "quantize.ema_vocab_hit_SV",
-    "vae.decoder2.*",
-    "vae.post_quant_conv2.*",
-)
-"""The discriminator of the training, statistics, and a second decoder that generation does not use."""
+from stepvar.models.hart.inputs import ContextInputProcessor
+from stepvar.models.hart.model import HART
+from stepvar.text import Qwen2Encoder
 
 TOP_K = (600,) * 7 + (300,) * 7
 """Classes kept before sampling at each scale."""
 
 
 def without_prefix(stored: Collection[str], own: Collection[str]) -> Mapping[str, str]:
-    """Finds the tokenizer's weights beside the discriminator's, behind a level of naming."""
+    """Finds the tokenizer's weights beside the discriminator's, after a level of naming."""
     return {name: f"vae.{name}" for name in own if f"vae.{name}" in stored}
 
-
-PARTS: dict[str, Part] = {
-    "transformer": Part(TRANSFORMER_IGNORABLE),
-    "tokenizer": Part(TOKENIZER_IGNORABLE, rename=without_prefix),
-}
 
 DEFAULTS = {"guidance_scale": 5.5, "temperature": 1.0, "top_k": TOP_K, "top_p": 0.0, "more_smooth": True}
 """Of the published sample script."""
@@ -72,3 +53,34 @@ def _read(part: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is no configuration; fetch it again")
     return content
+
+
+FAMILY = Family(
+    name="hart",
+    repos=("mit-han-lab/hart-0.7b-1024px",),
+    variants=VARIANTS,
+    default="0.7b",
+    config=HARTConfig.from_dict,
+    build=HART,
+    parts={
+        # Constants; the mask alone has 380 MB.
+        "transformer": Part(("lvl_1L", "attn_bias_for_masking", "*inv_freq")),
+        # The discriminator of the training, statistics, and a second decoder that generation does not use.
+        "tokenizer": Part(
+            (
+                "disc.*",
+                "vae.quantize.ema_vocab_hit_SV",
+                "quantize.ema_vocab_hit_SV",
+                "vae.decoder2.*",
+                "vae.post_quant_conv2.*",
+            ),
+            rename=without_prefix,
+        ),
+    },
+    inputs=lambda model, encoder: ContextInputProcessor(encoder, model.config),
+    text_encoder="mit-han-lab/Qwen2-VL-1.5B-Instruct",
+    encoder=lambda source, config: Qwen2Encoder(source, slots=config.context_tokens),
+    released_config=read_released,
+    relative_scales=lambda count: hold_last(relative_scales(count)),
+    guidance_schedule="linear-hold",
+)

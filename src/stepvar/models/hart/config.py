@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from stepvar.errors import CheckpointError
-from stepvar.models.configs import build_config
 from stepvar.models.var.config import SquareConfig, VQConfig
 
 PATCH_NUMS = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
@@ -62,8 +61,7 @@ class HARTConfig(SquareConfig):
     diffusion_steps: int = 8
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or self.head_dim % 4:
-            raise CheckpointError(f"heads={self.heads}: width={self.width} must give heads of a multiple of 4")
+        self.check_heads(4)
         if len(self.patch_nums) < 2 or min(self.patch_nums) < 1 or self.patch_nums[0] != 1:
             raise CheckpointError(f"patch_nums={self.patch_nums}: needs the side of each scale, of the first one 1")
         if self.context_tokens < 1:
@@ -84,15 +82,6 @@ class HARTConfig(SquareConfig):
     def prefix(self) -> int:
         """Tokens that the first scale runs beside the one of its grid."""
         return self.context_tokens - 1
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> HARTConfig:
-        """Reads what :meth:`to_dict` wrote.
-
-        Raises:
-            CheckpointError: for unknown or missing fields.
-        """
-        return build_config(cls, VQConfig, values)
 
     @classmethod
     def published(cls, transformer: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> HARTConfig:

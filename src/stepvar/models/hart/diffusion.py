@@ -1,4 +1,4 @@
-"""The residual diffusion head: what a code leaves over, drawn token by token from noise.
+"""The residual diffusion head: what a code leaves over, sampled token by token from noise.
 
 The diffusion process is that of "Improved Denoising Diffusion Probabilistic Models" (Nichol and Dhariwal, 2021) with
 a learned variance, the head that of "Autoregressive Image Generation without Vector Quantization" (Li et al., 2024).
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.models.layers import EPS
+from stepvar.kernels.norm import EPS
 from stepvar.models.precision import for_weight
 
 TRAINED_STEPS = 1000
 GAIN = 0.6
-"""What drawn residuals are multiplied by."""
+"""What sampled residuals are multiplied by."""
 
 Draw = Callable[[int], Tensor]
 """From the number of a draw, counted from 0, to standard normal variables (B, N, d)."""
@@ -186,13 +186,13 @@ class DiffusionHead(nn.Module):
         return GAIN * x
 
     def steps(self, condition: Tensor, guidance: float, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
-        """The sample behind each step, and the clean value that it was estimated to lead to.
+        """The sample after each step, and the clean value that it was estimated to lead to.
 
         Guidance moves the estimated noise, not its variance.
 
         Args:
-            condition: (B, N, C), or (2B, N, C) with the unconditional branch behind.
-            guidance: of which the first branch is drawn away from the second, as in
+            condition: (B, N, C), or (2B, N, C) with the unconditional branch after.
+            guidance: of which the first branch is pushed away from the second, as in
                 :func:`~stepvar.core.sampling.classifier_free_guidance`; without effect on one branch.
             draw: draw 0 is the start, draw i the noise of step i.
         """

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.core.cache import KVCache
-from stepvar.core.guidance import guided_logits
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.models.base import Staged
-from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
+from stepvar.models.blocks import GenerationState
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.rope import map_rotary, text_rotary
 from stepvar.models.hart.tokenizer import HybridTokenizer
-from stepvar.models.hart.transformer import POLICY, BlockContext, Conditioning, HARTTransformer
-from stepvar.models.layers import FusedAttention, Rotary
+from stepvar.models.hart.transformer import POLICY, Conditioning, HARTTransformer
+from stepvar.models.layers import Rotary
+from stepvar.models.model import Staged
 from stepvar.models.precision import parts_policy
-from stepvar.models.var.codebook import CodebookModel
+from stepvar.models.var.model import CodebookModel, VARRun
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
+from stepvar.models.var.transformer import BlockContext
 from stepvar.text import ContextFeatures
 from stepvar.utils.device import to_device_async
 
@@ -40,68 +39,42 @@ class StagedContext(Staged):
 
 
 @dataclass
-class HARTState:
+class HARTState(GenerationState):
     """A running generation.
 
     Attributes:
         condition: what the text contributes, conditional rows first.
-        cache: keys and values so far.
-        latent: (B, d, H, W) float32, the sum of what the scales add.
-        null_hidden: (1, 1 or T, C), the unconditional text tokens behind the blocks; None where one branch runs alone.
-        constants: what fused blocks derive from weights alone.
+        null_hidden: (1, 1 or T, C), the unconditional text tokens after the blocks; None where one branch runs alone.
     """
 
     condition: Conditioning
-    cache: KVCache
-    latent: Tensor
     null_hidden: Tensor | None = None
-    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
-class HARTRun(BlockRun[HARTState]):
+class HARTRun(VARRun):
     """The blocks of one scale. The first runs on the text, with both branches on that of the conditional one only."""
 
     def __init__(self, model: HART, state: HARTState, step: Step, hook: SublayerHook) -> None:
-        super().__init__(model.config.depth, state, step, hook)
-        self.model = model
+        super().__init__(model, state, step, hook)
         self.rows = model.rows(step)
         if step.index == 0:
             self.cfg_blocks = frozenset()  # of the text, guidance combines the logits at most
-        self._turned: tuple[Tensor, Rotary | None] | None = None
-
-    def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        modulation = self.state.condition.modulation[layer]
-        rows = None if modulation is None else modulation[self.rows]
-        context = BlockContext(rows, self.rotary, self.attend, self.hook)
-        return self.model.transformer.ordered_blocks[layer](tokens, layer, context)
-
-    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
-        modulation = self.state.condition.modulation[layer]
-        rows = None if modulation is None else modulation[self.rows]
-        rotary = self.rotary(positions)
-        cos, sin = (None, None) if rotary is None else (part.squeeze(1) for part in rotary)
-        attention = FusedAttention(self.state.cache, self.rows, (cos, sin), None, self.state.constants)
-        self.model.transformer.ordered_blocks[layer].fused(stream, layer, rows, attention)
 
     def rotary(self, positions: Tensor) -> Rotary | None:
-        """Cosines and sines of the tokens at ``positions`` (R, N), computed once for maps that keep theirs."""
-        if self._turned is None or self._turned[0] is not positions:
-            self._turned = (positions, self.model.rotary(self.state, self.step, positions))
-        return self._turned[1]
+        return self.model.rotary(self.state, self.step, positions)
 
 
 class HART(CodebookModel):
     """A text-to-image model of the HART family (see ``docs/models/hart.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
+    run = HARTRun
     config: HARTConfig
+    transformer: HARTTransformer
     tokenizer: HybridTokenizer
 
     def __init__(self, config: HARTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.transformer = HARTTransformer(config)
-        self.tokenizer = HybridTokenizer(config.tokenizer)
+        super().__init__(config, HARTTransformer(config), HybridTokenizer(config.tokenizer))
 
     def stage(self, condition: ContextFeatures, plan: Plan, padded: bool = False) -> StagedContext:
         self.check(condition, plan.schedule)
@@ -112,17 +85,11 @@ class HART(CodebookModel):
         return StagedContext(features.to(self.precision.residual), mask, places)
 
     def begin(self, staged: StagedContext, plan: Plan) -> HARTState:
-        config, samples = self.config, plan.samples
-        cache = planned_cache(
-            plan, config.heads, config.head_dim, self.precision.blocks, self.device, prefix=config.prefix
-        )
-        state = HARTState(
-            condition=self.transformer.condition(staged.features, staged.mask, staged.places, plan.guided),
-            cache=cache,
-            latent=torch.zeros(samples, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
-        )
+        condition = self.transformer.condition(staged.features, staged.mask, staged.places, plan.guided)
+        cache = self.new_cache(plan, prefix=self.config.prefix)
+        state = HARTState(condition, cache=cache, latent=self.new_latent(plan))
         if plan.steps[0].branches == 2:
-            state.null_hidden = self._run_null(state, samples)
+            state.null_hidden = self._run_null(state, plan.samples)
         return state
 
     def check(self, text: ContextFeatures, schedule: ScaleSchedule) -> None:
@@ -157,7 +124,7 @@ class HART(CodebookModel):
         for layer, block in enumerate(self.transformer.ordered_blocks):
             modulation = state.condition.modulation[layer]
             rows = None if modulation is None else modulation[samples : samples + 1]
-            context = BlockContext(rows, lambda _: rotary, attend, run_dense)
+            context = BlockContext(rows, attend, run_dense, lambda _: rotary)
             tokens = block(tokens, layer, context)
         return tokens.features
 
@@ -184,29 +151,22 @@ class HART(CodebookModel):
         tokens = TokenMap.dense(features.repeat(step.branches, 1, 1), step.grid)
         return tokens.with_features(tokens.features + self.transformer.places(step.index, tokens.positions))
 
-    def blocks(self, state: HARTState, step: Step, hook: SublayerHook) -> HARTRun:
-        return HARTRun(self, state, step, hook)
-
     def predict(self, state: HARTState, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, vocabulary); those of the first scale are read off the last text token."""
-        features = tokens.features
         if step.index == 0:
-            features = features[:, -1:]
+            features = tokens.features[:, -1:]
             if state.null_hidden is not None:
                 null = state.null_hidden[:, -1:].expand(step.samples, -1, -1)
                 features = torch.cat([features, null])
-
-        def logits(rows: int) -> Tensor:
-            return self.transformer.logits(features[:rows], state.condition.pooled[step.row_slice][:rows])
-
-        return guided_logits(logits, step)
+            tokens = tokens.with_features(features)
+        return super().predict(state, tokens, step)
 
     def refine(self, state: HARTState, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
-        """Adds the residual that the diffusion head draws at the last scale of the schedule.
+        """Adds the residual that the diffusion head samples at the last scale of the schedule.
 
-        Its condition takes the drawn codes even where soft ones were added.
+        Its condition takes the sampled codes even where soft ones were added.
         """
-        if not self._is_finest(step):
+        if step.index < len(step.settings.schedule) - 1:
             return
         channels = self.config.tokenizer.channels
         shape = (step.samples, step.grid.size, channels)
@@ -219,7 +179,3 @@ class HART(CodebookModel):
         drawn = self.transformer.embed(F.embedding(indices, self.tokenizer.codebook))
         branches = len(tokens.features) // len(indices)
         return self.transformer.decoder_norm(tokens.features + drawn.repeat(branches, 1, 1))
-
-    @staticmethod
-    def _is_finest(step: Step) -> bool:
-        return step.index == len(step.settings.schedule) - 1

@@ -15,11 +15,11 @@ class HybridTokenizer(VQTokenizer):
         return scale < len(schedule) - 1
 
     def contribution(self, codes: Tensor, scale: int, schedule: ScaleSchedule) -> Tensor:
-        """What a scale's codes (B, d, h, w) add to the latent picture; the last scale's are not convolved."""
+        """What a scale's codes (B, d, h, w) add to the latent; the last scale's are not convolved."""
         return super().contribution(codes, scale, schedule) if self.convolves(scale, schedule) else codes
 
     def quantise_plain(self, latent: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
-        """As VAR does it, with a convolution at every scale: indices (B, N) per scale and the latent picture."""
+        """As VAR does it, with a convolution at every scale: indices (B, N) per scale and the latent."""
         return self.quantise(latent, schedule, super().contribution)
 
     def quantise_hybrid(self, latent: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:

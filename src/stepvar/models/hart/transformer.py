@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,27 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.core.stack import SublayerHook
-from stepvar.core.tokens import TokenMap
 from stepvar.kernels import ops
-from stepvar.models.blocks import ResidualStream, residual
+from stepvar.kernels.norm import EPS, Norm
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.diffusion import DiffusionHead, SinusoidEmbedding
 from stepvar.models.hart.rope import rotate_halves
 from stepvar.models.layers import (
-    EPS,
-    MAX_LOG_SCALE,
     AdaptiveLinear,
-    Attend,
     FeedForward,
     FusedAttention,
     GatedFeedForward,
     RMSNorm,
     Rotary,
-    merge_heads,
-    split_heads,
+    SelfAttention,
 )
 from stepvar.models.precision import Policy, for_weight
+from stepvar.models.var.transformer import AdaptiveBlock
 
 POLICY: Policy = (
     (r"blocks\.\d+\.(attn|ffn|ada_lin)\.(?!scale_mul)", "blocks"),
@@ -42,22 +36,6 @@ POLICY: Policy = (
 """Number formats of the weights; the diffusion head's products are in the blocks' format, its steps in float32."""
 
 
-@dataclass(frozen=True)
-class BlockContext:
-    """What a block sees beside its tokens, for the rows at hand.
-
-    Attributes:
-        modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts; None: no modulation.
-        rotary: positions (R, N) -> cosines and sines; None with learned positions.
-        attend, hook: see the types.
-    """
-
-    modulation: Tensor | None
-    rotary: Callable[[Tensor], Rotary | None]
-    attend: Attend
-    hook: SublayerHook
-
-
 def make_norm(config: HARTConfig, affine: bool = False) -> nn.Module:
     """The normalisation of a flavour: with rotary positions always one with a weight."""
     if config.positions == "rotary":
@@ -65,66 +43,41 @@ def make_norm(config: HARTConfig, affine: bool = False) -> nn.Module:
     return nn.LayerNorm(config.width, eps=EPS, elementwise_affine=affine)
 
 
-class Attention(nn.Module):
+class Attention(SelfAttention):
     """Self-attention on queries and keys of unit length or not, turned by rotary positions or not."""
 
+    halves = True
+
     def __init__(self, config: HARTConfig) -> None:
-        super().__init__()
-        width, self.heads = config.width, config.heads
-        self.projection = "qkv_proj" if config.positions == "rotary" else "mat_qkv"
-        self.add_module(self.projection, nn.Linear(width, 3 * width, bias=False))
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))
-        self.register_buffer("zero_k_bias", torch.zeros(width))
-        self.scale_mul_1H11: nn.Parameter | None = None
-        if config.unit_attention:
-            self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
-        self.proj = nn.Linear(width, width)
+        projection = "qkv_proj" if config.positions == "rotary" else "mat_qkv"
+        super().__init__(config.width, config.heads, projection, scaled=config.unit_attention)
+        self.projection, self.unit = projection, config.unit_attention
 
     @property
     def weight(self) -> Tensor:
-        """The joint projection to queries, keys and values."""
         return self.get_parameter(f"{self.projection}.weight")
 
-    def bias(self) -> Tensor:
-        """The bias (3C,) of queries, keys and values."""
-        return torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
+    def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
+        if self.unit:
+            return super().fused_queries(qkv, new_keys, new_values, context)
+        factor = 0.25 / math.sqrt(new_keys.shape[-1])
+        return ops.qkv_scaled_rotary(
+            qkv, self.heads, factor, *context.rotary, context.positions, new_keys, new_values, halves=True
+        )
 
-    def scale(self) -> Tensor:
-        """The scale of the queries of each head (1, heads, 1, 1), in float32; of unit attention only."""
-        assert self.scale_mul_1H11 is not None
-        return self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
-
-    def fused(self, x: Tensor, layer: int, context: FusedAttention) -> Tensor:
-        """As :meth:`forward` on x (R, N, C) in the format of the weights, keys and values written into the cache."""
-        qkv = F.linear(x, self.weight, context.constant(self, "bias", self.bias))
-        new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
-        where = (*context.rotary, context.positions, new_keys, new_values)
-        if self.scale_mul_1H11 is None:
-            factor = 0.25 / math.sqrt(keys.shape[-1])
-            q = ops.qkv_scaled_rotary(qkv, self.heads, factor, *where, halves=True)
+    def place(self, q: Tensor, k: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+        dtype = q.dtype
+        if self.unit:
+            q = (F.normalize(q.float(), dim=-1) * self.scale()).to(dtype)
+            k = F.normalize(k.float(), dim=-1).to(dtype)
         else:
-            scale = context.constant(self, "scale", self.scale).flatten()
-            q = ops.qkv_unit_rotary(qkv, self.heads, scale, *where, halves=True)
-        return self.proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, scale=1.0)))
-
-    def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None) -> Tensor:
-        weight = self.weight
-        parts = F.linear(for_weight(x, weight), weight, self.bias()).chunk(3, dim=-1)
-        q, k, v = (split_heads(part, self.heads) for part in parts)
-        if self.scale_mul_1H11 is None:
-            q, k = q * (0.25 / math.sqrt(q.shape[-1])), k
-        else:
-            q = (F.normalize(q.float(), dim=-1) * self.scale()).to(v.dtype)
-            k = F.normalize(k.float(), dim=-1).to(v.dtype)
+            q = q * (0.25 / math.sqrt(q.shape[-1]))
         if rotary is not None:
-            q, k = (rotate_halves(part.float(), rotary).to(v.dtype) for part in (q, k))
-        return self.proj(merge_heads(attend(layer, q, k, v)))
+            q, k = (rotate_halves(part.float(), rotary).to(dtype) for part in (q, k))
+        return q, k
 
 
-class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each a residual update behind the same normalisation."""
-
+class Block(AdaptiveBlock):
     def __init__(self, config: HARTConfig) -> None:
         super().__init__()
         width = config.width
@@ -144,49 +97,14 @@ class Block(nn.Module):
             return self.ada_lin(pooled).unflatten(-1, (6, -1))
         return self.scale_shift_table + pooled.unsqueeze(1)
 
-    def fused(self, stream: ResidualStream, layer: int, modulation: Tensor | None, attention: FusedAttention) -> None:
-        """As :meth:`forward` without a hook, on a residual stream."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = _parts(modulation)
-        dtype = self.attn.weight.dtype
-
-        def normed(scale: Tensor | None, shift: Tensor | None) -> Tensor:
-            norm = self.ln_wo_grad
-            if isinstance(norm, RMSNorm):
-                return stream.rms_norm(norm.weight, scale, shift, EPS, dtype)
-            return stream.layer_norm(scale, shift, dtype)
-
-        stream.add(self.attn.fused(normed(scale1, shift1), layer, attention), gate1)
-        stream.add(self.ffn.fused(normed(scale2, shift2)), gate2)
-
-    def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
-        gate1, gate2, scale1, scale2, shift1, shift2 = _parts(context.modulation)
-
-        def attend_self(tokens: TokenMap) -> Tensor:
-            x = self._normed(tokens.features, scale1, shift1)
-            return _gated(self.attn(x, layer, context.attend, context.rotary(tokens.positions)), gate1, tokens)
-
-        def feed_forward(tokens: TokenMap) -> Tensor:
-            return _gated(self.ffn(self._normed(tokens.features, scale2, shift2)), gate2, tokens)
-
-        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
-
-    def _normed(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-        x = self.ln_wo_grad(x)
-        return x if scale is None or shift is None else torch.addcmul(shift, x, 1 + scale)
-
-
-def _parts(modulation: Tensor | None) -> Sequence[Tensor | None]:
-    """The six parts (R, 1, C) of a modulation (R, 6, C): gates, scales, shifts; None where there is none."""
-    return [None] * 6 if modulation is None else modulation.unsqueeze(2).unbind(1)
-
-
-def _gated(update: Tensor, gate: Tensor | None, tokens: TokenMap) -> Tensor:
-    """The update in the format of the residual stream."""
-    return update.to(tokens.features.dtype) if gate is None else gate * update
+    def norm(self, scale: Tensor | None, shift: Tensor | None) -> Norm:
+        if isinstance(self.ln_wo_grad, RMSNorm):
+            return Norm("rms", EPS, self.ln_wo_grad.weight, scale=scale, shift=shift)
+        return super().norm(scale, shift)
 
 
 class HeadNorm(nn.Module):
-    """The normalisation in front of the head, modulated by the pooled text."""
+    """The normalisation before the head, modulated by the pooled text."""
 
     def __init__(self, config: HARTConfig) -> None:
         super().__init__()
@@ -282,7 +200,7 @@ class HARTTransformer(nn.Module):
         return self.word_embed(for_weight(codes, self.word_embed.weight))
 
     def places(self, scale: int, positions: Tensor) -> Tensor | float:
-        """Learned places (R, N, C) of the tokens of a scale behind the first, at ``positions`` (R, N); 0 without."""
+        """Learned places (R, N, C) of the tokens of a scale after the first, at ``positions`` (R, N); 0 without."""
         if self.config.positions == "rotary":
             return 0.0
         return self.pos_1LC[0, self.starts[scale] + positions]

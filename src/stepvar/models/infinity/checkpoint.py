@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from stepvar.models.family import Part, Variant
-from stepvar.models.infinity.config import CONFIGS
-
-REPOS = ("FoundationVision/Infinity", "FoundationVision/infinity")
-"""The repository on the hub; both spellings are in use."""
-
-TRANSFORMER_IGNORABLE = ("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen")
-"""Constants of the training that checkpoints may store."""
-
-TOKENIZER_IGNORABLE = ("quantizer.lfq.*", "quantize.lfq.*")
-"""Constants of the quantiser, which has no weights."""
+from stepvar.models.family import Family, Part, Variant
+from stepvar.models.infinity.config import CONFIGS, InfinityConfig
+from stepvar.models.infinity.inputs import TextInputProcessor
+from stepvar.models.infinity.model import Infinity
+from stepvar.text.t5 import FLAN_T5_XL
 
 
 def plain_names(stored: Collection[str], own: Collection[str]) -> Mapping[str, str]:
@@ -31,12 +25,6 @@ def plain_names(stored: Collection[str], own: Collection[str]) -> Mapping[str, s
         if wrapper in ("conv", "norm") and plain in stored:
             found[name] = plain
     return found
-
-
-PARTS: dict[str, Part] = {
-    "transformer": Part(TRANSFORMER_IGNORABLE, tables=("cfg_uncond",)),
-    "tokenizer": Part(TOKENIZER_IGNORABLE, rename=plain_names),
-}
 
 
 def _defaults(guidance_scale: float, temperature: float) -> dict[str, Any]:
@@ -58,3 +46,22 @@ VARIANTS: dict[str, Variant] = {
     "8b-512": Variant(CONFIGS["8b-512"], ("infinity_8b_512x512_weights",), _PATCHIFIED, _defaults(3.0, 1.0)),
 }
 """The released models. A name without an ending is a folder of shards."""
+
+FAMILY = Family(
+    name="infinity",
+    repos=("FoundationVision/Infinity", "FoundationVision/infinity"),
+    variants=VARIANTS,
+    default="2b",
+    config=InfinityConfig.from_dict,
+    build=Infinity,
+    parts={
+        # Constants of the training and of the quantiser, which has no weights.
+        "transformer": Part(
+            ("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"),
+            tables=("cfg_uncond",),
+        ),
+        "tokenizer": Part(("quantizer.lfq.*", "quantize.lfq.*"), rename=plain_names),
+    },
+    inputs=lambda model, encoder: TextInputProcessor(encoder, model.config.text_channels),
+    text_encoder=FLAN_T5_XL,
+)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from stepvar.core.tokens import Grid
 from stepvar.errors import CheckpointError
-from stepvar.models.configs import build_config
+from stepvar.models.configs import AutoencoderConfig, ModelConfig
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(AutoencoderConfig):
     """The bit tokenizer: a convolutional autoencoder and a quantiser without weights.
 
     Attributes:
@@ -26,11 +25,6 @@ class TokenizerConfig:
     multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
     norm_groups: int | None = None
 
-    @property
-    def stride(self) -> int:
-        """Pixels per latent cell along each side."""
-        return 1 << (len(self.multipliers) - 1)
-
     def groups(self, channels: int) -> int:
         if self.norm_groups is not None:
             return self.norm_groups
@@ -38,7 +32,7 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
-class InfinityConfig:
+class InfinityConfig(ModelConfig):
     """The transformer, and the tokenizer that it was trained with.
 
     Attributes:
@@ -48,11 +42,12 @@ class InfinityConfig:
         text_channels: channels of the text features (a multiple of 128).
         text_maxlen: most text tokens per prompt, and rows of the learned null text.
         patchify: whether a token carries a 2x2 block of latent cells (the layout of the 8B model).
-        level_every_chunk: whether the level embedding is added in front of every chunk, not only the first.
+        level_every_chunk: whether the level embedding is added before every chunk, not only the first.
         resolution: name of the native schedule ("0.06M", "0.25M", "0.60M", "1M").
         levels: rows of the level embedding, one per scale: no schedule may have more scales.
     """
 
+    tokenizer_type = TokenizerConfig
     depth: int
     width: int
     heads: int
@@ -68,14 +63,9 @@ class InfinityConfig:
     def __post_init__(self) -> None:
         if self.depth % self.block_chunks:
             raise CheckpointError(f"block_chunks={self.block_chunks}: must divide depth={self.depth}")
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise CheckpointError(f"heads={self.heads}: width={self.width} must give heads of a multiple of 4")
+        self.check_heads(4)
         if self.text_channels % 128:
             raise CheckpointError(f"text_channels={self.text_channels}: must be a multiple of 128")
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
 
     @property
     def pool_heads(self) -> int:
@@ -97,7 +87,7 @@ class InfinityConfig:
         return 2 * self.token_bits
 
     def latent_size(self, grid: Grid) -> tuple[int, int, int]:
-        """Channels, rows and columns of the latent picture whose tokens are those of a grid."""
+        """Channels, rows and columns of the latent whose tokens are those of a grid."""
         cells = 2 if self.patchify else 1
         return (self.tokenizer.code_bits, cells * grid.h, cells * grid.w)
 
@@ -106,28 +96,12 @@ class InfinityConfig:
         """Pixels per token along each side."""
         return self.tokenizer.stride * (2 if self.patchify else 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> InfinityConfig:
-        """Reads what :meth:`to_dict` wrote.
-
-        Raises:
-            CheckpointError: for unknown or missing fields.
-        """
-        return build_config(cls, TokenizerConfig, values)
-
-
-def _plain(code_bits: int) -> TokenizerConfig:
-    return TokenizerConfig(code_bits=code_bits)
-
 
 _PATCHIFIED = TokenizerConfig(code_bits=14, multipliers=(1, 2, 4, 4))
 
 CONFIGS: dict[str, InfinityConfig] = {
-    "125m": InfinityConfig(12, 768, 8, 4, _plain(16), resolution="0.06M"),
-    "2b": InfinityConfig(32, 2048, 16, 8, _plain(32)),
+    "125m": InfinityConfig(12, 768, 8, 4, TokenizerConfig(16), resolution="0.06M"),
+    "2b": InfinityConfig(32, 2048, 16, 8, TokenizerConfig(32)),
     "8b": InfinityConfig(40, 3584, 28, 8, _PATCHIFIED, patchify=True),
     "8b-512": InfinityConfig(40, 3584, 28, 8, _PATCHIFIED, patchify=True, resolution="0.25M"),
 }

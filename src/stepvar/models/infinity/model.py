@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.core.cache import KVCache
-from stepvar.core.guidance import guided_logits
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.models.base import Staged
-from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
+from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import RotaryTables
 from stepvar.models.infinity.schedules import schedule_for
 from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
-from stepvar.models.infinity.tokenizer import BitTokenizer, latent_grid, resize
+from stepvar.models.infinity.tokenizer import BitTokenizer, resize
 from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
 from stepvar.models.layers import FusedAttention, Rotary
-from stepvar.models.model import VARModel
+from stepvar.models.model import Staged, VARModel
 from stepvar.models.precision import for_weight, parts_policy
 from stepvar.text import TextFeatures, length_mask, pad_to_device, text_bucket
 from stepvar.utils.device import to_device_async
@@ -53,7 +49,7 @@ class StagedText(Staged):
     mask: Tensor | None
 
     def rows(self, guided: bool, null_text: Callable[[int, int], Tensor]) -> Tensor:
-        """All rows (R, L, text_channels): the prompts, and behind them the unconditional texts if guided.
+        """All rows (R, L, text_channels): the prompts, and after them the unconditional texts if guided.
 
         Args:
             null_text: (batch, length) -> as many rows of the learned null text as there are, up to the length.
@@ -91,41 +87,29 @@ def stage_text(
 
 
 @dataclass
-class InfinityState:
+class InfinityState(GenerationState):
     """A running generation.
 
     Attributes:
         condition: what the text contributes, conditional rows first.
         rotary: position tables of all scales.
-        cache: keys and values so far.
-        latent: (B, d, H, W) float32, the sum of codes at full size.
-        constants: what fused blocks derive from weights alone.
     """
 
     condition: Conditioning
     rotary: RotaryTables
-    cache: KVCache
-    latent: Tensor
-    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
-class InfinityRun(BlockRun[InfinityState]):
-    """The blocks of one scale; keeps what all of them share."""
-
-    def __init__(self, model: Infinity, state: InfinityState, step: Step, hook: SublayerHook) -> None:
-        super().__init__(model.config.depth, state, step, hook)
-        self.model = model
-        self.condition = state.condition.rows(step.row_slice)
-        self._rotary: tuple[Tensor, Rotary] | None = None
+class InfinityRun(BlockRun["Infinity", InfinityState]):
+    """The blocks of one scale."""
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
         if self._adds_level(layer):
             level = self.model.transformer.lvl_embed.weight[self.step.index]
             tokens = tokens.with_features(tokens.features + level)
         context = BlockContext(
-            modulation=self.condition.modulation[layer],
-            text=self.condition.memory[layer],
-            rotary=self._rotary_at,
+            modulation=self.state.condition.modulation[layer][self.rows],
+            text=self.state.condition.memory[layer].rows(self.rows),
+            rotary=self.rotary_at,
             attend=self.attend,
             hook=self.hook,
         )
@@ -138,33 +122,30 @@ class InfinityRun(BlockRun[InfinityState]):
         state = self.state
         rotary = state.rotary.tables(self.step.index)
         attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants)
-        modulation, text = self.condition.modulation[layer], self.condition.memory[layer]
+        modulation = state.condition.modulation[layer][self.rows]
+        text = state.condition.memory[layer].rows(self.rows)
         self.model.block_list[layer].fused(stream, layer, modulation, text, attention)
 
     def _adds_level(self, layer: int) -> bool:
-        """Whether the embedding of the scale is added in front of a block."""
+        """Whether the embedding of the scale is added before a block."""
         config = self.model.config
         return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
 
-    def _rotary_at(self, positions: Tensor) -> Rotary:
-        # Consecutive blocks see the same positions: gather their angles once.
-        if self._rotary is None or self._rotary[0] is not positions:
-            self._rotary = (positions, self.state.rotary.at(self.step.index, positions))
-        return self._rotary[1]
+    def rotary(self, positions: Tensor) -> Rotary:
+        return self.state.rotary.at(self.step.index, positions)
 
 
 class Infinity(VARModel):
     """A text-to-image model of the Infinity family (see ``docs/models/infinity.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
+    run = InfinityRun
     config: InfinityConfig
+    transformer: InfinityTransformer
     tokenizer: BitTokenizer
 
     def __init__(self, config: InfinityConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.transformer = InfinityTransformer(config)
-        self.tokenizer = BitTokenizer(config.tokenizer)
+        super().__init__(config, InfinityTransformer(config), BitTokenizer(config.tokenizer))
         self.block_list = self.transformer.blocks  # a plain list: the blocks are registered once, in their chunks
 
     def schedule(self, height_over_width: float, resolution: str | None = None) -> ScaleSchedule:
@@ -177,17 +158,13 @@ class Infinity(VARModel):
         return stage_text(condition, plan.guided, padded, longest, self.device, self.precision.residual)
 
     def begin(self, staged: StagedText, plan: Plan) -> InfinityState:
-        batch, config = len(staged.prompts), self.config
-        cache = planned_cache(plan, config.heads, config.head_dim, self.precision.blocks, self.device)
-        return InfinityState(
-            condition=self.condition(staged, plan.guided),
-            rotary=self.table(plan.schedule, lambda: RotaryTables(plan.schedule, config.head_dim, self.device)),
-            cache=cache,
-            latent=torch.zeros(batch, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
-        )
+        schedule, head_dim = plan.schedule, self.config.head_dim
+        rotary = self.table(schedule, lambda: RotaryTables(schedule, head_dim, self.device))
+        condition = self.condition(staged, plan.guided)
+        return InfinityState(condition, rotary, cache=self.new_cache(plan), latent=self.new_latent(plan))
 
     def condition(self, staged: StagedText, guided: bool) -> Conditioning:
-        """The conditional rows, and behind them the unconditional ones when guidance is used."""
+        """The conditional rows, and after them the unconditional ones when guidance is used."""
         return self.transformer.condition(staged.rows(guided, self.transformer.null_text), staged.mask)
 
     def embed(self, state: InfinityState, step: Step) -> TokenMap:
@@ -199,23 +176,12 @@ class Infinity(VARModel):
         return TokenMap.dense(features, step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
-        """The picture so far, resampled to the grid of a scale: (B, N, token_bits)."""
-        grid = latent_grid(step.grid, self.config.patchify)
-        here = resize(latent, (grid.h, grid.w))
+        """The accumulated latent, resampled to the grid of a scale: (B, N, token_bits)."""
+        _, height, width = self.config.latent_size(step.grid)
+        here = resize(latent, (height, width))
         if self.config.patchify:
             here = F.pixel_unshuffle(here, 2)
         return here.flatten(2).transpose(1, 2)
-
-    def blocks(self, state: InfinityState, step: Step, hook: SublayerHook) -> InfinityRun:
-        return InfinityRun(self, state, step, hook)
-
-    def predict(self, state: InfinityState, tokens: TokenMap, step: Step) -> Tensor:
-        """Logits (B, N, token_bits, 2)."""
-
-        def logits(rows: int) -> Tensor:
-            return self.transformer.logits(tokens.features[:rows], state.condition.pooled[step.row_slice][:rows])
-
-        return guided_logits(logits, step)
 
     def accumulate(self, state: InfinityState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
         codes = self.tokenizer.codes(self.latent_bits(indices, step))

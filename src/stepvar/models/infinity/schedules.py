@@ -43,7 +43,7 @@ RATIOS = _all_ratios()
 
 
 def stretched(sides: tuple[tuple[int, int], ...], factor: float = 2.0) -> tuple[tuple[int, int], ...]:
-    """A 1M schedule drawn larger: side ``x`` of scale ``s`` of ``S`` becomes ``round(x * factor ** (s / (S - 1)))``.
+    """A 1M schedule made larger: side ``x`` of scale ``s`` of ``S`` becomes ``round(x * factor ** (s / (S - 1)))``.
 
     The number of scales stays, so every level embedding is a trained one; coarse scales, which fix the layout, stay
     as they are, and the stretch grows evenly (by the same ratio from scale to scale) up to the last. Rounding is half

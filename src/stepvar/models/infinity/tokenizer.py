@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.core.tokens import Grid, ScaleSchedule
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.autoencoder import Decoder, Encoder, GroupNorm, Layout
 from stepvar.models.infinity.config import TokenizerConfig
 from stepvar.models.precision import Policy, for_weight
@@ -18,45 +19,17 @@ POLICY: Policy = ((r"", "tokenizer"),)
 """Number formats of the weights. The quantiser has none: it works in float32."""
 
 
-class Conv(nn.Module):
-    """A convolution under the name ``conv``."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Norm(nn.Module):
-    """A group normalisation under the name ``norm``."""
-
-    def __init__(self, channels: int, config: TokenizerConfig) -> None:
-        super().__init__()
-        self.norm = GroupNorm(config.groups(channels), channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
-
-
 @dataclass(frozen=True)
 class WrappedParts:
-    """Convolutions and normalisations with a level of naming around each."""
+    """Convolutions and normalisations under the names ``conv`` and ``norm``."""
 
     config: TokenizerConfig
 
     def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Module:
-        return Conv(inputs, outputs, kernel, stride, padding)
+        return nn.Sequential(OrderedDict(conv=nn.Conv2d(inputs, outputs, kernel, stride, padding)))
 
     def norm(self, channels: int) -> nn.Module:
-        return Norm(channels, self.config)
-
-
-def layout_of(config: TokenizerConfig) -> Layout:
-    """The autoencoder of a tokenizer."""
-    widths = tuple(config.base_channels * multiplier for multiplier in config.multipliers)
-    return Layout(config.code_bits, widths, WrappedParts(config))
+        return nn.Sequential(OrderedDict(norm=GroupNorm(self.config.groups(channels), channels)))
 
 
 def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -72,7 +45,7 @@ class BitTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        layout = layout_of(config)
+        layout = Layout(config.code_bits, config.widths, WrappedParts(config))
         self.encoder = Encoder(layout)
         self.decoder = Decoder(layout)
 
@@ -113,8 +86,3 @@ class BitTokenizer(nn.Module):
         """
         latent = for_weight(latent, self.decoder.get_parameter("conv_in.conv.weight"))
         return decode_tiled(self.decoder, latent, tile).clamp(-1, 1)
-
-
-def latent_grid(grid: Grid, patchify: bool) -> Grid:
-    """The tokenizer's grid of a token grid."""
-    return Grid(grid.t, 2 * grid.h, 2 * grid.w) if patchify else grid

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
+from stepvar.kernels.norm import EPS, Norm
 from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.layers import (
-    EPS,
     AdaptiveLinear,
     Attend,
     Chunk,
@@ -23,7 +23,6 @@ from stepvar.models.layers import (
     HeadNorm,
     RMSNorm,
     SelfAttention,
-    layer_norm,
     merge_heads,
     split_heads,
 )
@@ -44,6 +43,11 @@ class TextMemory:
     keys: Tensor
     values: Tensor
     mask: Tensor | None
+
+    def rows(self, part: slice) -> TextMemory:
+        """Some of the rows: one branch when the other one is no longer needed."""
+        mask = None if self.mask is None else self.mask[part]
+        return TextMemory(self.keys[part], self.values[part], mask)
 
 
 @dataclass(frozen=True)
@@ -139,24 +143,25 @@ class Block(nn.Module):
             modulation: (R, 6, C), as in :class:`BlockContext`.
         """
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
-        dtype = self.sa.mat_qkv.weight.dtype
-        stream.add(self.sa.fused(stream.layer_norm(scale1, shift1, dtype), layer, attention), gate1)
-        norm = self.ca_norm
-        stream.add(self.ca(stream.affine_layer_norm(norm.weight, norm.bias, norm.eps, dtype), text))
-        stream.add(self.ffn.fused(stream.layer_norm(scale2, shift2, dtype)), gate2)
+        dtype = self.sa.weight.dtype
+        norm1, norm2 = Norm("layer", scale=scale1, shift=shift1), Norm("layer", scale=scale2, shift=shift2)
+        norm_text = Norm("layer", self.ca_norm.eps, self.ca_norm.weight, self.ca_norm.bias)
+        stream.add(self.sa.fused(stream.normed(norm1, dtype), layer, attention), gate1)
+        stream.add(self.ca(stream.normed(norm_text, dtype), text))
+        stream.add(self.ffn.fused(stream.normed(norm2, dtype)), gate2)
 
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
 
         def attend_self(tokens: TokenMap) -> Tensor:
-            x = layer_norm(tokens.features, scale1, shift1)
+            x = Norm("layer", scale=scale1, shift=shift1)(tokens.features)
             return gate1 * self.sa(x, layer, context.attend, context.rotary(tokens.positions))
 
         def attend_text(tokens: TokenMap) -> Tensor:
             return self.ca(self.ca_norm(tokens.features), context.text).to(tokens.features.dtype)
 
         def feed_forward(tokens: TokenMap) -> Tensor:
-            return gate2 * self.ffn(layer_norm(tokens.features, scale2, shift2))
+            return gate2 * self.ffn(Norm("layer", scale=scale2, shift=shift2)(tokens.features))
 
         sublayers = (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward))
         return residual(tokens, layer, sublayers, context.hook)
@@ -177,19 +182,6 @@ class Conditioning:
     text: Tensor
     modulation: tuple[Tensor, ...]
     memory: tuple[TextMemory, ...]
-
-    def rows(self, part: slice) -> Conditioning:
-        """Some of the rows: one branch when the other one is no longer needed."""
-        if len(self.pooled[part]) == len(self.pooled):
-            return self
-        return Conditioning(
-            self.pooled[part],
-            self.text[part],
-            tuple(m[part] for m in self.modulation),
-            tuple(
-                TextMemory(t.keys[part], t.values[part], None if t.mask is None else t.mask[part]) for t in self.memory
-            ),
-        )
 
 
 class InfinityTransformer(nn.Module):

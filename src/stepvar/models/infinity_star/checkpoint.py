@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepvar.models.family import Part, Variant
-from stepvar.models.infinity_star.config import CONFIGS
-from stepvar.models.infinity_star.tokenizer import IGNORABLE as TOKENIZER_IGNORABLE
-
-REPOS = ("FoundationVision/InfinityStar", "FoundationVision/infinitystar")
-"""The repository on the hub, and another spelling."""
+from stepvar.models.family import Family, Part, Variant
+from stepvar.models.infinity_star.config import CONFIGS, InfinityStarConfig
+from stepvar.models.infinity_star.inputs import VideoInputProcessor
+from stepvar.models.infinity_star.model import InfinityStar
+from stepvar.text.t5 import FLAN_T5_XL
 
 PARTS: dict[str, Part] = {
     # The start token is in the files, and nothing reads it.
     "transformer": Part(("sos_token",), tables=("cfg_uncond",)),
-    "tokenizer": Part(TOKENIZER_IGNORABLE),
+    # Layers that nothing runs, and constants of the quantiser.
+    "tokenizer": Part(("proj_down_two.*", "proj_up_two.*", "quantizer.lfq_*", "quantize.lfq_*")),
 }
 
 _TOKENIZER = ("infinitystar_videovae.pth",)
@@ -28,3 +28,16 @@ VARIANTS: dict[str, Variant] = {
     "interact": Variant(CONFIGS["interact"], ("InfinityStarInteract_24K_iters",), _TOKENIZER, _COMMON | _CFG),
 }
 """The released models. A name without an ending is a folder of shards."""
+
+FAMILY = Family(
+    name="infinity_star",
+    repos=("FoundationVision/InfinityStar", "FoundationVision/infinitystar"),
+    variants=VARIANTS,
+    default="480p",
+    config=InfinityStarConfig.from_dict,
+    build=InfinityStar,
+    parts=PARTS,
+    inputs=lambda model, encoder: VideoInputProcessor(encoder, model),
+    text_encoder=FLAN_T5_XL,
+    video=True,
+)

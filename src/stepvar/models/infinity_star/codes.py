@@ -1,7 +1,7 @@
 """From bits to codes and back: the residual pyramid of a clip of latent frames.
 
 A cell is coded in all its ``d`` channels ("detail"), or at coarse scales in a quarter of them ("semantic"), which
-are then stretched over the channels as a picture is over its pixels. Time is never resampled.
+are then stretched over the channels as an image is over its pixels. Time is never resampled.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def quantise(feature: Tensor, clips: Sequence[Sequence[CodePass]]) -> tuple[list
     """Codes the features (B, d, T, H, W) of a video clip by clip; each clip takes as many frames as its grids have.
 
     Returns:
-        The bits of all passes of all clips, and the sum of codes of all clips, one behind the other.
+        The bits of all passes of all clips, and the sum of codes of all clips, one after the other.
     """
     bits: list[Tensor] = []
     totals = []

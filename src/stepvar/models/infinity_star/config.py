@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from stepvar.core.tokens import Grid
 from stepvar.errors import CheckpointError
-from stepvar.models.configs import build_config
+from stepvar.models.configs import ModelConfig
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
 
 Sides = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class InfinityStarConfig:
+class InfinityStarConfig(ModelConfig):
     """The transformer, how it runs through a video, and the tokenizer that it was trained with.
 
     Attributes:
@@ -33,12 +33,13 @@ class InfinityStarConfig:
         latents: how many latent frames a video may have, beside the one of a still image.
         fps: frames per second.
         resolution: name of the native schedule.
-        prompt_prefix: goes in front of the prompt of a video; ``{seconds}`` stands for its length.
-        continues_videos: whether the model draws the next clip of a video, from what is remembered of the ones before,
-            and nothing else.
-        shapes: the (h, w) of each scale, one such list per picture shape, where they are not the published ones.
+        prompt_prefix: goes before the prompt of a video; ``{seconds}`` stands for its length.
+        continues_videos: whether the model generates the next clip of a video, from cached features of the ones
+            before, and nothing else.
+        shapes: the (h, w) of each scale, one such list per image shape, where they are not the published ones.
     """
 
+    tokenizer_type = VideoTokenizerConfig
     depth: int
     width: int
     heads: int
@@ -63,8 +64,7 @@ class InfinityStarConfig:
     def __post_init__(self) -> None:
         if self.depth % self.block_chunks:
             raise CheckpointError(f"block_chunks={self.block_chunks}: must divide depth={self.depth}")
-        if self.width % self.heads or self.head_dim % 8:
-            raise CheckpointError(f"heads={self.heads}: width={self.width} must give heads of a multiple of 8")
+        self.check_heads(8)
         if self.heads % self.kv_heads:
             raise CheckpointError(f"kv_heads={self.kv_heads}: must divide heads={self.heads}")
         if min(*self.image_repetitions, *self.video_repetitions) < 1:
@@ -77,12 +77,8 @@ class InfinityStarConfig:
 
     @property
     def usual_latents(self) -> int:
-        """Latent frames of a video whose length nobody states: one clip, or the longest that the model draws."""
+        """Latent frames of a video whose length nobody states: one clip, or the longest that the model generates."""
         return min(max(self.latents, default=1), 1 + self.clip_frames)
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
 
     @property
     def kv_width(self) -> int:
@@ -110,23 +106,6 @@ class InfinityStarConfig:
     def latent_size(self, grid: Grid) -> tuple[int, int, int, int]:
         """Channels, frames, rows and columns of the latent clip whose tokens are those of a grid."""
         return (self.token_channels, *grid.shape)
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token along each side."""
-        return self.tokenizer.stride
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> InfinityStarConfig:
-        """Reads what :meth:`to_dict` wrote.
-
-        Raises:
-            CheckpointError: for unknown or missing fields.
-        """
-        return build_config(cls, VideoTokenizerConfig, values)
 
 
 def _released(repetitions: tuple[int, ...], **more: Any) -> InfinityStarConfig:

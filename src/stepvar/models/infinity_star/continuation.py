@@ -25,7 +25,7 @@ class Continuation:
     """What the next clip of a video has to know of the clips before.
 
     Attributes:
-        former: (B, d, t + 1, H, W), features of the last clip with the frame in front of it.
+        former: (B, d, t + 1, H, W), features of the last clip with the frame before it.
         first: (B, d, 1, H, W), those of the first frame of all.
     """
 
@@ -37,7 +37,7 @@ class Continuation:
         return self.former.shape[4] / self.former.shape[3]
 
     def condition(self, condition: VideoCondition, schedule: ScaleSchedule) -> VideoCondition:
-        """A condition of the next clip: it attends to cached features, and is decoded behind the last clip."""
+        """A condition of the next clip: it attends to cached features, and is decoded after the last clip."""
         batch = len(condition.prompts)
         former, first = (part.expand(batch, -1, -1, -1, -1) for part in (self.former, self.first))
         segments = context_segments(former, first, schedule)
@@ -56,9 +56,9 @@ def start_continuation(
     """What the first clip goes on from, of a video.
 
     Args:
-        video: at least as long as one clip with the frame in front of it.
+        video: at least as long as one clip with the frame before it.
         schedule: that of the clips to come, for the size of the frames.
-        generator: features are a draw from what the encoder says of the frames.
+        generator: features are a sample of what the encoder says of the frames.
 
     Raises:
         UsageError: if the video is too short.
@@ -71,7 +71,7 @@ def start_continuation(
 
 
 def clip_alone(schedule: ScaleSchedule) -> ScaleSchedule:
-    """The second clip of a schedule as one of its own: a still image lies in front of the first clip only."""
+    """The second clip of a schedule as one of its own: a still image lies before the first clip only."""
     own = [index for index in range(len(schedule)) if schedule.clip(index) == 1]
     return replace(
         schedule,
@@ -85,7 +85,7 @@ def context_segments(former: Tensor, first: Tensor, schedule: ScaleSchedule) -> 
     """What a clip sees of the video before it: all of the last clip, coarsely, and three frames in full.
 
     Args:
-        former: (B, d, t + 1, H, W), the last clip with the frame in front of it.
+        former: (B, d, t + 1, H, W), the last clip with the frame before it.
         first: (B, d, 1, H, W), the first frame of the whole video.
         schedule: that of the new clip.
     """
@@ -102,5 +102,5 @@ def context_segments(former: Tensor, first: Tensor, schedule: ScaleSchedule) -> 
 
 
 def continued(former: Tensor, new: Tensor) -> Tensor:
-    """The last clip with the frame in front of it, from that of the last time (B, d, t + 1, H, W) and the new one."""
+    """The last clip with the frame before it, from that of the last time (B, d, t + 1, H, W) and the new one."""
     return torch.cat([former[:, :, 1:], new], dim=2)[:, :, -former.shape[2] :]

@@ -97,9 +97,9 @@ def _image(given: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def as_videos(given: Any, fps: float) -> list[Video]:
-    """Videos: a :class:`Video`, the path of one, an array (F, H, W, 3) uint8, pictures in order, or a list of videos.
+    """Videos: a :class:`Video`, the path of one, an array (F, H, W, 3) uint8, images in order, or a list of videos.
 
-    Files are brought to a frame rate; arrays and pictures are taken as they are.
+    Files are brought to a frame rate; arrays and images are taken as they are.
 
     Raises:
         UsageError: for anything else.

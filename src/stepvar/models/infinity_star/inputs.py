@@ -11,13 +11,13 @@ from torch import Generator, Tensor
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.media.video import Video
-from stepvar.models.infinity.inputs import TextInputProcessor, TextInputs, Texts
+from stepvar.models.infinity.inputs import TextInputProcessor, TextInputs
 from stepvar.models.infinity_star.continuation import Continuation, clip_alone, start_continuation
 from stepvar.models.infinity_star.encode import as_images, as_videos, forced_bits, forced_passes, video_end
 from stepvar.models.infinity_star.model import InfinityStar, VideoCondition
 from stepvar.models.infinity_star.schedules import latents_of, seconds_of
 from stepvar.models.inputs import EncodedInputs, GenerationInputs, PreparedInputs, texts
-from stepvar.text import TextEncoder
+from stepvar.text import TextEncoder, TextFeatures
 
 FROM_VIDEO = "give what pipe.start_continuation(video) returns"
 NO_CONTINUATION = "continuation: this model generates videos of their own; take the variant that goes on from others"
@@ -136,15 +136,17 @@ class VideoInputProcessor(TextInputProcessor):
         width, height = first.size
         return start_continuation(self.model, first, schedule(width / height), generator)
 
-    def _dressed(self, prompts: Texts, seconds: float, suffix: str | None) -> Texts:
+    def _dressed(
+        self, prompts: list[str] | TextFeatures, seconds: float, suffix: str | None
+    ) -> list[str] | TextFeatures:
         """Prompts with what the model was trained to read around them; features stay as they are."""
         if not isinstance(prompts, list):
             if suffix:
                 raise UsageError("prompt_suffix: the prompt is given as features; encode the suffix with it")
             return prompts
-        behind = texts("prompt_suffix", suffix, empty=True)[0] if suffix is not None else ""
+        after = texts("prompt_suffix", suffix, empty=True)[0] if suffix is not None else ""
         prefix = self.model.config.prompt_prefix.format(seconds=f"{seconds:g}") if seconds else ""
-        return [f"{prefix}{prompt}{behind}" for prompt in prompts]
+        return [f"{prefix}{prompt}{after}" for prompt in prompts]
 
     def _begins(self, inputs: GenerationInputs) -> tuple[list[Video], int]:
         """What the videos begin with, and how many latent frames they have."""

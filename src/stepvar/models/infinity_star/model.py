@@ -9,14 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.core.cache import KVCache
-from stepvar.core.guidance import guided_logits
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.models.base import Staged
-from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
+from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.infinity.model import StagedText, TextCondition, stage_text
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, shrink
 from stepvar.models.infinity_star.config import InfinityStarConfig
@@ -26,9 +22,8 @@ from stepvar.models.infinity_star.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import POLICY, BlockContext, InfinityStarTransformer
 from stepvar.models.layers import Rotary, grouped_attention
-from stepvar.models.model import VARModel
+from stepvar.models.model import Staged, VARModel
 from stepvar.models.precision import parts_policy
-from stepvar.text import TextFeatures
 
 
 @dataclass(frozen=True)
@@ -47,18 +42,14 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class VideoCondition:
+class VideoCondition(TextCondition):
     """What a video is to show.
 
     Attributes:
-        prompts: features of the prompts.
-        negative: likewise of the negative prompts; None: the learned null text.
         segments: earlier frames that the video goes on from, for models that go on clip by clip.
-        before: (B, d, t, h, w), latent frames in front of the video, for the decoder only.
+        before: (B, d, t, h, w), latent frames before the video, for the decoder only.
     """
 
-    prompts: TextFeatures
-    negative: TextFeatures | None = None
     segments: tuple[Segment, ...] = ()
     before: Tensor | None = None
 
@@ -73,25 +64,21 @@ class StagedVideo(Staged):
 
 
 @dataclass
-class StarState:
-    """A running generation.
+class StarState(GenerationState):
+    """A running generation; the cache holds text and segments, and after them the last pass of the clip before.
 
     Attributes:
         rotary: positions on all axes.
-        cache: keys and values of text and segments, and behind them those of the last pass of the clip before.
         prefix: how many tokens text and segments have.
         text_mask: (R, 1, 1, prefix), which of them are there; None: all.
-        latent: (B, d, T, H, W) float32, the sum of codes of all clips at full size.
-        clips: where each clip lies in it.
-        before: latent frames in front of it, which its first frames are decoded from, too.
+        clips: where each clip lies in the accumulated latent.
+        before: latent frames before it, which its first frames are decoded from, too.
         decoded: latent frames of the clips that have begun.
     """
 
     rotary: RotaryTable
-    cache: KVCache
     prefix: int
     text_mask: Tensor | None
-    latent: Tensor
     clips: tuple[slice, ...]
     before: Tensor | None = None
     decoded: int = 0
@@ -101,36 +88,30 @@ class StarState:
         return self.latent[:, :, self.clips[step.clip]]
 
 
-class StarRun(BlockRun[StarState]):
+class StarRun(BlockRun["InfinityStar", StarState]):
     """The blocks of one pass."""
 
-    def __init__(self, model: InfinityStar, state: StarState, step: Step, hook: SublayerHook) -> None:
-        super().__init__(model.config.depth, state, step, hook)
-        self.model = model
-        self.is_read = step.is_read
-        self._rotary: tuple[Tensor, Rotary] | None = None
-
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        context = BlockContext(self._rotary_at, self.attend, self.hook)
+        context = BlockContext(self.rotary_at, self.attend, self.hook)
         return self.model.block_list[layer](tokens, layer, context)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the text, the end of the clip before, and this pass, which is cached only if it is read."""
-        cache, rows = self.state.cache, self.step.row_slice
+        cache, rows = self.state.cache, self.rows
         old_keys, old_values = cache.read(layer, rows)
         keys, values = torch.cat([old_keys, k], dim=2), torch.cat([old_values, v], dim=2)
         result = grouped_attention(q, keys, values, self._mask(keys.shape[2]))
-        if self.is_read:
+        if self.step.is_read:
             cache.forget(layer, self.state.prefix)
             cache.append(layer, k, v, rows)
         return result
 
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
-        self.model.block_list[layer].fused(stream, layer, self._rotary_at(positions), self._join)
+        self.model.block_list[layer].fused(stream, layer, self.rotary_at(positions), self._join)
 
     def _join(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """As :meth:`attend`, the new keys and values written behind the old ones."""
-        cache, rows = self.state.cache, self.step.row_slice
+        """As :meth:`attend`, the new keys and values written after the old ones."""
+        cache, rows = self.state.cache, self.rows
         old = cache.read(layer, rows)
         start, end = old[0].shape[2], old[0].shape[2] + x.shape[1]
         keys, values = (part.new_empty(*part.shape[:2], end, part.shape[3]) for part in old)
@@ -138,7 +119,7 @@ class StarRun(BlockRun[StarState]):
 
         def attend(q: Tensor) -> Tensor:
             result = grouped_attention(q, keys, values, self._mask(end))
-            if self.is_read:
+            if self.step.is_read:
                 cache.forget(layer, self.state.prefix)
                 cache.append(layer, keys[:, :, start:], values[:, :, start:], rows)
             return result
@@ -148,19 +129,15 @@ class StarRun(BlockRun[StarState]):
     def _mask(self, seen: int) -> Tensor | None:
         if self.state.text_mask is None:
             return None
-        return _extend(self.state.text_mask[self.step.row_slice], seen)
+        return _extend(self.state.text_mask[self.rows], seen)
 
-    def _rotary_at(self, positions: Tensor) -> Rotary:
-        # Consecutive blocks see the same positions: look their angles up once.
-        if self._rotary is None or self._rotary[0] is not positions:
-            step, state = self.step, self.state
-            frame = step.settings.schedule.frame or step.grid
-            first = state.clips[step.clip].start
-            scale = self.model.config.text_maxlen + step.index
-            frames = range(first, first + step.grid.t)
-            coordinates = token_coordinates(positions, step.grid, frame, scale, frames)
-            self._rotary = (positions, state.rotary.at(coordinates))
-        return self._rotary[1]
+    def rotary(self, positions: Tensor) -> Rotary:
+        step, state = self.step, self.state
+        frame = step.settings.schedule.frame or step.grid
+        first = state.clips[step.clip].start
+        scale = self.model.config.text_maxlen + step.index
+        frames = range(first, first + step.grid.t)
+        return state.rotary.at(token_coordinates(positions, step.grid, frame, scale, frames))
 
 
 class InfinityStar(VARModel):
@@ -168,20 +145,19 @@ class InfinityStar(VARModel):
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
     sublayers = ("self", "ffn")
+    run = StarRun
     config: InfinityStarConfig
+    transformer: InfinityStarTransformer
     tokenizer: VideoTokenizer
 
     def __init__(self, config: InfinityStarConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.transformer = InfinityStarTransformer(config)
-        self.tokenizer = VideoTokenizer(config.tokenizer)
+        super().__init__(config, InfinityStarTransformer(config), VideoTokenizer(config.tokenizer))
         self.block_list = self.transformer.block_list  # a plain list: the blocks are registered once
 
     def schedule(
         self, height_over_width: float, resolution: str | None = None, seconds: float | None = None
     ) -> ScaleSchedule:
-        """The published schedule nearest to a picture shape.
+        """The published schedule nearest to an image shape.
 
         Args:
             seconds: length of the video; 0: a still image; None: the model's usual length.
@@ -198,10 +174,9 @@ class InfinityStar(VARModel):
             raise UsageError("smooth: InfinityStar's codes are bits, which have no codebook to blend; leave it off")
         if plan.schedule.kv_scope != "clip":
             raise UsageError(f"schedule {plan.schedule.name!r}: needs the clips of a schedule of this model")
-        text = TextCondition(condition.prompts, condition.negative)
         longest = self.config.text_maxlen
         segments = tuple(replace(one, latent=one.latent.to(self.device)) for one in condition.segments)
-        staged = stage_text(text, plan.guided, padded, longest, self.device, self.precision.residual)
+        staged = stage_text(condition, plan.guided, padded, longest, self.device, self.precision.residual)
         return StagedVideo(staged, segments, condition.before)
 
     def begin(self, staged: StagedVideo, plan: Plan) -> StarState:
@@ -210,14 +185,12 @@ class InfinityStar(VARModel):
         text, mask = self.text(staged.text, plan.guided), staged.text.mask
         prefix = text.shape[1] + sum(segment.latent[0, 0].numel() for segment in staged.segments)
         clips = clip_slices(plan.schedule)
-        coordinates = [config.text_maxlen + len(plan.schedule), clips[-1].stop, *plan.schedule.grids[-1].shape]
-        coordinates += [config.text_maxlen + segment.scale + 1 for segment in staged.segments]
         full = plan.schedule.grids[-1]
+        coordinates = [config.text_maxlen + len(plan.schedule), clips[-1].stop, *full.shape]
+        length = max(*coordinates, *(config.text_maxlen + segment.scale + 1 for segment in staged.segments))
         state = StarState(
-            rotary=self.table(("rotary", max(coordinates)), lambda: self._rotary_table(max(coordinates))),
-            cache=planned_cache(
-                plan, config.kv_heads, config.head_dim, self.precision.blocks, self.device, prefix=prefix
-            ),
+            rotary=self.table(("rotary", length), lambda: RotaryTable(config.head_dim, length, self.device)),
+            cache=self.new_cache(plan, config.kv_heads, prefix),
             prefix=prefix,
             text_mask=None if mask is None else _extend(mask, prefix),
             latent=torch.zeros(batch, config.token_channels, clips[-1].stop, full.h, full.w, device=self.device),
@@ -229,11 +202,8 @@ class InfinityStar(VARModel):
             self._cache_segment(state, segment, plan.schedule.frame or full)
         return state
 
-    def _rotary_table(self, length: int) -> RotaryTable:
-        return RotaryTable(self.config.head_dim, length, self.device)
-
     def text(self, staged: StagedText, guided: bool) -> Tensor:
-        """Text tokens (R, L, C): conditional rows, and behind them unconditional ones if guided."""
+        """Text tokens (R, L, C): conditional rows, and after them unconditional ones if guided."""
         return self.transformer.text_tokens(staged.rows(guided, self.transformer.null_text))
 
     def segment_tokens(self, segment: Segment) -> Tensor:
@@ -270,16 +240,8 @@ class InfinityStar(VARModel):
         clip = latent[:, :, clip_slices(step.settings.schedule)[step.clip]]
         return as_cells(shrink(clip, step.grid))
 
-    def blocks(self, state: StarState, step: Step, hook: SublayerHook) -> StarRun:
-        return StarRun(self, state, step, hook)
-
-    def predict(self, state: StarState, tokens: TokenMap, step: Step) -> Tensor:
-        """Logits (B, N, bits, 2)."""
-
-        def logits(rows: int) -> Tensor:
-            return self.transformer.logits(tokens.features[:rows], step.scale)
-
-        return guided_logits(logits, step)
+    def row_logits(self, state: StarState, features: Tensor, step: Step) -> Tensor:
+        return self.transformer.logits(features, step.scale)
 
     def accumulate(self, state: StarState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
         clip = state.clip(step)
@@ -307,5 +269,5 @@ def as_cells(latent: Tensor) -> Tensor:
 
 
 def _extend(mask: Tensor, total: int) -> Tensor:
-    """A mask (R, 1, 1, L) with more tokens behind, all of which are there: (R, 1, 1, total)."""
+    """A mask (R, 1, 1, L) with more tokens after, all of which are there: (R, 1, 1, total)."""
     return torch.cat([mask, mask.new_ones(*mask.shape[:3], total - mask.shape[3])], dim=3)

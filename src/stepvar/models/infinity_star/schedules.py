@@ -1,4 +1,4 @@
-"""The published scale schedules of the InfinityStar family: an image pyramid, and behind it clip after clip."""
+"""The published scale schedules of the InfinityStar family: an image pyramid, and after it clip after clip."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def clip_schedule(
 def schedule_for(
     config: InfinityStarConfig, height_over_width: float, latents: int, resolution: str | None = None
 ) -> ScaleSchedule:
-    """The schedule of the picture shape that is nearest to the one asked for; the first of equally near ones.
+    """The schedule of the image shape that is nearest to the one asked for; the first of equally near ones.
 
     Args:
         latents: latent frames: 1 for a still image, or one of the config's.
@@ -68,7 +68,7 @@ def schedule_for(
 
     Raises:
         UsageError: for an unknown resolution, one with more scales than the model knows, a ratio that is not a
-            positive number, or a length that the model cannot draw.
+            positive number, or a length that the model cannot generate.
     """
     resolution = resolution or config.resolution
     ratio, sides = _sides(config, height_over_width, resolution)
@@ -90,7 +90,7 @@ def schedule_for(
 
 
 def _sides(config: InfinityStarConfig, height_over_width: float, resolution: str) -> tuple[float, Sides]:
-    """The picture shape nearest to a ratio, and its scales."""
+    """The image shape nearest to a ratio, and its scales."""
     if not 0 < height_over_width < float("inf"):
         raise UsageError(f"aspect ratio (height / width) {height_over_width}: must be a positive number")
     own = {_key(sides): sides for sides in config.shapes}
@@ -125,7 +125,7 @@ def _wrong_length(config: InfinityStarConfig, seconds: float) -> UsageError:
 
 
 def _clip_lengths(config: InfinityStarConfig, latents: int) -> list[int]:
-    """Latent frames of each clip behind the first frame."""
+    """Latent frames of each clip after the first frame."""
     whole, left = divmod(latents - 1, config.clip_frames)
     return [config.clip_frames] * whole + [left] * bool(left)
 

@@ -18,9 +18,6 @@ from stepvar.models.tiling import default_overlap, tiled
 POLICY: Policy = ((r".*\.gamma$", "exact"), (r"scale_learnable_parameters$", "exact"), (r"", "tokenizer"))
 """Number formats of the weights."""
 
-IGNORABLE = ("proj_down_two.*", "proj_up_two.*", "quantizer.lfq_*", "quantize.lfq_*")
-"""What the published checkpoint holds beside: layers that nothing runs, constants of the quantiser."""
-
 CHUNK = 2
 """Latent frames that are encoded or decoded at a time."""
 
@@ -34,8 +31,8 @@ class VideoTokenizerConfig:
         halves_time: for each step from a level to the next, whether it halves the number of frames, too.
         blocks: residual blocks per level of the encoder.
         decoder_blocks: likewise of the decoder.
-        middle_blocks: residual blocks behind the last level of the encoder, and in front of the decoder's first.
-        latent_channels: of the picture between encoder and decoder; the encoder gives two numbers for each.
+        middle_blocks: residual blocks after the last level of the encoder, and before the decoder's first.
+        latent_channels: of the image between encoder and decoder; the encoder gives two numbers for each.
         patch: side of the square of its cells that make one token.
         token_channels: channels d of a token.
     """
@@ -76,7 +73,7 @@ class VideoTokenizerConfig:
 
     @property
     def cell_channels(self) -> int:
-        """Numbers of the latent picture under one token."""
+        """Numbers of the latent under one token."""
         return self.latent_channels * self.patch**2
 
     def frames(self, latent_frames: int) -> int:
@@ -195,12 +192,12 @@ class VideoTokenizer(nn.Module):
         mean: bool = False,
         chunk: int | None = CHUNK,
     ) -> Tensor:
-        """Video (B, 3, F, H, W) -> features (B, d, T, h, w) in float32: a draw from what the encoder says of each.
+        """Video (B, 3, F, H, W) -> features (B, d, T, h, w) in float32: a sample of what the encoder says of each.
 
         Args:
-            noise: standard normal (B, latent_channels * patch^2, T, h, w) for the draw; None: drawn here.
-            generator: to draw it with, on the CPU or the video's device; None: the default one of the video's device.
-            mean: whether to take the mean instead of a draw.
+            noise: standard normal (B, latent_channels * patch^2, T, h, w) for the sample; None: sampled here.
+            generator: to sample it with, on the CPU or the video's device; None: the default one of the video's device.
+            mean: whether to take the mean instead of a sample.
             chunk: latent frames at a time; None: all at once.
 
         Raises:

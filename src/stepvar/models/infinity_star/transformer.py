@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.kernels import ops
+from stepvar.kernels.norm import EPS, Norm
 from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.layers import (
-    EPS,
     Attend,
     Chunk,
     GatedFeedForward,
@@ -100,10 +100,11 @@ class Block(nn.Module):
 
     def fused(self, stream: ResidualStream, layer: int, rotary: Rotary, join: Join) -> None:
         """As :meth:`forward` without a hook, on a residual stream."""
-        dtype, weight = self.attn.q_proj.weight.dtype, self.input_layernorm.weight
-        stream.add(self.attn.fused(stream.rms_norm(weight, None, None, EPS, dtype), layer, rotary, join))
-        weight = self.post_attention_layernorm.weight
-        stream.add(self.mlp.fused(stream.rms_norm(weight, None, None, EPS, dtype)))
+        dtype = self.attn.q_proj.weight.dtype
+        norm1 = Norm("rms", EPS, self.input_layernorm.weight)
+        norm2 = Norm("rms", EPS, self.post_attention_layernorm.weight)
+        stream.add(self.attn.fused(stream.normed(norm1, dtype), layer, rotary, join))
+        stream.add(self.mlp.fused(stream.normed(norm2, dtype)))
 
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         def attend_self(tokens: TokenMap) -> Tensor:

@@ -19,7 +19,7 @@ CONTEXT = 2
 
 
 class Past:
-    """What the layers remember of the chunks of one video that are behind them.
+    """What the layers remember of the chunks of one video that are before them.
 
     Attributes:
         first: whether the next chunk is the first one: its first frame stands alone, later frames come in groups.
@@ -32,7 +32,7 @@ class Past:
         self._frames: dict[nn.Module, Tensor] = {}
 
     def extend(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """``x`` (B, C, F, H, W) with the frames before it; in front of the first one it stands itself, repeated."""
+        """``x`` (B, C, F, H, W) with the frames before it; before the first one it stands itself, repeated."""
         before = self._frames.pop(layer, None)
         if before is None:
             before = x[:, :, :1].expand(-1, -1, CONTEXT, -1, -1)
@@ -175,7 +175,7 @@ class _Branch(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width, and with ``frames`` = 2 the number of frames behind the first one.
+    """Halves height and width, and with ``frames`` = 2 the number of frames after the first one.
 
     Beside the convolution runs a shortcut without weights: the same cells, averaged over groups of channels.
     """
@@ -206,7 +206,7 @@ def _cells_to_channels(x: Tensor) -> Tensor:
 
 
 class Upsample(nn.Module):
-    """Doubles height and width, and with ``frames`` = 2 the number of frames behind the first one.
+    """Doubles height and width, and with ``frames`` = 2 the number of frames after the first one.
 
     Beside the convolution runs a shortcut without weights: the same channels, repeated as often as needed.
     """

@@ -14,7 +14,7 @@ CLASSES = 1000
 
 @cache
 def class_names() -> tuple[tuple[str, ...], ...]:
-    """Per class its name, in lower case, and behind it other names that it goes by."""
+    """Per class its name, in lower case, and after it other names that it goes by."""
     text = (files("stepvar.models.var") / "imagenet.txt").read_text(encoding="utf-8")
     return tuple(tuple(line.split(", ")) for line in text.splitlines())
 

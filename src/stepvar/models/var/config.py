@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import CheckpointError
-from stepvar.models.configs import build_config
+from stepvar.models.configs import AutoencoderConfig, ModelConfig
 
 
 @dataclass(frozen=True)
-class VQConfig:
+class VQConfig(AutoencoderConfig):
     """The tokenizer: a convolutional autoencoder with attention, and a codebook.
 
     Attributes:
@@ -19,7 +18,7 @@ class VQConfig:
         channels: channels of a code.
         base_channels: channels at full resolution (a multiple of 32, the groups of the normalisations).
         multipliers: channel multiplier per level; the stride is ``2 ** (len(multipliers) - 1)``.
-        convs: convolutions that the scales share among them, behind the upsampling of their codes.
+        convs: convolutions that the scales share among them, after the upsampling of their codes.
         residual: share of the convolved map in the sum of the map and its convolution.
     """
 
@@ -34,24 +33,13 @@ class VQConfig:
         if self.base_channels % 32:
             raise CheckpointError(f"base_channels={self.base_channels}: must be a multiple of 32")
 
-    @property
-    def stride(self) -> int:
-        """Pixels per latent cell along each side."""
-        return 1 << (len(self.multipliers) - 1)
 
+class SquareConfig(ModelConfig):
+    """A base of the dataclasses that describe a model with a codebook, which generates squares."""
 
-class SquareConfig:
-    """What follows from the sizes of a model with a codebook that draws squares; a base of dataclasses."""
-
-    depth: int
-    width: int
-    heads: int
+    tokenizer_type = VQConfig
     patch_nums: tuple[int, ...]
     tokenizer: VQConfig
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
 
     @property
     def outputs(self) -> int:
@@ -59,13 +47,8 @@ class SquareConfig:
         return self.tokenizer.vocabulary
 
     def latent_size(self, grid: Grid) -> tuple[int, int, int]:
-        """Channels, rows and columns of the latent picture whose tokens are those of a grid."""
+        """Channels, rows and columns of the latent whose tokens are those of a grid."""
         return (self.tokenizer.channels, grid.h, grid.w)
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token along each side."""
-        return self.tokenizer.stride
 
     @property
     def pixels(self) -> int:
@@ -76,9 +59,6 @@ class SquareConfig:
     def schedule(self) -> ScaleSchedule:
         """The schedule that the model was trained for."""
         return ScaleSchedule.of([(side, side) for side in self.patch_nums], name=f"{self.pixels}x{self.pixels}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
@@ -111,15 +91,6 @@ class VARConfig(SquareConfig):
     @property
     def ffn_width(self) -> int:
         return 4 * self.width
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> VARConfig:
-        """Reads what :meth:`to_dict` wrote.
-
-        Raises:
-            CheckpointError: for unknown or missing fields.
-        """
-        return build_config(cls, VQConfig, values)
 
 
 PATCH_NUMS: dict[int, tuple[int, ...]] = {

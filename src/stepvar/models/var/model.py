@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stepvar.core.cache import KVCache
-from stepvar.core.guidance import guided_logits
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import SublayerHook
-from stepvar.core.tokens import TokenMap
+from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.models.base import Staged
-from stepvar.models.blocks import BlockRun, ResidualStream, planned_cache
+from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.layers import FusedAttention
+from stepvar.models.model import Staged, VARModel
 from stepvar.models.precision import for_weight, parts_policy
-from stepvar.models.var.codebook import CodebookModel
-from stepvar.models.var.config import VARConfig
+from stepvar.models.var.config import SquareConfig, VARConfig
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
-from stepvar.models.var.tokenizer import VQTokenizer
+from stepvar.models.var.tokenizer import VQTokenizer, as_tokens, shrink
 from stepvar.models.var.transformer import POLICY, BlockContext, Conditioning, VARTransformer
 from stepvar.utils.device import to_device_async
 
@@ -40,49 +37,73 @@ class StagedClasses(Staged):
 
 
 @dataclass
-class VARState:
-    """A running generation.
-
-    Attributes:
-        condition: what the classes contribute, conditional rows first.
-        cache: keys and values so far.
-        latent: (B, d, H, W) float32, the sum of what the scales add.
-    """
+class VARState(GenerationState):
+    """A running generation; ``condition`` is what the classes contribute, conditional rows first."""
 
     condition: Conditioning
-    cache: KVCache
-    latent: Tensor
-    constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
-class VARRun(BlockRun[VARState]):
+class VARRun(BlockRun[Any, Any]):
     """The blocks of one scale."""
 
-    def __init__(self, model: VAR, state: VARState, step: Step, hook: SublayerHook) -> None:
-        super().__init__(model.config.depth, state, step, hook)
-        self.model = model
-
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        modulation = self.state.condition.modulation[layer][self.step.row_slice]
-        return self.model.transformer.blocks[layer](tokens, layer, BlockContext(modulation, self.attend, self.hook))
+        context = BlockContext(self._modulation(layer), self.attend, self.hook, self.rotary_at)
+        return self.model.transformer.ordered_blocks[layer](tokens, layer, context)
 
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
-        attention = FusedAttention(self.state.cache, self.rows, (None, None), None, self.state.constants)
-        modulation = self.state.condition.modulation[layer][self.step.row_slice]
-        self.model.transformer.ordered_blocks[layer].fused(stream, layer, modulation, attention)
+        rotary = self.rotary_at(positions)
+        cos, sin = (None, None) if rotary is None else (part.squeeze(1) for part in rotary)
+        attention = FusedAttention(self.state.cache, self.rows, (cos, sin), None, self.state.constants)
+        self.model.transformer.ordered_blocks[layer].fused(stream, layer, self._modulation(layer), attention)
+
+    def _modulation(self, layer: int) -> Tensor | None:
+        modulation = self.state.condition.modulation[layer]
+        return None if modulation is None else modulation[self.rows]
+
+
+class CodebookModel(VARModel):
+    """Base of the models that predict indices of a codebook, without attention to a text."""
+
+    sublayers = ("self", "ffn")
+    config: SquareConfig
+    tokenizer: VQTokenizer
+
+    def schedule(self, height_over_width: float = 1.0, resolution: str | None = None) -> ScaleSchedule:
+        """The model's own schedule: no other was published.
+
+        Raises:
+            UsageError: if another shape or size is asked for.
+        """
+        schedule = self.config.schedule
+        if height_over_width != 1.0:
+            raise UsageError(f"aspect ratio (height / width) {height_over_width:g}: this model draws squares only")
+        if resolution not in (None, schedule.name):
+            raise UsageError(f"resolution {resolution!r}: this model draws {schedule.name} only")
+        return schedule
+
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
+        """The accumulated latent, averaged down to the grid of a scale: (B, N, channels)."""
+        return as_tokens(shrink(latent, step.grid))
+
+    def accumulate(self, state: GenerationState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+        """Adds the codes of the indices (B, N), or blends of all by ``weights`` (B, N, vocabulary)."""
+        if weights is None:
+            codes = self.tokenizer.codes(indices, step.grid)
+        else:
+            codes = self.tokenizer.soft_codes(weights, step.grid)
+        state.latent += self.tokenizer.contribution(codes, step.index, step.settings.schedule)
 
 
 class VAR(CodebookModel):
     """A class-conditional model of the VAR family (see ``docs/models/var.md``)."""
 
     policy = parts_policy(POLICY, TOKENIZER_POLICY)
+    run = VARRun
     config: VARConfig
+    transformer: VARTransformer
 
     def __init__(self, config: VARConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.transformer = VARTransformer(config)
-        self.tokenizer = VQTokenizer(config.tokenizer)
+        super().__init__(config, VARTransformer(config), VQTokenizer(config.tokenizer))
 
     def stage(self, condition: ClassCondition, plan: Plan, padded: bool = False) -> StagedClasses:
         known, null = self.config.schedule, self.transformer.null_class
@@ -97,13 +118,8 @@ class VAR(CodebookModel):
         return StagedClasses(to_device_async(torch.tensor(labels), self.device))
 
     def begin(self, staged: StagedClasses, plan: Plan) -> VARState:
-        config = self.config
-        cache = planned_cache(plan, config.heads, config.head_dim, self.precision.blocks, self.device)
-        return VARState(
-            condition=self.transformer.condition(staged.labels),
-            cache=cache,
-            latent=torch.zeros(plan.samples, *config.latent_size(plan.schedule.grids[-1]), device=self.device),
-        )
+        condition = self.transformer.condition(staged.labels)
+        return VARState(condition, cache=self.new_cache(plan), latent=self.new_latent(plan))
 
     def embed(self, state: VARState, step: Step) -> TokenMap:
         if step.index == 0:
@@ -113,14 +129,3 @@ class VAR(CodebookModel):
             features = self.transformer.word_embed(codes).repeat(step.branches, 1, 1)
         tokens = TokenMap.dense(features, step.grid)
         return tokens.with_features(features + self.transformer.places(step.index, tokens.positions))
-
-    def blocks(self, state: VARState, step: Step, hook: SublayerHook) -> VARRun:
-        return VARRun(self, state, step, hook)
-
-    def predict(self, state: VARState, tokens: TokenMap, step: Step) -> Tensor:
-        """Logits (B, N, vocabulary)."""
-
-        def logits(rows: int) -> Tensor:
-            return self.transformer.logits(tokens.features[:rows], state.condition.pooled[step.row_slice][:rows])
-
-        return guided_logits(logits, step)

@@ -20,12 +20,8 @@ from stepvar.models.var.config import VQConfig
 POLICY: Policy = ((r"quantize\.", "exact"), (r"", "tokenizer"))
 """Number formats of the weights: the codebook and its convolutions in float32, like the sum of codes."""
 
-IGNORABLE = ("quantize.ema_vocab_hit_SV",)
-"""Statistics of the training that checkpoints store."""
-
-
 Contribution = Callable[[Tensor, int, ScaleSchedule], Tensor]
-"""From a scale's codes (B, d, h, w), its index and the schedule to what it adds to the latent picture."""
+"""From a scale's codes (B, d, h, w), its index and the schedule to what it adds to the latent."""
 
 
 class PlainParts:
@@ -90,8 +86,7 @@ class VQTokenizer(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config
-        widths = tuple(config.base_channels * multiplier for multiplier in config.multipliers)
-        layout = Layout(config.channels, widths, PlainParts(), attention=True)
+        layout = Layout(config.channels, config.widths, PlainParts(), attention=True)
         self.encoder = Encoder(layout)
         self.quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
         self.quantize = Quantizer(config)
@@ -123,7 +118,7 @@ class VQTokenizer(nn.Module):
         return distance.argmin(dim=-1)
 
     def contribution(self, codes: Tensor, scale: int, schedule: ScaleSchedule) -> Tensor:
-        """What a scale's codes (B, d, h, w) add to the latent picture: (B, d, H, W) in float32."""
+        """What a scale's codes (B, d, h, w) add to the latent: (B, d, H, W) in float32."""
         size = (schedule.grids[-1].h, schedule.grids[-1].w)
         if codes.shape[-2:] != size:
             codes = F.interpolate(codes, size, mode="bicubic", align_corners=False)
@@ -153,12 +148,12 @@ class VQTokenizer(nn.Module):
         return indices, total
 
     def sums(self, indices: Sequence[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:
-        """The latent picture (B, d, H, W) behind each scale, from the indices (B, N) of each."""
+        """The latent (B, d, H, W) after each scale, from the indices (B, N) of each."""
         codes = (self.codes(index, grid) for index, grid in zip(indices, schedule, strict=False))
         return accumulate(self.contribution(code, scale, schedule) for scale, code in enumerate(codes))
 
     def encode(self, images: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
-        """Images -> indices per scale, and the latent picture that they make."""
+        """Images -> indices per scale, and the latent that they make."""
         return self.quantise(self.encode_latent(images), schedule)
 
     def encode_latent(self, images: Tensor) -> Tensor:
@@ -166,11 +161,11 @@ class VQTokenizer(nn.Module):
         return self.quant_conv(self.encoder(for_weight(images, self.quant_conv.weight)))
 
     def decode(self, latent: Tensor, tile: int | None = None) -> Tensor:
-        """Latent picture (B, d, H, W) -> images (B, 3, stride H, stride W) in [-1, 1], in float32.
+        """Latent (B, d, H, W) -> images (B, 3, stride H, stride W) in [-1, 1], in float32.
 
         Args:
             tile: side of the tiles in latent cells, for bounded memory (see :mod:`stepvar.models.tiling`). The deepest
-                level attends to the whole picture, or to each tile alone where that level is tiled, too. None: in
+                level attends to the whole latent, or to each tile alone where that level is tiled, too. None: in
                 one piece.
         """
         latent = self.post_quant_conv(for_weight(latent, self.post_quant_conv.weight))

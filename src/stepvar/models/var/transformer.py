@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,15 +11,17 @@ from torch import Tensor, nn
 
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
+from stepvar.kernels.norm import Norm
 from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.layers import (
     AdaptiveLinear,
     Attend,
     FeedForward,
     FusedAttention,
+    GatedFeedForward,
     HeadNorm,
+    Rotary,
     SelfAttention,
-    layer_norm,
 )
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.var.config import VARConfig
@@ -31,27 +34,64 @@ POLICY: Policy = (
 """Number formats of the weights. A block's own projection of the class is a third of its weights and stored like
 the others; what comes out of it is added to the residual stream in that stream's format."""
 
-IGNORABLE = ("lvl_1L", "attn_bias_for_masking")
-"""Constants that checkpoints store and generation does not need."""
-
 
 @dataclass(frozen=True)
 class BlockContext:
     """What a block sees beside its tokens, for the rows at hand.
 
     Attributes:
-        modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts.
+        modulation: (R, 6, C): gates of attention and feed-forward, their scales, their shifts; None: no modulation.
         attend, hook: see the types.
+        rotary: positions (R, N) -> cosines and sines, or None.
     """
 
-    modulation: Tensor
+    modulation: Tensor | None
     attend: Attend
     hook: SublayerHook
+    rotary: Callable[[Tensor], Rotary | None] = lambda positions: None
 
 
-class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each a residual update."""
+class AdaptiveBlock(nn.Module):
+    """Self-attention and a feed-forward layer, each a residual update after the same modulated normalisation."""
 
+    attn: SelfAttention
+    ffn: FeedForward | GatedFeedForward
+
+    def norm(self, scale: Tensor | None, shift: Tensor | None) -> Norm:
+        """The normalisation before a sub-layer, here a layer norm without weights."""
+        return Norm("layer", scale=scale, shift=shift)
+
+    def fused(self, stream: ResidualStream, layer: int, modulation: Tensor | None, attention: FusedAttention) -> None:
+        """As :meth:`forward` without a hook, on a residual stream."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = _parts(modulation)
+        dtype = self.attn.weight.dtype
+        stream.add(self.attn.fused(stream.normed(self.norm(scale1, shift1), dtype), layer, attention), gate1)
+        stream.add(self.ffn.fused(stream.normed(self.norm(scale2, shift2), dtype)), gate2)
+
+    def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
+        gate1, gate2, scale1, scale2, shift1, shift2 = _parts(context.modulation)
+
+        def attend_self(tokens: TokenMap) -> Tensor:
+            x = self.norm(scale1, shift1)(tokens.features)
+            return _gated(self.attn(x, layer, context.attend, context.rotary(tokens.positions)), gate1, tokens)
+
+        def feed_forward(tokens: TokenMap) -> Tensor:
+            return _gated(self.ffn(self.norm(scale2, shift2)(tokens.features)), gate2, tokens)
+
+        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
+
+
+def _parts(modulation: Tensor | None) -> Sequence[Tensor | None]:
+    """The six parts (R, 1, C) of a modulation (R, 6, C); None where there is none."""
+    return [None] * 6 if modulation is None else modulation.unsqueeze(2).unbind(1)
+
+
+def _gated(update: Tensor, gate: Tensor | None, tokens: TokenMap) -> Tensor:
+    """The update in the format of the residual stream."""
+    return update.to(tokens.features.dtype) if gate is None else gate * update
+
+
+class Block(AdaptiveBlock):
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
         width = config.width
@@ -67,24 +107,6 @@ class Block(nn.Module):
         if shared is None:
             return self.ada_lin(pooled).unflatten(-1, (6, -1))
         return self.ada_gss[0] + shared
-
-    def fused(self, stream: ResidualStream, layer: int, modulation: Tensor, attention: FusedAttention) -> None:
-        """As :meth:`forward` without a hook, on a residual stream."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
-        dtype = self.attn.mat_qkv.weight.dtype
-        stream.add(self.attn.fused(stream.layer_norm(scale1, shift1, dtype), layer, attention), gate1)
-        stream.add(self.ffn.fused(stream.layer_norm(scale2, shift2, dtype)), gate2)
-
-    def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
-        gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
-
-        def attend_self(tokens: TokenMap) -> Tensor:
-            return gate1 * self.attn(layer_norm(tokens.features, scale1, shift1), layer, context.attend)
-
-        def feed_forward(tokens: TokenMap) -> Tensor:
-            return gate2 * self.ffn(layer_norm(tokens.features, scale2, shift2))
-
-        return residual(tokens, layer, (("self", attend_self), ("ffn", feed_forward)), context.hook)
 
 
 @dataclass(frozen=True)
