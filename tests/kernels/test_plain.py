@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.kernels import ops
+from stepvar.kernels.norm import Norm
 
 DTYPES = [torch.float32, torch.bfloat16]
 ROWS, TOKENS, WIDTH = 3, 5, 48
@@ -28,7 +29,7 @@ def modulation(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
 def test_residual_and_modulated_layer_norm(blocks: torch.dtype, gated: bool) -> None:
     x, update = random(ROWS, TOKENS, WIDTH), random(ROWS, TOKENS, WIDTH, seed=1, dtype=blocks)
     gate, scale, shift = modulation()
-    total, normed = ops.add_layer_norm(x, update, gate if gated else None, scale, shift, blocks)
+    total, normed = ops.add_norm(x, update, gate if gated else None, Norm("layer", scale=scale, shift=shift), blocks)
     expected = x + (gate * update if gated else update.to(x.dtype))
     normed_expected = torch.addcmul(shift, F.layer_norm(expected, (WIDTH,), eps=1e-6), 1 + scale).to(blocks)
     assert torch.equal(total, expected) and torch.equal(normed, normed_expected)
@@ -39,11 +40,11 @@ def test_residual_and_modulated_layer_norm(blocks: torch.dtype, gated: bool) -> 
 def test_without_an_update_the_stream_is_handed_on() -> None:
     x = random(ROWS, TOKENS, WIDTH)
     weight, bias = random(WIDTH, seed=2), random(WIDTH, seed=3)
-    total, normed = ops.add_affine_layer_norm(x, None, None, weight, bias, 1e-6, torch.float32)
+    total, normed = ops.add_norm(x, None, None, Norm("layer", 1e-6, weight, bias), torch.float32)
     assert total is x
     assert torch.equal(normed, F.layer_norm(x, (WIDTH,), weight, bias, 1e-6))
     assert torch.equal(
-        ops.add_layer_norm(x, None, None, None, None, torch.float32)[1], F.layer_norm(x, (WIDTH,), eps=1e-6)
+        ops.add_norm(x, None, None, Norm("layer"), torch.float32)[1], F.layer_norm(x, (WIDTH,), eps=1e-6)
     )
 
 
@@ -53,7 +54,7 @@ def test_residual_and_rms_norm(residual: torch.dtype, modulated: bool) -> None:
     x, update = random(ROWS, TOKENS, WIDTH, dtype=residual), random(ROWS, TOKENS, WIDTH, seed=1, dtype=torch.bfloat16)
     weight = random(WIDTH, seed=2, dtype=residual)
     gate, scale, shift = modulation(residual) if modulated else (None, None, None)
-    total, normed = ops.add_rms_norm(x, update, gate, weight, scale, shift, 1e-6, torch.bfloat16)
+    total, normed = ops.add_norm(x, update, gate, Norm("rms", 1e-6, weight, scale=scale, shift=shift), torch.bfloat16)
     expected = x + (update.to(residual) if gate is None else gate * update)
     wide = expected.float()
     inner = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(residual) * weight
@@ -196,7 +197,7 @@ def test_no_triton_on_a_cpu_or_on_meta() -> None:
 
 def test_a_dry_run_on_meta_gives_shapes() -> None:
     x = torch.empty(ROWS, TOKENS, WIDTH, device="meta")
-    total, normed = ops.add_layer_norm(x, x, None, None, None, torch.bfloat16)
+    total, normed = ops.add_norm(x, x, None, Norm("layer"), torch.bfloat16)
     assert total.shape == normed.shape == x.shape and normed.dtype == torch.bfloat16
     assert ops.linear_gelu(x, torch.empty(8, WIDTH, device="meta"), torch.empty(8, device="meta")).shape[-1] == 8
     assert ops.texture_energy(x, 1, 1, TOKENS).shape == (ROWS, TOKENS)

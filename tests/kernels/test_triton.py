@@ -91,11 +91,11 @@ def test_norms(shape: tuple[int, int, int], residual: torch.dtype) -> None:
     # The plain path rounds a stream in bfloat16 after every step.
     bound = 2**-4 if residual == HALF else None
     for out in (torch.float32, HALF):
-        compare(ops.add_layer_norm, x, update, gate, scale, shift, out, bound=bound)
-        compare(ops.add_layer_norm, x, None, None, None, None, out, bound=bound)
-        compare(ops.add_affine_layer_norm, x, update, None, weight, bias, 1e-5, out, bound=bound)
-        compare(ops.add_rms_norm, x, update, gate, weight, scale, shift, 1e-6, out, bound=bound)
-        compare(ops.add_rms_norm, x, None, None, weight, None, None, 1e-6, out, bound=bound)
+        compare(ops.add_norm, x, update, gate, Norm("layer", scale=scale, shift=shift), out, bound=bound)
+        compare(ops.add_norm, x, None, None, Norm("layer"), out, bound=bound)
+        compare(ops.add_norm, x, update, None, Norm("layer", 1e-5, weight, bias), out, bound=bound)
+        compare(ops.add_norm, x, update, gate, Norm("rms", 1e-6, weight, scale=scale, shift=shift), out, bound=bound)
+        compare(ops.add_norm, x, None, None, Norm("rms", 1e-6, weight), out, bound=bound)
     compare(ops.add_gated, x, update, gate, bound=bound)
 
 
@@ -103,16 +103,16 @@ def test_norms(shape: tuple[int, int, int], residual: torch.dtype) -> None:
 def test_a_modulation_of_one_row_serves_all() -> None:
     x, update = random(3, 4, 40), random(3, 4, 40, seed=1)
     gate, scale, shift = random(1, 3, 40, seed=2).unsqueeze(2).unbind(1)
-    compare(ops.add_layer_norm, x, update, gate, scale, shift, torch.float32)
+    compare(ops.add_norm, x, update, gate, Norm("layer", scale=scale, shift=shift), torch.float32)
 
 
 @runs_kernels
 def test_the_stream_is_written_in_place_only_when_told() -> None:
     x, update = random(2, 3, 40), random(2, 3, 40, seed=1)
     before = x.clone()
-    total, _ = ops.add_layer_norm(x, update, None, None, None, HALF)
+    total, _ = ops.add_norm(x, update, None, Norm("layer"), HALF)
     assert torch.equal(x, before)
-    again, _ = ops.add_layer_norm(x, update, None, None, None, HALF, inplace=True)
+    again, _ = ops.add_norm(x, update, None, Norm("layer"), HALF, inplace=True)
     assert again.data_ptr() == x.data_ptr() and torch.equal(x, total)
     assert ops.add_gated(x, update, inplace=True).data_ptr() == x.data_ptr()
 
@@ -121,7 +121,7 @@ def test_the_stream_is_written_in_place_only_when_told() -> None:
 def test_layer_norm_far_from_zero() -> None:
     """The variance is that of what is left after the mean: no digits cancel."""
     x = 1000 + random(2, 2, 64)
-    _, normed = ops.add_layer_norm(x, None, None, None, None, torch.float32)
+    _, normed = ops.add_norm(x, None, None, Norm("layer"), torch.float32)
     wide = x.double() - x.double().mean(-1, keepdim=True)
     expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(normed.double(), expected, rtol=1e-3, atol=1e-3)
@@ -226,7 +226,7 @@ def test_gather_rows(width: int, dtype: torch.dtype) -> None:
 def test_what_no_kernel_supports_takes_the_plain_path() -> None:
     x = random(1, 2, 8193)
     assert torch.equal(
-        ops.add_layer_norm(x, None, None, None, None, torch.float32)[1],
+        ops.add_norm(x, None, None, Norm("layer"), torch.float32)[1],
         torch.nn.functional.layer_norm(x, (8193,), eps=1e-6),
     )
     assert not ops.use_triton(random(1).double()) and not ops.use_triton(random(0))

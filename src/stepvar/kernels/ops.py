@@ -138,52 +138,6 @@ def add_norm(
     return x, norm(x).to(out_dtype)
 
 
-def add_layer_norm(
-    x: Tensor,
-    update: Tensor | None,
-    gate: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    out_dtype: torch.dtype,
-    *,
-    inplace: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """:func:`add_norm` without weights: ``layer_norm(x') * (1 + scale) + shift``."""
-    return add_norm(x, update, gate, Norm("layer", scale=scale, shift=shift), out_dtype, inplace=inplace)
-
-
-def add_affine_layer_norm(
-    x: Tensor,
-    update: Tensor | None,
-    gate: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    out_dtype: torch.dtype,
-    *,
-    inplace: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """:func:`add_norm` with a weight and a bias (C,) in place of the modulation."""
-    return add_norm(x, update, gate, Norm("layer", eps, weight, bias), out_dtype, inplace=inplace)
-
-
-def add_rms_norm(
-    x: Tensor,
-    update: Tensor | None,
-    gate: Tensor | None,
-    weight: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    out_dtype: torch.dtype,
-    *,
-    inplace: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """:func:`add_norm` with the root of the mean square and a weight (C,); the modulation may be None."""
-    norm = Norm("rms", eps, weight, scale=scale, shift=shift)
-    return add_norm(x, update, gate, norm, out_dtype, inplace=inplace)
-
-
 def qkv_unit_rotary(
     qkv: Tensor,
     heads: int,
