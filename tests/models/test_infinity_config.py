@@ -12,7 +12,7 @@ import torch
 from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import CheckpointError, ExperimentalWarning, UsageError
 from stepvar.models.infinity import CONFIGS, RATIOS, RESOLUTIONS, Infinity, InfinityConfig, schedule_for
-from stepvar.models.infinity.rope import RotaryTables, frame_coordinates, rotary_table
+from stepvar.models.infinity.rope import frame_coordinates, rotary_table, rotary_tables
 from stepvar.models.layers import rotate
 from tests.helpers import TINY, WIDE, generate_infinity, make_model, make_settings
 
@@ -158,13 +158,13 @@ def test_products_depend_on_offsets_only() -> None:
     assert product(cell(0, 0), cell(2, 3)) != pytest.approx(product(cell(0, 0), cell(3, 2)), abs=1e-2)
 
 
-def test_tables_follow_positions() -> None:
-    tables = RotaryTables(WIDE, 32, torch.device("cpu"))
-    positions = torch.tensor([[3, 17], [0, 53]])
-    cos, sin = tables.at(5, positions)
-    full = rotary_table(WIDE[5], WIDE[5], 32)
-    assert cos.shape == (2, 1, 2, 16)
-    assert torch.equal(cos[1, 0, 1], full[0][53]) and torch.equal(sin[0, 0, 1], full[1][17])
+def test_tables_are_in_the_coordinates_of_the_frame() -> None:
+    tables = rotary_tables(WIDE, 32, torch.device("cpu"))
+    assert len(tables) == len(WIDE)
+    for grid, (cos, sin) in zip(WIDE, tables, strict=True):
+        wanted = rotary_table(grid, WIDE[5], 32)
+        assert cos.shape == (grid.size, 16)
+        assert torch.equal(cos, wanted[0]) and torch.equal(sin, wanted[1])
 
 
 # Configurations

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from stepvar.errors import CheckpointError
+from torch import Tensor
+
+from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.var.config import SquareConfig, VQConfig
 
 PATCH_NUMS = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
@@ -82,6 +84,15 @@ class HARTConfig(SquareConfig):
     def prefix(self) -> int:
         """Tokens that the first scale runs beside the one of its grid."""
         return self.context_tokens - 1
+
+    def check_context(self, name: str, features: Tensor) -> None:
+        """Raises a UsageError unless text features (B, T, C) have the size that the model reads."""
+        tokens, channels = features.shape[1:]
+        if (tokens, channels) != (self.context_tokens, self.context_channels):
+            raise UsageError(
+                f"{name} of {tokens} tokens and {channels} channels: this model reads exactly "
+                f"{self.context_tokens} tokens, padding counted, of {self.context_channels} channels"
+            )
 
     @classmethod
     def published(cls, transformer: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> HARTConfig:

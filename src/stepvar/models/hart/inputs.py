@@ -43,10 +43,5 @@ class ContextInputProcessor(PromptInputProcessor[ContextFeatures]):
             given = ContextFeatures.stack([ContextFeatures.of(one) for one in given])
         if not isinstance(given, ContextFeatures):
             raise UsageError(f"{name}: give ContextFeatures, a tensor (T, C) or (B, T, C), or a list of (T, C)")
-        size = tuple(given.features.shape[1:])
-        if size != (self.config.context_tokens, self.config.context_channels):
-            raise UsageError(
-                f"{name} of {size[0]} tokens and {size[1]} channels: this model reads exactly "
-                f"{self.config.context_tokens} tokens, padding counted, of {self.config.context_channels} channels"
-            )
+        self.config.check_context(name, given.features)
         return given

@@ -61,7 +61,13 @@ class HARTRun(VARRun):
             self.cfg_blocks = frozenset()  # of the text, guidance combines the logits at most
 
     def rotary(self, positions: Tensor) -> Rotary | None:
-        return self.model.rotary(self.state, self.step, positions)
+        config, condition, step = self.model.config, self.state.condition, self.step
+        if config.positions == "learned":
+            return None
+        if step.index == 0:
+            return text_rotary(condition.places[self.rows], config.head_dim)
+        schedule, starts = step.settings.schedule, condition.places[self.rows, -1]
+        return map_rotary(positions, step.grid, schedule.frame or schedule.grids[-1], starts, config.head_dim)
 
 
 class HART(CodebookModel):
@@ -94,12 +100,8 @@ class HART(CodebookModel):
 
     def check(self, text: ContextFeatures, schedule: ScaleSchedule) -> None:
         """Raises a UsageError for text or a schedule that does not fit the model."""
-        config, size = self.config, tuple(text.features.shape[1:])
-        if size != (config.context_tokens, config.context_channels):
-            raise UsageError(
-                f"text features of {size[0]} tokens and {size[1]} channels: this model reads exactly "
-                f"{config.context_tokens} tokens, padding counted, of {config.context_channels} channels"
-            )
+        config = self.config
+        config.check_context("text features", text.features)
         grids = schedule.grids
         if config.positions == "learned" and grids != config.schedule.grids:
             raise UsageError(f"schedule {schedule.name!r}: this model knows only its own, {config.schedule.name}")
@@ -131,15 +133,6 @@ class HART(CodebookModel):
     def rows(self, step: Step) -> slice:
         """Which rows of a state run at a scale; with both branches the unconditional text has been run beforehand."""
         return slice(0, step.samples) if step.index == 0 and step.branches == 2 else step.row_slice
-
-    def rotary(self, state: HARTState, step: Step, positions: Tensor) -> Rotary | None:
-        """Cosines and sines of the tokens of a scale at ``positions`` (R, N); None with learned positions."""
-        if self.config.positions == "learned":
-            return None
-        if step.index == 0:
-            return text_rotary(state.condition.places[self.rows(step)], self.config.head_dim)
-        schedule, starts = step.settings.schedule, state.condition.starts[self.rows(step)]
-        return map_rotary(positions, step.grid, schedule.frame or schedule.grids[-1], starts, self.config.head_dim)
 
     def embed(self, state: HARTState, step: Step) -> TokenMap:
         """The dense map of a scale; that of the first are the text tokens in a row."""

@@ -126,7 +126,7 @@ class Conditioning:
             places. Without guidance it is not used.
         pooled: (R, C) for the head.
         modulation: per block (R, 6, C), or None.
-        places: (R, T), of the text tokens.
+        places: (R, T), of the text tokens; maps begin at the last one.
         levels: (S, C), what tells the scales apart.
     """
 
@@ -136,11 +136,6 @@ class Conditioning:
     modulation: tuple[Tensor | None, ...]
     places: Tensor
     levels: Tensor
-
-    @property
-    def starts(self) -> Tensor:
-        """Where maps begin (R,): the place of the last text token."""
-        return self.places[:, -1]
 
 
 class HARTTransformer(nn.Module):

@@ -14,7 +14,7 @@ from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.infinity.config import InfinityConfig
-from stepvar.models.infinity.rope import RotaryTables
+from stepvar.models.infinity.rope import rotary_tables
 from stepvar.models.infinity.schedules import schedule_for
 from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
@@ -92,11 +92,11 @@ class InfinityState(GenerationState):
 
     Attributes:
         condition: what the text contributes, conditional rows first.
-        rotary: position tables of all scales.
+        rotary: per scale, cosines and sines (grid.size, head_dim / 2) of its positions.
     """
 
     condition: Conditioning
-    rotary: RotaryTables
+    rotary: tuple[Rotary, ...]
 
 
 class InfinityRun(BlockRun["Infinity", InfinityState]):
@@ -120,7 +120,7 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
         if self._adds_level(layer):
             stream.add(transformer.lvl_embed.weight[self.step.index].expand_as(stream.read()))
         state = self.state
-        rotary = state.rotary.tables(self.step.index)
+        rotary = state.rotary[self.step.index]
         attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants)
         modulation = state.condition.modulation[layer][self.rows]
         text = state.condition.memory[layer].rows(self.rows)
@@ -132,7 +132,8 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
         return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
 
     def rotary(self, positions: Tensor) -> Rotary:
-        return self.state.rotary.at(self.step.index, positions)
+        cos, sin = self.state.rotary[self.step.index]
+        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
 
 class Infinity(VARModel):
@@ -159,7 +160,7 @@ class Infinity(VARModel):
 
     def begin(self, staged: StagedText, plan: Plan) -> InfinityState:
         schedule, head_dim = plan.schedule, self.config.head_dim
-        rotary = self.table(schedule, lambda: RotaryTables(schedule, head_dim, self.device))
+        rotary = self.table(schedule, lambda: rotary_tables(schedule, head_dim, self.device))
         condition = self.condition(staged, plan.guided)
         return InfinityState(condition, rotary, cache=self.new_cache(plan), latent=self.new_latent(plan))
 

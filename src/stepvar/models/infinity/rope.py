@@ -5,9 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 
 import torch
-from torch import Tensor
 
 from stepvar.core.tokens import Grid, ScaleSchedule
+from stepvar.models.layers import Rotary
 
 BASE = 10000.0
 
@@ -21,7 +21,7 @@ def frame_coordinates(cells: int, frame: int) -> list[float]:
     return [float(place if cells > frame else round(place)) for place in places]
 
 
-def rotary_table(grid: Grid, frame: Grid, head_dim: int) -> tuple[Tensor, Tensor]:
+def rotary_table(grid: Grid, frame: Grid, head_dim: int) -> Rotary:
     """Cosines and sines (grid.size, head_dim / 2) in float32 for every cell of a grid.
 
     Pairs below ``head_dim / 4`` turn with the row, the others with the column, each axis with the frequencies
@@ -37,19 +37,8 @@ def rotary_table(grid: Grid, frame: Grid, head_dim: int) -> tuple[Tensor, Tensor
     return angles.cos(), angles.sin()
 
 
-class RotaryTables:
-    """The tables of all scales of a schedule, built once per generation."""
-
-    def __init__(self, schedule: ScaleSchedule, head_dim: int, device: torch.device) -> None:
-        frame = schedule.frame or schedule.grids[-1]
-        tables = [rotary_table(grid, frame, head_dim) for grid in schedule]
-        self._tables = [(cos.to(device), sin.to(device)) for cos, sin in tables]
-
-    def tables(self, scale: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (cells, head_dim / 2) of every cell of a scale."""
-        return self._tables[scale]
-
-    def at(self, scale: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (R, 1, N, head_dim / 2) for the tokens of a scale at ``positions`` (R, N)."""
-        cos, sin = self._tables[scale]
-        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+def rotary_tables(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> tuple[Rotary, ...]:
+    """The table of each scale of a schedule, see :func:`rotary_table`."""
+    frame = schedule.frame or schedule.grids[-1]
+    tables = (rotary_table(grid, frame, head_dim) for grid in schedule)
+    return tuple((cos.to(device), sin.to(device)) for cos, sin in tables)

@@ -97,34 +97,30 @@ class StarRun(BlockRun["InfinityStar", StarState]):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the text, the end of the clip before, and this pass, which is cached only if it is read."""
-        cache, rows = self.state.cache, self.rows
-        old_keys, old_values = cache.read(layer, rows)
-        keys, values = torch.cat([old_keys, k], dim=2), torch.cat([old_values, v], dim=2)
-        result = grouped_attention(q, keys, values, self._mask(keys.shape[2]))
-        if self.step.is_read:
-            cache.forget(layer, self.state.prefix)
-            cache.append(layer, k, v, rows)
-        return result
+        new_keys, new_values, attend = self._join(layer, k.shape[2])
+        new_keys.copy_(k)
+        new_values.copy_(v)
+        return attend(q)
 
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
         self.model.block_list[layer].fused(stream, layer, self.rotary_at(positions), self._join)
 
-    def _join(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """As :meth:`attend`, the new keys and values written after the old ones."""
+    def _join(self, layer: int, count: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         cache, rows = self.state.cache, self.rows
         old = cache.read(layer, rows)
-        start, end = old[0].shape[2], old[0].shape[2] + x.shape[1]
+        start, end = old[0].shape[2], old[0].shape[2] + count
         keys, values = (part.new_empty(*part.shape[:2], end, part.shape[3]) for part in old)
         keys[:, :, :start], values[:, :, :start] = old
+        new_keys, new_values = keys[:, :, start:], values[:, :, start:]
 
         def attend(q: Tensor) -> Tensor:
             result = grouped_attention(q, keys, values, self._mask(end))
             if self.step.is_read:
                 cache.forget(layer, self.state.prefix)
-                cache.append(layer, keys[:, :, start:], values[:, :, start:], rows)
+                cache.append(layer, new_keys, new_values, rows)
             return result
 
-        return keys[:, :, start:], values[:, :, start:], attend
+        return new_keys, new_values, attend
 
     def _mask(self, seen: int) -> Tensor | None:
         if self.state.text_mask is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -261,26 +261,18 @@ class VideoTokenizer(nn.Module):
 
         def whole(part: Tensor) -> Tensor:
             batch, _, latents, height, width = part.shape
-            stride, begin = self.config.stride, 0
-            shape = (batch, 3, self.config.frames(latents), stride * height, stride * width)
+            config, latent, past = self.config, self.latent_picture(part), Past()
+            shape = (batch, 3, config.frames(latents), config.stride * height, config.stride * width)
             video = torch.empty(shape, device=part.device)
-            for piece in self.decode_chunks(part, chunk):
-                video[:, :, begin : begin + piece.shape[2]] = piece
-                begin += piece.shape[2]
+            for begin, end in pairwise([0, *_ends(latents, chunk)]):
+                past.more = end < latents
+                first = config.frames(begin) if begin else 0
+                video[:, :, first : config.frames(end)] = self.decoder(latent[:, :, begin:end], past).float()
             return video
 
         if tile is None:
             return whole(feature)
         return tiled(whole, feature, tile, default_overlap(tile), self.config.stride)
-
-    def decode_chunks(self, feature: Tensor, chunk: int | None = CHUNK) -> Iterator[Tensor]:
-        """As :meth:`decode`, one piece of the video (B, 3, f, H, W) after the other."""
-        latent, past = self.latent_picture(feature), Past()
-        begin = 0
-        for end in _ends(latent.shape[2], chunk):
-            past.more = end < latent.shape[2]
-            yield self.decoder(latent[:, :, begin:end], past).float()
-            begin = end
 
 
 def _ends(latents: int, chunk: int | None) -> list[int]:

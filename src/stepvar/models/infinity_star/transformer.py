@@ -43,8 +43,8 @@ class BlockContext:
     hook: SublayerHook
 
 
-Join = Callable[[int, Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
-"""(layer, tokens) -> room for their keys and values (R, kv_heads, N, head_dim), and the attention of queries to all."""
+Join = Callable[[int, int], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
+"""(layer, N) -> room for the keys and values (R, kv_heads, N, head_dim), and the attention of queries to all."""
 
 
 class Attention(nn.Module):
@@ -63,7 +63,7 @@ class Attention(nn.Module):
     def fused(self, x: Tensor, layer: int, rotary: Rotary, join: Join) -> Tensor:
         """As :meth:`forward` on x (R, N, C) in the format of the weights; ``join`` says where keys and values go."""
         cos, sin = (part.squeeze(1) for part in rotary)
-        new_keys, new_values, attend = join(layer, x)
+        new_keys, new_values, attend = join(layer, x.shape[1])
         q = ops.qkv_rms_rotary(
             self.q_proj(x),
             self.k_proj(x),

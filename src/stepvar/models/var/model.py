@@ -106,7 +106,7 @@ class VAR(CodebookModel):
         super().__init__(config, VARTransformer(config), VQTokenizer(config.tokenizer))
 
     def stage(self, condition: ClassCondition, plan: Plan, padded: bool = False) -> StagedClasses:
-        known, null = self.config.schedule, self.transformer.null_class
+        known, null = self.config.schedule, self.config.classes  # the null class comes last
         if plan.schedule.grids != known.grids:
             raise UsageError(f"schedule {plan.schedule.name!r}: this model knows only its own, {known.name}")
         for label in condition.labels:

@@ -143,11 +143,6 @@ class VARTransformer(nn.Module):
     def ordered_blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    @property
-    def null_class(self) -> int:
-        """The class of the unconditional branch."""
-        return self.config.classes
-
     def condition(self, labels: Tensor) -> Conditioning:
         """Class indices (R,) -> what the blocks need of them."""
         pooled = self.class_emb(labels)
