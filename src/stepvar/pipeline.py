@@ -221,7 +221,7 @@ class Pipeline:
         samples = len(inputs.captions)
         method = as_method(method)
         seeds, noise = make_noise(seed, generator, samples, noise)
-        ratio = aspect_ratio or inputs.aspect_ratio
+        ratio = inputs.aspect_ratio if aspect_ratio is None else aspect_ratio
         schedule = inputs.schedule(self.schedule(ratio, resolution, inputs.seconds))
         settings = replace(self._settings(schedule, arguments), forced=inputs.forced_passes(schedule))
         plan = method.plan(settings, self.model.info, samples)
@@ -323,7 +323,7 @@ class Pipeline:
         """
         return self.inputs.start_continuation(
             video,
-            lambda ratio: self.schedule(aspect_ratio or ratio, resolution),
+            lambda ratio: self.schedule(ratio if aspect_ratio is None else aspect_ratio, resolution),
             torch.Generator().manual_seed(seed),
         )
 
@@ -334,7 +334,8 @@ class Pipeline:
         seconds: float | None = None,
     ) -> ScaleSchedule:
         """The scale schedule that a generation with these arguments runs."""
-        ratio = 1 / parse_aspect_ratio(aspect_ratio or self.defaults.get("aspect_ratio", "1:1"))
+        own = self.defaults.get("aspect_ratio", "1:1")
+        ratio = 1 / parse_aspect_ratio(own if aspect_ratio is None else aspect_ratio)
         if self.family.video:
             return self.model.schedule(ratio, resolution, seconds)
         if seconds is not None:

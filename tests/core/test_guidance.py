@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stepvar.core.arguments import SamplingArguments, make_noise
 from stepvar.core.guidance import (
     GUIDANCE_SCHEDULES,
     GUIDANCE_TYPES,
@@ -137,3 +138,14 @@ def test_temperature_divides_before_guidance() -> None:
     cold = resolve(settings, 2, 8).steps[0]
     values = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(cold.guided_logits(lambda _: values), GUIDANCE_TYPES["apg"](values / 0.5, 3.0))
+
+
+def test_guidance_without_a_place_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"cfg_layers=\(\): guidance needs a place"):
+        SamplingArguments(cfg_layers=()).settings(SQUARE, {}, 4, "constant", relative_scales)
+
+
+def test_seeds_fit_a_generator() -> None:
+    with pytest.raises(UsageError, match=f"seed={2**63}: must be at most {2**63 - 1}"):
+        make_noise(2**63, None, 1)
+    assert make_noise(2**63 - 1, None, 1)[0] == (2**63 - 1,)

@@ -17,6 +17,8 @@ from stepvar.errors import UsageError
 
 PerScale = float | Sequence[float]
 
+LARGEST_SEED = 2**63 - 1
+
 
 def parse_aspect_ratio(ratio: str | float) -> float:
     """Width over height from "3:2", "1.5" or a number.
@@ -59,6 +61,8 @@ def make_noise(
     for value in seeds:
         if not isinstance(value, int) or value < 0:
             raise UsageError(f"seed={value!r}: must be a whole number, 0 or more")
+        if value > LARGEST_SEED:
+            raise UsageError(f"seed={value}: must be at most {LARGEST_SEED}")
     return seeds, SeededNoise(seeds)
 
 
@@ -117,6 +121,8 @@ class SamplingArguments:
         kind = given("guidance_type", "cfg")
         if kind not in GUIDANCE_TYPES:
             raise UsageError(f"guidance_type={kind!r}: must be one of {', '.join(GUIDANCE_TYPES)}")
+        if not self.cfg_layers:
+            raise UsageError("cfg_layers=(): guidance needs a place, 0 for the logits; guidance_scale=1 turns it off")
         for place in self.cfg_layers:
             if not -depth < place <= 0:
                 raise UsageError(f"cfg_layers={place}: must be 0 (logits) or between -1 and -{depth - 1}")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stepvar.errors import UsageError
+
 
 class KVCache:
     """One (rows, heads, capacity, head_dim) pair of buffers per layer.
@@ -57,7 +59,7 @@ class KVCache:
             rows: the rows of the buffers that they belong to; None: the first ones.
 
         Raises:
-            ValueError: if more tokens arrive than were planned for the layer.
+            UsageError: if more tokens arrive than were planned for the layer.
         """
         rows = slice(0, len(keys)) if rows is None else rows
         start, end = self._extend(layer, keys.shape[2])
@@ -73,7 +75,7 @@ class KVCache:
             the values of all tokens so far, the new ones included.
 
         Raises:
-            ValueError: if more tokens arrive than were planned for the layer.
+            UsageError: if more tokens arrive than were planned for the layer.
         """
         start, end = self._extend(layer, count)
         keys, values = self.keys[layer][rows, :, :end], self.values[layer][rows, :, :end]
@@ -83,7 +85,7 @@ class KVCache:
         start, end = self.lengths[layer], self.lengths[layer] + count
         capacity = self.keys[layer].shape[2]
         if end > capacity:
-            raise ValueError(
+            raise UsageError(
                 f"layer {layer}: {end} tokens exceed the {capacity} planned; the method's tokens_at() is too low"
             )
         self.lengths[layer] = end

@@ -22,7 +22,7 @@ from stepvar.core.report import Recorder, Report
 from stepvar.cost.store import load, save
 from stepvar.cost.timings import Timings
 from stepvar.errors import UsageError
-from stepvar.methods import as_method
+from stepvar.methods import Compose, as_method
 from stepvar.methods.base import Method, Stage
 from stepvar.models.inputs import EncodedInputs, InputProcessor
 from stepvar.text import CachedEncoder
@@ -82,13 +82,20 @@ class Fitted:
         """Whether the method can do no better than come near: one whose settings are whole scales."""
         return abs(self.expected / self.asked - 1) > NEAR
 
+    @property
+    def found(self) -> dict[str, Any]:
+        """The settings that the speed-up decided, of the method or of the part of a composition that varies."""
+        varied = self.method.varied if isinstance(self.method, Compose) else self.method
+        return {name: getattr(varied, name) for name in varied.speedup_settings}
+
     def to_dict(self) -> dict[str, Any]:
         asked = {"asked_speedup": self.asked, "expected_speedup": self.expected, "speedup_of": self.scope}
         return asked | {"settings": self.method.settings()}
 
     def __str__(self) -> str:
         near = "; the nearest that it can do" if self.is_near_only else ""
-        return f"{self.asked:g} times as fast asked of the {self.scope}, {self.expected:.2f} expected{near}"
+        found = ", ".join(f"{name}={value}" for name, value in self.found.items())
+        return f"{self.asked:g} times as fast asked of the {self.scope}, {self.expected:.2f} expected{near} ({found})"
 
 
 def fit_speedup(

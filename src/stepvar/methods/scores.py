@@ -32,6 +32,8 @@ def checked_scores(scores: Tensor, features: Tensor, name: str, step: Step) -> T
         UsageError: if they are not.
     """
     expected, place = tuple(features.shape[:2]), f"at pass {step.index} ({step.grid})"
+    if not isinstance(scores, Tensor):
+        raise UsageError(f"method {name!r}: score() gave a {type(scores).__name__} {place}; give a tensor {expected}")
     if tuple(scores.shape) != expected or scores.dtype != torch.float32:
         raise UsageError(
             f"method {name!r}: score() gave {scores.dtype} of shape {tuple(scores.shape)} {place}; "

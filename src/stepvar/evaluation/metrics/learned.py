@@ -41,7 +41,7 @@ def load_lpips(device: torch.device) -> Distance | Unavailable:
 
         metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device).eval()
     except ImportError:
-        return Unavailable("needs the packages torchmetrics and torchvision")
+        return Unavailable("needs torchvision; pip install 'stepvar[networks]'")
     except Exception as error:  # a download that fails raises whatever its transport raises
         return Unavailable(f"the weights of its backbone could not be had ({type(error).__name__})")
 
@@ -59,7 +59,7 @@ def load_inception(device: torch.device) -> Features | Unavailable:
 
         network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device).eval()
     except ImportError:
-        return Unavailable("needs the packages torchmetrics and torch-fidelity")
+        return Unavailable("needs torch-fidelity; pip install 'stepvar[networks]'")
     except Exception as error:
         return Unavailable(f"the weights of Inception-v3 could not be had ({type(error).__name__})")
 
