@@ -8,6 +8,9 @@ VENV   ?= .venv
 # One known build, so that results repeat. The number lives in constraints.txt.
 TORCH  ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 
+# Processes that run the tests.
+JOBS   ?= 2
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIN := $(VENV)/constraints.txt
@@ -30,7 +33,7 @@ demo: $(BASE) ## draw pictures with and without pruning, write demo.png and prin
 	$(BIN)/stepvar demo
 
 test: $(DEV) ## run the tests, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term
 
 test-slow: $(DEV) ## run the long tests
 	$(BIN)/python -m pytest -m slow

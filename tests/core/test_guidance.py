@@ -113,7 +113,6 @@ def test_blocks_behind_which_guidance_is_applied() -> None:
         (step_of(0.0, 0.0), 2, "alone"),
         (step_of(3.0, cfg_layers=(-2,)), 2, "conditional"),  # both are the same behind the blocks
     ],
-    ids=str,
 )
 def test_logits_of_a_pass(step: Step, rows: int, expected: str) -> None:
     assert step.logit_rows == rows
