@@ -97,9 +97,9 @@ class BlockRun(ABC, Generic[Model, State]):
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
         """Runs one block, whose sub-layers go through :meth:`hook` and whose attention is :meth:`attend`."""
 
+    @abstractmethod
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
-        """Runs one block on a stream, without a hook; families without fused blocks run the plain ones."""
-        raise NotImplementedError
+        """Runs one block on a stream with fused kernels, without a hook."""
 
     def rotary(self, positions: Tensor) -> Any:
         """Cosines and sines of the tokens at ``positions`` (R, N); None without rotary positions."""
@@ -116,9 +116,8 @@ class BlockRun(ABC, Generic[Model, State]):
 
         Not in float32, which is for exact comparison with the reference implementations.
         """
-        overridden = type(self).run_fused_block is not BlockRun.run_fused_block
         exact = self.state.cache.dtype == torch.float32
-        return overridden and not exact and self._hook is run_dense and ops.use_triton(tokens.features)
+        return not exact and self._hook is run_dense and ops.use_triton(tokens.features)
 
     def _run_fused(self, tokens: TokenMap, first: int, last: int) -> TokenMap:
         stream = ResidualStream(tokens.features)
