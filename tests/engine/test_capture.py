@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stepvar.engine.noise import NoiseTape
-from stepvar.engine.static import map_tensors
 from stepvar.generation import run_pass
 from stepvar.methods import METHODS, make_method
+from stepvar.utils.tensors import map_tensors
 from tests.helpers import make_settings
 from tests.methods.families import ROWS, FamilyRow
 from tests.methods.test_matrix import SMALLER

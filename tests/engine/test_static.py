@@ -11,10 +11,11 @@ from torch import Tensor
 from stepvar.core.noise import SeededNoise, StreamNoise
 from stepvar.engine import Engine
 from stepvar.engine.noise import NoiseTape
-from stepvar.engine.static import copy_into, signature, static_copy, tensors_of
+from stepvar.engine.static import copy_into, static_copy
 from stepvar.errors import UsageError
 from stepvar.methods import Method
 from stepvar.models.infinity import TextCondition
+from stepvar.utils.tensors import signature, tensors_of
 from tests.helpers import SQUARE, make_model, make_settings, make_text
 
 

@@ -12,7 +12,7 @@ is done once for all of them (such as looking up rotary positions), the second c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from stepvar.generation import generate
 from stepvar.methods.base import Method
 from stepvar.models.meta import build_on_meta
 from stepvar.models.precision import Precision
+from stepvar.utils.tensors import map_tensors, signature, tensors_of
 
 META = torch.device("meta")
 
@@ -93,7 +94,15 @@ def dry_run(
     """
     spec = model if isinstance(model, ModelSpec) else ModelSpec.of(model)
     given, codes = to_meta(condition), to_meta(dict(forced or {}))
-    key = (spec, plan.settings, plan.samples, repr(method), tile, signature(given), signature(codes))
+    key = (
+        spec,
+        plan.settings,
+        plan.samples,
+        repr(method),
+        tile,
+        signature(given, describe),
+        signature(codes, describe),
+    )
     return _remembered(_Generation(key, spec, given, plan, method, codes, tile))
 
 
@@ -264,42 +273,6 @@ class ForcedCodes(Mapping[int, Tensor]):
         return len(self._forced)
 
 
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A condition with all of its tensors changed: whatever is made of frozen dataclasses, lists, tuples, dicts."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{part.name: map_tensors(getattr(value, part.name), change) for part in fields(value)})
-    if isinstance(value, (list, tuple)):
-        return type(value)(map_tensors(one, change) for one in value)
-    if isinstance(value, dict):
-        return {name: map_tensors(one, change) for name, one in value.items()}
-    return value
-
-
 def to_meta(value: Any) -> Any:
     """A condition whose tensors have a shape and no data."""
     return map_tensors(value, lambda tensor: torch.empty_like(tensor, device=META))
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors of a condition."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(value, note)
-    return found
-
-
-def signature(value: Any) -> Any:
-    """Something hashable that is equal for conditions of equal shape."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return (type(value), *(signature(getattr(value, part.name)) for part in fields(value)))
-    if isinstance(value, (list, tuple)):
-        return tuple(map(signature, value))
-    if isinstance(value, dict):
-        return tuple((name, signature(one)) for name, one in value.items())
-    return describe(value)

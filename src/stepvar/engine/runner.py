@@ -15,10 +15,10 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
 from stepvar.engine.graphs import CapturedGeneration
 from stepvar.engine.noise import NoiseTape
-from stepvar.engine.static import signature
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.methods.base import Method
+from stepvar.utils.tensors import signature
 
 EngineName = Literal["auto", "eager", "graphs"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
