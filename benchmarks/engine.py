@@ -1,8 +1,8 @@
 """Time of a generation by engine and method, on released sizes with random weights.
 
 ``python -m benchmarks.engine --model 2b`` prints medians in milliseconds: the loop over scales, preparation, decoding,
-and the whole call from text features on the host to uint8 pixels on the host. Engines and methods are interleaved round
-by round; graphs are compared to eager, bit by bit.
+and the whole call from text features on the host to uint8 pixels on the host. Every engine is loaded with the same
+random weights, runs are interleaved, and pixels of engines with the same kernels are compared, bit by bit.
 """
 
 from __future__ import annotations
@@ -18,16 +18,87 @@ from typing import Any
 import torch
 
 from benchmarks.workload import random_pipeline
-from stepvar.methods import METHODS, make_method
+from stepvar.engine import Engine
+from stepvar.engine.runner import EngineName
+from stepvar.evaluation.run import interleaved
+from stepvar.kernels.ops import Kernels, kernels
+from stepvar.methods import METHODS, Method, make_method
 from stepvar.models.registry import families_of_variant
 from stepvar.pipeline import Pipeline
 
 METHOD_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "stepvar": ("stepvar", {"keep": 0.5, "last": 3}),
+    "stepvar-last2": ("stepvar", {"keep": 0.5, "last": 2}),
     "stepvar+drop": ("stepvar+drop-guidance", {"stepvar.keep": 0.5, "stepvar.last": 3, "drop-guidance.last": 2}),
 }
-ENGINES = ("eager", "graphs")
+ENGINES: dict[str, tuple[EngineName, Kernels]] = {
+    "plain": ("eager", "plain"),
+    "plain-graphs": ("graphs", "plain"),
+    "eager": ("eager", "auto"),
+    "graphs": ("graphs", "auto"),
+}
+"""What is measured: the engine, and whether PyTorch's own kernels run or the fused ones."""
+SHARE = 0.6
+"""Of the GPU's memory, for captured generations: all of those measured stay."""
+TIMES = ("loop", "prepare", "decode", "whole")
+
+Cell = tuple[str, str]
+Run = dict[str, Any]
+
+
+class Cells:
+    """Runs of every engine with every method on one pipeline."""
+
+    def __init__(self, pipe: Pipeline, arguments: argparse.Namespace) -> None:
+        memory = torch.cuda.get_device_properties(pipe.device).total_memory if pipe.device.type == "cuda" else 0
+        self.pipe, self.arguments = pipe, arguments
+        self.engines = {name: Engine(ENGINES[name][0], int(SHARE * memory)) for name in arguments.engines}
+        self.methods = {label: _method(label) for label in arguments.methods}
+        self.pixels: dict[tuple[str, int], Any] = {}
+        self.differ: list[str] = []
+
+    def run(self, cell: Cell, index: int) -> Run:
+        engine, label = cell
+        with kernels(ENGINES[engine][1]):
+            found = generate(self.pipe, self.engines[engine], self.methods[label], self.arguments, index)
+        self._compare(engine, label, index, found.pop("pixels"))
+        return found
+
+    def _compare(self, engine: str, label: str, index: int, pixels: Any) -> None:
+        """Engines with the same kernels must agree; float32 has plain kernels alone."""
+        same = "plain" if self.pipe.dtype == torch.float32 else ENGINES[engine][1]
+        expected = self.pixels.setdefault((f"{same} {label}", index), pixels)
+        if not (expected == pixels).all():
+            self.differ.append(f"{engine}, {label}, inputs {index}")
+
+    def measure(self, rounds: int) -> list[Run]:
+        """A row for each cell: first and second call, and medians of the later ones."""
+        cells = [(engine, label) for engine in self.engines for label in self.methods]
+        rows: dict[Cell, Run] = {cell: {"engine": cell[0], "method": cell[1]} for cell in cells}
+        for cell in cells:  # eager, then captured
+            rows[cell]["first"], rows[cell]["second"] = (round(self.run(cell, index)["whole"], 1) for index in (0, 1))
+        runs: dict[Cell, list[Run]] = {cell: [] for cell in cells}
+        for _, cell, found in interleaved(cells, range(rounds), lambda cell, number: self.run(cell, 2 + number)):
+            runs[cell].append(found)
+        for cell, measured in runs.items():
+            rows[cell] |= summary(measured)
+        return list(rows.values())
+
+
+def _method(label: str) -> Method:
+    name, settings = METHOD_SETTINGS.get(label, (label, {}))
+    return make_method(name, **settings)
+
+
+def summary(runs: Sequence[Run]) -> Run:
+    """Medians of a cell's runs; the spread is that of the loop, as a share of its median."""
+    row: Run = {name: round(median(one[name] for one in runs), 2) for name in (*TIMES, "peak")}
+    loops = [one["loop"] for one in runs]
+    row["spread"] = round((max(loops) - min(loops)) / row["loop"], 3)
+    row["scales"] = [median(values) for values in zip(*(one["scales"] for one in runs), strict=True)]
+    row["ran"] = ", ".join(sorted({one["engine"] for one in runs}))
+    return row
 
 
 def inputs_of(pipe: Pipeline, batch: int, index: int) -> dict[str, Any]:
@@ -41,17 +112,18 @@ def inputs_of(pipe: Pipeline, batch: int, index: int) -> dict[str, Any]:
     return {"prompt_embeds": [torch.randn(16, config.text_channels, generator=generator) for _ in range(batch)]}
 
 
-def run(pipe: Pipeline, engine: Any, method: Any, arguments: argparse.Namespace, index: int) -> dict[str, Any]:
+def generate(pipe: Pipeline, engine: Engine, method: Method, arguments: argparse.Namespace, index: int) -> Run:
     """One generation: its times in milliseconds, and its pixels."""
     pipe.engine = engine
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
+    inputs = inputs_of(pipe, arguments.batch, index)
     options = {"resolution": arguments.resolution} if arguments.resolution else {}
     if pipe.family.video:
         options["seconds"] = arguments.seconds
+    if pipe.device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
     out = pipe(
-        **inputs_of(pipe, arguments.batch, index),
+        **inputs,
         method=method,
         seed=index,
         guidance_scale=arguments.guidance,
@@ -73,64 +145,37 @@ def run(pipe: Pipeline, engine: Any, method: Any, arguments: argparse.Namespace,
     }
 
 
-def measure(pipe: Pipeline, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Medians over the rounds of every engine and method, interleaved."""
-    from stepvar.engine import Engine
-
-    engines = {name: Engine(name) for name in arguments.engines}
-    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    first: dict[tuple[str, str], list[float]] = {}
-    for round_ in range(arguments.rounds + 2):  # two to warm up: the first runs eagerly, the second is captured
-        for label in arguments.methods:
-            name, settings = METHOD_SETTINGS.get(label, (label, {}))
-            method, pixels = make_method(name, **settings), {}
-            for engine_name, engine in engines.items():
-                one = run(pipe, engine, method, arguments, round_)
-                pixels[engine_name] = one.pop("pixels")
-                if round_ < 2:
-                    first.setdefault((engine_name, label), []).append(one["whole"])
-                else:
-                    cells.setdefault((engine_name, label), []).append(one)
-            if len(pixels) > 1:
-                a, b, *_ = pixels.values()
-                equal = bool((a == b).all())
-                cells.setdefault((arguments.engines[-1], label), [])
-                if not equal:
-                    print(f"round {round_}, {label}: the engines' pixels differ", flush=True)
-    rows = []
-    for (engine_name, label), runs in cells.items():
-        row: dict[str, Any] = {"engine": engine_name, "method": label, "ran": runs[-1]["engine"]}
-        for key in ("loop", "prepare", "decode", "whole", "peak"):
-            row[key] = round(median(one[key] for one in runs), 2)
-        loops = [one["loop"] for one in runs]
-        row["spread"] = round((max(loops) - min(loops)) / row["loop"], 3)
-        row["first"], row["second"] = (round(value, 1) for value in first[(engine_name, label)])
-        row["scales"] = [median(values) for values in zip(*(one["scales"] for one in runs), strict=True)]
-        rows.append(row)
-    return rows
-
-
-def check_methods(pipe: Pipeline, arguments: argparse.Namespace) -> None:
+def check_methods(pipe: Pipeline, arguments: argparse.Namespace) -> bool:
     """Whether every registered method and restoration captures, and is equal to eager to the bit."""
-    from stepvar.engine import Engine
-
     cases: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in METHODS]
     cases += [("stepvar", {"restore": restore}) for restore in ("blend", "anchors", "cached")]
     cases += [("stepvar", {"scope": scope, "propagate": "update"}) for scope in ("block", "sublayer")]
     cases += [("fastvar:hart", {}), ("magnitude:mean-distance", {}), ("stepvar", {"branches": "separate"})]
+    good = True
     for name, settings in cases:
         engine = Engine("graphs")
         try:
             method = make_method(name, **settings)
-            eager = run(pipe, Engine("eager"), method, arguments, 5)["pixels"]
-            runs = [run(pipe, engine, method, arguments, index) for index in (3, 4, 5)]
+            eager = generate(pipe, Engine("eager"), method, arguments, 5)["pixels"]
+            runs = [generate(pipe, engine, method, arguments, index) for index in (3, 4, 5)]
             equal = bool((runs[-1]["pixels"] == eager).all())
+            good &= equal and runs[-1]["engine"] == "graphs"
             print(f"{name} {settings}: {runs[-1]['engine']}, {'equal' if equal else 'DIFFERENT'}", flush=True)
         except Exception as error:
+            good = False
             print(f"{name} {settings}: {type(error).__name__}: {error}", flush=True)
+    return good
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def show(rows: Sequence[Run]) -> None:
+    columns = ("engine", "method", "loop", "spread", "prepare", "decode", "whole", "peak", "first", "second", "ran")
+    print(" | ".join(columns))
+    for row in rows:
+        print(" | ".join(str(row[name]) for name in columns))
+        print("    scales:", " ".join(f"{value:.1f}" for value in row["scales"]))
+
+
+def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="2b")
     parser.add_argument("--device", default="cuda")
@@ -140,28 +185,31 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES))
-    parser.add_argument("--methods", nargs="+", default=list(METHOD_SETTINGS))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["eager", "graphs"])
+    parser.add_argument("--methods", nargs="+", default=["dense", "stepvar", "stepvar+drop"])
     parser.add_argument("--check-methods", action="store_true", help="capture every method of the registry instead")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    arguments = parser.parse_args(given)
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    arguments = parse(given)
     family, device = families_of_variant(arguments.model)[0], torch.device(arguments.device)
     variant, dtype = family.variants[arguments.model], getattr(torch, arguments.dtype)
     pipe = random_pipeline(family, variant.config, device, dtype, arguments.model, **variant.defaults)
     if arguments.check_methods:
-        check_methods(pipe, arguments)
-        return
-    rows = measure(pipe, arguments)
-    machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu"
+        return 0 if check_methods(pipe, arguments) else 1
+    cells = Cells(pipe, arguments)
+    rows = cells.measure(arguments.rounds)
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     print(f"{arguments.model}, batch {arguments.batch}, {arguments.dtype}, {machine}, torch {torch.__version__}")
-    columns = ("engine", "method", "loop", "spread", "prepare", "decode", "whole", "peak", "first", "second", "ran")
-    print(" | ".join(columns))
-    for row in rows:
-        print(" | ".join(str(row[name]) for name in columns))
-        print("    scales:", " ".join(f"{value:.1f}" for value in row["scales"]))
+    show(rows)
+    for what in cells.differ:
+        print(f"pixels DIFFER: {what}")
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(vars(arguments) | {"out": str(arguments.out), "rows": rows}, indent=2))
+    return 1 if cells.differ else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -85,7 +85,8 @@ def measure(of: Workload, rounds: int, compared: Settings) -> dict[str, Any]:
         label: one.method if isinstance(one, Fitted) else one for label, one in compared.items()
     }
     reports: dict[str, list[Report]] = {label: [] for label in methods}
-    runs = interleaved(list(methods), range(rounds), lambda label, _: of.run(methods[label]), warmup=1)
+    warmup = of.pipe.engine.warmup_runs(of.pipe.device)
+    runs = interleaved(list(methods), range(rounds), lambda label, _: of.run(methods[label]), warmup)
     for number, label, report in runs:
         reports[label].append(report)
         print(f"round {number} {label}: {report.scale_seconds:.3f} s", flush=True)

@@ -15,7 +15,6 @@ from stepvar.core.plan import Settings
 from stepvar.core.report import Recorder, Report
 from stepvar.cost.dry_run import flop_counter
 from stepvar.cost.speedup import Fitted, Scope, fit_speedup
-from stepvar.generation import generate
 from stepvar.methods import Method
 from stepvar.models.family import Family
 from stepvar.models.inputs import GenerationInputs
@@ -61,11 +60,11 @@ class Workload:
         return fit_speedup(self.pipe, speedup, method, self.settings, self.samples, self.scope)
 
     def run(self, method: Method) -> Report:
-        """One generation."""
+        """One generation, by the pipeline's engine."""
         model, recorder = self.pipe.model, Recorder(self.pipe.device)
         plan = method.plan(self.settings, model.info, self.samples)
         noise = SeededNoise(range(7, 7 + self.samples))
-        state = generate(model, self.condition, plan, method, noise, recorder=recorder)
+        state = self.pipe.engine.generate(model, self.condition, plan, method, noise, recorder=recorder)
         if self.decode:
             with recorder.stage("decode"):
                 model.decode(state, self.pipe.tile)

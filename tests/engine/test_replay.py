@@ -14,6 +14,7 @@ from stepvar.engine.graphs import CapturedGeneration
 from stepvar.engine.noise import NoiseTape
 from stepvar.generation import generate
 from stepvar.methods import make_method
+from stepvar.utils.tensors import signature
 from tests.helpers import make_settings
 from tests.methods.families import ROWS, FamilyRow
 
@@ -77,7 +78,10 @@ def test_a_replay_is_an_eager_generation_with_other_prompts_and_seeds(row: Famil
     first = generate(model, staged(0), plan, acting, tape)
     assert torch.equal(first.latent, generate(model, staged(0), plan, acting, SeededNoise((9,))).latent)
     captured = CapturedOnCPU(model, staged(0), plan, acting, tape, {})
-    for place, seed in ((1, 4), (0, 9), (1, 5)):
+    for place, seed in ((1, 4), (0, 9), (1, 5), (0, 3)):
+        if signature(staged(place)) != signature(staged(0)):  # texts of another length that the family does not pad
+            assert row.family == "infinity-star"
+            continue
         recorder = Recorder()
         expected = generate(model, staged(place), plan, acting, SeededNoise((seed,)), recorder=recorder)
         again = Recorder()

@@ -28,8 +28,9 @@ def run_comparison(
     """Runs a comparison behind a progress bar, which moves between generations only."""
     from stepvar.evaluation.comparison import compare
 
-    with bar("dense and pruned in turn", 2 * (runs + 1), not quiet) as advance:
-        return compare(pipe, prompts, method, seed, runs, on_run_end=advance, **settings)
+    warmup = pipe.engine.warmup_runs(pipe.device)
+    with bar("dense and pruned in turn", 2 * (runs + warmup), not quiet) as advance:
+        return compare(pipe, prompts, method, seed, runs, warmup, on_run_end=advance, **settings)
 
 
 def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:

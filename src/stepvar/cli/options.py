@@ -38,7 +38,7 @@ Tile = Annotated[int | None, typer.Option("--tile", help="Decode by tiles of thi
 Device = Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}.")]
 Dtype = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Image i uses SEED + i; without it one is chosen at random.")]
-Runs = Annotated[int, typer.Option("--runs", help="Rounds that are timed, after one to warm up.")]
+Runs = Annotated[int, typer.Option("--runs", help="Rounds that are timed, after those to warm up.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 Keep = Annotated[str | None, typer.Option(help="Share of tokens kept at the late scales; or one per scale, 0.7,0.4.")]
 Last = Annotated[str | None, typer.Option(help="How many scales from the end are pruned.")]

@@ -8,6 +8,7 @@ into the tensors of a :class:`~stepvar.engine.noise.NoiseTape`, caches and laten
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,12 +22,17 @@ from stepvar.engine.noise import NoiseTape
 from stepvar.engine.static import copy_into, static_copy
 from stepvar.generation import run_pass
 from stepvar.methods.base import Method
+from stepvar.utils.tensors import map_tensors
 
 Result = TypeVar("Result")
 
 
 class CapturedGeneration:
     """The graphs of one plan on one model, with one method; replayed for any prompts and seeds of the same sizes.
+
+    Attributes:
+        nbytes: what it holds on the device.
+        used: the number of the generation that replayed it last.
 
     Args:
         staged: a condition on the device, as ``model.stage`` gives it.
@@ -41,6 +47,7 @@ class CapturedGeneration:
         self, model: Any, staged: Any, plan: Plan, method: Method, tape: NoiseTape, forced: Mapping[int, Tensor]
     ) -> None:
         self.plan = plan
+        self.used = 0
         self.staged, self.forced = static_copy(staged), static_copy(dict(forced))
         self.tape = tape
         tape.allocate(model.device)
@@ -78,7 +85,7 @@ class CapturedGeneration:
         recorder: Recorder,
         on_scale_end: Callable[[Step, Any], None] | None,
     ) -> Any:
-        """Generates with another condition and other random numbers; the state is overwritten by the next replay."""
+        """Generates with another condition and other random numbers."""
         with recorder.stage("prepare"):
             copy_into(self.staged, staged)
             copy_into(self.forced, dict(forced))
@@ -90,4 +97,15 @@ class CapturedGeneration:
                 graph.replay()
             if on_scale_end is not None:
                 on_scale_end(step, self.state)
-        return self.state
+        # The next replay, perhaps of another thread, overwrites everything in the pool.
+        recorder.selections = map_tensors(dict(recorder.selections), Tensor.clone)
+        return _with_own_tensors(self.state)
+
+
+def _with_own_tensors(state: Any) -> Any:
+    """The state of a generation, its latent and other tensors copied; the caches stay where they are."""
+    own = copy(state)
+    for name, value in vars(state).items():
+        if isinstance(value, Tensor):
+            setattr(own, name, value.clone())
+    return own

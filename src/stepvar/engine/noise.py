@@ -18,10 +18,14 @@ class NoiseTape:
     A graph must not draw by itself: it would repeat its numbers. So the first generation, which runs eagerly, is
     recorded; :meth:`allocate` then makes a tensor for each request, outside the memory that a graph reuses; a captured
     pass reads these; and before a replay :meth:`fill` draws new numbers into them.
+
+    Attributes:
+        nbytes: what a captured generation with these requests holds on the device; 0: not known.
     """
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
+        self.nbytes = 0
         # Soft codes of a seeded source reuse the numbers of the sampled codes; other sources draw again.
         self._reuses = isinstance(noise, SeededNoise)
         self._requests: dict[int, list[tuple[Draw, torch.Size]]] = {}
@@ -48,6 +52,11 @@ class NoiseTape:
             scale: [torch.empty(size, device=device) for _, size in requests]
             for scale, requests in self._requests.items()
         }
+
+    def free(self) -> NoiseTape:
+        """Drops the tensors and keeps the requests."""
+        self._tensors, self._place = None, {}
+        return self
 
     def fill(self, scale: int, noise: Noise) -> None:
         """Draws new numbers for a pass, in the order in which they were asked for."""

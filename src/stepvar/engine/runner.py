@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from stepvar.core.noise import Noise
+from stepvar.core.noise import Noise, SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
 from stepvar.engine.graphs import CapturedGeneration
@@ -25,8 +25,13 @@ ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 SHARE = 0.35
 """Share of the device's memory that captured generations may hold together."""
-MOST = 8
+MOST = 32
 """Captured generations that are kept at most."""
+STALE = 4
+"""One that was not replayed in so many times as many generations as are kept makes room for another."""
+MOST_SEEN = 256
+"""Kinds of generations that are remembered at most."""
+FULL = "captured generations in use fill the memory that is kept for them"
 
 
 class Engine:
@@ -37,7 +42,7 @@ class Engine:
     report's ``engine`` says what ran and why.
 
     Args:
-        name: ``"eager"``; ``"graphs"``; or ``"auto"``, which is eager until replays have been verified on more GPUs.
+        name: ``"eager"``; ``"graphs"``, for CUDA only; or ``"auto"``: graphs on CUDA, eager elsewhere.
         memory: bytes that captured generations may hold together; None: a share of the device's memory.
 
     Raises:
@@ -51,10 +56,18 @@ class Engine:
         self.memory = memory
         self._lock = threading.Lock()
         self._seen: OrderedDict[Hashable, CapturedGeneration | NoiseTape | str] = OrderedDict()
+        self._count = 0
 
     def clear(self) -> None:
         """Drops all captured generations and their memory."""
         self._seen.clear()
+
+    def warmup_runs(self, device: torch.device) -> int:
+        """How many generations of a kind run before the times of the next ones are those that stay."""
+        return 2 if self._replays(device) else 1
+
+    def _replays(self, device: torch.device) -> bool:
+        return self.name != "eager" and device.type == "cuda" and torch.version.hip is None
 
     def generate(
         self,
@@ -71,11 +84,12 @@ class Engine:
         recorder = recorder or Recorder(model.device)
         if model.device.type == "cuda":  # padded alike, so that eager generations and replays are equal to the bit
             condition = model.stage(condition, plan, padded=True)
-        if self.name != "graphs":
+        if not self._replays(model.device):
+            if self.name == "graphs":
+                where = "ROCm" if model.device.type == "cuda" else model.device.type
+                raise UsageError(f"engine='graphs': needs a CUDA device, the model is on {where}; use 'auto'")
             recorder.engine = "eager"
             return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)
-        if model.device.type != "cuda":
-            raise UsageError(f"engine='graphs': needs a CUDA device, the model is on {model.device.type}; use 'auto'")
         if not self._lock.acquire(blocking=False):  # another thread replays: its tensors are in use
             recorder.engine = "eager: another generation is running"
             return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)
@@ -97,33 +111,70 @@ class Engine:
         on_scale_end: Callable[[Step, Any], None] | None,
     ) -> Any:
         key = self._key(model, staged, plan, method, noise, forced)
+        self._count += 1
         entry = self._seen.pop(key, None)
-        if isinstance(entry, NoiseTape):
-            entry = self._capture(model, staged, plan, method, entry, forced)
+        source: Noise = noise
         if entry is None:
             recorder.engine = "eager: first generation of its kind"
-            noise = entry = NoiseTape(noise)
-        elif isinstance(entry, str):
+            entry = source = NoiseTape(noise)
+        elif isinstance(entry, NoiseTape):
+            entry = self._capture(model, staged, plan, method, entry, forced)
+            recorder.engine = f"eager: {FULL}"
+        if isinstance(entry, str):
             recorder.engine = f"eager: {entry}"
         self._seen[key] = entry
-        self._evict(model.device)
+        while len(self._seen) > MOST_SEEN:
+            self._seen.popitem(last=False)
         if isinstance(entry, CapturedGeneration):
-            recorder.engine = "graphs"
+            recorder.engine, entry.used = "graphs", self._count
             return entry.replay(staged, noise, forced, recorder, on_scale_end)
+        try:
+            return generate(model, staged, plan, method, source, forced, recorder, on_scale_end)
+        except torch.OutOfMemoryError:
+            if not self._held():
+                raise
+            self.clear()
+            _free_unused(model.device)
+            if not isinstance(noise, SeededNoise):  # a generator has moved on: its numbers cannot be drawn again
+                raise
+        recorder.scales.clear()
+        recorder.engine = "eager: memory ran out, captured generations were dropped"
         return generate(model, staged, plan, method, noise, forced, recorder, on_scale_end)
 
     def _capture(
         self, model: Any, staged: Any, plan: Plan, method: Method, tape: NoiseTape, forced: Mapping[int, Tensor]
-    ) -> CapturedGeneration | str:
-        """The captured generation, or why there is none."""
+    ) -> CapturedGeneration | NoiseTape | str:
+        """The captured generation; its tape, if there is no room for one; or why there can be none."""
         if not method.static:
             return f"{method} decides token counts at run time"
-        self._make_room(model.device)
+        if not self._make_room(tape.nbytes, model.device):
+            return tape
+        _free_unused(model.device)
         try:
-            return CapturedGeneration(model, staged, plan, method, tape, forced)
+            captured = CapturedGeneration(model, staged, plan, method, tape, forced)
         except RuntimeError as error:  # whatever the driver refuses; the image is generated all the same
             torch.cuda.synchronize(model.device)
             return f"not captured ({' '.join(str(error).split())[:200]})"
+        tape.nbytes = captured.nbytes
+        return captured if self._make_room(captured.nbytes, model.device) else tape.free()
+
+    def _make_room(self, nbytes: int, device: torch.device) -> bool:
+        """Whether a captured generation of so many bytes may be kept, once others are dropped that are no longer used.
+
+        Those in use stay: to drop them in turn would mean to capture all of them again and again.
+        """
+        limit = self.memory or int(SHARE * torch.cuda.get_device_properties(device).total_memory)
+        held = self._held()
+        stale = [key for key, entry in held.items() if self._count - entry.used > STALE * len(held)]
+        while held and (len(held) >= MOST or nbytes + sum(entry.nbytes for entry in held.values()) > limit):
+            if not stale:
+                return False
+            del held[stale[0]], self._seen[stale.pop(0)]
+        return True
+
+    def _held(self) -> dict[Hashable, CapturedGeneration]:
+        """Captured generations, the one that was not used for longest first."""
+        return {key: entry for key, entry in self._seen.items() if isinstance(entry, CapturedGeneration)}
 
     def _key(
         self, model: Any, staged: Any, plan: Plan, method: Method, noise: Noise, forced: Mapping[int, Tensor]
@@ -131,6 +182,7 @@ class Engine:
         settings = (type(method), repr(method.settings()))
         return (
             id(model),
+            next(model.parameters()).data_ptr(),  # a model that was moved has other weights under the same name
             model.precision,
             repr(plan.settings),
             plan.samples,
@@ -140,21 +192,8 @@ class Engine:
             signature(dict(forced)),
         )
 
-    def _limit(self, device: torch.device) -> int:
-        return self.memory or int(SHARE * torch.cuda.get_device_properties(device).total_memory)
 
-    def _evict(self, device: torch.device) -> None:
-        """Drops the captured generations that were not used for longest, as far as they are too many or too large."""
-        held = [(key, entry) for key, entry in self._seen.items() if isinstance(entry, CapturedGeneration)]
-        total = sum(entry.nbytes for _, entry in held)
-        while len(held) > 1 and (len(held) > MOST or total > self._limit(device)):
-            key, entry = held.pop(0)
-            total -= entry.nbytes
-            del self._seen[key]
-        while len(self._seen) > 64:
-            self._seen.popitem(last=False)
-
-    def _make_room(self, device: torch.device) -> None:
-        """Frees what PyTorch's allocator holds unused: the pool of a graph cannot use it."""
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
+def _free_unused(device: torch.device) -> None:
+    """Gives back what PyTorch's allocator holds unused: the pool of a graph cannot use it."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()

@@ -108,7 +108,7 @@ def compare(
     method: Method | str | Fitted,
     seed: int | Sequence[int],
     runs: int = 3,
-    warmup: int = 1,
+    warmup: int | None = None,
     on_run_end: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Comparison:
@@ -122,7 +122,7 @@ def compare(
         method: a method, its name, or one fitted to a speed-up, which is then reported beside the one achieved.
         seed: as for the pipeline, but needed: both must take the same random numbers.
         runs: rounds that count.
-        warmup: rounds in front of them that do not.
+        warmup: rounds in front of them that do not; None: as many as the engine needs to be at full speed.
         on_run_end: called after each of the ``2 * (runs + warmup)`` generations, between two of them.
         settings: further arguments of the pipeline, the same for both.
 
@@ -131,6 +131,8 @@ def compare(
     """
     if runs < 1:
         raise UsageError(f"runs={runs}: must be at least 1")
+    if warmup is None:
+        warmup = pipe.engine.warmup_runs(pipe.device)
     if warmup < 0:
         raise UsageError(f"warmup={warmup}: must be 0 or more")
     fitted = method if isinstance(method, Fitted) else None

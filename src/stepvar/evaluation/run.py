@@ -306,10 +306,11 @@ class Evaluation:
         return len(self._rounds_left(rounds)) * len(self._to_time)
 
     def time(self, rounds: int, samples: int, tick: Callable[[], None]) -> None:
-        """Times all candidates in turn, behind one round that does not count; a round that was cut off is repeated."""
+        """Times all candidates in turn, behind rounds that warm up; a round that was cut off is repeated."""
         batch = [self.samples[index * len(self.seeds) % len(self.samples)] for index in range(samples)]
         waiting: list[dict[str, Any]] = []
-        runs = interleaved(self._to_time, self._rounds_left(rounds), lambda c, _: self._output(c, batch).report, 1)
+        warmup = self.pipe.engine.warmup_runs(self.pipe.device)
+        runs = interleaved(self._to_time, self._rounds_left(rounds), lambda c, _: self._output(c, batch).report, warmup)
         for number, candidate, report in runs:
             waiting.append(self._timing_row(candidate, number, report))
             tick()
@@ -335,6 +336,7 @@ def cost_row(report: Report, count: bool = True) -> dict[str, Any]:
         count: whether operations are counted, which takes a moment; one run of each method is enough.
     """
     return ({"flops": report.flops} if count else {}) | {
+        "engine": report.engine,
         "loop": report.scale_seconds,
         "decode": report.stages.get("decode", 0.0),
         "total": report.seconds,

@@ -39,7 +39,8 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """A condition on the model's device: everything that is copied from the host for a generation.
 
         Args:
-            padded: whether texts are padded to one of a few lengths, so that prompts of other lengths fit in its place.
+            padded: whether texts may be padded to one of a few lengths, so that prompts of other lengths fit in its
+                place; where padding costs more than it saves, they are not.
 
         Raises:
             UsageError: for a condition or a plan that is not the model's.
