@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from stepvar import Pipeline
 from stepvar.core.stack import run_dense
 from stepvar.core.tokens import Grid, TokenMap
+from stepvar.models.infinity import TokenizerConfig, schedule_for
+from stepvar.models.infinity.tokenizer import BitTokenizer
 from stepvar.models.infinity.transformer import BlockContext, TextMemory
 from stepvar.text import WordEncoder
 from training.pyramid import pyramid
 from training.wardrobe.captions import GARMENTS, PLURAL, Description, caption, vocabulary
-from training.wardrobe.coder import LATENT_SPREAD, Coder, balance_error, correlation_error, statistics
+from training.wardrobe.coder import Coder, balance_error, correlation_error, statistics, widened
 from training.wardrobe.lite0 import EARLY, Lite0
 from training.wardrobe.losses import Discriminator, chroma_error, picture_error
 from training.wardrobe.measure import KINDS, PATTERNS
@@ -101,7 +103,21 @@ def test_folding_keeps_the_latent_and_centres_it() -> None:
         latent = coder.latent(raw)
         torch.testing.assert_close(coder.folded().encoder(pictures), latent, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(latent.mean((0, 2, 3)), torch.zeros(8), atol=1e-3, rtol=0)
-    torch.testing.assert_close(latent.var((0, 2, 3)).sqrt(), torch.full((8,), LATENT_SPREAD), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latent.var((0, 2, 3)).sqrt(), torch.full((8,), coder.spread), atol=1e-3, rtol=0)
+
+
+def test_unfolding_a_folded_coder_changes_nothing() -> None:
+    torch.manual_seed(0)
+    coder, pictures = Coder(PRESETS["tiny"]), torch.rand(8, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        coder.follow(statistics(coder.tokenizer.encoder(pictures)), 1.0)
+        latent = coder.latent(coder.tokenizer.encoder(pictures))
+        again = Coder(PRESETS["tiny"])
+        again.tokenizer.load_state_dict(coder.folded().state_dict())
+        again.unfold()
+        torch.testing.assert_close(again.latent(again.tokenizer.encoder(pictures)), latent, atol=1e-3, rtol=1e-3)
+    weights = [one.tokenizer.encoder.state_dict()["conv_out.conv.weight"] for one in (coder, again)]
+    assert weights[1].std() == pytest.approx(float(weights[0].std()), rel=0.2), "as large as a fresh layer"
 
 
 def test_leaning_bits_and_twin_channels_cost() -> None:
@@ -192,3 +208,15 @@ def test_the_learning_rate_rises_by_steps_and_falls_by_time() -> None:
     assert learning_rate(0.0, 0, 1.0) < 0.01
     assert learning_rate(0.0, 10_000, 1.0) == 1.0
     assert learning_rate(1.0, 10_000, 1.0) == pytest.approx(0.02)
+
+
+def test_a_tokenizer_with_more_bits_begins_with_the_same_copies() -> None:
+    torch.manual_seed(0)
+    narrow = TokenizerConfig(code_bits=8, base_channels=8, multipliers=(1, 2, 2), norm_groups=4)
+    old, new = BitTokenizer(narrow).eval(), BitTokenizer(replace(narrow, code_bits=12)).eval()
+    new.load_state_dict(widened(old.state_dict(), new))
+    pictures, schedule = torch.rand(2, 3, 64, 64) * 2 - 1, schedule_for("0.06M", 1.0)
+    (bits, codes), (wide_bits, wide_codes) = (one.encode(pictures, schedule) for one in (old, new))
+    assert all(torch.equal(wide[:, :8], few) for wide, few in zip(wide_bits, bits, strict=True))
+    torch.testing.assert_close(new.decode(wide_codes), old.decode(codes), atol=1e-4, rtol=0)
+    assert len({tuple(channel.flatten().tolist()) for channel in wide_bits[-1][0]}) == 12, "new bits say something"

@@ -7,6 +7,7 @@ the weights of an earlier run. Several GPUs: ``torchrun --nproc-per-node 8 -m tr
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,13 +32,15 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
     parser.add_argument("--compile", action="store_true", help="compile the networks (CUDA)")
     parser.add_argument("--lite0", type=Path, help="file of EfficientNet-Lite0's early layers; else its package")
     parser.add_argument("--most", type=int, help="read no more photographs than this")
+    parser.add_argument("--peak", type=float, help="highest learning rate; lower than the default behind --init")
+    parser.add_argument("--batch", type=int, help="pictures per step of the tokenizer; default: the preset's")
     parser.add_argument("--wait-for", type=Path, help="compile, and read the photographs when this file is there")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
-    group = Group.join()
+    group, preset = Group.join(), PRESETS[given.preset]
     options = Options(
-        preset=PRESETS[given.preset],
+        preset=replace(preset, tokenizer_batch=given.batch or preset.tokenizer_batch),
         photographs=given.photographs,
         out=given.out,
         minutes=given.minutes,
@@ -47,6 +50,7 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
         lite0=given.lite0,
         compiled=given.compile,
         most=given.most,
+        peak=given.peak,
         wait_for=given.wait_for,
         seed=given.seed,
         group=group,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,9 +13,9 @@ from stepvar.models.infinity.tokenizer import BitTokenizer
 from training.pyramid import Pyramid, pyramid
 from training.wardrobe.presets import WardrobePreset
 
-LATENT_SPREAD = 0.5
-"""Standard deviation of every latent channel. Codes of 20 bits are +-0.22: with fields between white noise and 1/f this
-spread leaves the smallest share behind the last of ten scales."""
+SPREAD = 2.236
+"""Standard deviation of every latent channel, in units of a code (``d ** -0.5`` with d bits): with fields between white
+noise and 1/f this spread leaves the smallest share behind the last of ten scales."""
 SOFTNESS = 0.1
 SLOWEST = 0.02
 """Share of a batch in the running mean and variance of the latent."""
@@ -38,13 +40,14 @@ class Coder(nn.Module):
         super().__init__()
         self.tokenizer = BitTokenizer(preset.model.tokenizer)
         bits = preset.model.tokenizer.code_bits
+        self.spread = SPREAD * bits**-0.5
         self.register_buffer("mean", torch.zeros(bits))
         self.register_buffer("variance", torch.ones(bits))
 
     def latent(self, raw: Tensor) -> Tensor:
-        """The encoder's output (B, d, h, w), each channel with mean 0 and ``LATENT_SPREAD``."""
+        """The encoder's output (B, d, h, w), each channel with mean 0 and the same spread."""
         mean, variance = self.get_buffer("mean"), self.get_buffer("variance")
-        factor = LATENT_SPREAD * (variance + 1e-6).rsqrt()
+        factor = self.spread * (variance + 1e-6).rsqrt()
         return (raw - mean[:, None, None]) * factor[:, None, None]
 
     @torch.no_grad()
@@ -61,16 +64,44 @@ class Coder(nn.Module):
         weight = tokenizer.get_parameter("encoder.conv_out.conv.weight")
         bias = tokenizer.get_parameter("encoder.conv_out.conv.bias")
         mean, variance = self.get_buffer("mean"), self.get_buffer("variance")
-        factor = (LATENT_SPREAD * (variance + 1e-6).rsqrt()).to(weight)
+        factor = (self.spread * (variance + 1e-6).rsqrt()).to(weight)
         weight.mul_(factor[:, None, None, None])
         bias.sub_(mean.to(bias)).mul_(factor)
         return tokenizer
 
     @torch.no_grad()
     def unfold(self) -> None:
-        """Statistics of a tokenizer that brings its centring along: those that change nothing."""
+        """Statistics of a tokenizer that brings its centring along: those that change nothing.
+
+        Folding left its last layer small or large; that is brought back to the size of a fresh one, since the steps of
+        the optimiser do not depend on it.
+        """
+        weight = self.tokenizer.get_parameter("encoder.conv_out.conv.weight")
+        size = weight.square().mean((1, 2, 3)).sqrt()
+        gain = (3 * weight[0].numel()) ** -0.5 / size.clamp(min=1e-9)
+        weight.mul_(gain[:, None, None, None])
+        self.tokenizer.get_parameter("encoder.conv_out.conv.bias").mul_(gain)
         self.get_buffer("mean").zero_()
-        self.get_buffer("variance").fill_(LATENT_SPREAD**2)
+        self.get_buffer("variance").copy_((self.spread * gain).square())
+
+
+@torch.no_grad()
+def widened(state: Mapping[str, Tensor], tokenizer: BitTokenizer) -> Mapping[str, Tensor]:
+    """The weights of a tokenizer with fewer bits, for one with more that gives the same copies to begin with.
+
+    Codes, and with them the latent, are scaled by ``d ** -0.5``, which keeps all signs. The decoder does not see the
+    new bits yet; the encoder's weights for them are those that ``tokenizer`` has.
+    """
+    weight, bias, first = "encoder.conv_out.conv.weight", "encoder.conv_out.conv.bias", "decoder.conv_in.conv.weight"
+    own, old = tokenizer.config.code_bits, len(state[bias])
+    if old >= own:
+        return state
+    shrunk = (old / own) ** 0.5
+    wide = {name: tokenizer.state_dict()[name].clone() for name in (weight, bias, first)}
+    wide[weight][:old], wide[bias][:old] = state[weight] * shrunk, state[bias] * shrunk
+    wide[first].zero_()
+    wide[first][:, :old] = state[first] / shrunk
+    return {**state, **wide}
 
 
 def statistics(raw: Tensor) -> Tensor:

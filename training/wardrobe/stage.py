@@ -38,6 +38,7 @@ class Options:
         lite0: file of EfficientNet-Lite0's early layers; None: from the package.
         compiled: whether the networks are compiled.
         most: read no more photographs of each folder than this; None: all.
+        peak: highest learning rate; None: the stage's own, which is for a fresh start.
         wait_for: file whose coming says that the photographs are there; None: they are.
     """
 
@@ -51,6 +52,7 @@ class Options:
     lite0: Path | None = None
     compiled: bool = False
     most: int | None = None
+    peak: float | None = None
     wait_for: Path | None = None
     seed: int = 0
     group: Group = field(default_factory=Group)

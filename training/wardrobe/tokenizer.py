@@ -28,6 +28,7 @@ from training.wardrobe.coder import (
     in_bfloat16,
     quantised,
     statistics,
+    widened,
 )
 from training.wardrobe.lite0 import EARLY, load_lite0
 from training.wardrobe.looks import fine_detail, hue_error, psnr, sheet
@@ -60,10 +61,10 @@ class TokenizerTrainer:
         self.coder = Coder(self.preset)
         if options.init is not None:
             path = options.init / "tokenizer.safetensors"
-            fill_module(self.coder.tokenizer, read_state(path), str(path))
+            fill_module(self.coder.tokenizer, widened(read_state(path), self.coder.tokenizer), str(path))
             self.coder.unfold()
         self.coder.to(self.device)
-        self.stage = Stage("tokenizer", self.coder, options, PEAK_LR, DECAY)
+        self.stage = Stage("tokenizer", self.coder, options, options.peak or PEAK_LR, DECAY)
         self.network = load_lite0(EARLY, options.lite0).to(self.device)
         self.critic = Discriminator(self.preset.judged).to(self.device)
         self.critic_optimiser = torch.optim.AdamW(self.critic.parameters(), CRITIC_LR, (0.5, 0.9), weight_decay=0.01)

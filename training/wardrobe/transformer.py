@@ -106,7 +106,7 @@ class TransformerTrainer:
             load_into(self.model.text, options.init / "text_encoder.safetensors")
         self.model.to(self.device)
         self.model.compiled = options.compiled
-        self.stage = Stage("transformer", self.model, options, PEAK_LR, DECAY)
+        self.stage = Stage("transformer", self.model, options, options.peak or PEAK_LR, DECAY)
         self.best: dict[str, Tensor] = {}
         self.best_bits, self.history = float("inf"), list[dict[str, Any]]()
         if (state := self.stage.restore()) is not None:
