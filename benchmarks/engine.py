@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 
+from benchmarks import command_line
 from benchmarks.workload import random_pipeline
 from stepvar.engine import Engine
 from stepvar.engine.runner import EngineName
+from stepvar.evaluation.machine import provenance
 from stepvar.evaluation.run import interleaved
 from stepvar.kernels.ops import Kernels, kernels
 from stepvar.methods import METHODS, Method, make_method
 from stepvar.models.registry import families_of_variant
 from stepvar.pipeline import Pipeline
+from stepvar.utils.files import write_text
 
 METHOD_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
@@ -167,12 +170,31 @@ def check_methods(pipe: Pipeline, arguments: argparse.Namespace) -> bool:
     return good
 
 
-def show(rows: Sequence[Run]) -> None:
-    columns = ("engine", "method", "loop", "spread", "prepare", "decode", "whole", "peak", "first", "second", "ran")
-    print(" | ".join(columns))
-    for row in rows:
-        print(" | ".join(str(row[name]) for name in columns))
-        print("    scales:", " ".join(f"{value:.1f}" for value in row["scales"]))
+def markdown(result: Run) -> str:
+    """The table of a result: times in ms, peak memory in GiB, gains over dense with the same engine."""
+    titles = (
+        "engine",
+        "method",
+        "loop",
+        "gain",
+        "spread",
+        "prepare",
+        "decode",
+        "whole",
+        "gain",
+        "first",
+        "second",
+        "peak",
+    )
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    dense = {row["engine"]: row for row in result["rows"] if row["method"] == "dense"}
+    for row in result["rows"]:
+        gains = {name: f"{dense[row['engine']][name] / row[name]:.2f}x" for name in ("loop", "whole")}
+        cells = [row["engine"], row["method"], f"{row['loop']:.0f}", gains["loop"], f"{100 * row['spread']:.1f} %"]
+        cells += [f"{row['prepare']:.1f}", f"{row['decode']:.0f}", f"{row['whole']:.0f}", gains["whole"]]
+        cells += [f"{row['first']:.0f}", f"{row['second']:.0f}", f"{row['peak']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
@@ -200,14 +222,15 @@ def main(given: Sequence[str] | None = None) -> int:
     if arguments.check_methods:
         return 0 if check_methods(pipe, arguments) else 1
     cells = Cells(pipe, arguments)
-    rows = cells.measure(arguments.rounds)
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    print(f"{arguments.model}, batch {arguments.batch}, {arguments.dtype}, {machine}, torch {torch.__version__}")
-    show(rows)
+    info = provenance(device, command_line(__spec__)) | {"dtype": arguments.dtype}
+    result = {"info": info, "rows": cells.measure(arguments.rounds), "differ": cells.differ}
+    print(markdown(result))
+    for row in result["rows"]:
+        print(f"{row['engine']}, {row['method']}: {' '.join(f'{ms:.1f}' for ms in row['scales'])} ({row['ran']})")
     for what in cells.differ:
         print(f"pixels DIFFER: {what}")
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(vars(arguments) | {"out": str(arguments.out), "rows": rows}, indent=2))
+        write_text(arguments.out, json.dumps(result, indent=1))
     return 1 if cells.differ else 0
 
 
