@@ -145,6 +145,6 @@ def test_guidance_without_a_place_is_refused() -> None:
 
 
 def test_seeds_fit_a_generator() -> None:
-    with pytest.raises(UsageError, match=f"seed={2**63}: must be at most {2**63 - 1}"):
+    with pytest.raises(UsageError, match=f"seed={2**63}: must be a whole number from 0 to {2**63 - 1}"):
         make_noise(2**63, None, 1)
     assert make_noise(2**63 - 1, None, 1)[0] == (2**63 - 1,)

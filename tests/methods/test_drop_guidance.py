@@ -96,7 +96,7 @@ def test_without_guidance_there_is_nothing_to_drop(tiny_model: Infinity) -> None
 
 
 def test_wrong_settings_are_named(tiny_model: Infinity) -> None:
-    with pytest.raises(UsageError, match="last=0: must be at least 1"):
+    with pytest.raises(UsageError, match="last=0: must be a whole number from 1"):
         DropGuidance(last=0)
     with pytest.raises(UsageError, match="branch='both': must be one of conditional, unconditional"):
         DropGuidance(branch="both")  # type: ignore[arg-type]

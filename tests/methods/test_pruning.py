@@ -72,9 +72,9 @@ class WatchedHighPass(HighPass):
         ({"keep": float("nan")}, r"keep=nan"),
         ({"keep": (0.5, 2.0)}, r"keep=2.0"),
         ({"keep": ()}, r"keep=\(\)"),
-        ({"last": 0}, r"last=0: must be at least 1"),
-        ({"blocks_before": -1}, r"blocks_before=-1: must be 0 or more"),
-        ({"blocks_after": -2}, r"blocks_after=-2: must be 0 or more"),
+        ({"last": 0}, r"last=0: must be a whole number from 1"),
+        ({"blocks_before": -1}, r"blocks_before=-1: must be a whole number from 0"),
+        ({"blocks_after": -2}, r"blocks_after=-2: must be a whole number from 0"),
         ({"scope": "layer"}, r"scope='layer': must be one of stack, block"),
         ({"propagate": "zero"}, r"propagate='zero': must be one of state, update"),
         ({"branches": "both"}, r"branches='both': must be one of shared, separate"),
@@ -120,7 +120,9 @@ def test_one_number_prunes_the_late_scales() -> None:
 def test_a_sequence_counts_from_the_end() -> None:
     assert counts(HighPass(keep=(0.75, 0.25))) == [1, 4, 16, 27, 16]
     assert counts(HighPass(keep=(0.75, 0.25), last=1)) == [1, 4, 16, 27, 16]
-    assert counts(HighPass(keep=[1.0] * 20 + [0.5])) == [1, 4, 16, 36, 32]
+    assert counts(HighPass(keep=[1.0] * 4 + [0.5])) == [1, 4, 16, 36, 32]
+    with pytest.raises(UsageError, match="keep: 6 values for 5 scales; give one, or at most one per scale"):
+        counts(HighPass(keep=[1.0] * 5 + [0.5]))
 
 
 def test_at_least_one_token_is_kept(tiny_model: Infinity) -> None:

@@ -92,5 +92,5 @@ def test_settings_are_checked() -> None:
     with pytest.raises(UsageError, match="selection='video': must be one of clip, frame"):
         StepVAR(selection="video")  # type: ignore[arg-type]
     for weight in (-1, 1001, float("nan")):
-        with pytest.raises(UsageError, match=r"temporal_weight=.*: must be from 0 to 1000"):
+        with pytest.raises(UsageError, match=r"temporal_weight=.*: must be a number from 0 to 1000"):
             StepVAR(temporal_weight=weight)

@@ -117,7 +117,7 @@ def test_the_measuring_block_exists(tiny_model: Infinity, method: SparseVAR, sai
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"cover": 0.0}, "cover=0.0: must be above 0"),
+        ({"cover": 0.0}, "cover=0.0: must be a number above 0"),
         ({"cover": 1.5}, "cover=1.5"),
         ({"restore": "anchors"}, "restore='anchors'"),
     ],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 
@@ -13,34 +14,42 @@ from stepvar.core.guidance import GUIDANCE_TYPES, guidance_per_pass
 from stepvar.core.noise import Noise, SeededNoise, StreamNoise
 from stepvar.core.plan import Settings
 from stepvar.core.tokens import ScaleSchedule
+from stepvar.core.values import Range, as_list, as_plain, check_fields, shown, whole_number
 from stepvar.errors import UsageError
 
 PerScale = float | Sequence[float]
 
 LARGEST_SEED = 2**63 - 1
+SEED = Range(0, LARGEST_SEED)
+
+Number = TypeVar("Number", int, float)
+
+AspectRatio = str | float | Sequence[float]
+GeneratorLike = torch.Generator | Sequence[torch.Generator]
 
 
-def parse_aspect_ratio(ratio: str | float) -> float:
-    """Width over height from "3:2", "1.5" or a number.
+def parse_aspect_ratio(ratio: AspectRatio) -> float:
+    """Width over height from "3:2", "3/2", "1.5", a number, or a pair (3, 2).
 
     Raises:
         UsageError: if it is not a ratio of positive numbers.
     """
+    plain = as_plain(ratio)
+    pair: Any = re.split("[:/]", plain) if isinstance(plain, str) else as_list(plain)
     try:
-        if isinstance(ratio, str) and ":" in ratio:
-            width, height = ratio.split(":")
-            value = float(width) / float(height)
+        if pair is not None and len(pair) == 2:
+            value = float(pair[0]) / float(pair[1])
         else:
-            value = float(ratio)
-    except (ValueError, ZeroDivisionError):
+            value = 0.0 if isinstance(plain, bool) else float(plain)  # type: ignore[arg-type]
+    except (ValueError, TypeError, ArithmeticError):
         value = 0.0
     if not 0 < value < float("inf"):
-        raise UsageError(f"aspect_ratio={ratio!r}: give width to height, such as 3:2 or 1.5")
+        raise UsageError(f"aspect_ratio={shown(ratio)}: give width to height, such as 3:2 or 1.5")
     return value
 
 
 def make_noise(
-    seed: int | Sequence[int] | None, generator: torch.Generator | None, samples: int, noise: Noise | None = None
+    seed: int | Sequence[int] | None, generator: GeneratorLike | None, samples: int, noise: Noise | None = None
 ) -> tuple[tuple[int, ...] | None, Noise]:
     """The seed of each sample, if there are seeds, and where random numbers come from.
 
@@ -50,20 +59,39 @@ def make_noise(
     if sum(source is not None for source in (seed, generator, noise)) > 1:
         raise UsageError("seed, generator and noise: give one of them")
     if noise is not None:
+        if not callable(getattr(noise, "exponential", None)):
+            raise UsageError(f"noise={shown(noise)}: give a source such as stepvar.core.noise.SeededNoise([1])")
         return None, noise
     if generator is not None:
-        return None, StreamNoise(generator)
-    if seed is None:
-        seed = secrets.randbelow(2**31)
-    seeds = tuple(seed + i for i in range(samples)) if isinstance(seed, int) else tuple(seed)
-    if len(seeds) != samples:
-        raise UsageError(f"seed: {len(seeds)} seeds for {samples} images; give one, or one per image")
-    for value in seeds:
-        if not isinstance(value, int) or value < 0:
-            raise UsageError(f"seed={value!r}: must be a whole number, 0 or more")
-        if value > LARGEST_SEED:
-            raise UsageError(f"seed={value}: must be at most {LARGEST_SEED}")
+        return None, StreamNoise(_generators(generator, samples))
+    seeds = checked_seeds(secrets.randbelow(2**31) if seed is None else seed, samples)
     return seeds, SeededNoise(seeds)
+
+
+def checked_seeds(seed: Any, samples: int) -> tuple[int, ...]:
+    """A seed for each sample: those given, or one and its followers.
+
+    Raises:
+        UsageError: for anything but whole numbers from 0 to :data:`LARGEST_SEED`, or not one for each sample.
+    """
+    several = as_list(seed)
+    if several is None:
+        first = whole_number("seed", seed, SEED)
+        several = [first + index for index in range(samples)]
+    if len(several) != samples:
+        raise UsageError(f"seed: {len(several)} seeds for {samples} images; give one, or one per image")
+    return tuple(whole_number("seed", one, SEED) for one in several)
+
+
+def _generators(given: Any, samples: int) -> GeneratorLike:
+    """A generator for the whole batch, or a list with one for each image, as diffusers takes them."""
+    if isinstance(given, torch.Generator):
+        return given
+    if not isinstance(given, (list, tuple)) or not all(isinstance(one, torch.Generator) for one in given):
+        raise UsageError(f"generator={shown(given)}: give a torch.Generator, or a list with one per image")
+    if len(given) != samples:
+        raise UsageError(f"generator: {len(given)} generators for {samples} images; give one, or one per image")
+    return list(given)
 
 
 @dataclass(frozen=True)
@@ -81,14 +109,17 @@ class SamplingArguments:
         more_smooth: models with a codebook only: add soft codes.
     """
 
-    guidance_scale: PerScale | None = None
+    guidance_scale: Annotated[PerScale | None, Range(0, 1000)] = None
     guidance_schedule: str | None = None
     guidance_type: str | None = None
-    cfg_layers: Sequence[int] = (0,)
-    temperature: PerScale | None = None
-    top_k: int | Sequence[int] | None = None
-    top_p: float | None = None
+    cfg_layers: Annotated[int | Sequence[int], Range(-1000, 1000)] = (0,)
+    temperature: Annotated[PerScale | None, Range(1e-6, 1000)] = None
+    top_k: Annotated[int | Sequence[int] | None, Range(0, 2**31, note="0: all")] = None
+    top_p: Annotated[float | None, Range(least=0, below=1, note="0: all")] = None
     more_smooth: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def settings(
         self,
@@ -115,69 +146,47 @@ class SamplingArguments:
             return defaults.get(name, default) if value is None else value
 
         count = len(schedule)
-        top_p = given("top_p", 0.0)
-        if not 0 <= top_p < 1:
-            raise UsageError(f"top_p={top_p}: must be at least 0 (all) and below 1")
+        cfg_layers = (self.cfg_layers,) if isinstance(self.cfg_layers, int) else tuple(self.cfg_layers)
         kind = given("guidance_type", "cfg")
         if kind not in GUIDANCE_TYPES:
             raise UsageError(f"guidance_type={kind!r}: must be one of {', '.join(GUIDANCE_TYPES)}")
-        if not self.cfg_layers:
+        if not cfg_layers:
             raise UsageError("cfg_layers=(): guidance needs a place, 0 for the logits; guidance_scale=1 turns it off")
-        for place in self.cfg_layers:
+        for place in cfg_layers:
             if not -depth < place <= 0:
                 raise UsageError(f"cfg_layers={place}: must be 0 (logits) or between -1 and -{depth - 1}")
-        scale = checked_per_scale("guidance_scale", given("guidance_scale", 3.0), count, lowest=0.0)
+        scale = one_or_per_scale("guidance_scale", given("guidance_scale", 3.0), count)
         ramp = defaults.get("guidance_schedule", guidance_schedule)
         temperature = by_clip(defaults, schedule) if self.temperature is None else self.temperature
         return Settings(
             schedule,
             guidance=tuple(guidance_per_pass(scale, self.guidance_schedule, ramp, count)),
-            temperature=per_scale("temperature", temperature, count, lowest=1e-6),
-            cfg_layers=tuple(self.cfg_layers),
-            top_k=checked_top_k(given("top_k", 0), count),
-            top_p=top_p,
+            temperature=per_scale("temperature", temperature, count),
+            cfg_layers=cfg_layers,
+            top_k=one_or_per_scale("top_k", given("top_k", 0), count),
+            top_p=given("top_p", 0.0),
             smooth=soft_scales(count) if given("more_smooth", False) else (),
             combine=GUIDANCE_TYPES[kind],
         )
 
 
-def checked_top_k(value: int | Sequence[int], scales: int) -> int | tuple[int, ...]:
-    """One number, or one per scale.
+def one_or_per_scale(name: str, value: Number | Sequence[Number], scales: int) -> Number | tuple[Number, ...]:
+    """One number as it is, or as many as there are scales.
 
     Raises:
-        UsageError: if there are too few, or one is no whole number of at least 0.
+        UsageError: if there are more or fewer.
     """
-    values = [value] if isinstance(value, int) else list(value)
-    for one in values:
-        if not isinstance(one, int) or one < 0:
-            raise UsageError(f"top_k={one!r}: must be a whole number, 0 (all) or more")
-    if isinstance(value, int):
+    if isinstance(value, (int, float)):
         return value
-    if len(values) < scales:
-        raise UsageError(f"top_k: {len(values)} values for {scales} scales; give one, or one per scale")
-    return tuple(values[:scales])
+    if len(value) != scales:
+        raise UsageError(f"{name}: {len(value)} values for {scales} scales; give one, or one per scale")
+    return tuple(value)
 
 
-def checked_per_scale(name: str, value: PerScale, scales: int, lowest: float) -> float | tuple[float, ...]:
-    """One number as it is, or one per scale.
-
-    Raises:
-        UsageError: if there are too few, or one is below ``lowest`` or not finite.
-    """
-    values = (float(value),) if isinstance(value, (int, float)) else tuple(map(float, value))
-    single = isinstance(value, (int, float))
-    if not single and len(values) < scales:
-        raise UsageError(f"{name}: {len(values)} values for {scales} scales; give one, or one per scale")
-    for one in values:
-        if not lowest <= one < float("inf"):
-            raise UsageError(f"{name}={one}: must be a number of at least {lowest:g}")
-    return values[0] if single else values[:scales]
-
-
-def per_scale(name: str, value: PerScale, scales: int, lowest: float) -> tuple[float, ...]:
-    """One number per scale; see :func:`checked_per_scale`."""
-    checked = checked_per_scale(name, value, scales, lowest)
-    return (checked,) * scales if isinstance(checked, float) else checked
+def per_scale(name: str, value: PerScale, scales: int) -> tuple[float, ...]:
+    """One number per scale; see :func:`one_or_per_scale`."""
+    found = one_or_per_scale(name, value, scales)
+    return found if isinstance(found, tuple) else (found,) * scales
 
 
 def by_clip(defaults: Mapping[str, Any], schedule: ScaleSchedule) -> PerScale:
@@ -190,9 +199,9 @@ def by_clip(defaults: Mapping[str, Any], schedule: ScaleSchedule) -> PerScale:
 
 
 def make_generators(
-    seeds: tuple[int, ...] | None, generator: torch.Generator | None, samples: int
+    seeds: tuple[int, ...] | None, generator: GeneratorLike | None, samples: int
 ) -> list[torch.Generator]:
     """For each sample what its encoding samples with: its own seed, the caller's stream, or else its place."""
     if seeds is None and generator is not None:
-        return [generator] * samples
-    return [torch.Generator().manual_seed(seed) for seed in seeds or range(samples)]
+        return [generator] * samples if isinstance(generator, torch.Generator) else list(generator)
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds or range(samples)]

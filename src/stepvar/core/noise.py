@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Protocol
 
@@ -19,6 +19,9 @@ CPU_PIECE, DEVICE_PIECE = 2**15 - 1, 2**22
 On the CPU PyTorch runs operations of this size in one thread. More threads would have to meet after each of thousands
 of operations, which takes seconds where other processes use the cores, too.
 """
+
+FORMAT = torch.float32
+"""Of all random variables, whatever the default of the process is."""
 
 
 class Noise(Protocol):
@@ -58,7 +61,9 @@ class SeededNoise:
         names = [f"{seed}/{scale}" for seed in self.seeds]
         if size[-1] > 2:
             return _hashed(names, prod(size), device).view(-1, *size)
-        draws = [torch.empty(size).exponential_(generator=_generator(name)) for name in names]
+        draws = [
+            torch.empty(size, dtype=FORMAT, device="cpu").exponential_(generator=_generator(name)) for name in names
+        ]
         return to_device_async(torch.stack(draws), device)
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
@@ -67,7 +72,7 @@ class SeededNoise:
     def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
         size = tuple(shape[1:])
         streams = (_generator(f"{seed}/{scale}/normal/{turn}") for seed in self.seeds)
-        draws = [torch.empty(size).normal_(generator=stream) for stream in streams]
+        draws = [torch.empty(size, dtype=FORMAT, device="cpu").normal_(generator=stream) for stream in streams]
         return to_device_async(torch.stack(draws), device)
 
 
@@ -78,15 +83,17 @@ def _digest(name: str) -> bytes:
 
 def _generator(name: str) -> torch.Generator:
     """A stream of its own for each name."""
-    return torch.Generator().manual_seed(int.from_bytes(_digest(name), "little") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(_digest(name), "little") >> 1)
 
 
 def _hashed(names: Sequence[str], count: int, device: torch.device) -> Tensor:
     """Exp(1) variables (B, count), a row for each name; each depends on its name and its place in the row alone."""
     words = [[signed(int.from_bytes(_digest(name)[at : at + 4], "little")) for at in (0, 4)] for name in names]
     # With the first word alone all rows would be windows of one sequence, some of which overlap.
-    starts, keys = to_device_async(torch.tensor(words, dtype=torch.int32).view(len(names), 2), device).split(1, dim=1)
-    draws = torch.empty(len(names), count, device=device)
+    starts, keys = to_device_async(
+        torch.tensor(words, dtype=torch.int32, device="cpu").view(len(names), 2), device
+    ).split(1, dim=1)
+    draws = torch.empty(len(names), count, dtype=FORMAT, device=device)
     piece = max(1, min(count, (CPU_PIECE if device.type == "cpu" else DEVICE_PIECE) // max(1, len(names))))
     counter = torch.arange(piece, dtype=torch.int32, device=device)
     bits, spare = torch.empty(2, len(names), piece, dtype=torch.int32, device=device)
@@ -103,18 +110,29 @@ class StreamNoise:
     """One draw per scale from the caller's generator, in row-major order (batch, token, bit); another for soft codes.
 
     This is the order of the published implementations, so their seeds give their samples on the same device type.
+
+    Args:
+        generator: one for the whole batch, or one for each image, which then gets what it would get alone.
     """
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
+    def __init__(self, generator: torch.Generator | Sequence[torch.Generator]) -> None:
+        self.generators = (generator,) if isinstance(generator, torch.Generator) else tuple(generator)
 
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        draws = torch.empty(tuple(shape), device=self.generator.device)
-        return draws.exponential_(generator=self.generator).to(device, non_blocking=True)
+        return self._drawn(shape, device, lambda draws, stream: draws.exponential_(generator=stream))
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return self.exponential(scale, drawn.shape, drawn.device)
 
     def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        draws = torch.empty(tuple(shape), device=self.generator.device)
-        return draws.normal_(generator=self.generator).to(device, non_blocking=True)
+        return self._drawn(shape, device, lambda draws, stream: draws.normal_(generator=stream))
+
+    def _drawn(
+        self, shape: Sequence[int], device: torch.device, draw: Callable[[Tensor, torch.Generator], Tensor]
+    ) -> Tensor:
+        size = tuple(shape)
+        if len(self.generators) > 1:
+            size = (1, *size[1:])
+        draws = [draw(torch.empty(size, dtype=FORMAT, device=one.device), one) for one in self.generators]
+        moved = [part.to(device, non_blocking=True) for part in draws]
+        return moved[0] if len(moved) == 1 else torch.cat(moved)

@@ -12,6 +12,7 @@ from typing_extensions import TypeVar
 from stepvar.core.plan import Plan, Settings, Step, resolve
 from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap
+from stepvar.core.values import check_fields
 
 Stage = Callable[[float], "Method"]
 """From a share in [0, 1] of what may be saved to a method that saves it: a larger share never costs more."""
@@ -40,10 +41,12 @@ State = TypeVar("State", bound=MethodState, default=Any)
 class Method(Generic[State]):
     """An acceleration method; this base class is dense generation.
 
-    A method is a frozen dataclass whose fields are its settings. It knows no model: it sees settings and a plan
-    before the generation, and token maps during it. It may act on the schedule (:meth:`edit`), around the whole stack
-    of blocks (:meth:`run_stack`) and around each residual sub-layer (:meth:`run_sublayer`). What it remembers from
-    pass to pass is in the state that :meth:`start` makes, so that one method serves any number of generations.
+    A method is a frozen dataclass whose fields are its settings, checked and converted by their annotations (see
+    :mod:`stepvar.core.values`); a ``__post_init__`` of its own calls this one first. It knows no model: it sees
+    settings and a plan before the generation, and token maps during it. It may act on the schedule (:meth:`edit`),
+    around the whole stack of blocks (:meth:`run_stack`) and around each residual sub-layer (:meth:`run_sublayer`).
+    What it remembers from pass to pass is in the state that :meth:`start` makes, so that one method serves any number
+    of generations.
 
     Attributes:
         name: on the command line and in reports.
@@ -56,6 +59,9 @@ class Method(Generic[State]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None
     speedup_settings: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def edit(self, settings: Settings) -> Settings:
         """Changes which scales run, their guidance or their temperature."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from stepvar.core.plan import Settings, Step
 from stepvar.core.tokens import TokenMap
+from stepvar.core.values import Range
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Stage
 from stepvar.methods.pruning import Pruning, PruningState
 from stepvar.methods.registry import register
 from stepvar.methods.scores import distance_to_mean, squared_norm
-from stepvar.methods.stepvar import structure_score, texture_score
+from stepvar.methods.stepvar import Iterations, structure_score, texture_score
 from stepvar.utils.device import to_device_async
 
 
@@ -40,7 +41,7 @@ class Random(Pruning):
 
     name: ClassVar[str] = "random"
 
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**48)] = 0
 
     def score(self, tokens: TokenMap, step: Step, state: PruningState) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1009 + step.index)
@@ -70,12 +71,7 @@ class PCA(Pruning):
 
     name: ClassVar[str] = "pca"
 
-    power_iterations: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.power_iterations < 1:
-            raise UsageError(f"power_iterations={self.power_iterations}: must be at least 1")
+    power_iterations: Iterations = 8
 
     def score(self, tokens: TokenMap, step: Step, state: PruningState) -> Tensor:
         return structure_score(tokens.features, self.power_iterations)
@@ -119,11 +115,7 @@ class SkipLast(Method):
     name: ClassVar[str] = "skip-last"
     speedup_settings: ClassVar[tuple[str, ...]] = ("count",)
 
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UsageError(f"count={self.count}: must be at least 1 (use 'dense' to skip nothing)")
+    count: Annotated[int, Range(1, 1000, note="use 'dense' to skip nothing")] = 1
 
     def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
         """One scale to all but the first; nothing lies between."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from stepvar.core.tokens import Grid
+from stepvar.core.values import Range
 from stepvar.errors import UsageError
 from stepvar.methods.registry import register
 from stepvar.methods.restoration import Anchors
@@ -33,12 +34,10 @@ class Coverage(StepVAR):
     name: ClassVar[str] = "coverage"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    cover: float = 0.5
+    cover: Annotated[float, Range(above=0, most=1, note="use stepvar for none")] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.cover <= 1:
-            raise UsageError(f"cover={self.cover}: must be above 0 and at most 1 (use stepvar for none)")
         if isinstance(self.restoration, Anchors):
             raise UsageError("restore='anchors': anchors cover the map already; use it with stepvar")
 

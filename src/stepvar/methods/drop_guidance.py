@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from stepvar.core.plan import Plan, Settings
 from stepvar.core.stack import ModelInfo
+from stepvar.core.values import Range
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method, Stage
 from stepvar.methods.registry import register
@@ -33,14 +34,8 @@ class DropGuidance(Method):
     name: ClassVar[str] = "drop-guidance"
     speedup_settings: ClassVar[tuple[str, ...]] = ("last",)
 
-    last: int = 1
+    last: Annotated[int, Range(1, 1000, note="use 'dense' to drop nothing")] = 1
     branch: Branch = "conditional"
-
-    def __post_init__(self) -> None:
-        if self.last < 1:
-            raise UsageError(f"last={self.last}: must be at least 1 (use 'dense' to drop nothing)")
-        if self.branch not in get_args(Branch):
-            raise UsageError(f"branch={self.branch!r}: must be one of {', '.join(get_args(Branch))}")
 
     def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
         """One scale that is run to all but the first; nothing lies between."""

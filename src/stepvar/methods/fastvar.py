@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.stack import Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap, scatter_tokens
+from stepvar.core.values import Range
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method, MethodState, Stage
 from stepvar.methods.cached_features import CachedFeatures
@@ -60,20 +61,15 @@ class FastVAR(Method[FastVARState]):
 
     speedup_settings: ClassVar[tuple[str, ...]] = ("prune", "skip")
 
-    prune: Sequence[float] = (0.4, 0.5)
-    skip: int = 2
-    blocks_before: int = 3
-    blocks_after: int = 4
+    prune: Annotated[Sequence[float], Range(least=0, below=1)] = (0.4, 0.5)
+    skip: Annotated[int, Range(0, 1000)] = 2
+    blocks_before: Annotated[int, Range(0, 1000)] = 3
+    blocks_after: Annotated[int, Range(0, 1000)] = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.prune:
             raise UsageError("prune=(): give one share per pruned scale, or use skip-last alone")
-        for share in self.prune:
-            if not isinstance(share, (int, float)) or not 0 <= share < 1:
-                raise UsageError(f"prune={share!r}: must be a number of at least 0 and below 1")
-        for name in ("skip", "blocks_before", "blocks_after"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name}={getattr(self, name)}: must be 0 or more")
 
     def edit(self, settings: Settings) -> Settings:
         needed = self.skip + len(self.prune) + 1

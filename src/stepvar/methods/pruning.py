@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from typing_extensions import TypeVar
 from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerRef
 from stepvar.core.tokens import Grid, Selection, TokenMap, gather_tokens
+from stepvar.core.values import Range
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method, MethodState, Stage
 from stepvar.methods.cached_features import CachedFeatures
@@ -26,7 +27,9 @@ Branches = Literal["shared", "separate"]
 Selected = Literal["clip", "frame"]
 ContextClips = Literal["dense", "pruned"]
 
-MOST_TEMPORAL_WEIGHT = 1000
+Share = Annotated[float | Sequence[float], Range(above=0, most=1, note="1 keeps every token")]
+Scales = Annotated[int | None, Range(1, 1000, none="to choose by the schedule")]
+Blocks = Annotated[int, Range(0, 1000)]
 
 FLOOR = 0.25
 """A speed-up is sought at earlier scales before less than this is kept: pruning more is said to show (StepVAR)."""
@@ -89,45 +92,25 @@ class Pruning(Method[State], ABC):
     neutral: ClassVar[Mapping[str, Any] | None] = {"keep": 1.0}
     speedup_settings: ClassVar[tuple[str, ...]] = ("keep", "last")
 
-    keep: float | Sequence[float] = 0.5
-    last: int | None = None
-    taper: float = 0.0
-    blocks_before: int = 0
-    blocks_after: int = 0
+    keep: Share = 0.5
+    last: Scales = None
+    taper: Annotated[float, Range(0, 1, note="0: the same share, 1: the same number")] = 0.0
+    blocks_before: Blocks = 0
+    blocks_after: Blocks = 0
     scope: Scope = "stack"
     propagate: Propagated = "state"
     restore: RestorationName | Restoration = "nearest"
     selection: Selected = "clip"
-    temporal_weight: float = 1.0
+    temporal_weight: Annotated[float, Range(0, 1000)] = 1.0
     context_clips: ContextClips = "dense"
     branches: Branches = "shared"
 
     def __post_init__(self) -> None:
-        single = isinstance(self.keep, (int, float))
-        for ratio in self._ratios:
-            if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
-                raise UsageError(f"keep={ratio!r}: must be a number above 0 and at most 1 (1 keeps every token)")
+        super().__post_init__()
         if not self._ratios:
             raise UsageError("keep=(): give one number, or one per scale counted from the end")
-        if self.last is not None and self.last < 1:
-            raise UsageError(f"last={self.last}: must be at least 1, or None to choose by the schedule")
-        if not 0 <= self.taper <= 1:
-            raise UsageError(f"taper={self.taper}: must be between 0 (the same share) and 1 (the same number)")
-        if self.taper and not single:
+        if self.taper and not isinstance(self.keep, (int, float)):
             raise UsageError(f"keep={self.keep!r}: give one number; taper spreads it over the scales")
-        for name in ("blocks_before", "blocks_after"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name}={getattr(self, name)}: must be 0 or more")
-        if not 0 <= self.temporal_weight <= MOST_TEMPORAL_WEIGHT:
-            raise UsageError(f"temporal_weight={self.temporal_weight}: must be from 0 to {MOST_TEMPORAL_WEIGHT}")
-        choices: dict[str, Any] = {"scope": Scope, "propagate": Propagated, "selection": Selected}
-        choices |= {"context_clips": ContextClips, "branches": Branches}
-        if not isinstance(self.restore, Restoration):
-            choices["restore"] = RestorationName
-        for name, kind in choices.items():
-            allowed = get_args(kind)
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
 
     @abstractmethod
     def score(self, tokens: TokenMap, step: Step, state: State) -> Tensor:
@@ -189,6 +172,9 @@ class Pruning(Method[State], ABC):
                 "branches='separate': guidance inside the stack mixes the branches token by token; use 'shared'"
             )
         reach = self.last if isinstance(self.keep, (int, float)) else len(self.keep)
+        most = max(settings.schedule.scale_counts)
+        if not isinstance(self.keep, (int, float)) and len(self.keep) > most:
+            raise UsageError(f"keep: {len(self.keep)} values for {most} scales; give one, or at most one per scale")
         if reach is not None and reach <= settings.skipped and min(self._ratios) < 1:
             raise UsageError(
                 f"keep and last: reach back {reach} scales, but the last {settings.skipped} are not run; "

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from itertools import starmap
 from typing import Any, NamedTuple, TypeVar
 
+from stepvar.core.values import nearest, shown
 from stepvar.errors import UsageError
 from stepvar.methods.base import Method
 from stepvar.methods.compose import Compose
@@ -95,8 +96,8 @@ def find_method(name: str) -> type[Method]:
         for entry in entry_points(group=ENTRY_POINTS, name=name):
             _load(entry)
     if name not in METHODS:
-        known = ", ".join(all_methods())
-        raise UsageError(f"method {name!r}: unknown; choose one of {known}, or give package.module:Class")
+        known, near = ", ".join(all_methods()), nearest(name, all_methods())
+        raise UsageError(f"method {name!r}: unknown; choose one of {known}, or give package.module:Class{near}")
     return METHODS[name]
 
 
@@ -166,7 +167,8 @@ def assign_settings(parts: Sequence[NamedMethod], settings: Mapping[str, Any]) -
             raise UsageError(f"{setting}: {owner!r} is not one of the methods given: {', '.join(known)}")
         found = [name for name, keys in known.items() if owner in ("", name) and key in keys]
         if not found:
-            raise UsageError(f"{setting}: not a setting of {', or of '.join(starmap(_describe, known.items()))}")
+            near = nearest(key, [name for keys in known.values() for name in keys])
+            raise UsageError(f"{setting}: not a setting of {', or of '.join(starmap(_describe, known.items()))}{near}")
         if len(found) > 1:
             choices = " or ".join(f"{name}.{key}" for name in found)
             raise UsageError(f"{setting}: several of the methods have it; say which: {choices}")
@@ -211,5 +213,8 @@ def as_method(method: Method | str | None) -> Method:
     if isinstance(method, str):
         return make_method(method)
     if not isinstance(method, Method):
-        raise UsageError(f"method={method!r}: give a method such as StepVAR(), or its name")
+        raise UsageError(f"method={shown(method)}: give a method such as StepVAR(), or its name")
+    for part in method.parts if isinstance(method, Compose) else (method,):
+        if type(part) is not Method:
+            check_class(type(part))  # one without a name of its own would be reported as another
     return method

@@ -10,14 +10,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from stepvar.core.plan import Step
 from stepvar.core.tokens import Grid, Selection, gather_tokens, scatter_tokens
-from stepvar.errors import UsageError
+from stepvar.core.values import Range, check_fields
 from stepvar.methods.cached_features import CachedFeatures
 
 RestorationName = Literal["nearest", "blend", "anchors", "cached"]
@@ -38,6 +38,9 @@ class Restoration(ABC):
     """
 
     reads_cache: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def anchor_count(self, grid: Grid) -> int:
         """How many tokens it needs kept, whatever they score."""
@@ -76,11 +79,7 @@ class Blend(Restoration):
         neighbours: how many.
     """
 
-    neighbours: int = 4
-
-    def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise UsageError(f"neighbours={self.neighbours}: must be at least 1")
+    neighbours: Annotated[int, Range(1, 64)] = 4
 
     def sources(self, kept: Tensor, grid: Grid, temporal_weight: float = 1.0) -> Selection:
         cells = cell_positions(grid, kept.device)
@@ -102,11 +101,7 @@ class Anchors(Restoration):
         stride: distance between neighbouring anchors.
     """
 
-    stride: int = 4
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise UsageError(f"stride={self.stride}: must be at least 1")
+    stride: Annotated[int, Range(1, 10_000)] = 4
 
     def anchor_count(self, grid: Grid) -> int:
         return grid.t * -(-grid.h // self.stride) * -(-grid.w // self.stride)

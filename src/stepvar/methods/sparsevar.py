@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import ModelInfo, RunBlocks
 from stepvar.core.tokens import TokenMap, gather_tokens
+from stepvar.core.values import Range
 from stepvar.errors import UsageError
 from stepvar.methods.cached_features import CachedFeatures
 from stepvar.methods.latent_delta import refuse_first_scale
@@ -53,12 +54,7 @@ class SparseVAR(Pruning[SparseVARState]):
     name: ClassVar[str] = "sparsevar"
 
     restore: RestorationName | Restoration = "anchors"
-    block: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.block is not None and self.block < 0:
-            raise UsageError(f"block={self.block}: must be 0 or more, or None for the middle one")
+    block: Annotated[int | None, Range(0, 1000, none="for the middle one")] = None
 
     def check(self, plan: Plan, info: ModelInfo) -> None:
         super().check(plan, info)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,14 @@ from torch import Tensor
 
 from stepvar.core.plan import Step
 from stepvar.core.tokens import Grid, TokenMap
-from stepvar.errors import UsageError
+from stepvar.core.values import Range
 from stepvar.kernels import ops
 from stepvar.methods.pruning import Pruning, PruningState
 from stepvar.methods.registry import register
-from stepvar.methods.scores import NORMALISATIONS, TINY, Normalisation, normalise
+from stepvar.methods.scores import TINY, Normalisation, normalise
+
+Iterations = Annotated[int, Range(1, 1000)]
+"""Steps of a power iteration; far fewer are enough."""
 
 
 def texture_score(features: Tensor, grid: Grid) -> Tensor:
@@ -111,18 +114,9 @@ class StepVAR(Pruning):
         "taper": {"taper": 0.5},
     }
 
-    structure_weight: float = 0.25
+    structure_weight: Annotated[float, Range(0, 1e6)] = 0.25
     normalisation: Normalisation = "mean"
-    power_iterations: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.structure_weight >= 0:
-            raise UsageError(f"structure_weight={self.structure_weight}: must be 0 or more")
-        if self.power_iterations < 1:
-            raise UsageError(f"power_iterations={self.power_iterations}: must be at least 1")
-        if self.normalisation not in NORMALISATIONS:
-            raise UsageError(f"normalisation={self.normalisation!r}: must be one of {', '.join(NORMALISATIONS)}")
+    power_iterations: Iterations = 8
 
     def score(self, tokens: TokenMap, step: Step, state: PruningState) -> Tensor:
         """``S = w_str * S_str + S_txt``, each normalised."""

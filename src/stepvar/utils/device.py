@@ -6,8 +6,9 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,13 +41,34 @@ def processor_name() -> str:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Switches TensorFloat-32 off, which CUDA convolutions use by default and which rounds to 10 bits."""
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with cudnn.flags(cudnn.enabled, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
+    with ExitStack() as stack:
+        try:
+            _without_tf32(stack)
+        except RuntimeError:  # set by the names of PyTorch 2.9, which then refuses to read what the older ones say
+            stack.close()
+            _with_ieee_products(stack)
+        yield
+
+
+def _without_tf32(stack: ExitStack) -> None:
+    matmul, cudnn, mkldnn = torch.get_float32_matmul_precision(), torch.backends.cudnn, torch.backends.mkldnn
+    if cudnn.allow_tf32:
+        stack.callback(setattr, cudnn, "allow_tf32", True)
+        cudnn.allow_tf32 = False
+    if matmul != "highest":
+        on_cpu = getattr(mkldnn, "matmul", None)  # set along with it, and given back apart
+        if on_cpu is not None:
+            stack.callback(setattr, on_cpu, "fp32_precision", on_cpu.fp32_precision)
+        stack.callback(torch.set_float32_matmul_precision, matmul)
+        torch.set_float32_matmul_precision("highest")
+
+
+def _with_ieee_products(stack: ExitStack) -> None:
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    for operation in (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv):
+        stack.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
+        operation.fp32_precision = "ieee"
 
 
 @contextmanager
@@ -71,10 +93,13 @@ def deterministic(strict: bool = True) -> Iterator[None]:
     os.environ.setdefault(WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=not strict)
     cudnn = torch.backends.cudnn
+    chosen = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
     try:
-        with full_precision(), cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+        with full_precision():
             yield
     finally:
+        cudnn.benchmark, cudnn.deterministic = chosen
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         if missing:
             os.environ.pop(WORKSPACE, None)
