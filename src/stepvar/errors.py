@@ -11,6 +11,18 @@ class UsageError(StepvarError, ValueError):
     """An argument is wrong: the message names its value, the limit and the remedy."""
 
 
+class UnknownArgument(UsageError, TypeError):
+    """A function has no argument of this name: the message says what to use instead."""
+
+
+class UnknownAttribute(UsageError, AttributeError):
+    """An object has no attribute of this name: the message says what to use instead."""
+
+
+class MethodError(StepvarError):
+    """The code of an acceleration method failed: the message says whose code, and where."""
+
+
 class CheckpointError(StepvarError):
     """A weight file is missing, damaged, or does not fit the model."""
 

@@ -16,11 +16,13 @@ from stepvar.core.stack import Sublayer, SublayerRef, run_dense
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, MethodState
 from stepvar.models.model import NextScaleModel
+from stepvar.utils.ambient import stated_formats
 
 Condition = TypeVar("Condition")
 State = TypeVar("State")
 
 
+@stated_formats()
 @torch.inference_mode()
 def generate(
     model: NextScaleModel[Condition, State],

@@ -204,7 +204,7 @@ def test_wrong_arguments_are_named_before_any_work(
     [
         ({}, "class_labels: say what to generate"),
         ({"prompt": "a dog"}, "prompt: this model does not take it; give class_labels"),
-        ({"class_labels": []}, "none given"),
+        ({"class_labels": []}, "an empty list"),
         ({"class_labels": 10}, "class 10: must be below 10"),
         ({"class_labels": 1, "aspect_ratio": "3:2"}, "squares only"),
     ],
@@ -231,9 +231,11 @@ def test_the_embedded_model_generates_what_it_is_told() -> None:
 
 def test_top_k_per_scale(class_pipe: Pipeline) -> None:
     one, several = (pixels(class_pipe, class_labels=1, seed=0, top_k=k) for k in (1, (1, 1, 1, 1, 1)))
-    assert torch.equal(one, several)  # what is given beyond the scales is not used
+    assert torch.equal(one, several)
     last = pixels(class_pipe, class_labels=1, seed=0, top_k=(1, 1, 1, 1, 0))
     assert not torch.equal(one, last)
+    with pytest.raises(UsageError, match="top_k: 6 values for 5 scales"):
+        class_pipe(class_labels=1, top_k=(1, 1, 1, 1, 1, 7))
     with pytest.raises(UsageError, match="top_k: 2 values for 5 scales"):
         class_pipe(class_labels=1, top_k=(1, 2))
     with pytest.raises(UsageError, match="top_k=-1"):

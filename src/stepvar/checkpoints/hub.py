@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.utils.hub import hub_options
 
 
 def fetch(repos: Sequence[str], names: Sequence[str], revision: str | None, local_files_only: bool) -> Path:
@@ -47,11 +48,10 @@ def fetch(repos: Sequence[str], names: Sequence[str], revision: str | None, loca
 
 
 def _download(hub: Any, repo: str, name: str, revision: str | None, local_files_only: bool) -> Path:
+    options = {"local_files_only": local_files_only} | hub_options()
     if Path(name).suffix:
-        return Path(hub.hf_hub_download(repo, name, revision=revision, local_files_only=local_files_only))
-    root = hub.snapshot_download(
-        repo, revision=revision, allow_patterns=[f"{name}/*"], local_files_only=local_files_only
-    )
+        return Path(hub.hf_hub_download(repo, name, revision=revision, **options))
+    root = hub.snapshot_download(repo, revision=revision, allow_patterns=[f"{name}/*"], **options)
     if not (Path(root) / name).is_dir():
         raise FileNotFoundError(name)
     return Path(root) / name

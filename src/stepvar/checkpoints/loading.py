@@ -30,6 +30,7 @@ class LoadedModel:
         text_encoder: from prompts to features, where the model has an encoder of its own; the released Infinity
             models use a public one, and VAR models none.
         defaults: sampling settings to use where the caller gives none.
+        text_config: the arguments that made the model's own encoder.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LoadedModel:
     model: Any
     text_encoder: WordEncoder | None
     defaults: dict[str, Any]
+    text_config: Mapping[str, Any] | None = None
 
 
 def load_model(
@@ -72,7 +74,8 @@ def load_model(
         fill_module(module, open_part(source, part, module), str(source.parts[part]))
     for module in (model, *modules.values()):
         module.eval().requires_grad_(False)
-    return LoadedModel(source.name, source.family.name, model, modules.get("text_encoder"), dict(source.defaults))
+    encoder, defaults = modules.get("text_encoder"), dict(source.defaults)
+    return LoadedModel(source.name, source.family.name, model, encoder, defaults, source.text_encoder)
 
 
 def meta_model(name: str | Path, variant: str | None = None) -> LoadedModel:

@@ -46,7 +46,7 @@ def save_model(
     text_encoder: nn.Module | None,
     text_config: Mapping[str, Any] | None,
     defaults: Mapping[str, Any],
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = torch.float16,
 ) -> None:
     """Writes a folder that :func:`~stepvar.checkpoints.load_model` reads; each file whole or not at all.
 
@@ -55,6 +55,7 @@ def save_model(
         text_encoder: an encoder of the model's own; None where it has none, or a public one.
         text_config: the arguments that made the encoder.
         defaults: sampling settings to use where the caller gives none.
+        dtype: of the weights; None: as each is held.
 
     Raises:
         UsageError: if the model is of no family.
@@ -70,12 +71,18 @@ def save_model(
     write_config(folder, family.name, name, model.config.to_dict(), defaults, text_config)
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, packed: bool = False) -> None:
-    """Writes tensors in ``dtype`` (or packed to eight bits) to a safetensors file, whole or not at all."""
+def save_weights(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None, packed: bool = False) -> None:
+    """Writes tensors to a safetensors file, whole or not at all.
+
+    Args:
+        dtype: of the tensors; None: as each is.
+        packed: in eight bits, what does not fit them in ``dtype``.
+    """
     if packed:
-        stored = pack(weights, dtype)
+        stored = pack(weights, dtype or torch.float16)
     else:
-        stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
+        held = ((name, tensor.detach()) for name, tensor in weights.items())
+        stored = {name: tensor.to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in held}
     with atomic_path(path) as temporary:
         save_file(stored, temporary)
 

@@ -99,7 +99,8 @@ def find_source(
     """Finds a model; its arguments and errors are those of :func:`~stepvar.checkpoints.load_model`."""
     family = family_of_repo(str(name))
     if family is not None and not Path(name).exists():
-        return _on_hub(family, variant or family.default, revision, tokenizer, local_files_only)
+        chosen = family.default if variant is None else variant
+        return _on_hub(family, chosen, revision, tokenizer, local_files_only)
     if revision is not None:
         raise UsageError(f"revision {revision!r}: applies to releases on the hub, not to {str(name)!r}; leave it out")
     path = find_model(name)
@@ -115,7 +116,12 @@ def find_source(
     return _own(path, tokenizer)
 
 
-def find_outline(name: str | Path, variant: str | None = None) -> Source:
+def find_outline(
+    name: str | Path,
+    variant: str | None = None,
+    revision: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> Source:
     """Finds what a model is without fetching it: releases on the hub are known by their published sizes.
 
     Raises:
@@ -123,8 +129,8 @@ def find_outline(name: str | Path, variant: str | None = None) -> Source:
     """
     family = family_of_repo(str(name))
     if family is None or Path(name).exists():
-        return find_source(name, variant)
-    return _released(family, variant or family.default, {})
+        return find_source(name, variant, revision, tokenizer)
+    return _released(family, family.default if variant is None else variant, {})
 
 
 @contextmanager

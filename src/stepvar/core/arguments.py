@@ -141,11 +141,15 @@ class SamplingArguments:
             UsageError: for an argument that cannot be used.
         """
 
+        count = len(schedule)
+
         def given(name: str, default: Any) -> Any:
             value = getattr(self, name)
-            return defaults.get(name, default) if value is None else value
+            if value is not None:
+                return value
+            value = defaults.get(name, default)
+            return value[:count] if isinstance(value, (list, tuple)) else value  # of a longer schedule
 
-        count = len(schedule)
         cfg_layers = (self.cfg_layers,) if isinstance(self.cfg_layers, int) else tuple(self.cfg_layers)
         kind = given("guidance_type", "cfg")
         if kind not in GUIDANCE_TYPES:

@@ -17,7 +17,7 @@ from functools import cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from stepvar.errors import UsageError
+from stepvar.errors import UnknownArgument, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -349,3 +349,41 @@ def device_of(name: str, value: Any) -> torch.device:
     if not found:
         raise UsageError(f"{name} {shown(str(value))}: this machine has none that PyTorch can use; try cpu")
     return device
+
+
+def placement(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, torch.dtype | None, dict[str, Any]]:
+    """The device and the number format that arguments of ``to`` say, and what else they ask of ``torch.nn.Module.to``.
+
+    They come in any order: ``to("cuda")``, ``to(torch.float16)``, ``to("cuda", "bf16")``, ``to(other_tensor)``,
+    ``to(device=..., dtype=...)``. A device is not looked for yet.
+
+    Raises:
+        UsageError: for what is none of these, or two devices or formats.
+    """
+    import torch
+
+    devices: list[Any] = []
+    dtypes: list[Any] = []
+    others = {name: kwargs[name] for name in ("non_blocking", "memory_format") if name in kwargs}
+    given = [("", value) for value in args]
+    given += [(name, value) for name, value in kwargs.items() if name not in others]
+    for name, value in given:
+        if name not in ("", "device", "dtype", "torch_dtype", "tensor", "other"):
+            raise UnknownArgument(f"{name}: not an argument of to(); it takes device and dtype")
+        if isinstance(value, torch.Tensor) and (value.ndim or name in ("tensor", "other")):
+            devices.append(value.device)
+            dtypes.append(value.dtype)
+        elif name in ("dtype", "torch_dtype") or isinstance(value, torch.dtype) or _names_dtype(value):
+            dtypes += [value] if value is not None else []
+        elif isinstance(value, bool) and not name:
+            others["non_blocking"] = value
+        elif value is not None:
+            devices.append(value)
+    if len(devices) > 1 or len(dtypes) > 1:
+        raise UsageError(f"to{shown(tuple(value for _, value in given))}: give one device and one dtype")
+    return (devices or [None])[0], dtype_of("dtype", dtypes[0]) if dtypes else None, others
+
+
+def _names_dtype(value: Any) -> bool:
+    word = value.removeprefix("torch.").lower() if isinstance(value, str) else ""
+    return any(word in (known, *others) for known, others in DTYPES.items()) or value in ("float64", "double")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Generator, Tensor
 
 from stepvar.core.tokens import ScaleSchedule
+from stepvar.core.values import as_list, shown
 from stepvar.errors import UsageError
 from stepvar.text import ContextFeatures, Encoder, TextFeatures
 
@@ -219,12 +220,12 @@ def texts(name: str, given: str | Sequence[str], empty: bool = False) -> list[st
     Raises:
         UsageError: for anything else.
     """
-    several = [given] if isinstance(given, str) else given
-    if not isinstance(several, (list, tuple)) or not several:
-        raise UsageError(f"{name}={given!r}: give a string or a list of strings")
+    several = [given] if isinstance(given, str) else as_list(given)
+    if not several:
+        raise UsageError(f"{name}={shown(given)}: give a string or a list of strings")
     for text in several:
         if not isinstance(text, str):
-            raise UsageError(f"{name}: {text!r} is not a string")
+            raise UsageError(f"{name}: {shown(text)} is not a string")
         if not empty and not text.strip():
-            raise UsageError(f"{name}={text!r}: is empty; say what to generate")
+            raise UsageError(f"{name}={shown(text)}: is empty; say what to generate")
     return list(several)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -12,9 +12,11 @@ from stepvar.core.cache import KVCache
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import ModelInfo, RunBlocks, SublayerHook
-from stepvar.core.tokens import TokenMap
+from stepvar.core.tokens import Grid, TokenMap
+from stepvar.core.values import device_of, dtype_of, placement
 from stepvar.models.blocks import BlockRun, GenerationState
 from stepvar.models.precision import Policy, Precision, apply_precision
+from stepvar.utils.ambient import stated_formats
 
 State = TypeVar("State")
 Condition_contra = TypeVar("Condition_contra", contravariant=True)
@@ -142,7 +144,7 @@ class VARModel(nn.Module):
     def info(self) -> ModelInfo:
         return ModelInfo(self.config.depth, self.sublayers)
 
-    def set_precision(self: Self, precision: Precision | torch.dtype) -> Self:
+    def set_precision(self: Self, precision: Precision | torch.dtype | str) -> Self:
         """Brings every weight to the number format of its part, in place; a dtype stands for ``Precision.of(dtype)``.
 
         Going back to a wider format does not bring the lost digits back: load the weights again.
@@ -155,12 +157,29 @@ class VARModel(nn.Module):
         return self
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the model like any module; a dtype goes to :meth:`set_precision` and not to every weight."""
-        dtypes = [value for value in (*args, kwargs.pop("dtype", None)) if isinstance(value, torch.dtype)]
-        places = [value for value in args if not isinstance(value, torch.dtype)]
-        if dtypes:
-            self.set_precision(dtypes[-1])
-        return super().to(*places, **kwargs) if places or kwargs else self
+        """Moves the model like any module; a dtype goes to :meth:`set_precision` and not to every weight.
+
+        Args:
+            args, kwargs: those of ``torch.nn.Module.to``: a device, a dtype, or a tensor that has both.
+
+        Raises:
+            UsageError: for a device that is not there, or a format that models cannot run in.
+        """
+        device, dtype, others = placement(args, kwargs)
+        if dtype is not None:
+            self.set_precision(dtype)
+        if device is not None and str(device) != "meta":
+            device = device_of("device", device)
+        return super().to(device=device, **others) if device is not None or others else self
+
+    def cuda(self: Self, device: int | torch.device | None = None) -> Self:
+        return self.to("cuda" if device is None else device)
+
+    def type(self: Self, dst_type: torch.dtype | str) -> Self:
+        return self.set_precision(dtype_of("dtype", dst_type))
+
+    def double(self: Self) -> Self:
+        return self.set_precision(torch.float64)
 
     def float(self: Self) -> Self:
         return self.set_precision(torch.float32)
@@ -170,6 +189,10 @@ class VARModel(nn.Module):
 
     def half(self: Self) -> Self:
         return self.set_precision(torch.float16)
+
+    def shapes(self) -> Iterable[tuple[str | None, float, Grid]]:
+        """What can be generated: the name of each resolution, height over width, and the last grid."""
+        raise NotImplementedError
 
     def stage(self, condition: Any, plan: Plan, padded: bool = False) -> Staged:
         raise NotImplementedError
@@ -191,7 +214,8 @@ class VARModel(nn.Module):
         if table is None:
             for oldest in list(self._tables)[: 1 - TABLES]:  # a copy: other threads may add tables meanwhile
                 self._tables.pop(oldest, None)
-            table = self._tables[place] = make()
+            with torch.inference_mode(False), torch.no_grad():  # later uses may be training
+                table = self._tables[place] = make()
         return table
 
     def new_cache(self, plan: Plan, heads: int | None = None, prefix: int = 0) -> KVCache:
@@ -225,6 +249,7 @@ class VARModel(nn.Module):
     def refine(self, state: Any, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
         """Nothing: in most families the indices say all."""
 
+    @stated_formats()
     @torch.inference_mode()
     def decode(self, state: GenerationState, tile: int | None = None) -> Tensor:
         return self.tokenizer.decode(state.latent, tile)

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stepvar.core.values import dtype_of
 from stepvar.errors import UsageError
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,9 +60,10 @@ class Precision:
             raise UsageError(f"residual={self.residual}: must be float32, or that of the blocks ({self.blocks})")
 
     @classmethod
-    def of(cls, dtype: torch.dtype) -> Precision:
-        """The policy of a dtype: blocks and tokenizer in it, everything else in float32."""
-        return cls(blocks=dtype, tokenizer=dtype)
+    def of(cls, dtype: torch.dtype | str) -> Precision:
+        """The policy of a dtype, or of its name: blocks and tokenizer in it, everything else in float32."""
+        chosen = dtype_of("dtype", dtype)
+        return cls(blocks=chosen, tokenizer=chosen)
 
     def dtype_of(self, part: Part) -> torch.dtype:
         dtype: torch.dtype = torch.float32 if part == "exact" else getattr(self, part)

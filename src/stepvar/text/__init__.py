@@ -12,7 +12,7 @@ from stepvar.text.features import (
     pad_to_device,
     text_bucket,
 )
-from stepvar.text.pretrained import LongPromptWarning, OffloadableEncoder
+from stepvar.text.pretrained import LongPromptWarning, OffloadableEncoder, check_source
 from stepvar.text.qwen2 import Qwen2Encoder
 from stepvar.text.t5 import T5Encoder
 from stepvar.text.words import UnknownWordWarning, WordEncoder
@@ -29,6 +29,7 @@ __all__ = [
     "TextFeatures",
     "UnknownWordWarning",
     "WordEncoder",
+    "check_source",
     "length_mask",
     "pad_to_device",
     "text_bucket",

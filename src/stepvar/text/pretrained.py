@@ -15,6 +15,7 @@ from torch.func import functional_call
 from typing_extensions import Self
 
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.utils.hub import hub_options
 
 _SAFE = ("model*.safetensors", "model.safetensors.index.json")
 _TORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -124,6 +125,34 @@ def import_transformers() -> Any:
     return transformers
 
 
+def check_source(source: str | Path) -> None:
+    """Whether a text encoder can be had, found out before anything large is fetched or read.
+
+    Raises:
+        UsageError: if its package is missing, or there is no such folder or repository.
+        CheckpointError: if a folder holds no configuration or no weights.
+    """
+    import_transformers()
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        try:
+            from huggingface_hub import hf_hub_download
+
+            hf_hub_download(str(source), "config.json", **hub_options())
+        except Exception as error:  # the client's and its network stack's have no common base
+            raise _not_found(source, error) from error
+        return
+    if not _holds(folder, _SAFE) and not _holds(folder, _TORCH):
+        raise CheckpointError(f"{folder}: no model.safetensors or pytorch_model.bin; give the folder of a text encoder")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json; give the whole folder of a text encoder")
+
+
+def _not_found(source: str | Path, error: Exception) -> UsageError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UsageError(f"text encoder {str(source)!r}: no local folder, and not from the hub: {reason}")
+
+
 def find_folder(source: str | Path, revision: str | None, small: Sequence[str]) -> Path:
     """A local folder as it is, or that of a model on the hub, where ``HF_HOME`` and its like hold.
 
@@ -138,14 +167,14 @@ def find_folder(source: str | Path, revision: str | None, small: Sequence[str]) 
     from huggingface_hub import snapshot_download
 
     def fetch(*patterns: str) -> Path:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[*small, *patterns]))
+        wanted = [*small, *patterns]
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted, **hub_options()))
 
     try:
         found = fetch(*_SAFE)
         return found if _holds(found, _SAFE) else fetch(*_TORCH)
     except Exception as error:  # the client's errors and those of its network stack have no common base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"text encoder {str(source)!r}: no local folder, and not from the hub: {reason}") from error
+        raise _not_found(source, error) from error
 
 
 def load_encoder(folder: Path, dtype: torch.dtype, kind: str, what: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
-from stepvar.core.tokens import ScaleSchedule, TokenMap
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import rotary_tables
-from stepvar.models.infinity.schedules import schedule_for
+from stepvar.models.infinity.schedules import RATIOS, RESOLUTIONS, schedule_for
 from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
 from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
@@ -150,7 +150,12 @@ class Infinity(VARModel):
         self.block_list = self.transformer.blocks  # a plain list: the blocks are registered once, in their chunks
 
     def schedule(self, height_over_width: float, resolution: str | None = None) -> ScaleSchedule:
-        return schedule_for(resolution or self.config.resolution, height_over_width)
+        return schedule_for(self.config.resolution if resolution is None else resolution, height_over_width)
+
+    def shapes(self) -> Iterator[tuple[str | None, float, Grid]]:
+        for name, scales in RESOLUTIONS.items():
+            for ratio, sides in RATIOS.items():
+                yield name, ratio, Grid(1, *sides[scales - 1])
 
     def stage(self, condition: TextCondition, plan: Plan, padded: bool = False) -> StagedText:
         if plan.settings.smooth:

@@ -12,6 +12,7 @@ from stepvar.media.video import Video
 from stepvar.models.infinity_star.codes import shrink
 from stepvar.models.infinity_star.encode import encode, video_end, video_size
 from stepvar.models.infinity_star.model import InfinityStar, Segment, VideoCondition
+from stepvar.utils.ambient import stated_formats
 
 SEMANTIC_SCALE = 7
 """The scale to whose rows and columns the last clip is averaged down."""
@@ -49,6 +50,7 @@ class Continuation:
         return Continuation(continued(former, latent), self.first.expand(len(latent), -1, -1, -1, -1))
 
 
+@stated_formats()
 @torch.inference_mode()
 def start_continuation(
     model: InfinityStar, video: Video, schedule: ScaleSchedule, generator: Generator

@@ -18,8 +18,10 @@ from stepvar.media.video import Video
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar
 from stepvar.models.infinity_star.schedules import clip_slices, code_passes
+from stepvar.utils.ambient import stated_formats
 
 
+@stated_formats()
 @torch.inference_mode()
 def forced_bits(
     model: InfinityStar, videos: Sequence[Video], schedule: ScaleSchedule, generators: Sequence[Generator]

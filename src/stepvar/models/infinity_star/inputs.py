@@ -130,7 +130,7 @@ class VideoInputProcessor(TextInputProcessor):
     ) -> Continuation:
         if not self.model.config.continues_videos:
             raise UsageError(NO_CONTINUATION)
-        first, *more = as_videos(video, self.model.config.fps)
+        first, *more = _some("video", as_videos(video, self.model.config.fps))
         if more:
             raise UsageError("video: several were given; a continuation starts from one")
         width, height = first.size
@@ -157,7 +157,7 @@ class VideoInputProcessor(TextInputProcessor):
         if inputs.image is not None:
             if latents == 1:
                 raise UsageError("image and seconds=0: a still image would be that image; ask for some seconds")
-            return as_images(inputs.image), latents
+            return _some("image", as_images(inputs.image)), latents
         if inputs.video is None:
             return [], latents
         longest = max(config.latents, default=1)
@@ -170,4 +170,12 @@ class VideoInputProcessor(TextInputProcessor):
                 f"{seconds_of(config, first):g}; ask for more seconds, or take a variant that generates more"
             )
         frames = config.tokenizer.frames(first)
-        return [video_end(one, frames, config.fps) for one in as_videos(inputs.video, config.fps)], latents
+        videos = _some("video", as_videos(inputs.video, config.fps))
+        return [video_end(one, frames, config.fps) for one in videos], latents
+
+
+def _some(name: str, videos: list[Video]) -> list[Video]:
+    """At least one: an empty list, such as of a search that found no file, is not the same as none."""
+    if not videos:
+        raise UsageError(f"{name}: an empty list; give one, one per prompt, or leave it out")
+    return videos

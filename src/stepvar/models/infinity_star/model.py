@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +17,14 @@ from stepvar.models.infinity.model import StagedText, TextCondition, stage_text
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, shrink
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
-from stepvar.models.infinity_star.schedules import clip_slices, latents_of, schedule_for
+from stepvar.models.infinity_star.schedules import clip_slices, latents_of, schedule_for, shapes
 from stepvar.models.infinity_star.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import POLICY, BlockContext, InfinityStarTransformer
 from stepvar.models.layers import Rotary, grouped_attention
 from stepvar.models.model import Staged, VARModel
 from stepvar.models.precision import parts_policy
+from stepvar.utils.ambient import stated_formats
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,13 @@ class InfinityStar(VARModel):
         latents = config.usual_latents if seconds is None else latents_of(config, seconds)
         return schedule_for(config, height_over_width, latents, resolution)
 
+    def shapes(self) -> Iterator[tuple[str | None, float, Grid]]:
+        most = min(len(self.config.image_repetitions), len(self.config.video_repetitions))
+        for name, ratios in shapes(self.config).items():
+            for ratio, sides in ratios.items():
+                if len(sides) <= most:
+                    yield name, ratio, Grid(1, *sides[-1])
+
     def stage(self, condition: VideoCondition, plan: Plan, padded: bool = False) -> StagedVideo:
         if plan.settings.smooth:
             raise UsageError("smooth: InfinityStar's codes are bits, which have no codebook to blend; leave it off")
@@ -250,6 +258,7 @@ class InfinityStar(VARModel):
         """Bits by token (B, N, bits) -> by cell (B, bits, t, h, w)."""
         return indices.transpose(1, 2).unflatten(2, step.grid.shape)
 
+    @stated_formats()
     @torch.inference_mode()
     def decode(self, state: Any, tile: int | None = None) -> Tensor:
         """The video so far: (B, 3, F, H, W) in [-1, 1], in float32; an image has one frame."""

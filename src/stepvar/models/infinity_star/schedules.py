@@ -70,7 +70,7 @@ def schedule_for(
         UsageError: for an unknown resolution, one with more scales than the model knows, a ratio that is not a
             positive number, or a length that the model cannot generate.
     """
-    resolution = resolution or config.resolution
+    resolution = config.resolution if resolution is None else resolution
     ratio, sides = _sides(config, height_over_width, resolution)
     if latents not in (1, *config.latents):
         raise _wrong_length(config, seconds_of(config, latents))
@@ -93,13 +93,19 @@ def _sides(config: InfinityStarConfig, height_over_width: float, resolution: str
     """The image shape nearest to a ratio, and its scales."""
     if not 0 < height_over_width < float("inf"):
         raise UsageError(f"aspect ratio (height / width) {height_over_width}: must be a positive number")
-    own = {_key(sides): sides for sides in config.shapes}
-    known = (config.resolution,) if own else tuple(RESOLUTIONS)
+    known = shapes(config)
     if resolution not in known:
         raise UsageError(f"resolution {resolution!r}: choose one of {', '.join(known)}")
-    ratios = own or {ratio: sides[: RESOLUTIONS[resolution]] for ratio, sides in RATIOS.items()}
+    ratios = known[resolution]
     ratio = min(ratios, key=lambda one: abs(one - height_over_width))
     return ratio, ratios[ratio]
+
+
+def shapes(config: InfinityStarConfig) -> dict[str, dict[float, Sides]]:
+    """The scales of each height over width, by resolution."""
+    if config.shapes:
+        return {config.resolution: {_key(sides): sides for sides in config.shapes}}
+    return {name: {ratio: sides[:scales] for ratio, sides in RATIOS.items()} for name, scales in RESOLUTIONS.items()}
 
 
 def seconds_of(config: InfinityStarConfig, latents: int) -> float:

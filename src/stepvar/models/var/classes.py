@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
+from stepvar.core.values import shown
 from stepvar.errors import UsageError
 
 CLASSES = 1000
@@ -42,7 +43,7 @@ def class_index(name_or_id: str | int) -> int:
         UsageError: for an unknown name, with the names most like it, for a name of several classes, or for an
             index that is not in 0..999.
     """
-    if isinstance(name_or_id, int) or name_or_id.strip().lstrip("-").isdecimal():
+    if isinstance(name_or_id, int) or re.fullmatch(r"\s*-?[0-9]{1,18}\s*", name_or_id):
         index = int(name_or_id)
         if not 0 <= index < CLASSES:
             raise UsageError(f"class {index}: must be between 0 and {CLASSES - 1}")
@@ -53,8 +54,8 @@ def class_index(name_or_id: str | int) -> int:
         return found[0]
     if found:
         several = " or ".join(f"{class_names()[index][0]!r} ({index})" for index in found)
-        raise UsageError(f"class {name_or_id!r}: is several classes; say {several}")
+        raise UsageError(f"class {shown(name_or_id)}: is several classes; say {several}")
     near = get_close_matches(name, _by_name(), n=3, cutoff=0.5)
     near = near or [known for known in _by_name() if name and name in known][:3]
     hint = f"; did you mean {', '.join(map(repr, near))}?" if near else "; see class_names() for all"
-    raise UsageError(f"class {name_or_id!r}: unknown{hint}")
+    raise UsageError(f"class {shown(name_or_id)}: unknown{hint}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Generator
 
 from stepvar.core.tokens import ScaleSchedule
+from stepvar.core.values import as_list, shown, whole_number
 from stepvar.errors import UsageError
 from stepvar.models.inputs import VIDEO_ONLY, EncodedInputs, GenerationInputs, InputProcessor, PreparedInputs
 from stepvar.models.var.classes import class_index, class_names
@@ -50,9 +53,11 @@ class ClassInputProcessor(InputProcessor):
         given = inputs.class_labels
         if given is None:
             raise UsageError("class_labels: say what to generate, such as 'golden retriever' or 207")
-        several = [given] if isinstance(given, (str, int)) else list(given)
+        several = as_list(given)
+        if several is None:
+            several = [given]
         if not several:
-            raise UsageError("class_labels: none given")
+            raise UsageError("class_labels: an empty list; give at least one class")
         labels = [self._label(one) for one in several]
         return ClassInputs(tuple(label for label in labels for _ in range(times)), self._named)
 
@@ -63,9 +68,20 @@ class ClassInputProcessor(InputProcessor):
     def _named(self) -> bool:
         return self.classes == len(class_names())
 
-    def _label(self, given: str | int) -> int:
-        if isinstance(given, int) and (given < 0 or not self._named):
-            if given >= self.classes:
-                raise UsageError(f"class {given}: must be below {self.classes}; a negative number is any class")
-            return max(given, -1)
+    def _label(self, given: Any) -> int:
+        if isinstance(given, str) and re.fullmatch(r"\s*-?[0-9]{1,18}\s*", given):
+            given = int(given)  # a command line has texts only
+        if not isinstance(given, str):
+            label = whole_number("class_labels", given)
+            if label < 0:
+                return -1
+            if not self._named and label >= self.classes:
+                raise UsageError(f"class {label}: must be below {self.classes}; a negative number is any class")
+            return class_index(label) if self._named else label
+        if not self._named:
+            most = self.classes - 1
+            raise UsageError(
+                f"class {shown(given)}: this model has {self.classes} classes, which have no names here; "
+                f"give a number from 0 to {most}"
+            )
         return class_index(given)

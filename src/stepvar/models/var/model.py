@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
-from stepvar.core.tokens import ScaleSchedule, TokenMap
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.layers import FusedAttention
@@ -80,6 +80,9 @@ class CodebookModel(VARModel):
         if resolution not in (None, schedule.name):
             raise UsageError(f"resolution {resolution!r}: this model draws {schedule.name} only")
         return schedule
+
+    def shapes(self) -> list[tuple[str | None, float, Grid]]:
+        return [(None, 1.0, self.config.schedule[-1])]
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
         """The accumulated latent, averaged down to the grid of a scale: (B, N, channels)."""

@@ -1,0 +1,72 @@
+"""Which shapes a model generates, and whether what was asked for is near one of them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from stepvar.core.tokens import ScaleSchedule
+from stepvar.core.values import Range, shown, whole_number
+from stepvar.errors import ExperimentalWarning, UsageError
+
+FARTHEST = 1.2
+"""An aspect ratio this many times another one is too far from it to be taken for it."""
+
+NAMED = 6
+"""Sizes that an error names where none is the one asked for."""
+
+SIDE = Range(1, 2**16)
+
+
+def check_ratio(model: Any, schedule: ScaleSchedule, asked: Any) -> None:
+    """Refuses a published aspect ratio that is the nearest to what was asked for, and still far from it.
+
+    Args:
+        asked: what the caller wrote, for the error; the schedule knows the number.
+
+    Raises:
+        UsageError: naming the ratios of the model.
+    """
+    near, wanted = schedule.ratio, schedule.asked
+    if near is None or wanted is None or max(near / wanted, wanted / near) <= FARTHEST:
+        return
+    known = sorted({round(1 / ratio, 3) for _, ratio, _ in model.shapes()})
+    raise UsageError(
+        f"aspect_ratio={shown(asked)}: far from all that this model generates; the nearest is {1 / near:.3g} "
+        f"(width to height); it has {', '.join(f'{one:g}' for one in known)}"
+    )
+
+
+def warn_if_larger(schedule: ScaleSchedule, own: ScaleSchedule) -> None:
+    """Warns of a resolution above the one that a model was made for.
+
+    Args:
+        own: the schedule of the same shape in the model's own resolution.
+    """
+    name = schedule.name.split()[0]
+    if schedule[-1].size > own[-1].size and name != "2K":  # which warns for itself
+        message = f"resolution {name!r}: this model was made for {own.name.split()[0]}; larger images fall apart"
+        warnings.warn(message, ExperimentalWarning, stacklevel=6)
+
+
+def shape_of_size(model: Any, height: Any, width: Any) -> tuple[float, str | None]:
+    """The aspect ratio (width over height) and the resolution whose images have a size in pixels.
+
+    Raises:
+        UsageError: if there is none, naming those that are near.
+    """
+    if height is None or width is None:
+        raise UsageError(f"height={shown(height)}, width={shown(width)}: give both, or aspect_ratio and resolution")
+    wanted = whole_number("height", height, SIDE), whole_number("width", width, SIDE)
+    stride = model.config.stride
+    found: dict[tuple[int, int], tuple[float, str | None]] = {}
+    for name, ratio, grid in model.shapes():
+        found.setdefault((grid.h * stride, grid.w * stride), (1 / ratio, name))
+    if wanted in found:
+        return found[wanted]
+    near = sorted(found, key=lambda size: abs(size[0] - wanted[0]) + abs(size[1] - wanted[1]))[:NAMED]
+    sizes = ", ".join(f"{h}x{w}" for h, w in near)
+    raise UsageError(
+        f"height={wanted[0]}, width={wanted[1]}: no schedule of this model has this size; "
+        f"{'the nearest are' if len(found) > NAMED else 'it has'} {sizes} (height x width)"
+    )
