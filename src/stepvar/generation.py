@@ -15,6 +15,7 @@ from stepvar.core.sampling import sample_pass
 from stepvar.core.stack import Sublayer, SublayerRef, run_dense
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, MethodState
+from stepvar.methods.contract import blaming, checked_map, checked_state, checked_update
 from stepvar.models.model import NextScaleModel
 from stepvar.utils.ambient import stated_formats
 
@@ -46,11 +47,14 @@ def generate(
     """
     recorder = recorder or Recorder()
     with recorder.stage("prepare"):
-        state, method_state = model.start(condition, plan), method.start(plan)
+        state = model.start(condition, plan)
+        with blaming(method):
+            method_state = checked_state(method.start(plan), method)
     recorder.selections = method_state.selections
     for step in plan.steps:
-        with recorder.scale(step):
-            run_pass(model, state, method, method_state, step, noise, (forced or {}).get(step.index))
+        with recorder.scale(step), blaming(method):
+            total = run_pass(model, state, method, method_state, step, noise, (forced or {}).get(step.index))
+        recorder.totals.append((step, total))
         if on_scale_end is not None:
             on_scale_end(step, state)
     return state
@@ -64,18 +68,26 @@ def run_pass(
     step: Step,
     noise: Noise,
     forced: Tensor | None = None,
-) -> None:
-    """One pass: the tokens of a scale through the blocks, from logits to codes, and their sum into the image."""
+) -> Tensor | None:
+    """One pass: the tokens of a scale through the blocks, from logits to codes, and their sum into the image.
+
+    Returns:
+        The sum of all features behind the blocks, which is not finite if one of them is not; None if none ran.
+    """
 
     def hook(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
-        return method.run_sublayer(sublayer, tokens, ref, step, method_state)
+        return checked_update(method.run_sublayer(sublayer, tokens, ref, step, method_state), tokens, method, step)
 
+    total = None
     if step.computed:
+        entered = model.embed(state, step)
         blocks = model.blocks(state, step, hook if method.acts_on_sublayers else run_dense)
-        tokens = method.run_stack(blocks, model.embed(state, step), step, method_state)
+        tokens = checked_map(method.run_stack(blocks, entered, step, method_state), entered, method, step)
+        total = tokens.features.sum(dtype=torch.float32)
     if forced is not None:
         model.accumulate(state, forced, step)
-        return
+        return total
     indices, weights = sample_pass(model.predict(state, tokens, step), noise, step)
     model.accumulate(state, indices, step, weights)
     model.refine(state, tokens, indices, step, noise)
+    return total

@@ -47,6 +47,7 @@ from stepvar.cost.speedup import Fitted, Scope, fit_speedup
 from stepvar.engine import Engine, EngineName
 from stepvar.errors import UsageError
 from stepvar.methods import Method, as_method
+from stepvar.methods.contract import blaming
 from stepvar.models.inputs import GenerationInputs, PreparedInputs
 from stepvar.models.registry import FAMILIES
 from stepvar.models.shapes import check_ratio, shape_of_size, warn_if_larger
@@ -359,7 +360,8 @@ class Pipeline:
                 method = as_method(method)
             else:
                 method = fit_speedup(self, speedup, method or "stepvar", settings, samples, progress=shown).method
-            plan = method.plan(settings, self.model.info, samples)
+            with blaming(method):
+                plan = method.plan(settings, self.model.info, samples)
             self._check_memory(plan, method)
             generators = make_generators(seeds, generator, samples)
             return self._generate(
@@ -388,6 +390,7 @@ class Pipeline:
             )
         with recorder.stage("decode"):
             pixels = self.model.decode(state, self.tile)
+        recorder.check_finite(str(method))
         report = recorder.report(
             self.name,
             str(method),

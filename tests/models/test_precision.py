@@ -160,7 +160,7 @@ def test_moving_without_a_format_keeps_it() -> None:
 def test_impossible_formats(wrong: dict[str, torch.dtype], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Precision(**wrong)
-    with pytest.raises(UsageError, match="dtype torch.float64: unknown"):
+    with pytest.raises(UsageError, match=r"dtype torch.float64: unknown"):
         make_var().to(torch.float64)
 
 

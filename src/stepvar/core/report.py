@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stepvar.core.plan import Step
+from stepvar.errors import StepvarError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -168,6 +169,7 @@ class Recorder:
     Attributes:
         selections: for each pass the indices (R, K) of the tokens that the method kept, in order.
         engine: how the generation ran, and why.
+        totals: per pass the sum of all features behind the blocks; see :meth:`check_finite`.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -175,6 +177,7 @@ class Recorder:
     stages: dict[str, Callable[[], float]] = field(default_factory=dict)
     selections: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
     engine: str = "eager"
+    totals: list[tuple[Step, Tensor | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -193,6 +196,22 @@ class Recorder:
         stop = start_clock(self.device)
         yield
         self.scales.append((step, stop()))
+
+    def check_finite(self, method: str) -> None:
+        """Waits for the device, and refuses a generation whose features were not numbers: its image means nothing.
+
+        Codes are chosen all the same from logits that are NaN, so nothing later would show it.
+
+        Raises:
+            StepvarError: naming the first such pass.
+        """
+        for step, total in self.totals:
+            if total is not None and not total.isfinite():
+                raise StepvarError(
+                    f"pass {step.index} ({step.grid}): NaN or infinity behind the blocks, so the image would mean "
+                    f"nothing; look for it in method {method!r} if it is your own, in the weights and the text "
+                    "features, or take dtype bfloat16 or float32 if this is float16"
+                )
 
     def report(self, model: str, method: str, samples: int, dtype: torch.dtype, **more: Any) -> Report:
         """Waits for the device and reads all clocks."""

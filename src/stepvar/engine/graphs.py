@@ -59,11 +59,11 @@ class CapturedGeneration:
             self.preparation, self.state = self._capture(lambda: model.begin(self.staged, plan))
             self.method_state = method.start(plan)
 
-            def run(step: Step) -> None:
+            def run(step: Step) -> Tensor | None:
                 given = self.forced.get(step.index)
-                run_pass(model, self.state, method, self.method_state, step, tape, given)
+                return run_pass(model, self.state, method, self.method_state, step, tape, given)
 
-            self.passes = [self._capture(partial(run, step))[0] for step in plan.steps]
+            self.passes = [self._capture(partial(run, step)) for step in plan.steps]
         torch.cuda.current_stream(model.device).wait_stream(stream)
         self.nbytes = torch.cuda.memory_allocated(model.device) - before
 
@@ -91,10 +91,11 @@ class CapturedGeneration:
             copy_into(self.forced, dict(forced))
             self.preparation.replay()
         recorder.selections = self.method_state.selections
-        for step, graph in zip(self.plan.steps, self.passes, strict=True):
+        for step, (graph, total) in zip(self.plan.steps, self.passes, strict=True):
             with recorder.scale(step):
                 self.tape.fill(step.index, noise)
                 graph.replay()
+            recorder.totals.append((step, total))
             if on_scale_end is not None:
                 on_scale_end(step, self.state)
         # The next replay, perhaps of another thread, overwrites everything in the pool.

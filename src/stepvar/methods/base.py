@@ -12,7 +12,8 @@ from typing_extensions import TypeVar
 from stepvar.core.plan import Plan, Settings, Step, resolve
 from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap
-from stepvar.core.values import check_fields
+from stepvar.core.values import check_fields, shown
+from stepvar.errors import UsageError
 
 Stage = Callable[[float], "Method"]
 """From a share in [0, 1] of what may be saved to a method that saves it: a larger share never costs more."""
@@ -87,7 +88,17 @@ class Method(Generic[State]):
         Raises:
             UsageError: if the method cannot serve it.
         """
-        plan = resolve(self.edit(settings), samples, info.depth, self.tokens_at)
+        edited = self.edit(settings)
+        if not isinstance(edited, Settings):
+            raise UsageError(f"method {str(self)!r}: edit() gave a {type(edited).__name__}; return the settings")
+        plan = resolve(edited, samples, info.depth, self.tokens_at)
+        for step in plan.steps:
+            for count in set(step.tokens):
+                if not isinstance(count, int) or not 1 <= count <= step.grid.size:
+                    raise UsageError(
+                        f"method {str(self)!r}: tokens_at() gave {shown(count)} at pass {step.index} ({step.grid}); "
+                        f"give a whole number from 1 to {step.grid.size}"
+                    )
         self.check(plan, info)
         return plan
 

@@ -1,0 +1,90 @@
+"""What a method gives back is checked, and errors of a method's own code say whose they are."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stepvar.core.plan import Step
+from stepvar.core.tokens import TokenMap
+from stepvar.errors import MethodError, StepvarError, UsageError
+from stepvar.methods.base import Method, MethodState
+from stepvar.methods.compose import Compose
+
+PACKAGE = __name__.partition(".")[0]
+
+
+@contextmanager
+def blaming(method: Method) -> Iterator[None]:
+    """Within it an error that passes through the code of a method from outside the package names that code.
+
+    Raises:
+        MethodError: from the error itself, whose traceback it keeps.
+    """
+    try:
+        yield
+    except (StepvarError, MemoryError):
+        raise
+    except Exception as error:
+        place = None if type(error).__name__ == "OutOfMemoryError" else _place_in(method, error)
+        if place is None:
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        where = f"{Path(place.filename).name}:{place.lineno}, in {place.name}"
+        raise MethodError(f"method {str(method)!r} failed ({where}): {said}") from error
+
+
+def _place_in(method: Method, error: Exception) -> traceback.FrameSummary | None:
+    """The deepest line of the method's own files that an error came through."""
+    parts = method.parts if isinstance(method, Compose) else (method,)
+    classes = [base for part in parts for base in type(part).__mro__ if not base.__module__.startswith(f"{PACKAGE}.")]
+    functions = [function for base in classes for function in vars(base).values() if hasattr(function, "__code__")]
+    files = {function.__code__.co_filename for function in functions}
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame for frame in reversed(frames) if frame.filename in files), None)
+
+
+def checked_state(state: Any, method: Method) -> MethodState:
+    """What ``start`` gave.
+
+    Raises:
+        UsageError: if it is no state.
+    """
+    if not isinstance(state, MethodState):
+        raise UsageError(f"method {str(method)!r}: start() gave a {type(state).__name__}; give a MethodState")
+    return state
+
+
+def checked_map(tokens: Any, entered: TokenMap, method: Method, step: Step) -> TokenMap:
+    """What ``run_stack`` gave for a map.
+
+    Raises:
+        UsageError: if it is not a dense map of the same shape.
+    """
+    shape, place = tuple(entered.features.shape), f"at pass {step.index} ({step.grid})"
+    if not isinstance(tokens, TokenMap):
+        given = type(tokens).__name__
+        raise UsageError(f"method {str(method)!r}: run_stack() gave a {given} {place}; give a TokenMap {shape}")
+    if tuple(tokens.features.shape) != shape:
+        given = tuple(tokens.features.shape)
+        raise UsageError(f"method {str(method)!r}: run_stack() gave features {given} {place}; give all tokens, {shape}")
+    return tokens
+
+
+def checked_update(update: Any, tokens: TokenMap, method: Method, step: Step) -> Tensor:
+    """What ``run_sublayer`` gave for a map.
+
+    Raises:
+        UsageError: if it is not one vector for each token.
+    """
+    shape = tokens.features.shape
+    if not isinstance(update, Tensor) or update.shape != shape:
+        given = tuple(update.shape) if isinstance(update, Tensor) else type(update).__name__
+        place = f"at pass {step.index} ({step.grid})"
+        raise UsageError(f"method {str(method)!r}: run_sublayer() gave {given} {place}; give a tensor {tuple(shape)}")
+    return update
