@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import dataclass, field
+from html import escape
+from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +19,11 @@ from stepvar.media.video import Video
 
 OutputType = Literal["pil", "np", "pt"]
 
+SHOWN, MOST_SHOWN, FRAMES_SHOWN = 384, 8, 24
+"""In a notebook: longest side in pixels, images of a batch, frames of a video."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Output:
     """What a generation returns.
 
@@ -41,6 +47,73 @@ class Output:
     captions: list[str]
     videos: Any = field(default_factory=list)
     continuation: Any = None
+
+    def __repr__(self) -> str:
+        return f"Output({self._summary})"
+
+    def _repr_html_(self) -> str:
+        """The images (of videos moving previews) and the report, for notebooks."""
+        figures = [
+            f'<figure style="display:inline-block;margin:4px"><img src="data:image/{kind};base64,{data}" '
+            f'style="max-width:{SHOWN}px"><figcaption>{escape(caption)}</figcaption></figure>'
+            for caption, (kind, data) in zip(self.captions, self._pictures(), strict=False)
+        ]
+        return f"<div>{''.join(figures)}</div><p>{escape(self._summary)}</p>{self.report._repr_html_()}"
+
+    @property
+    def _summary(self) -> str:
+        kind, several = ("video", self.videos) if len(self.videos) else ("image", self.images)
+        seeds = (
+            "" if self.seeds is None else f", seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds[:4]))}"
+        )
+        more = ", ..." if self.seeds is not None and len(self.seeds) > 4 else ""
+        return f"{len(several)} {kind}{'s' * (len(several) != 1)} of {_size_of(several)}{seeds}{more}; {self.report!r}"
+
+    def _pictures(self) -> list[tuple[str, str]]:
+        """Type and base64 of a picture of each of the first images or videos."""
+        several = self.videos if len(self.videos) else self.images
+        found = []
+        for one in list(several)[:MOST_SHOWN]:
+            frames = [_as_image(frame) for frame in _frames(one, video=bool(len(self.videos)))]
+            for frame in frames:
+                frame.thumbnail((SHOWN, SHOWN))
+            file = BytesIO()
+            if len(frames) == 1:
+                frames[0].save(file, "PNG")
+            else:
+                frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=200, loop=0)
+            found.append(("png" if len(frames) == 1 else "gif", b64encode(file.getvalue()).decode()))
+        return found
+
+
+def _size_of(several: Any) -> str:
+    """Width and height of the first image or video, in any form."""
+    if not len(several):
+        return "nothing"
+    first = several[0]
+    if hasattr(first, "size") and isinstance(first.size, tuple):
+        return f"{first.size[0]}x{first.size[1]}"
+    shape = first.shape
+    return f"{shape[-1]}x{shape[-2]}" if isinstance(first, Tensor) else f"{shape[-2]}x{shape[-3]}"
+
+
+def _frames(one: Any, video: bool) -> list[Any]:
+    """An image as it is, or some frames of a video, in any form."""
+    if not video:
+        return [one]
+    if isinstance(one, Video):
+        one = one.frames
+    frames = one.movedim(1, 0) if isinstance(one, Tensor) else one
+    return [frames[round(place)] for place in np.linspace(0, len(frames) - 1, min(len(frames), FRAMES_SHOWN))]
+
+
+def _as_image(one: Any) -> Image.Image:
+    """A copy of an image in any form."""
+    if isinstance(one, Image.Image):
+        return one.copy()
+    if isinstance(one, Tensor):
+        one = (one.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return Image.fromarray(np.ascontiguousarray(one))
 
 
 def to_media(pixels: Tensor, fps: float, output_type: OutputType) -> tuple[Any, Any]:

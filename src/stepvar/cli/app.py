@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from stepvar.cli.listing import info, methods, models
 from stepvar.cli.plan import plan
 from stepvar.cli.verify import verify
 from stepvar.errors import StepvarError, UsageError
+from stepvar.utils.log import logger
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses."""
@@ -68,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _logging(arguments, debug):
             warnings.simplefilter("default")
-            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: logger.warning("%s", message)
             status = _run(arguments or ["--help"])
     except SystemExit as stop:  # a closed pipe
         status = stop.code if isinstance(stop.code, int) else FAILED
@@ -84,6 +87,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status == INTERRUPTED:
         _say("interrupted")
     return status
+
+
+class _SayingHandler(logging.Handler):
+    """Shows records of the log as the command line shows errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        _say(f"{prefix}{record.getMessage()}")
+
+
+@contextmanager
+def _logging(arguments: Sequence[str], debug: bool) -> Iterator[None]:
+    """Shows the log of the library on stderr: warnings, and how long runs get on unless ``--quiet``."""
+    handler, level, passed_on = _SayingHandler(), logger.level, logger.propagate
+    quiet = any(argument in ("--quiet", "-q") for argument in arguments)
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = passed_on
 
 
 def _run(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepvar.cli import options
+from stepvar.core.values import COUNT
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +28,7 @@ def calibrate(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure a method on a model and this device again, for --speedup, and keep the figures."""
+    options.check_counts(num_images=(num_images, COUNT))
     chosen = options.parse_method(method, {}, [])
     pipe = options.load_pipeline(model, device, dtype, variant, revision)
 

@@ -10,6 +10,7 @@ import typer
 
 from stepvar.cli import options
 from stepvar.cli.speedup import fit_settings
+from stepvar.core.values import COUNT
 from stepvar.utils.files import check_writable, write_text
 
 CAPTION = "a large red striped circle left of a small blue star on grass"
@@ -28,6 +29,7 @@ def demo(
     quiet: options.Quiet = False,
 ) -> None:
     """Generate a scene dense and with StepVAR, write both on one sheet and print what they cost."""
+    options.check_counts(runs=(runs, COUNT))
     numbers = options.output_path("out", out, ".png").with_suffix(".json")
     check_writable(numbers)
     pipe = options.load_pipeline(model, device, dtype)

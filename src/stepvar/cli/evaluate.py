@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from stepvar import __version__
 from stepvar.cli import options
+from stepvar.core.values import COUNT, MOST_VALUES, Range, shown
 from stepvar.errors import UsageError
 from stepvar.utils.progress import bar
 
@@ -71,9 +73,12 @@ def evaluate(
     quiet: options.Quiet = False,
 ) -> None:
     """Compare methods on many prompts: fidelity, semantics, sets of images, cost."""
-    for name, value, least in (("batch", batch, 1), ("rounds", rounds, 0), ("timed-batch", timed, 1)):
-        if value < least:
-            raise UsageError(f"{name}={value}: must be at least {least}")
+    options.check_counts(
+        batch=(batch, COUNT),
+        rounds=(rounds, Range(0, MOST_VALUES)),
+        timed_batch=(timed, COUNT),
+        limit=(limit, Range(1)),
+    )
     chosen = parse_methods(methods or ["stepvar"])
     numbers = parse_seeds(seeds)
 
@@ -98,7 +103,9 @@ def evaluate(
     settings = {name: value for name, value in settings.items() if value is not None}
     real = reference_files(reference) if reference is not None else []
     pipe = options.load_pipeline(model, device, dtype, variant, None, text_encoder)
-    measures, notes = load_measures(pipe, suite, [name.strip() for name in scores.split(",")] if scores else [])
+    measures, notes = load_measures(
+        pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
+    )
     features = None if measures.domain is not None and not real else load_features(pipe.device, bool(real), notes)
     candidates = supported(pipe, with_baselines(chosen), [label for label, _ in chosen], settings, notes)
     described = {
@@ -180,10 +187,12 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         UsageError: for anything else.
     """
+    from stepvar.core.arguments import checked_seeds
+
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise UsageError(f"seeds {text!r}: give different whole numbers, such as 0,1")
-    return [int(part) for part in parts]
+    if not all(re.fullmatch("[0-9]{1,19}", part) for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise UsageError(f"seeds {shown(text)}: give different whole numbers, such as 0,1")
+    return list(checked_seeds([int(part) for part in parts], len(parts)))
 
 
 def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tuple[Measures, dict[str, str]]:

@@ -13,6 +13,7 @@ import typer
 from stepvar import __version__
 from stepvar.cli import options
 from stepvar.cli.speedup import fit_settings, method_to_fit, parse_scope
+from stepvar.core.values import COUNT
 from stepvar.errors import UsageError
 from stepvar.utils.files import check_writable, write_text
 
@@ -174,7 +175,9 @@ def generate(
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
     if method is None:
-        method = "stepvar" if compare or keep or last or set_ or speedup is not None else "dense"
+        given = any(value is not None for value in (keep, last, speedup)) or set_
+        method = "stepvar" if compare or given else "dense"
+    options.check_counts(num_images=(num_images, COUNT), runs=(runs, COUNT))
     scope = parse_scope(speedup_of, speedup)
     parse = options.parse_method if speedup is None else method_to_fit
     chosen = parse(method, {"keep": keep, "last": last}, set_ or [])

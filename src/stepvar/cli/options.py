@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import typer
 
+from stepvar.core.values import DEVICES, DTYPES, Range, device_of, dtype_of, number
 from stepvar.errors import UsageError
 from stepvar.utils.files import check_writable
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
-
-DTYPES = ("float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda", "mps")
 
 Model = Annotated[
     str, typer.Option("--model", help="An embedded model, a repository on the hub, or a local folder or file.")
@@ -79,37 +77,34 @@ def load_pipeline(
     from stepvar.pipeline import Pipeline
 
     return Pipeline.from_pretrained(
-        model, variant, revision=revision, text_encoder=text_encoder or "auto", device=place, dtype=precision
+        model,
+        variant,
+        revision=revision,
+        text_encoder="auto" if text_encoder is None else text_encoder,
+        device=place,
+        dtype=precision,
     )
 
 
 def parse_device(name: str) -> torch.device:
-    """A device of this machine.
-
-    Raises:
-        UsageError: if it has none of this name.
-    """
-    import torch
-
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    try:
-        device = torch.device(name)
-        found = (device.index or 0) < counts[device.type]
-    except (RuntimeError, KeyError):
-        raise UsageError(f"device {name!r}: unknown; choose one of {', '.join(DEVICES)}") from None
-    if not found:
-        raise UsageError(f"device {name!r}: this machine has none that PyTorch can use; try --device cpu")
-    return device
+    """A device of this machine; a UsageError if it has none of this name."""
+    return device_of("device", name)
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """A precision to compute in; a UsageError if it is none of :data:`DTYPES`."""
-    import torch
+    """A precision to compute in, by one of its names; a UsageError for another one."""
+    return dtype_of("dtype", name)
 
-    if name not in DTYPES:
-        raise UsageError(f"dtype {name!r}: unknown; choose one of {', '.join(DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+
+def check_counts(**given: tuple[int | float | None, Range]) -> None:
+    """Holds numbers of the command line to their bounds, before anything is loaded; None was not given.
+
+    Raises:
+        UsageError: naming the first that is out of them.
+    """
+    for name, (value, bounds) in given.items():
+        if value is not None:
+            number(name.replace("_", "-"), value, bounds)
 
 
 def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str]) -> Method:

@@ -9,7 +9,7 @@ import typer
 
 from stepvar.cli import options
 from stepvar.cli.listing import print_table
-from stepvar.errors import UsageError
+from stepvar.core.values import COUNT, Range
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,9 +46,10 @@ def plan(
 ) -> None:
     """Show what a generation will compute and how much memory it needs, beside dense; fails if it does not fit."""
     precision = options.parse_dtype(dtype)
-    if num_images < 1 or text < 1:
-        raise UsageError(f"num-images={num_images}, text={text}: must be at least 1")
-    if method == "dense" and (keep or last or set_):
+    options.check_counts(
+        num_images=(num_images, COUNT), text=(text, COUNT), memory=(memory, Range(above=0, most=10**6))
+    )
+    if method == "dense" and (keep is not None or last is not None or set_):
         method = "stepvar"
     chosen = options.parse_method(method, {"keep": keep, "last": last}, set_ or [])
 
@@ -85,8 +86,6 @@ def _available(memory: float | None) -> tuple[int | None, str]:
     from stepvar.cost.memory import memory_of
 
     if memory is not None:
-        if not memory > 0:
-            raise UsageError(f"memory={memory}: must be a positive number of GiB")
         return int(memory * 2**30), "the device"
     if torch.cuda.is_available():
         return memory_of(torch.device("cuda")), torch.cuda.get_device_name()

@@ -40,7 +40,7 @@ def parse_aspect_ratio(ratio: AspectRatio) -> float:
         if pair is not None and len(pair) == 2:
             value = float(pair[0]) / float(pair[1])
         else:
-            value = 0.0 if isinstance(plain, bool) else float(plain)  # type: ignore[arg-type]
+            value = 0.0 if isinstance(plain, bool) else float(plain)
     except (ValueError, TypeError, ArithmeticError):
         value = 0.0
     if not 0 < value < float("inf"):

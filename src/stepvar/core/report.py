@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +50,7 @@ class ScaleReport:
     scale: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """One generation.
 
@@ -150,6 +151,14 @@ class Report:
         table.add_row("total", "", "", "", "", f"{1e3 * self.seconds:.1f}", "")
         table.caption = f"peak memory {self.peak_memory / 2**20:.0f} MiB"
         return table
+
+    def __repr__(self) -> str:
+        share = f"{self.kept} of {self.tokens} tokens"
+        return f"Report({self.model}, {self.method}, {self.device} {self.dtype}: {self.seconds:.2f} s, {share})"
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return f"<pre style='line-height:1.2'>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         from rich.console import Console

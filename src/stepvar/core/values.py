@@ -10,12 +10,12 @@ from __future__ import annotations
 import inspect
 import math
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin
 
 from stepvar.errors import UnknownArgument, UsageError
 
@@ -206,7 +206,7 @@ def check_fields(instance: Any) -> None:
     Raises:
         UsageError: naming the first field that cannot be used.
     """
-    for name, kind in field_kinds(type(instance)).items():
+    for name, kind in field_kinds(cast(Hashable, type(instance))).items():
         value = getattr(instance, name)
         converted = checked(name, value, kind)
         if converted is not value:
@@ -214,9 +214,10 @@ def check_fields(instance: Any) -> None:
 
 
 @cache
-def field_kinds(owner: type) -> dict[str, Any]:
+def field_kinds(owner: Hashable) -> dict[str, Any]:
     """The annotations of the fields of a dataclass, by name; those that cannot be evaluated are left out."""
     found: dict[str, Any] = {}
+    assert isinstance(owner, type)
     for base in reversed(owner.__mro__):
         try:
             found |= inspect.get_annotations(base, eval_str=True)

@@ -68,8 +68,8 @@ def checked_map(tokens: Any, entered: TokenMap, method: Method, step: Step) -> T
     """
     shape, place = tuple(entered.features.shape), f"at pass {step.index} ({step.grid})"
     if not isinstance(tokens, TokenMap):
-        given = type(tokens).__name__
-        raise UsageError(f"method {str(method)!r}: run_stack() gave a {given} {place}; give a TokenMap {shape}")
+        kind = type(tokens).__name__
+        raise UsageError(f"method {str(method)!r}: run_stack() gave a {kind} {place}; give a TokenMap {shape}")
     if tuple(tokens.features.shape) != shape:
         given = tuple(tokens.features.shape)
         raise UsageError(f"method {str(method)!r}: run_stack() gave features {given} {place}; give all tokens, {shape}")

@@ -102,6 +102,9 @@ class NextScaleModel(Protocol[Condition_contra, State]):
 Self = TypeVar("Self", bound="VARModel")
 Table = TypeVar("Table")
 
+Shape = tuple[str | None, float, Grid]
+"""The name of a resolution, height over width, and the last grid."""
+
 TABLES = 16
 """Tables that a model keeps at most: rotary tables of a schedule take a few megabytes."""
 
@@ -143,6 +146,10 @@ class VARModel(nn.Module):
     @property
     def info(self) -> ModelInfo:
         return ModelInfo(self.config.depth, self.sublayers)
+
+    def shapes(self) -> Iterable[Shape]:
+        """What can be generated."""
+        raise NotImplementedError
 
     def set_precision(self: Self, precision: Precision | torch.dtype | str) -> Self:
         """Brings every weight to the number format of its part, in place; a dtype stands for ``Precision.of(dtype)``.
@@ -189,10 +196,6 @@ class VARModel(nn.Module):
 
     def half(self: Self) -> Self:
         return self.set_precision(torch.float16)
-
-    def shapes(self) -> Iterable[tuple[str | None, float, Grid]]:
-        """What can be generated: the name of each resolution, height over width, and the last grid."""
-        raise NotImplementedError
 
     def stage(self, condition: Any, plan: Plan, padded: bool = False) -> Staged:
         raise NotImplementedError

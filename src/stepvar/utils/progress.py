@@ -1,12 +1,22 @@
-"""A progress bar on the terminal; nothing anywhere else."""
+"""A progress bar on a terminal and in a notebook; elsewhere a line in the log from time to time."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import count as count_from
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from stepvar.utils.log import logger
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SILENCE = 30.0
+"""Seconds between two lines of the log about one run."""
 
 
 @contextmanager
@@ -44,10 +54,10 @@ def _updates(
     title: str, total: float | None, count: int | str, shown: bool, time_left: bool
 ) -> Iterator[Callable[..., None]]:
     """Gives the ``update`` of a bar's task, which also counts the calls, out of ``count``."""
-    if not (shown and sys.stderr.isatty()):
-        yield lambda **changes: None
+    place = _place() if shown else None
+    if place is None:
+        yield _log_updates(title, count) if shown else lambda **changes: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     # Drawn only when moved: a refreshing thread would take time from what is being measured.
@@ -56,7 +66,7 @@ def _updates(
         BarColumn(),
         TextColumn("{task.fields[done]}/{task.fields[count]}", style="progress.download"),
         *([TimeRemainingColumn()] if time_left else []),
-        console=Console(stderr=True),
+        console=place,
         auto_refresh=False,
         transient=True,
         speed_estimate_period=24 * 3600.0,  # by all steps so far: those of large videos take minutes
@@ -65,3 +75,39 @@ def _updates(
     with progress:
         progress.refresh()
         yield lambda **changes: progress.update(task, done=next(calls), refresh=True, **changes)
+
+
+def _place() -> Console | None:
+    """Where a bar is drawn: the terminal, a notebook that has widgets, or nowhere."""
+    if _is_terminal(sys.stderr):
+        from rich.console import Console
+
+        return Console(stderr=True)
+    if "IPython" not in sys.modules or find_spec("ipywidgets") is None:
+        return None
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_jupyter else None
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a stream is one; services and windows without a console have none, or an object that only writes."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # none, or closed
+        return False
+
+
+def _log_updates(title: str, count: int | str) -> Callable[..., None]:
+    """Says how far a long run is, where no bar is shown."""
+    said, calls = time.monotonic(), count_from(1)
+
+    def update(**changes: Any) -> None:
+        nonlocal said
+        done = next(calls)
+        if time.monotonic() - said >= SILENCE:
+            said = time.monotonic()
+            logger.info("%s: %d of %s", title, done, changes.get("count", count))
+
+    return update

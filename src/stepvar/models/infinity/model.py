@@ -20,7 +20,7 @@ from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
 from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
 from stepvar.models.layers import FusedAttention, Rotary
-from stepvar.models.model import Staged, VARModel
+from stepvar.models.model import Shape, Staged, VARModel
 from stepvar.models.precision import for_weight, parts_policy
 from stepvar.text import TextFeatures, length_mask, pad_to_device, text_bucket
 from stepvar.utils.device import to_device_async
@@ -152,7 +152,7 @@ class Infinity(VARModel):
     def schedule(self, height_over_width: float, resolution: str | None = None) -> ScaleSchedule:
         return schedule_for(self.config.resolution if resolution is None else resolution, height_over_width)
 
-    def shapes(self) -> Iterator[tuple[str | None, float, Grid]]:
+    def shapes(self) -> Iterator[Shape]:
         for name, scales in RESOLUTIONS.items():
             for ratio, sides in RATIOS.items():
                 yield name, ratio, Grid(1, *sides[scales - 1])

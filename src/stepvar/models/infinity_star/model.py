@@ -22,7 +22,7 @@ from stepvar.models.infinity_star.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import POLICY, BlockContext, InfinityStarTransformer
 from stepvar.models.layers import Rotary, grouped_attention
-from stepvar.models.model import Staged, VARModel
+from stepvar.models.model import Shape, Staged, VARModel
 from stepvar.models.precision import parts_policy
 from stepvar.utils.ambient import stated_formats
 
@@ -166,7 +166,7 @@ class InfinityStar(VARModel):
         latents = config.usual_latents if seconds is None else latents_of(config, seconds)
         return schedule_for(config, height_over_width, latents, resolution)
 
-    def shapes(self) -> Iterator[tuple[str | None, float, Grid]]:
+    def shapes(self) -> Iterator[Shape]:
         most = min(len(self.config.image_repetitions), len(self.config.video_repetitions))
         for name, ratios in shapes(self.config).items():
             for ratio, sides in ratios.items():

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
-from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
+from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.layers import FusedAttention
-from stepvar.models.model import Staged, VARModel
+from stepvar.models.model import Shape, Staged, VARModel
 from stepvar.models.precision import for_weight, parts_policy
 from stepvar.models.var.config import SquareConfig, VARConfig
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
@@ -81,7 +81,7 @@ class CodebookModel(VARModel):
             raise UsageError(f"resolution {resolution!r}: this model draws {schedule.name} only")
         return schedule
 
-    def shapes(self) -> list[tuple[str | None, float, Grid]]:
+    def shapes(self) -> list[Shape]:
         return [(None, 1.0, self.config.schedule[-1])]
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
