@@ -134,7 +134,7 @@ class Pipeline:
             _check_text_encoder(find_outline(name, variant, revision, tokenizer), text_encoder)
             loaded = load_model(name, variant=variant, revision=revision, dtype=precision, tokenizer=tokenizer)
             pipe = cls(loaded, _text_encoder(loaded, text_encoder), engine).to(place, precision)
-        logger.info("loaded %s in %.1f s: %r", pipe.name, time.perf_counter() - started, pipe)
+        logger.debug("loaded %s in %.1f s: %r", pipe.name, time.perf_counter() - started, pipe)
         return pipe
 
     def __getattr__(self, name: str) -> Any:

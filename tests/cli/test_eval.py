@@ -163,10 +163,10 @@ def test_layouts_of_the_published_suites(shared_model: Path, run: Run, tmp_path:
         (["--methods", "skip-last count=9"], "skip fewer"),
         (["--seeds", "0,0"], "seeds '0,0': give different whole numbers"),
         (["--prompts", "nowhere.txt"], "prompts 'nowhere.txt': no such file or folder"),
-        (["--batch", "0"], "batch=0: must be at least 1"),
+        (["--batch", "0"], "batch=0: must be a number from 1 to 10000"),
         (["--scores", "beauty"], "scores: 'beauty' is unknown"),
         (["--reference", "."], "reference '.': has 0 images"),
-        (["--limit", "0"], "limit=0: must be at least 1"),
+        (["--limit", "0"], "limit=0: must be a number of at least 1"),
     ],
 )
 def test_refusals(shared_model: Path, run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,12 +39,33 @@ def test_help_does_without_pytorch() -> None:
     assert "--keep" in done.stdout
 
 
-def test_methods_lists_all_with_their_settings(run) -> None:
+def test_methods_lists_all_in_a_line_each(run) -> None:
     shown = run("methods").out
-    for name, method in METHODS.items():
-        assert name in shown
-        assert all(f"{field.name}={field.default}" in shown for field in fields(method))
-    assert "Every token of every scale." in shown
+    assert all(name in shown for name in METHODS)
+    assert "Every token of every scale." in shown and "power_iterations" not in shown
+    listed = json.loads(run("methods", "--json").out)
+    assert listed.keys() == METHODS.keys()
+    assert listed["stepvar"]["presets"]["hart"] == {"keep": [0.5, 0.25]}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_shown_with_its_settings(run, name: str) -> None:
+    shown, described = run("methods", name).out, json.loads(run("methods", name, "--json").out)
+    assert [one["name"] for one in described["settings"]] == [field.name for field in fields(METHODS[name])]
+    assert all(one["name"] in shown and one["allowed"] in shown for one in described["settings"])
+
+
+def test_bounds_and_sources_of_a_method_are_shown(run) -> None:
+    shown = run("methods", "stepvar").out
+    assert "a whole number from 1 to 1000" in shown and "preset stepvar:hart is keep=(0.5, 0.25)" in shown
+    assert "arXiv 2503.23367" in run("methods", "magnitude").out
+    assert "did you mean 'stepvar'" in run("methods", "stepva").error()
+
+
+def test_models_are_listed_as_json(run) -> None:
+    listed = json.loads(run("models", "--json").out)
+    assert listed[0]["model"] == "scenes" and listed[0]["in the package"] == "yes"
+    assert {"2b", "d36"} <= {one["variant"] for one in listed}
 
 
 def test_models_lists_embedded_and_released(run) -> None:

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, log
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Settings
 from stepvar.core.report import Recorder, Report
+from stepvar.core.values import COUNT, Range, number, whole_number
 from stepvar.cost.store import load, save
 from stepvar.cost.timings import Timings
 from stepvar.errors import UsageError
@@ -125,7 +126,12 @@ def fit_speedup(
     Raises:
         UsageError: for a method that saves nothing, or a speed-up that cannot be had; it names the largest.
     """
-    search = Search(pipe, as_method(method), settings or pipe.settings(), samples, scope)
+    speedup = number("speedup", speedup, Range(above=0, most=1000))
+    if scope not in get_args(Scope):
+        raise UsageError(f"scope={scope!r}: must be one of {', '.join(get_args(Scope))}")
+    search = Search(
+        pipe, as_method(method), settings or pipe.settings(), whole_number("samples", samples, COUNT), scope
+    )
     if not search.stages:
         raise UsageError(f"speedup={speedup:g}: method {str(search.method)!r} has nothing to spare; choose another")
     with bar("measuring", None, progress) as advance:
@@ -248,10 +254,10 @@ class Search:
     def measure(self, methods: Sequence[Method], advance: Callable[[], None]) -> None:
         """Runs each method a few times, forwards and backwards in turn, and keeps the shortest time of each part."""
         begun = time.monotonic()
-        for number in range(ROUNDS):
-            if number and time.monotonic() - begun > PATIENCE:
+        for turn in range(ROUNDS):
+            if turn and time.monotonic() - begun > PATIENCE:
                 break
-            for method in methods[:: 1 if number % 2 == 0 else -1]:
+            for method in methods[:: 1 if turn % 2 == 0 else -1]:
                 plan = self.plan(method)
                 self.timings.add(plan, self._generate(plan, method))
                 advance()
