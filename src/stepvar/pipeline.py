@@ -576,7 +576,8 @@ def _check_text_encoder(outline: Source, chosen: Encoder[Any] | str | Path | Non
         chosen = None if outline.text_encoder is not None else outline.family.text_encoder
     elif isinstance(chosen, str):
         text("text_encoder", chosen)
-    if isinstance(chosen, (str, Path)):
+    here = all(path.exists() for path in outline.parts.values())  # else loading the model says what is missing
+    if isinstance(chosen, (str, Path)) and here:
         check_source(chosen)
 
 

@@ -35,7 +35,7 @@ PROMPT = "a large red circle on grass"
         (["--method", "skip-last", "--set", "count=7"], ["count=7", "7 scales"]),
         (["--nope"], ["--nope", "stepvar generate --help"]),
         (["--seed", "x"], ["--seed", "'x'"]),
-        (["--seed", "-1"], ["-1", "0 or more"]),
+        (["--seed", "-1"], ["seed=-1", "from 0 to"]),
         (["--keep", "0"], ["keep=0", "above 0"]),
         (["--keep", "1.5"], ["keep=1.5", "at most 1"]),
         (["--keep", "-1"], ["keep=-1"]),
