@@ -123,7 +123,8 @@ class Given:
 
 
 def test_the_fields_of_a_dataclass_are_converted():
-    given = Given(share=np.array([0.5]), last=np.int32(2), sure=np.True_, whatever=[1])
+    others: dict[str, Any] = {"share": np.array([0.5]), "last": np.int32(2), "sure": np.True_}
+    given = Given(**others, whatever=[1])
     assert given == Given((0.5,), 2, sure=True, whatever=[1])
     assert type(given.last) is int and given.sure is True
 

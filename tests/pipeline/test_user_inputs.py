@@ -18,34 +18,37 @@ from stepvar.checkpoints import save_model
 from stepvar.core.noise import SeededNoise
 from stepvar.core.words import ATTRIBUTES, CALL, LOAD
 from stepvar.errors import CheckpointError, ExperimentalWarning, MethodError, StepvarError, UsageError
-from stepvar.methods import Method, Pruning
+from stepvar.methods import Method, Pruning, make_method
 from stepvar.models.var import VAR
 from tests.checkpoint_writer import write_infinity, write_star, write_var
 from tests.helpers import TINY_VAR
+
+load: Any = Pipeline.from_pretrained  # words that it does not declare are what is tested
 
 
 @pytest.fixture(scope="module")
 def pipe(tiny_var: VAR, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = tmp_path_factory.mktemp("classes")
     save_model(folder, "tiny-var", tiny_var, None, None, {"guidance_scale": 1.5}, torch.float32)
-    return Pipeline.from_pretrained(folder)
+    return load(folder)
 
 
 @pytest.fixture(scope="module")
 def text_pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return Pipeline.from_pretrained(write_infinity(tmp_path_factory.mktemp("text")).folder, text_encoder=None)
+    return load(write_infinity(tmp_path_factory.mktemp("text")).folder, text_encoder=None)
 
 
 @pytest.fixture(scope="module")
 def star_pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return Pipeline.from_pretrained(write_star(tmp_path_factory.mktemp("star")).folder, text_encoder=None)
+    return load(write_star(tmp_path_factory.mktemp("star")).folder, text_encoder=None)
 
 
 TEXT = torch.linspace(-1, 1, 5 * 128).view(5, 128)
 
 
 def image(pipe: Pipeline, **given: Any) -> np.ndarray:
-    found: np.ndarray = pipe(**{"class_labels": 3, "seed": 1, "output_type": "np"} | given).images
+    arguments: dict[str, Any] = {"class_labels": 3, "seed": 1, "output_type": "np"} | given
+    found: np.ndarray = pipe(**arguments).images
     return found
 
 
@@ -67,7 +70,10 @@ def image(pipe: Pipeline, **given: Any) -> np.ndarray:
         ({"num_images_per_prompt": np.int64(1)}, {}),
         ({"aspect_ratio": (1, 1)}, {}),
         ({"aspect_ratio": "3/3"}, {}),
-        ({"method": StepVAR(keep=np.float32(0.5), last=torch.tensor(2))}, {"method": StepVAR(keep=0.5, last=2)}),
+        (
+            {"method": make_method("stepvar", keep=np.float32(0.5), last=torch.tensor(2))},
+            {"method": StepVAR(keep=0.5, last=2)},
+        ),
     ],
 )
 def test_numbers_of_other_libraries_mean_what_those_of_python_do(pipe, given, plain):
@@ -164,7 +170,7 @@ def test_the_default_type_of_the_process_changes_nothing(tmp_path, pipe, dtype):
     torch.set_default_dtype(dtype)
     try:
         assert np.array_equal(image(pipe), expected)
-        assert np.array_equal(image(Pipeline.from_pretrained(folder)), expected)
+        assert np.array_equal(image(load(folder)), expected)
         draws = SeededNoise([1]).normal(2, 0, (1, 16, 8), torch.device("cpu"))
     finally:
         torch.set_default_dtype(torch.float32)
@@ -219,7 +225,7 @@ def test_the_random_numbers_of_the_process_are_neither_used_nor_moved(pipe):
 def test_a_model_loaded_in_inference_mode_can_be_moved_and_trained(tmp_path):
     folder = write_var(tmp_path / "var").folder
     with torch.inference_mode():
-        pipe = Pipeline.from_pretrained(folder)
+        pipe = load(folder)
         pipe(class_labels=1, seed=1)
     pipe.to(torch.bfloat16)
     assert not any(weight.is_inference() for weight in pipe.model.parameters())
@@ -244,7 +250,7 @@ def test_a_model_loaded_in_inference_mode_can_be_moved_and_trained(tmp_path):
     ],
 )
 def test_every_way_to_a_precision_keeps_the_policy(change, tmp_path):
-    pipe = Pipeline.from_pretrained(write_infinity(tmp_path / "model").folder, text_encoder=None)
+    pipe = load(write_infinity(tmp_path / "model").folder, text_encoder=None)
     change(pipe)
     assert pipe.dtype == torch.float16
     assert pipe(prompt_embeds=TEXT, seed=1).report.dtype == "float16"
@@ -276,13 +282,13 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(monkeypatch,
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(stepvar.pipeline, "load_model", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(UsageError, match="device 'cuda': this machine has none"):
-        Pipeline.from_pretrained(tmp_path, device="cuda")
+        load(tmp_path, device="cuda")
 
 
 @pytest.mark.parametrize("word", ["variant", "revision", "tokenizer", "text_encoder", "name"])
 def test_an_empty_text_is_not_left_out(word):
     with pytest.raises(UsageError, match=f"^{word}='': must be a text that is not empty"):
-        Pipeline.from_pretrained(**{word: ""})
+        load(**{word: ""})
 
 
 def test_a_missing_text_encoder_is_found_before_the_weights_are_read(monkeypatch, tmp_path):
@@ -291,10 +297,10 @@ def test_a_missing_text_encoder_is_found_before_the_weights_are_read(monkeypatch
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "transformers", None)
         with pytest.raises(UsageError, match="needs the package transformers"):
-            Pipeline.from_pretrained(folder)
+            load(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty: no model\.safetensors"):
-        Pipeline.from_pretrained(folder, text_encoder=tmp_path / "empty")
+        load(folder, text_encoder=tmp_path / "empty")
 
 
 # Words of other libraries.
@@ -310,7 +316,7 @@ def test_words_of_a_call_are_answered_in_one_line(pipe, word):
 @pytest.mark.parametrize("word", sorted(LOAD.answers))
 def test_words_of_loading_are_answered_in_one_line(word):
     with pytest.raises(UsageError, match=f"^{word}: "):
-        Pipeline.from_pretrained(**{word: 1})
+        load(**{word: 1})
 
 
 @pytest.mark.parametrize("word", sorted(ATTRIBUTES))
@@ -321,9 +327,9 @@ def test_attributes_of_other_pipelines_are_answered(pipe, word):
 
 
 def test_an_unknown_word_names_the_nearest_known_one(pipe):
-    for call in (pipe, pipe.settings, Pipeline.from_pretrained):
+    for call in (pipe, pipe.settings, load):
         with pytest.raises(UsageError, match=r"^(guidence_scale|devise): "):
-            call(**({"devise": "cpu"} if call == Pipeline.from_pretrained else {"guidence_scale": 3}))
+            call(**({"devise": "cpu"} if call == load else {"guidence_scale": 3}))
     with pytest.raises(UsageError, match="did you mean 'guidance_scale'"):
         pipe(class_labels=1, guidence_scale=3)
     with pytest.raises(AttributeError, match="did you mean 'enable_tiled_decode'"):
@@ -332,7 +338,7 @@ def test_an_unknown_word_names_the_nearest_known_one(pipe):
 
 def test_words_with_a_meaning_are_served(tmp_path):
     folder = write_var(tmp_path / "model").folder
-    pipe = Pipeline.from_pretrained(
+    pipe = load(
         folder,
         torch_dtype="bf16",
         device_map="cpu",
@@ -345,16 +351,16 @@ def test_words_with_a_meaning_are_served(tmp_path):
     with pytest.raises(UsageError, match=r"return_dict=False: the result is an Output"):
         pipe(class_labels=1, return_dict=False)
     with pytest.raises(UsageError, match="torch_dtype and dtype: mean the same"):
-        Pipeline.from_pretrained(folder, torch_dtype="bf16", dtype=torch.float16)
+        load(folder, torch_dtype="bf16", dtype=torch.float16)
     with pytest.raises(UsageError, match="device_map='balanced': a model runs on one device"):
-        Pipeline.from_pretrained(folder, device_map="balanced")
+        load(folder, device_map="balanced")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.progress is False
 
 
 def test_a_saved_pipeline_is_the_same(tmp_path, pipe):
     folder = pipe.save_pretrained(tmp_path / "saved")
-    again = Pipeline.from_pretrained(folder)
+    again = load(folder)
     assert again.name == pipe.name and again.defaults == pipe.defaults
     assert np.array_equal(image(again), image(pipe))
     with pytest.raises(StepvarError, match="exists"):
@@ -362,8 +368,8 @@ def test_a_saved_pipeline_is_the_same(tmp_path, pipe):
 
 
 def test_a_saved_embedded_model_keeps_its_words(tmp_path):
-    pipe = Pipeline.from_pretrained("scenes")
-    again = Pipeline.from_pretrained(pipe.save_pretrained(tmp_path / "saved", dtype="float32"))
+    pipe = load("scenes")
+    again = load(pipe.save_pretrained(tmp_path / "saved", dtype="float32"))
     assert again.text_encoder.encode(["a red disc"]).features.equal(pipe.text_encoder.encode(["a red disc"]).features)
 
 
@@ -389,13 +395,13 @@ def test_a_ratio_far_from_all_is_refused_with_the_nearest(text_pipe, star_pipe, 
 
 
 def test_a_ratio_that_a_video_model_lacks_is_refused():
-    pipe = Pipeline.from_pretrained("scenes-video")
+    pipe = load("scenes-video")
     with pytest.raises(UsageError, match=r"aspect_ratio='16:9': far from all .*; the nearest is 1 "):
         pipe.schedule("16:9")
 
 
 def test_a_resolution_above_the_model_s_own_is_warned_of():
-    pipe = Pipeline.from_pretrained("scenes")
+    pipe = load("scenes")
     with pytest.warns(ExperimentalWarning, match=r"resolution '1M': this model was made for 0\.25M"):
         pipe.schedule(resolution="1M")
 
