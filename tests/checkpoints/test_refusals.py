@@ -161,3 +161,19 @@ def test_filling_copies() -> None:
     fill_module(module, weights | {"other": torch.ones(1)}, "x", ignorable=["oth*"])
     weights["weight"].zero_()
     assert torch.equal(module.weight, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weight: (10 * weight).to(torch.int8), r"head\.weight holds torch\.int8; quantised"),
+        (lambda weight: torch.full_like(weight, torch.nan), r"head\.weight holds NaN or infinity"),
+        (lambda weight: (1e8 * weight).half(), r"head\.weight holds NaN or infinity"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, change: Callable[[Tensor], Tensor], said: str) -> None:
+    release = write_var(tmp_path)
+    state = torch.load(release.transformer, weights_only=True)
+    torch.save(state | {"head.weight": change(state["head.weight"])}, release.transformer)
+    with pytest.raises(CheckpointError, match=said):
+        load_model(release.folder)

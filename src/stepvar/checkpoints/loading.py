@@ -157,6 +157,22 @@ def _check_fit(
         raise CheckpointError(f"{source}: does not fit the model; {'; '.join(said)}")
 
 
+def _as_weight(stored: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """A copy in the type of a module's own tensor.
+
+    Raises:
+        CheckpointError: for whole numbers in place of real ones (quantised, without their scales), and for NaN or
+            infinity (a training that diverged, or a number beyond the type).
+    """
+    if dtype.is_floating_point and not stored.is_floating_point():
+        raise CheckpointError(f"{what} holds {stored.dtype}; quantised weights cannot be read without their scales")
+    tensor = stored.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    # One pass without a copy: a sum is not finite if a number is not.
+    if dtype.is_floating_point and not tensor.is_meta and not tensor.sum(dtype=torch.float32).isfinite():
+        raise CheckpointError(f"{what} holds NaN or infinity as {dtype}; take another file, or a wider dtype")
+    return tensor
+
+
 def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str, ignorable: Collection[str] = ()) -> None:
     """Gives a module its weights, strictly.
 
@@ -172,11 +188,7 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str, i
     """
     own = module.state_dict()
     _check_fit(own, weights.meta if isinstance(weights, Weights) else weights, source, ignorable)
-    filled = {
-        name: weights[name].to(own[name].dtype, copy=True, memory_format=torch.contiguous_format)
-        for name in weights
-        if name in own
-    }
+    filled = {name: _as_weight(weights[name], own[name].dtype, f"{source}: {name}") for name in weights if name in own}
     module.load_state_dict(filled, assign=True)
     # What no file holds would stay without values: a module has to compute it where it is used.
     empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
