@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from stepvar.evaluation.scenes.grammar import SYNONYMS, VOCABULARY
 from stepvar.models.infinity import InfinityConfig, TokenizerConfig
+from training.captions import SYNONYMS, VOCABULARY
 
 RATIOS: dict[float, float] = {1.0: 0.68, 1.5: 0.08, 0.666: 0.08, 1.333: 0.08, 0.75: 0.08}
 """Height over width -> share of the training batches."""

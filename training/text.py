@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import save_weights
-from stepvar.evaluation.scenes.grammar import Scene, caption, parse, sample_training_scene
+from stepvar.evaluation.scenes.grammar import Scene
 from stepvar.evaluation.scenes.judge import RELATION_SLOTS, SLOTS, WORDS
 from stepvar.text import WordEncoder
+from training.captions import paraphrase, parse, sample_training_scene
 from training.loop import Progress, command_line, learning_rate, write_card
 from training.presets import PRESETS, Preset
 
@@ -65,7 +66,7 @@ class Reader(nn.Module):
 
 def batch(text: WordEncoder, rng: random.Random, count: int) -> tuple[Tensor, list[int], Tensor]:
     """Word numbers (B, L), lengths, and targets (B, 4, 4)."""
-    captions = [caption(sample_training_scene(rng), rng) for _ in range(count)]
+    captions = [paraphrase(sample_training_scene(rng), rng) for _ in range(count)]
     rows = [text.tokens(line) for line in captions]
     lengths = [len(row) for row in rows]
     words = torch.full((count, max(lengths)), text.end)

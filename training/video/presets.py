@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stepvar.core.tokens import ScaleSchedule
-from stepvar.evaluation.scenes.clips.grammar import CLIP_SYNONYMS, CLIP_VOCABULARY
 from stepvar.models.infinity_star.codes import CodePass
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.schedules import code_passes, schedule_for
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
+from training.video.captions import CLIP_SYNONYMS, CLIP_VOCABULARY
 
 
 @dataclass(frozen=True)

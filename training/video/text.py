@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import save_weights
-from stepvar.evaluation.scenes.clips.grammar import clip_caption, parse_clip, sample_training_clip
 from stepvar.evaluation.scenes.clips.judge import HEADS
 from stepvar.text import WordEncoder
 from training.loop import command_line, write_card
+from training.video.captions import paraphrase_clip, parse_clip, sample_training_clip
 from training.video.judge import UNSPOKEN, labels_of
 from training.video.presets import VideoPreset
 from training.video.stage import Options, Stage
@@ -49,7 +49,7 @@ class Reader(nn.Module):
 
 def batch(text: WordEncoder, rng: random.Random, count: int) -> tuple[Tensor, list[int], Tensor]:
     """Word numbers (B, L), lengths, and what the captions say (B, attributes)."""
-    captions = [clip_caption(sample_training_clip(rng), rng) for _ in range(count)]
+    captions = [paraphrase_clip(sample_training_clip(rng), rng) for _ in range(count)]
     rows = [text.tokens(line) for line in captions]
     lengths = [len(row) for row in rows]
     words = torch.full((count, max(lengths)), text.end)
