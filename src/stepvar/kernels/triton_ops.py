@@ -7,38 +7,17 @@ kernel is compiled once per width and set of switches, not once per scale.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from stepvar.kernels.norm import Norm
+from stepvar.kernels.norm import HeadsNorm, Norm, Rotation
 
 LAYER, RMS = tl.constexpr(1), tl.constexpr(2)
 UNIT = tl.constexpr(1)
 FP8_MAX = tl.constexpr(448.0)
-
-
-class HeadsNorm(NamedTuple):
-    """What happens to queries and keys before they are rotated."""
-
-    kind: Literal["none", "unit", "rms"]
-    eps: float = 0.0
-    q_weight: Tensor | None = None
-    k_weight: Tensor | None = None
-    q_scale: Tensor | None = None
-    q_factor: float = 1.0
-
-
-class Rotation(NamedTuple):
-    """Rotary positions, as :func:`stepvar.kernels.ops.qkv_unit_rotary` takes them."""
-
-    cos: Tensor | None
-    sin: Tensor | None
-    positions: Tensor | None
-    halves: bool
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:
@@ -332,12 +311,7 @@ def attention_inputs(
     key_out: Tensor,
     value_out: Tensor,
 ) -> Tensor:
-    """The functions ``qkv_...`` of :mod:`stepvar.kernels.ops`.
-
-    Args:
-        qkv: queries (R, N, H D), keys and values (R, N, KV D).
-        heads: H and KV.
-    """
+    """:func:`stepvar.kernels.ops.attention_inputs`."""
     q, k, v = (token_rows(part) for part in qkv)
     rows, tokens, width = q.shape
     count, kv_count = heads
