@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -35,6 +36,7 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """What methods may know of the model."""
         ...
 
+    @abstractmethod
     def stage(self, condition: Condition_contra, plan: Plan, padded: bool = False) -> Staged:
         """A condition on the model's device: everything that is copied from the host for a generation.
 
@@ -47,6 +49,7 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """
         ...
 
+    @abstractmethod
     def begin(self, staged: Any, plan: Plan) -> State:
         """Prepares a generation on the device: everything that all passes share is computed or allocated here."""
         ...
@@ -55,6 +58,7 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """Stages a condition, if it is not staged yet, and begins."""
         ...
 
+    @abstractmethod
     def embed(self, state: State, step: Step) -> TokenMap:
         """The dense map of a pass before the blocks, ``step.rows`` rows."""
         ...
@@ -71,6 +75,7 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """Logits (B, N, ..., classes) in float32 with temperature and guidance applied."""
         ...
 
+    @abstractmethod
     def accumulate(self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
         """Adds the codes of the sampled indices or bits (B, N, ...) to the accumulated latent.
 
@@ -104,7 +109,7 @@ TABLES = 16
 """Tables that a model keeps at most: rotary tables of a schedule take a few megabytes."""
 
 
-class VARModel(nn.Module):
+class VARModel(nn.Module, NextScaleModel[Any, Any]):
     """Base of the models: see :class:`NextScaleModel` for what is not described here.
 
     Attributes:
@@ -170,12 +175,6 @@ class VARModel(nn.Module):
 
     def half(self: Self) -> Self:
         return self.set_precision(torch.float16)
-
-    def stage(self, condition: Any, plan: Plan, padded: bool = False) -> Staged:
-        raise NotImplementedError
-
-    def begin(self, staged: Any, plan: Plan) -> Any:
-        raise NotImplementedError
 
     def start(self, condition: Any, plan: Plan) -> Any:
         return self.begin(condition if isinstance(condition, Staged) else self.stage(condition, plan), plan)
