@@ -17,16 +17,16 @@ from stepvar.conformance.hart import build_model
 from stepvar.core.noise import StreamNoise
 from stepvar.core.sampling import sample, truncate
 from stepvar.core.tokens import Grid, scatter_tokens
+from stepvar.kernels.norm import rotate
 from stepvar.methods.cached_features import resample
 from stepvar.methods.scores import distance_to_mean, top_tokens
 from stepvar.models.hart import HART
 from stepvar.models.hart.diffusion import NoiseSchedule
-from stepvar.models.hart.rope import map_rotary, rotate_halves, text_rotary
+from stepvar.models.hart.rope import map_rotary, text_rotary
 from stepvar.models.infinity import schedule_for
 from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.tokenizer import resize
-from stepvar.models.layers import rotate
-from stepvar.models.var.tokenizer import as_tokens, shrink
+from stepvar.models.var.tokenizer import VQTokenizer, as_tokens, shrink
 from tests.conformance.files import OWN
 
 Names = dict[str, Tensor]
@@ -126,8 +126,10 @@ def test_hart_encodes_plain_and_hybrid(modules: Golden, model: HART) -> None:
     tokenizer, schedule = model.tokenizer, model.schedule()
     encoded = tokenizer.encode_latent(modules.tensor("img"))
     check(modules, {"enc_f": encoded})
-    plain, _ = tokenizer.quantise_plain(encoded, schedule)
-    hybrid, rest = tokenizer.quantise_hybrid(encoded, schedule)
+    convolved = VQTokenizer(tokenizer.config)
+    convolved.load_state_dict(tokenizer.state_dict())
+    (plain, _), (hybrid, total) = (one.quantise(encoded, schedule) for one in (convolved, tokenizer))
+    rest = encoded - (total - tokenizer.codes(hybrid[-1], schedule.grids[-1]))  # what the last scale is to say
     check(modules, {f"enc_idx_var{scale:02}": index for scale, index in enumerate(plain)})
     check(modules, {f"enc_idx_or_rest{scale:02}": index for scale, index in enumerate([*hybrid, as_tokens(rest)])})
 
@@ -148,8 +150,8 @@ def test_rotary_positions_of_hart(modules: Golden, model: HART) -> None:
     turned = map_rotary(torch.arange(schedule[2].size)[None], schedule[2], schedule[-1], start, head_dim)
     words = text_rotary(torch.arange(in_text.shape[1])[None], head_dim)
     check(modules, {"rope2d_cos": turned[0][:, 0], "rope2d_sin": turned[1][:, 0]})
-    check(modules, {"rope2d_out": rotate_halves(on_map.transpose(1, 2), turned).transpose(1, 2)})
-    check(modules, {"rope1d_out": rotate_halves(in_text.transpose(1, 2), words).transpose(1, 2)})
+    check(modules, {"rope2d_out": rotate(on_map.transpose(1, 2), turned, halves=True).transpose(1, 2)})
+    check(modules, {"rope1d_out": rotate(in_text.transpose(1, 2), words, halves=True).transpose(1, 2)})
 
 
 def test_diffusion_network_of_hart(modules: Golden, model: HART) -> None:

@@ -70,17 +70,28 @@ class Rotation(NamedTuple):
     halves: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The plain path: rotates (R, H, N, D), ``(a cos - b sin, a sin + b cos)`` of neighbours or of partners."""
+        """The plain path, on (R, H, N, D)."""
         if self.cos is None or self.sin is None:
             return x
-        cos, sin = (
-            (table if self.positions is None else table[self.positions]).unsqueeze(1) for table in (self.cos, self.sin)
-        )
-        if self.halves:
-            first, second = x.chunk(2, dim=-1)
-            return x * cos + torch.cat([-second, first], dim=-1) * sin
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+        cos, sin = self.cos, self.sin
+        if self.positions is not None:
+            cos, sin = cos[self.positions], sin[self.positions]
+        return rotate(x, (cos.unsqueeze(1), sin.unsqueeze(1)), self.halves)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor], halves: bool = False) -> Tensor:
+    """Turns the pairs ``(a cos - b sin, a sin + b cos)`` of (R, H, N, D).
+
+    Args:
+        rotary: cosines and sines (R or 1, 1, N, D/2) of pairs of neighbours. With ``halves`` pairs are ``D / 2`` apart,
+            and there are D columns, whose halves may differ: ``(a cos - b sin, b cos' + a sin')``.
+    """
+    cos, sin = rotary
+    if halves:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stepvar.core.cache import KVCache
 from stepvar.kernels import ops
-from stepvar.kernels.norm import EPS, HeadsNorm, Norm, Rotation, rms_norm
+from stepvar.kernels.norm import EPS, HeadsNorm, Norm, Rotation, rms_norm, rotate
 from stepvar.models.precision import for_weight
 
 MAX_LOG_SCALE = math.log(100)
@@ -61,13 +61,6 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(R, heads, N, head_dim) -> (R, N, C)."""
     return x.transpose(1, 2).flatten(2)
-
-
-def rotate(values: Tensor, rotary: Rotary) -> Tensor:
-    """Turns the adjacent pairs of (R, heads, N, head_dim): ``(a cos - b sin, a sin + b cos)``."""
-    cos, sin = rotary
-    a, b = values.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
 def unit_rotated(x: Tensor, rotary: Rotary | None, scale: Tensor | None = None) -> Tensor:

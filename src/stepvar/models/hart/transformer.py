@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.kernels import ops
-from stepvar.kernels.norm import EPS, HeadsNorm, Norm
+from stepvar.kernels.norm import EPS, HeadsNorm, Norm, rotate
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.diffusion import DiffusionHead, SinusoidEmbedding
-from stepvar.models.hart.rope import rotate_halves
 from stepvar.models.layers import (
     AdaptiveLinear,
     FeedForward,
@@ -72,7 +71,7 @@ class Attention(SelfAttention):
         else:
             q = q * (0.25 / math.sqrt(q.shape[-1]))
         if rotary is not None:
-            q, k = (rotate_halves(part.float(), rotary).to(dtype) for part in (q, k))
+            q, k = (rotate(part.float(), rotary, halves=True).to(dtype) for part in (q, k))
         return q, k
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.kernels import ops
-from stepvar.kernels.norm import EPS, HeadsNorm, Norm, Rotation
+from stepvar.kernels.norm import EPS, HeadsNorm, Norm, Rotation, rotate
 from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.layers import (
@@ -21,7 +21,6 @@ from stepvar.models.layers import (
     RMSNorm,
     Rotary,
     merge_heads,
-    rotate,
     split_heads,
 )
 from stepvar.models.precision import Policy, for_weight
