@@ -15,7 +15,7 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import ModelInfo, RunBlocks, SublayerHook
 from stepvar.core.tokens import TokenMap
 from stepvar.models.blocks import BlockRun, GenerationState
-from stepvar.models.precision import Policy, Precision, apply_precision
+from stepvar.models.precision import Policy, Precision, apply_precision, for_weight
 
 State = TypeVar("State")
 Condition_contra = TypeVar("Condition_contra", contravariant=True)
@@ -56,6 +56,11 @@ class NextScaleModel(Protocol[Condition_contra, State]):
 
     def start(self, condition: Condition_contra | Staged, plan: Plan) -> State:
         """Stages a condition, if it is not staged yet, and begins."""
+        ...
+
+    @abstractmethod
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
+        """What a pass starts from: the accumulated latent, resampled to the grid of the pass, (B, N, channels)."""
         ...
 
     @abstractmethod
@@ -210,6 +215,12 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
     def new_latent(self, plan: Plan) -> Tensor:
         """The accumulated latent of images before the first pass: zeros (B, d, H, W)."""
         return torch.zeros(plan.samples, *self.config.latent_size(plan.schedule.grids[-1]), device=self.device)
+
+    def code_tokens(self, state: GenerationState, step: Step) -> Tensor:
+        """The codes so far as tokens (R, N, C), the same for both branches."""
+        embed = self.transformer.word_embed
+        tokens: Tensor = embed(for_weight(self.next_tokens(state.latent, step), embed.weight))
+        return tokens.repeat(step.branches, 1, 1)
 
     def blocks(self, state: Any, step: Step, hook: SublayerHook) -> RunBlocks:
         return self.run(self, state, step, hook)
