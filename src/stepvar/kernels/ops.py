@@ -159,9 +159,9 @@ def attention_inputs(
     q, k, v = qkv
     tensors = (q, k, v, *norm[2:5], *rotation[:3], key_out, value_out)
     if _supports_heads(q, heads[0], key_out, value_out) and use_triton(*tensors):
-        from stepvar.kernels import triton_ops
+        from stepvar.kernels import triton_attention
 
-        return triton_ops.attention_inputs((q, k, v), heads, norm, rotation, key_out, value_out)
+        return triton_attention.attention_inputs((q, k, v), heads, norm, rotation, key_out, value_out)
     counts = (heads[0], heads[1], heads[1])
     q, k, v = (part.unflatten(-1, (count, -1)).transpose(1, 2) for part, count in zip(qkv, counts, strict=True))
     dtype = v.dtype
