@@ -16,12 +16,13 @@ from stepvar.core.plan import Step
 from stepvar.core.stack import RunBlocks
 from stepvar.core.tokens import TokenMap
 from stepvar.evaluation.metrics.fidelity import psnr
-from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
+from stepvar.evaluation.scenes.grammar import held_out_scenes
 from stepvar.media.sheets import contact_sheet, difference, kept_overlay, save_png
 from stepvar.methods import Dense, HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.methods.base import MethodState
 from stepvar.methods.stepvar import structure_score, texture_score
 from stepvar.pipeline import Pipeline
+from training.captions import paraphrase
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 CAPTION = "a large red striped circle left of a small blue star on grass"
@@ -126,7 +127,7 @@ def headline(pipe: Pipeline) -> Image.Image:
 def samples(pipe: Pipeline) -> Image.Image:
     """The first held-out captions as they come, none chosen."""
     scenes = held_out_scenes(6, seed=3, objects=1) + held_out_scenes(6, seed=4, objects=2)
-    captions = [caption(scene, random.Random(number)) for number, scene in enumerate(scenes)]
+    captions = [paraphrase(scene, random.Random(number)) for number, scene in enumerate(scenes)]
     images = pipe(captions, seed=list(range(100, 100 + len(scenes)))).images
     tiles = list(zip(captions, images, strict=True))
     return contact_sheet(tiles, 4, ["held-out captions, dense, as they come"])

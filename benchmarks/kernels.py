@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks import command_line
 from stepvar.kernels import decoder, fp8, ops
-from stepvar.kernels.norm import Norm
+from stepvar.kernels.norm import HeadsNorm, Norm, Rotation
 from stepvar.models.hart.config import RELEASED as HART
 from stepvar.models.infinity.config import CONFIGS as INFINITY
 from stepvar.models.infinity_star.config import CONFIGS as STAR
@@ -155,26 +155,13 @@ def attention_cases(given: Inputs) -> Iterator[Case]:
         q_weight, k_weight = given.random(2, head_dim)
 
         def run() -> Outcome:
-            table = (cos, sin, positions, keys, values)
-            if kind == "rms":
-                q = ops.qkv_rms_rotary(
-                    parts[0],
-                    parts[1],
-                    parts[2],
-                    count,
-                    kv_count,
-                    q_weight,
-                    k_weight,
-                    1e-6,
-                    cos[None],
-                    sin[None],
-                    keys,
-                    values,
-                )
-            elif kind == "scaled":
-                q = ops.qkv_scaled_rotary(qkv, count, 0.3, *table, halves=True)
-            else:
-                q = ops.qkv_unit_rotary(qkv, count, scale, *table)
+            norm = {
+                "unit": HeadsNorm("unit", q_scale=scale),
+                "scaled": HeadsNorm("none", q_factor=0.3),
+                "rms": HeadsNorm("rms", q_weight=q_weight, k_weight=k_weight),
+            }[kind]
+            rotation = Rotation(cos[None], sin[None]) if kind == "rms" else Rotation(cos, sin, positions, halves)
+            q = ops.attention_inputs(parts, heads, norm, rotation, keys, values)
             return q, keys, values
 
         def reference() -> Outcome:
@@ -193,10 +180,10 @@ def attention_cases(given: Inputs) -> Iterator[Case]:
     for variant in ("2b", "8b"):
         config = INFINITY[variant]
         heads = (config.heads, config.heads)
-        yield case(f"qkv_unit_rotary, Infinity-{variant.upper()}", 64, heads, config.head_dim, "unit")
-    yield case("qkv_scaled_rotary, HART", 64, (HART.heads, HART.heads), HART.width // HART.heads, "scaled")
+        yield case(f"attention_inputs, Infinity-{variant.upper()}", 64, heads, config.head_dim, "unit")
+    yield case("attention_inputs, HART", 64, (HART.heads, HART.heads), HART.width // HART.heads, "scaled")
     star = STAR["480p"]
-    yield case("qkv_rms_rotary, InfinityStar", 128, (star.heads, star.kv_heads), star.head_dim, "rms")
+    yield case("attention_inputs, InfinityStar", 128, (star.heads, star.kv_heads), star.head_dim, "rms")
 
 
 def feed_forward_cases(given: Inputs) -> Iterator[Case]:
@@ -265,13 +252,10 @@ def decoder_cases(given: Inputs) -> Iterator[Case]:
             wide = ((groups - mean) / (variance + 1e-6).sqrt()).view(x.shape)
             return F.silu(wide * weight.double()[:, None, None] + bias.double()[:, None, None])
 
-        yield Case(
-            f"group_norm_silu, {channels} at {name}",
-            partial(decoder.group_norm_silu, x, 32, weight, bias, 1e-6),
-            norm,
-            3 * size(x),
-            HALF,
-        )
+        def normalised(x: Tensor = x, weight: Tensor = weight, bias: Tensor = bias) -> Tensor:
+            return decoder.apply_group_norm(x, decoder.group_moments(x, 32), weight, bias, 1e-6)
+
+        yield Case(f"group norm with SiLU, {channels} at {name}", normalised, norm, 3 * size(x), HALF)
 
         def sums(x: Tensor = x, bias: Tensor = bias, residual: Tensor = residual) -> Outcome:
             total = x.double() + bias.double()[:, None, None] + residual.double()

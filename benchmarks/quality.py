@@ -16,12 +16,13 @@ from torch import Tensor
 
 from benchmarks import command_line
 from stepvar.evaluation.machine import provenance
-from stepvar.evaluation.metrics.scenes import accuracies, judge_images, load_judge
+from stepvar.evaluation.metrics.scenes import load_judge
 from stepvar.evaluation.noise import ResampledNoise
 from stepvar.evaluation.scenes.grammar import Scene, caption, held_out_scenes
 from stepvar.evaluation.scenes.judge import Judge
 from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
+from training.verdicts import accuracies, judge_images
 
 
 def generated(

@@ -20,7 +20,7 @@ from benchmarks.quality import generated
 from stepvar.evaluation.candidates import Candidate, noise_floor
 from stepvar.evaluation.machine import provenance
 from stepvar.evaluation.metrics.fidelity import high_frequency_share, psnr
-from stepvar.evaluation.metrics.scenes import accuracies, judge_videos, load_clip_judge
+from stepvar.evaluation.metrics.scenes import judge_videos, load_clip_judge
 from stepvar.evaluation.metrics.video import flicker
 from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, held_out_clips
 from stepvar.evaluation.scenes.clips.judge import ClipJudge
@@ -31,6 +31,7 @@ from stepvar.models.infinity_star.model import InfinityStar
 from stepvar.models.infinity_star.schedules import code_passes
 from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
+from training.verdicts import accuracies
 
 METHODS = ("stepvar", "fastvar", "random", "skip-last")
 FIRST_SEED = 100

@@ -14,7 +14,7 @@ from stepvar.conformance.infinity import RecordingInfinity
 from stepvar.conformance.infinity_star import RecordingStar
 from stepvar.conformance.recording import RecordingModel, State
 from stepvar.conformance.var import RecordingVAR
-from stepvar.conformance.weights import HART_RULE, STAR_RULE, fill_by_rule
+from stepvar.conformance.weights import HART_RULE, INFINITY_RULE, STAR_RULE, WeightRule
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.report import Recorder
@@ -104,6 +104,12 @@ TINY_HART = HARTConfig(
     tokenizer=VQConfig(vocabulary=48, channels=6, base_channels=32, multipliers=(1, 2)),
 )
 """Its schedule is SQUARE."""
+
+
+def fill_by_rule(module: torch.nn.Module, seed: int, rule: WeightRule = INFINITY_RULE) -> None:
+    """Overwrites all parameters and buffers of a module, in place."""
+    weights = {name: rule(name, tuple(tensor.shape), seed) for name, tensor in module.state_dict().items()}
+    module.load_state_dict(weights)
 
 
 def make_model(config: InfinityConfig = TINY, seed: int = 0) -> Infinity:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stepvar.core.tokens import ScaleSchedule
-from stepvar.evaluation.scenes.grammar import caption, sample_training_scene
 from stepvar.evaluation.scenes.render import render
+from training.captions import paraphrase, sample_training_scene
 from training.presets import RATIOS
 
 
@@ -32,7 +32,7 @@ class SceneSource:
     def sample(self, count: int, schedule: ScaleSchedule) -> tuple[list[str], Tensor]:
         """``count`` captions and images (count, 3, H, W) in [-1, 1] of the schedule's full size."""
         scenes = [sample_training_scene(self.rng) for _ in range(count)]
-        captions = [caption(scene, self.rng) for scene in scenes]
+        captions = [paraphrase(scene, self.rng) for scene in scenes]
         seeds = [self.rng.getrandbits(31) for _ in scenes]
         last = schedule.grids[-1]
         images = render(scenes, seeds, last.h * self.stride, last.w * self.stride, device=self.device)

@@ -25,10 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.evaluation.scenes.grammar import BACKGROUNDS, RELATIONS, Scene, held_out_scenes, sample_training_scene
-from stepvar.evaluation.scenes.judge import ATTRIBUTES, RELATION_SLOTS, SLOTS, WORDS, Judge, judge_scenes
+from stepvar.evaluation.scenes.grammar import BACKGROUNDS, RELATIONS, Scene, held_out_scenes
+from stepvar.evaluation.scenes.judge import RELATION_SLOTS, SLOTS, WORDS, Judge
 from stepvar.evaluation.scenes.render import layouts, render
 from stepvar.utils.device import to_device_async
+from training.captions import sample_training_scene
+from training.verdicts import ATTRIBUTES, judge_scenes
 
 from .degrade import degrade
 

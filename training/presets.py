@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stepvar.evaluation.scenes.grammar import SYNONYMS, VOCABULARY
 from stepvar.models.infinity import InfinityConfig, TokenizerConfig
+from training.captions import SYNONYMS, VOCABULARY
 
 RATIOS: dict[float, float] = {1.0: 0.68, 1.5: 0.08, 0.666: 0.08, 1.333: 0.08, 0.75: 0.08}
 """Height over width -> share of the training batches."""
@@ -36,14 +37,16 @@ class Preset:
     refresh: int = 8
 
 
+def text_arguments(
+    vocabulary: Sequence[str], synonyms: Mapping[str, str], width: int, layers: int, hidden: int
+) -> dict[str, Any]:
+    """The arguments of a :class:`~stepvar.text.WordEncoder`."""
+    words = {"vocabulary": list(vocabulary), "synonyms": dict(synonyms)}
+    return words | {"width": width, "layers": layers, "hidden": hidden}
+
+
 def _text(width: int, layers: int, hidden: int) -> dict[str, Any]:
-    return {
-        "vocabulary": list(VOCABULARY),
-        "synonyms": dict(SYNONYMS),
-        "width": width,
-        "layers": layers,
-        "hidden": hidden,
-    }
+    return text_arguments(VOCABULARY, SYNONYMS, width, layers, hidden)
 
 
 PRESETS: dict[str, Preset] = {

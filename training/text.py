@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from stepvar.checkpoints import save_weights
-from stepvar.evaluation.scenes.grammar import Scene, caption, parse, sample_training_scene
+from stepvar.evaluation.scenes.grammar import Scene
 from stepvar.evaluation.scenes.judge import RELATION_SLOTS, SLOTS, WORDS
 from stepvar.text import WordEncoder
+from training.captions import paraphrase, parse, sample_training_scene
 from training.loop import Progress, command_line, learning_rate, write_card
 from training.presets import PRESETS, Preset
 
@@ -63,14 +66,16 @@ class Reader(nn.Module):
         return [head(pooled) for head in self.heads]
 
 
+def word_numbers(text: WordEncoder, captions: Sequence[str]) -> tuple[Tensor, list[int]]:
+    """Word numbers (B, L) of captions, padded, and the length of each."""
+    rows = [torch.tensor(text.tokens(line)) for line in captions]
+    return pad_sequence(rows, batch_first=True, padding_value=text.end), [len(row) for row in rows]
+
+
 def batch(text: WordEncoder, rng: random.Random, count: int) -> tuple[Tensor, list[int], Tensor]:
     """Word numbers (B, L), lengths, and targets (B, 4, 4)."""
-    captions = [caption(sample_training_scene(rng), rng) for _ in range(count)]
-    rows = [text.tokens(line) for line in captions]
-    lengths = [len(row) for row in rows]
-    words = torch.full((count, max(lengths)), text.end)
-    for index, row in enumerate(rows):
-        words[index, : len(row)] = torch.tensor(row)
+    captions = [paraphrase(sample_training_scene(rng), rng) for _ in range(count)]
+    words, lengths = word_numbers(text, captions)
     said = [parse(line) for line in captions]
     return words, lengths, torch.stack([targets(scene) for scene in said if scene is not None])
 

@@ -16,11 +16,11 @@ import torch
 
 from benchmarks import command_line
 from benchmarks.study.candidates import BUDGETS, Entry, entries
+from benchmarks.study.match import counted_speedup
 from stepvar.errors import OutputError, UsageError
 from stepvar.evaluation.candidates import DENSE, Candidate
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.machine import provenance
-from stepvar.evaluation.match import counted_speedup
 from stepvar.evaluation.metrics.scenes import domain_of
 from stepvar.evaluation.prompts import PromptSet, load_prompts
 from stepvar.evaluation.run import Evaluation, Measures

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.study.match import SpeedupOf, match_cost
 from stepvar.evaluation.candidates import Candidate, noise_floor
-from stepvar.evaluation.match import SpeedupOf, match_cost
 from stepvar.methods import Method, make_method
 from stepvar.methods.restoration import Blend
 from stepvar.methods.scores import NORMALISATIONS

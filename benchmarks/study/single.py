@@ -12,9 +12,9 @@ from pathlib import Path
 
 from benchmarks import command_line
 from benchmarks.study.candidates import ABLATED, Entry, entries
+from benchmarks.study.match import counted_speedup
 from benchmarks.workload import Workload
 from stepvar.evaluation.machine import provenance
-from stepvar.evaluation.match import counted_speedup
 from stepvar.evaluation.run import cost_row, interleaved
 from stepvar.evaluation.summary import cost
 from stepvar.methods import Dense

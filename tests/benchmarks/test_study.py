@@ -12,10 +12,10 @@ import pytest
 from benchmarks.study import __main__ as study_main
 from benchmarks.study import single, summary, tables
 from benchmarks.study.candidates import BUDGETS, entries
+from benchmarks.study.match import counted_speedup
 from benchmarks.tables import RESULTS
 from stepvar.errors import UsageError
 from stepvar.evaluation.folder import RunFolder
-from stepvar.evaluation.match import counted_speedup
 from stepvar.evaluation.run import Evaluation
 from stepvar.evaluation.summary import rows_by_method
 from stepvar.methods import SkipLast

@@ -11,9 +11,9 @@ import torch
 
 from stepvar.checkpoints import save_model
 from stepvar.cli import main
-from stepvar.evaluation.scenes.grammar import SYNONYMS, VOCABULARY
 from stepvar.models.infinity import Infinity, InfinityConfig, TokenizerConfig
 from stepvar.text import WordEncoder
+from training.captions import SYNONYMS, VOCABULARY
 
 DEFAULTS = {"guidance_scale": 2.0, "temperature": 0.8, "top_k": 0, "top_p": 0.97}
 

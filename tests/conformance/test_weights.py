@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepvar.conformance.weights import HART_RULE, INFINITY_RULE, STAR_RULE, fill_by_rule
+from stepvar.conformance.weights import HART_RULE, INFINITY_RULE, STAR_RULE
 
 
 def test_weights_are_those_of_the_rule() -> None:
@@ -61,12 +61,6 @@ def test_weights_depend_on_name_and_seed_only() -> None:
     assert not torch.equal(weight, INFINITY_RULE("head.bias", (8,), 2))
     assert not torch.equal(weight, INFINITY_RULE("heads.bias", (8,), 1))
     assert (INFINITY_RULE("sa.zero_k_bias", (8,), 1) == 0).all()
-
-
-def test_module_is_filled_by_its_names() -> None:
-    module = torch.nn.ModuleDict({"head": torch.nn.Linear(3, 4)})
-    fill_by_rule(module, 5)
-    assert torch.equal(module.get_parameter("head.weight"), INFINITY_RULE("head.weight", (4, 3), 5))
 
 
 def test_weights_of_hart_have_a_rule_of_their_own() -> None:

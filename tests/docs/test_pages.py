@@ -16,8 +16,9 @@ import typer
 from PIL import Image
 
 from stepvar.cli.app import app
-from stepvar.evaluation.scenes.grammar import parse
-from stepvar.evaluation.scenes.judge import Judge, judge_scene
+from stepvar.evaluation.scenes.judge import Judge
+from training.captions import parse
+from training.verdicts import judge_scene
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/models/*.md")])

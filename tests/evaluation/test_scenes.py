@@ -10,7 +10,8 @@ import torch
 from stepvar.evaluation.metrics.scenes import CATEGORIES, Questions, Scenes, decode_features, domain_of
 from stepvar.evaluation.prompts import Prompt
 from stepvar.evaluation.scenes.grammar import Scene, held_out_scenes
-from stepvar.evaluation.scenes.judge import SLOTS, WORDS, judge_scenes
+from stepvar.evaluation.scenes.judge import SLOTS, WORDS
+from training.verdicts import judge_scenes
 
 CPU = torch.device("cpu")
 

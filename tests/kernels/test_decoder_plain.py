@@ -1,6 +1,5 @@
 """The plain paths of the decoder's operations and of fp8."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -10,14 +9,6 @@ from stepvar.kernels.norm import Norm
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_group_norm_is_that_of_pytorch_to_the_bit(dtype: torch.dtype) -> None:
-    x, (weight, bias) = random(2, 32, 5, 7, dtype=dtype), random(2, 32, seed=1, dtype=dtype)
-    normed = F.group_norm(x, 8, weight, bias, 1e-6)
-    assert torch.equal(decoder.group_norm_silu(x, 8, weight, bias, 1e-6), F.silu(normed))
-    assert torch.equal(decoder.group_norm_silu(x, 8, weight, bias, 1e-6, silu=False), normed)
 
 
 def test_a_fused_residual_block_is_the_block() -> None:

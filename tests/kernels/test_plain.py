@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.kernels import ops
-from stepvar.kernels.norm import Norm
+from stepvar.kernels.norm import HeadsNorm, Norm, Rotation
 
 DTYPES = [torch.float32, torch.bfloat16]
 ROWS, TOKENS, WIDTH = 3, 5, 48
@@ -86,6 +86,10 @@ def caches(count: int = HEADS, dtype: torch.dtype = torch.float32) -> tuple[Tens
     return buffers[0, :, :, 2:-1], buffers[1, :, :, 2:-1]
 
 
+def attention_inputs(qkv: Tensor, norm: HeadsNorm, rotation: Rotation, keys: Tensor, values: Tensor) -> Tensor:
+    return ops.attention_inputs(qkv.chunk(3, dim=-1), (HEADS, HEADS), norm, rotation, keys, values)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rotary", ["none", "table", "rows"])
 def test_unit_length_and_rotary(dtype: torch.dtype, rotary: str) -> None:
@@ -105,7 +109,7 @@ def test_unit_length_and_rotary(dtype: torch.dtype, rotary: str) -> None:
         "rows": (cos[positions], sin[positions], None),
     }[rotary]
     keys, values = caches(dtype=dtype)
-    queries = ops.qkv_unit_rotary(qkv, HEADS, scale, *given, keys, values)
+    queries = attention_inputs(qkv, HeadsNorm("unit", q_scale=scale), Rotation(*given), keys, values)
     assert torch.equal(queries, unit_q.to(dtype)) and queries.dtype == dtype
     assert torch.equal(keys, unit_k.to(dtype)) and torch.equal(values, v)
 
@@ -119,12 +123,13 @@ def test_rotary_of_halves(dtype: torch.dtype, unit: bool) -> None:
     cos, sin = random(ROWS, TOKENS, HEAD_DIM, seed=2), random(ROWS, TOKENS, HEAD_DIM, seed=3)
     q, k, v = (heads(part) for part in qkv.chunk(3, dim=-1))
     keys, values = caches(dtype=dtype)
+    rotation = Rotation(cos, sin, halves=True)
     if unit:
         q, k = (F.normalize(q.float(), dim=-1) * scale).to(dtype), F.normalize(k.float(), dim=-1).to(dtype)
-        queries = ops.qkv_unit_rotary(qkv, HEADS, scale, cos, sin, None, keys, values, halves=True)
+        queries = attention_inputs(qkv, HeadsNorm("unit", q_scale=scale), rotation, keys, values)
     else:
         q = q * factor
-        queries = ops.qkv_scaled_rotary(qkv, HEADS, factor, cos, sin, None, keys, values, halves=True)
+        queries = attention_inputs(qkv, HeadsNorm("none", q_factor=factor), rotation, keys, values)
     q, k = (halves(part.float(), cos.unsqueeze(1), sin.unsqueeze(1)).to(dtype) for part in (q, k))
     assert torch.equal(queries, q) and torch.equal(keys, k) and torch.equal(values, v)
 
@@ -142,7 +147,8 @@ def test_rms_norm_per_head_and_rotary(dtype: torch.dtype) -> None:
         return neighbours(normed, cos.unsqueeze(1), sin.unsqueeze(1)).to(dtype)
 
     keys, values = caches(2, dtype)
-    queries = ops.qkv_rms_rotary(q, k, v, 6, 2, q_weight, k_weight, 1e-6, cos, sin, keys, values)
+    norm = HeadsNorm("rms", 1e-6, q_weight, k_weight)
+    queries = ops.attention_inputs((q, k, v), (6, 2), norm, Rotation(cos, sin), keys, values)
     assert torch.equal(queries, expected(q, 6, q_weight)) and queries.dtype == dtype
     assert torch.equal(keys, expected(k, 2, k_weight)) and torch.equal(values, heads(v, 2))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stepvar.kernels import decoder, fp8, ops
-from stepvar.kernels.norm import Norm
+from stepvar.kernels.norm import HeadsNorm, Norm, Rotation
 
 pytest.importorskip("triton")
 
@@ -142,10 +142,9 @@ def test_attention_inputs(heads: int, head_dim: int, dtype: torch.dtype, halves:
     def run(unit: bool, rotary: tuple[Tensor | None, Tensor | None, Tensor | None]) -> tuple[Tensor, ...]:
         buffers = torch.full((2, rows, heads, tokens + 3, head_dim), math.nan, dtype=dtype)
         keys, values = (buffer[:, :, 2:-1] for buffer in buffers)
-        if unit:
-            q = ops.qkv_unit_rotary(qkv, heads, scale, *rotary, keys, values, halves=halves)
-        else:
-            q = ops.qkv_scaled_rotary(qkv, heads, 0.3, *rotary, keys, values, halves=halves)
+        norm = HeadsNorm("unit", q_scale=scale) if unit else HeadsNorm("none", q_factor=0.3)
+        parts, rotation = qkv.chunk(3, dim=-1), Rotation(*rotary, halves)
+        q = ops.attention_inputs(parts, (heads, heads), norm, rotation, keys, values)
         assert buffers[:, :, :, [0, 1, -1]].isnan().all()  # nothing is written beside the views
         return q, keys, values
 
@@ -164,7 +163,8 @@ def test_attention_inputs(heads: int, head_dim: int, dtype: torch.dtype, halves:
 def test_a_zero_query_stays_zero() -> None:
     qkv = torch.zeros(1, 1, 3 * 32)
     keys, values = torch.ones(2, 1, 1, 1, 32)
-    assert not ops.qkv_unit_rotary(qkv, 1, torch.ones(1), None, None, None, keys, values).any()
+    norm = HeadsNorm("unit", q_scale=torch.ones(1))
+    assert not ops.attention_inputs(qkv.chunk(3, dim=-1), (1, 1), norm, Rotation(), keys, values).any()
     assert not keys.any()
 
 
@@ -179,7 +179,8 @@ def test_grouped_heads(heads: int, kv_heads: int, head_dim: int, dtype: torch.dt
 
     def run(cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         keys, values = torch.zeros(2, rows, kv_heads, tokens, head_dim, dtype=dtype)
-        queries = ops.qkv_rms_rotary(q, k, v, heads, kv_heads, q_weight, k_weight, 1e-6, cos, sin, keys, values)
+        norm = HeadsNorm("rms", 1e-6, q_weight, k_weight)
+        queries = ops.attention_inputs((q, k, v), (heads, kv_heads), norm, Rotation(cos, sin), keys, values)
         return queries, keys, values
 
     for shared in (1, rows):
@@ -269,7 +270,7 @@ def test_group_norm_of_a_map_far_from_zero() -> None:
     torch.testing.assert_close(moments[1].double(), variance, rtol=1e-5, atol=0)
     normed = ((wide - mean[..., None]) / (variance[..., None] + 1e-6).sqrt()).view(x.shape)
     expected = torch.nn.functional.silu(normed * weight.double()[:, None, None] + bias.double()[:, None, None])
-    got = decoder.group_norm_silu(x, 8, weight, bias, 1e-6)
+    got = decoder.apply_group_norm(x, moments, weight, bias, 1e-6)
     # The numbers themselves have 6e-5 left of their digits.
     torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3)
 
@@ -279,8 +280,13 @@ def test_maps_in_rows_take_the_plain_path() -> None:
     x = random(1, 8, 4, 4)
     assert not decoder.use_fused_maps(x) and decoder.use_fused_maps(channels_last(1, 8, 4, 4))
     weight, bias = random(2, 8)
-    expected = torch.nn.functional.group_norm(x, 2, weight, bias, 1e-6)
-    assert torch.equal(decoder.group_norm_silu(x, 2, weight, bias, 1e-6, silu=False), expected)
+
+    def norm() -> Tensor:
+        return decoder.apply_group_norm(x, decoder.group_moments(x, 2), weight, bias, 1e-6, silu=False)
+
+    with ops.kernels("plain"):
+        plain = norm()
+    assert torch.equal(norm(), plain)
 
 
 def check_quantised(got: fp8.Quantised, expected: fp8.Quantised) -> None:

@@ -11,9 +11,9 @@ import torch
 
 from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import CheckpointError, ExperimentalWarning, UsageError
+from stepvar.kernels.norm import rotate
 from stepvar.models.infinity import CONFIGS, RATIOS, RESOLUTIONS, Infinity, InfinityConfig, schedule_for
 from stepvar.models.infinity.rope import frame_coordinates, rotary_table, rotary_tables
-from stepvar.models.layers import rotate
 from tests.helpers import TINY, WIDE, generate_infinity, make_model, make_settings
 
 # Schedules

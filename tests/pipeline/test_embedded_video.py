@@ -5,9 +5,9 @@ import torch
 
 from stepvar import Pipeline
 from stepvar.evaluation.metrics.scenes import judge_videos, load_clip_judge
-from stepvar.evaluation.scenes.clips.grammar import parse_clip
 from stepvar.evaluation.scenes.clips.judge import ClipJudge
 from stepvar.evaluation.scenes.clips.render import render_clips
+from training.video.captions import parse_clip
 
 CAPTIONS = [
     f"a large red ball moving {side} quickly on {place}" for side in ("left", "right") for place in ("grass", "snow")

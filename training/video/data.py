@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, sample_training_clip
+from stepvar.evaluation.scenes.clips.grammar import Clip
 from stepvar.evaluation.scenes.clips.render import render_clips
+from training.video.captions import paraphrase_clip, sample_training_clip
 
 
 @dataclass
@@ -35,4 +36,4 @@ class ClipSource:
 
     def captions(self, clips: list[Clip]) -> list[str]:
         """A paraphrase for each clip."""
-        return [clip_caption(clip, self.rng) for clip in clips]
+        return [paraphrase_clip(clip, self.rng) for clip in clips]

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stepvar.core.tokens import ScaleSchedule
-from stepvar.evaluation.scenes.clips.grammar import CLIP_SYNONYMS, CLIP_VOCABULARY
 from stepvar.models.infinity_star.codes import CodePass
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.schedules import code_passes, schedule_for
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
+from training.presets import text_arguments
+from training.video.captions import CLIP_SYNONYMS, CLIP_VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,7 @@ class VideoPreset:
 
 
 def _text(width: int, layers: int, hidden: int) -> dict[str, Any]:
-    return {
-        "vocabulary": list(CLIP_VOCABULARY),
-        "synonyms": dict(CLIP_SYNONYMS),
-        "width": width,
-        "layers": layers,
-        "hidden": hidden,
-    }
+    return text_arguments(CLIP_VOCABULARY, CLIP_SYNONYMS, width, layers, hidden)
 
 
 def _square(*sides: int) -> tuple[tuple[tuple[int, int], ...], ...]:

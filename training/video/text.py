@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.checkpoints import save_weights
-from stepvar.evaluation.scenes.clips.grammar import clip_caption, parse_clip, sample_training_clip
 from stepvar.evaluation.scenes.clips.judge import HEADS
 from stepvar.text import WordEncoder
 from training.loop import command_line, write_card
+from training.text import word_numbers
+from training.video.captions import paraphrase_clip, parse_clip, sample_training_clip
 from training.video.judge import UNSPOKEN, labels_of
 from training.video.presets import VideoPreset
 from training.video.stage import Options, Stage
@@ -49,12 +50,8 @@ class Reader(nn.Module):
 
 def batch(text: WordEncoder, rng: random.Random, count: int) -> tuple[Tensor, list[int], Tensor]:
     """Word numbers (B, L), lengths, and what the captions say (B, attributes)."""
-    captions = [clip_caption(sample_training_clip(rng), rng) for _ in range(count)]
-    rows = [text.tokens(line) for line in captions]
-    lengths = [len(row) for row in rows]
-    words = torch.full((count, max(lengths)), text.end)
-    for index, row in enumerate(rows):
-        words[index, : len(row)] = torch.tensor(row)
+    captions = [paraphrase_clip(sample_training_clip(rng), rng) for _ in range(count)]
+    words, lengths = word_numbers(text, captions)
     said = [parse_clip(line) for line in captions]
     return words, lengths, labels_of([clip for clip in said if clip is not None])
 

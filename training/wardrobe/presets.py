@@ -7,6 +7,7 @@ from typing import Any
 
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity import InfinityConfig, TokenizerConfig, schedule_for
+from training.presets import text_arguments
 from training.wardrobe.captions import SYNONYMS, vocabulary
 
 
@@ -51,13 +52,7 @@ class WardrobePreset:
 
 
 def _text(width: int, layers: int, hidden: int) -> dict[str, Any]:
-    return {
-        "vocabulary": vocabulary(),
-        "synonyms": dict(SYNONYMS),
-        "width": width,
-        "layers": layers,
-        "hidden": hidden,
-    }
+    return text_arguments(vocabulary(), SYNONYMS, width, layers, hidden)
 
 
 PRESETS: dict[str, WardrobePreset] = {

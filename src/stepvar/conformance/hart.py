@@ -1,8 +1,7 @@
-"""Goldens of the HART family: whole generations, and its modules one by one."""
+"""Goldens of the HART family."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -19,12 +18,8 @@ from stepvar.generation import generate
 from stepvar.methods import Method
 from stepvar.models.hart import HART, HARTConfig
 from stepvar.models.hart.checkpoint import TOP_K
-from stepvar.models.hart.diffusion import NoiseSchedule
 from stepvar.models.hart.model import HARTState
-from stepvar.models.hart.rope import map_rotary, rotate_halves, text_rotary
-from stepvar.models.precision import Precision, apply_precision
-from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
-from stepvar.models.var.tokenizer import as_tokens, shrink
+from stepvar.models.var.tokenizer import as_tokens
 from stepvar.text import ContextFeatures
 
 
@@ -130,91 +125,6 @@ def read_settings(golden: Golden, model: HART) -> Settings:
     )
 
 
-def run_modules(golden: Golden) -> Record:
-    """Runs each module on what the golden gives it; in low precision all but the tokenizer, in float32."""
-    model = build_model(golden)
-    apply_precision(model.tokenizer, Precision.of(golden.dtype), TOKENIZER_POLICY)
-    return _rotaries(model, golden) | _network(model, golden) | _schedules(golden) | _tokenizer(model, golden)
-
-
-def _tokenizer(model: HART, golden: Golden) -> Record:
-    tokenizer, schedule = model.tokenizer, model.schedule()
-    latent = golden.tensor("dec_in")
-    record = {"dec_out": tokenizer.decode(latent)}
-    if not golden.exact:
-        return record
-    encoded = tokenizer.encode_latent(golden.tensor("img"))
-    plain, _ = tokenizer.quantise_plain(encoded, schedule)
-    hybrid, rest = tokenizer.quantise_hybrid(encoded, schedule)
-    record["enc_f"] = encoded
-    record |= {f"enc_idx_var{scale:02}": index for scale, index in enumerate(plain)}
-    record |= {f"enc_idx_or_rest{scale:02}": index for scale, index in enumerate(hybrid)}
-    record[f"enc_idx_or_rest{len(hybrid):02}"] = as_tokens(rest)
-    total = torch.zeros_like(latent)
-    for scale, (_, following) in enumerate(zip(schedule, schedule.grids[1:], strict=False)):
-        total = total + tokenizer.contribution(golden.tensor(f"acc_h{scale}"), scale, schedule)
-        record |= {f"acc_fhat{scale}": total, f"acc_next{scale}": shrink(total, following)}
-    return record
-
-
-def _rotaries(model: HART, golden: Golden) -> Record:
-    """The map's, at the coordinates given (those of the third scale after a text), and the text's from place 0."""
-    places, on_map, in_text = (golden.tensor(name) for name in ("rope2d_pos", "rope2d_in", "rope1d_in"))
-    schedule, head_dim = model.schedule(), on_map.shape[-1]
-    start = places[:, 0, 0]  # of the first cell, whose own coordinates are 0
-    positions = torch.arange(schedule[2].size, device=places.device)[None]
-    turned = map_rotary(positions, schedule[2], schedule[-1], start, head_dim)
-    words = torch.arange(in_text.shape[1], device=in_text.device)[None]
-    return {
-        "rope2d_cos": turned[0][:, 0],
-        "rope2d_sin": turned[1][:, 0],
-        "rope2d_out": rotate_halves(on_map.transpose(1, 2), turned).transpose(1, 2),
-        "rope1d_out": rotate_halves(in_text.transpose(1, 2), text_rotary(words, head_dim)).transpose(1, 2),
-    }
-
-
-def _network(model: HART, golden: Golden) -> Record:
-    """The diffusion network row by row, and guided, where both halves see the inputs of the first.
-
-    The golden does not state how strong its guidance is: the number is read off it, and all else has to agree.
-    """
-    x, condition, times = (golden.tensor(name) for name in ("net_x", "net_c", "net_t"))
-    net, half = model.transformer.diffloss.net, len(x) // 2
-    embedded, embeddings = net.embed(condition).unsqueeze(1), net.time_embed(times)
-
-    def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        rows = [net(x[i, None, None], embedded[i : i + 1], embeddings[i]) for i in range(len(x))]
-        noise, variance = (torch.cat(part).squeeze(1) for part in zip(*rows, strict=True))
-        return noise, variance
-
-    noise, variance = run(torch.cat([x[:half], x[:half]]))
-    conditional, unconditional = noise.chunk(2)
-    stored = golden.tensor("net_cfg_out")[:half, : x.shape[1]]
-    t = ((stored - conditional) / (conditional - unconditional)).median()
-    mixed = (1 + t) * conditional - t * unconditional
-    guided = torch.cat([torch.cat([mixed, mixed]), variance], dim=-1)
-    return {"net_out": torch.cat(run(x), dim=-1), "net_cfg_out": guided}
-
-
-def _schedules(golden: Golden) -> Record:
-    """The tables of every number of steps that the golden has."""
-    record: Record = {}
-    for name in golden.tensors:
-        if found := re.fullmatch(r"sched(\d+)_timesteps", name):
-            schedule = NoiseSchedule.of(int(found[1]))
-            tables = {
-                "betas": schedule.betas,
-                "sqrt_recip_alphas_cumprod": schedule.clean,
-                "sqrt_recipm1_alphas_cumprod": schedule.noisy,
-                "posterior_mean_coef1": schedule.mean_clean,
-                "posterior_mean_coef2": schedule.mean_noisy,
-                "posterior_log_variance_clipped": schedule.log_variance,
-            }
-            record[name] = torch.tensor(schedule.timesteps)
-            record |= {f"sched{found[1]}_{table}": torch.from_numpy(values) for table, values in tables.items()}
-    return record
-
-
 KINDS = (
     Kind(
         "hart",
@@ -224,13 +134,5 @@ KINDS = (
         stores=frozenset({"context"}),
         early=r"s00\.(tokens_in|hidden|logits)|image|img_f32_crop",
         reduced="the first scale, and the decoder on the golden's latent",
-    ),
-    Kind(
-        "hart modules",
-        run_modules,
-        inputs=r"img|dec_in|acc_h\d+|rope[12]d_in|rope2d_pos|net_[xct]",
-        settings=frozenset({"vae", "transformer"}),
-        stores=frozenset({"net_x"}),
-        reduced="rotary positions, the diffusion head, the decoder",
     ),
 )

@@ -1,8 +1,7 @@
-"""Goldens of the Infinity family: generations, dense or with FastVAR, the tokenizer's encoder, and single functions."""
+"""Goldens of the Infinity family: generations, dense or with FastVAR, and the tokenizer."""
 
 from __future__ import annotations
 
-import re
 from itertools import accumulate
 from typing import Any
 
@@ -16,18 +15,13 @@ from stepvar.conformance.recording import RecordingModel, image_record
 from stepvar.core.noise import StreamNoise
 from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.report import Recorder
-from stepvar.core.sampling import sample, truncate
-from stepvar.core.tokens import Grid, ScaleSchedule, scatter_tokens
+from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import CheckpointError
 from stepvar.generation import generate
 from stepvar.methods import FastVAR, Method
-from stepvar.methods.cached_features import resample
-from stepvar.methods.scores import distance_to_mean, top_tokens
-from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig, schedule_for
+from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
 from stepvar.models.infinity.model import InfinityState
-from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.tokenizer import POLICY, BitTokenizer, resize
-from stepvar.models.layers import rotate
 from stepvar.models.precision import Precision, apply_precision
 from stepvar.text import TextFeatures
 
@@ -202,60 +196,6 @@ def _coarse_inputs(tokenizer: BitTokenizer, bits: list[Tensor], schedule: ScaleS
     return {f"var_input_{index}": latent.unsqueeze(2) for index, latent in enumerate(coarse)}
 
 
-# Single functions, in float32. The names of the tensors carry the settings, such as ``bit_sample_k900_p97_seed7``.
-
-
-def run_functions(golden: Golden) -> Record:
-    """Calls each function with the golden's inputs."""
-    ratios = [found[1] for name in golden.tensors if (found := re.match(r"rope_(\d+p?\d*)_hd", name))]
-    schedule = schedule_for("1M", float(ratios[0].replace("p", ".")) if ratios else 1.0)
-
-    def tables(head_dim: int) -> list[Tensor]:
-        """Cosines and sines (2, N, head_dim / 2) of every scale."""
-        frame = schedule.frame or schedule.grids[-1]
-        return [torch.stack(rotary_table(grid, frame, head_dim)) for grid in schedule]
-
-    record: Record = {}
-    for name in golden.tensors:
-        if found := re.fullmatch(r"rope_\d+p?\d*_hd(\d+)_first(\d+)", name):
-            record[name] = torch.cat(tables(int(found[1])), dim=1)[:, : int(found[2])]
-        elif found := re.fullmatch(r"rope_out_([qk])_scale(\d+)", name):
-            values = golden.tensor(f"rope_in_{found[1]}")
-            cos, sin = tables(values.shape[-1])[int(found[2])].to(values.device)
-            record[name] = rotate(values, (cos, sin))
-        elif found := re.fullmatch(r"bit_(sample|filtered)_k(\d+)_p(\d+)(?:_seed(\d+))?", name):
-            logits, limits = golden.tensor("bit_logits"), (int(found[2]), float(f"0.{found[3]}"))
-            noise = StreamNoise(torch.Generator().manual_seed(int(found[4] or 0)))
-            sampled = found[1] == "sample"
-            record[name] = sample(logits, noise, 0, *limits) if sampled else truncate(logits, *limits).isinf()
-        elif found := re.fullmatch(r"lat_(?:up|(\d+x\d+)_down)_(\d+)x(\d+)", name):
-            latent = golden.tensor(f"lat_up_{found[1]}" if found[1] else "lat_in")
-            record[name] = resize(latent.squeeze(2), (int(found[2]), int(found[3]))).unsqueeze(2)
-        elif name == "pixel_unshuffle_out":
-            record[name] = F.pixel_unshuffle(golden.tensor("pixel_unshuffle_in"), 2)
-    return record
-
-
-def run_fastvar(golden: Golden) -> Record:
-    """FastVAR: selection, twice the kept tokens over the cache, and resizing by area."""
-    x = golden.tensor("x")
-    side = round(x.shape[1] ** 0.5)  # the golden states no grid: its maps are square
-    kept = top_tokens(distance_to_mean(x), golden.tensor("kept_sorted").shape[1])
-    record: Record = {"kept_sorted": kept}
-    for name in golden.tensors:
-        if found := re.fullmatch(r"cache_(\d+)x(\d+)", name):
-            cached = Grid(1, int(found[1]), int(found[2]))
-            fresh = 2 * x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-            past = resample(golden.tensor(name), cached, Grid(1, side, side), "area")
-            record["restored"] = scatter_tokens(past, kept, fresh)
-        elif found := re.fullmatch(r"area_\d+_to_(\d+)", name):
-            area = golden.tensor("area_in")
-            source, target = (Grid(1, size, size) for size in (area.shape[-1], int(found[1])))
-            resized = resample(area.flatten(2).transpose(1, 2), source, target, "area")
-            record[name] = resized.transpose(1, 2).unflatten(2, target.shape[1:])
-    return record
-
-
 KINDS = (
     Kind(
         "infinity",
@@ -271,19 +211,5 @@ KINDS = (
         inputs=r"img",
         settings=frozenset({"vae_d", "schedule", "apply_spatial_patchify"}),
         reduced="the encoder, the quantiser on the golden's latents, and the decoder on its codes",
-    ),
-    Kind(
-        "infinity units",
-        run_functions,
-        inputs=r"rope_in_\w+|bit_logits|lat_in|pixel_unshuffle_in",
-        stores=frozenset({"bit_logits", "lat_in"}),
-        reduced="all, in float32",
-    ),
-    Kind(
-        "fastvar units",
-        run_fastvar,
-        inputs=r"x|cache_\d+x\d+|area_in",
-        stores=frozenset({"kept_sorted", "restored"}),
-        reduced="all, in float32",
     ),
 )

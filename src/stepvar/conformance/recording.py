@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -12,22 +12,10 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerHook, SublayerRef
 from stepvar.core.tokens import TokenMap
+from stepvar.models.blocks import GenerationState
 from stepvar.models.model import Condition_contra, NextScaleModel, Staged
 
-
-class LatentState(Protocol):
-    """A state with an accumulated latent."""
-
-    latent: Tensor
-
-
-State = TypeVar("State", bound=LatentState)
-
-
-class RecordableModel(NextScaleModel[Condition_contra, State], Protocol[Condition_contra, State]):
-    """A model that says what its next tokens are made of."""
-
-    def next_tokens(self, latent: Tensor, step: Step) -> Tensor: ...
+State = TypeVar("State", bound=GenerationState)
 
 
 class RecordingModel(Generic[Condition_contra, State]):
@@ -41,7 +29,7 @@ class RecordingModel(Generic[Condition_contra, State]):
 
     naming: ClassVar[str] = "{name}_{index}"
 
-    def __init__(self, model: RecordableModel[Condition_contra, State], record: Record) -> None:
+    def __init__(self, model: NextScaleModel[Condition_contra, State], record: Record) -> None:
         self.model, self.record = model, record
 
     def note(self, step: Step, name: str, values: Tensor) -> None:
@@ -60,10 +48,13 @@ class RecordingModel(Generic[Condition_contra, State]):
     def start(self, condition: Condition_contra | Staged, plan: Plan) -> State:
         return self.begin(condition if isinstance(condition, Staged) else self.stage(condition, plan), plan)
 
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
+        return self.model.next_tokens(latent, step)
+
     def embed(self, state: State, step: Step) -> TokenMap:
         if step.index:
             # A copy: at full size these are the accumulated latent itself, to which the loop adds in place.
-            self.note(step, "tokens_in", self.model.next_tokens(state.latent, step).clone())
+            self.note(step, "tokens_in", self.next_tokens(state.latent, step).clone())
         return self.model.embed(state, step)
 
     def blocks(self, state: State, step: Step, hook: SublayerHook) -> RunBlocks:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 EXCLUDED = (
     "zero_k_bias",
@@ -107,9 +107,3 @@ HART_RULE = WeightRule(
     },
 )
 """Of the goldens of HART."""
-
-
-def fill_by_rule(module: nn.Module, seed: int, rule: WeightRule = INFINITY_RULE) -> None:
-    """Overwrites all parameters and buffers of a module, in place."""
-    weights = {name: rule(name, tuple(tensor.shape), seed) for name, tensor in module.state_dict().items()}
-    module.load_state_dict(weights)

@@ -86,14 +86,6 @@ def apply_group_norm(
     return F.silu(normed) if silu else normed
 
 
-def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True) -> Tensor:
-    """Group normalisation of (B, C, H, W) with its own statistics, in float32, and SiLU behind it."""
-    if use_fused_maps(x):
-        return apply_group_norm(x, group_moments(x, groups), weight, bias, eps, silu=silu)
-    normed = F.group_norm(x, groups, weight, bias, eps)
-    return F.silu(normed) if silu else normed
-
-
 def upsample_nearest2x(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 2H, 2W), every cell four times."""
     if use_fused_maps(x):

@@ -10,7 +10,7 @@ Shapes: R rows, N tokens, C channels, H heads, D channels of a head.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.kernels.norm import Norm, rms_norm
+from stepvar.kernels.norm import HeadsNorm, Norm, Rotation, rms_norm
 
 Kernels = Literal["auto", "plain"]
 
@@ -138,121 +138,47 @@ def add_norm(
     return x, norm(x).to(out_dtype)
 
 
-def qkv_unit_rotary(
-    qkv: Tensor,
-    heads: int,
-    q_scale: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    positions: Tensor | None,
+def attention_inputs(
+    qkv: Sequence[Tensor],
+    heads: tuple[int, int],
+    norm: HeadsNorm,
+    rotation: Rotation,
     key_out: Tensor,
     value_out: Tensor,
-    *,
-    halves: bool = False,
 ) -> Tensor:
-    """Queries and keys to unit length, the queries scaled per head, both rotated; keys and values stored.
+    """Queries and keys normalised per head and rotated; keys and values stored.
 
     Args:
-        qkv: (R, N, 3C), the outcome of a joint projection.
-        q_scale: H numbers.
-        cos, sin: (cells, D/2) in float32, of which ``positions`` (R, N) picks rows; or with ``positions=None`` the rows
-            themselves, (R or 1, N, D/2). None: no rotation. With ``halves`` they have D columns.
-        key_out, value_out: (R, H, N, D), views of a cache to write into.
-        halves: whether a channel's partner is ``D / 2`` away (HART) and not its neighbour.
+        qkv: queries (R, N, H D), keys and values (R, N, KV D); they may be parts of one projection.
+        heads: H and KV.
+        key_out, value_out: (R, KV, N, D), views of a cache to write into.
 
     Returns:
-        Queries (R, H, N, D) in the type of ``qkv``.
+        Queries (R, H, N, D) in the type they came in.
     """
-    q, k, v = qkv.chunk(3, dim=-1)
-    if _supports_heads(q, heads, key_out, value_out) and use_triton(
-        qkv, q_scale, cos, sin, positions, key_out, value_out
-    ):
-        from stepvar.kernels import triton_ops
+    q, k, v = qkv
+    tensors = (q, k, v, *norm[2:5], *rotation[:3], key_out, value_out)
+    if _supports_heads(q, heads[0], key_out, value_out) and use_triton(*tensors):
+        from stepvar.kernels import triton_attention
 
-        rotary = triton_ops.Rotation(cos, sin, positions, halves)
-        norm = triton_ops.HeadsNorm("unit", q_scale=q_scale)
-        return triton_ops.attention_inputs((q, k, v), (heads, heads), norm, rotary, key_out, value_out)
-    scale = q_scale.view(heads, 1, 1)
-    q, k, v = (_split_heads(part, heads) for part in (q, k, v))
-    q = F.normalize(q.float(), dim=-1) * scale
-    k = F.normalize(k.float(), dim=-1)
-    if halves:
-        q, k = q.to(v.dtype).float(), k.to(v.dtype).float()  # rounded in between, as HART does
-    q, k = (_rotated(part, cos, sin, positions, halves).to(v.dtype) for part in (q, k))
-    key_out.copy_(k)
+        return triton_attention.attention_inputs((q, k, v), heads, norm, rotation, key_out, value_out)
+    counts = (heads[0], heads[1], heads[1])
+    q, k, v = (part.unflatten(-1, (count, -1)).transpose(1, 2) for part, count in zip(qkv, counts, strict=True))
+    dtype = v.dtype
+    if norm.kind == "unit":
+        assert norm.q_scale is not None
+        q = F.normalize(q.float(), dim=-1) * norm.q_scale.view(-1, 1, 1)
+        k = F.normalize(k.float(), dim=-1)
+        if rotation.halves:
+            q, k = q.to(dtype), k.to(dtype)  # rounded in between, as HART does
+    elif norm.kind == "rms":
+        assert norm.q_weight is not None and norm.k_weight is not None
+        q, k = rms_norm(q, norm.q_weight, norm.eps), rms_norm(k, norm.k_weight, norm.eps)
+    else:
+        q = q * norm.q_factor
+    key_out.copy_(rotation(k.float()).to(dtype))
     value_out.copy_(v)
-    return q
-
-
-def qkv_scaled_rotary(
-    qkv: Tensor,
-    heads: int,
-    q_factor: float,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    positions: Tensor | None,
-    key_out: Tensor,
-    value_out: Tensor,
-    *,
-    halves: bool = False,
-) -> Tensor:
-    """:func:`qkv_unit_rotary` without unit length: queries are multiplied by one number, keys stay as they are."""
-    q, k, v = qkv.chunk(3, dim=-1)
-    if _supports_heads(q, heads, key_out, value_out) and use_triton(qkv, cos, sin, positions, key_out, value_out):
-        from stepvar.kernels import triton_ops
-
-        rotary = triton_ops.Rotation(cos, sin, positions, halves)
-        norm = triton_ops.HeadsNorm("none", q_factor=q_factor)
-        return triton_ops.attention_inputs((q, k, v), (heads, heads), norm, rotary, key_out, value_out)
-    q, k, v = (_split_heads(part, heads) for part in (q, k, v))
-    q = q * q_factor
-    if cos is not None:
-        q, k = (_rotated(part.float(), cos, sin, positions, halves).to(v.dtype) for part in (q, k))
-    key_out.copy_(k)
-    value_out.copy_(v)
-    return q
-
-
-def qkv_rms_rotary(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    kv_heads: int,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    eps: float,
-    cos: Tensor,
-    sin: Tensor,
-    key_out: Tensor,
-    value_out: Tensor,
-    *,
-    positions: Tensor | None = None,
-) -> Tensor:
-    """Queries and keys normalised per head by the root of the mean square, and rotated; keys and values stored.
-
-    Args:
-        q: (R, N, heads * D).
-        k, v: (R, N, kv_heads * D).
-        q_weight, k_weight: (D,).
-        cos, sin, positions: as in :func:`qkv_unit_rotary`.
-        key_out, value_out: (R, kv_heads, N, D), views of a cache to write into.
-
-    Returns:
-        Queries (R, heads, N, D) in the type of ``q``.
-    """
-    tensors = (q, k, v, q_weight, k_weight, cos, sin, positions, key_out, value_out)
-    if _supports_heads(q, heads, key_out, value_out) and use_triton(*tensors):
-        from stepvar.kernels import triton_ops
-
-        rotary = triton_ops.Rotation(cos, sin, positions, False)
-        norm = triton_ops.HeadsNorm("rms", eps, q_weight, k_weight)
-        return triton_ops.attention_inputs((q, k, v), (heads, kv_heads), norm, rotary, key_out, value_out)
-    queries = _rotated(rms_norm(_split_heads(q, heads), q_weight, eps), cos, sin, positions, False)
-    keys = _rotated(rms_norm(_split_heads(k, kv_heads), k_weight, eps), cos, sin, positions, False)
-    key_out.copy_(keys.to(k.dtype))
-    value_out.copy_(_split_heads(v, kv_heads))
-    return queries.to(q.dtype)
+    return rotation(q.float()).to(dtype)
 
 
 def _supports_heads(q: Tensor, heads: int, key_out: Tensor, value_out: Tensor) -> bool:
@@ -261,22 +187,6 @@ def _supports_heads(q: Tensor, heads: int, key_out: Tensor, value_out: Tensor) -
     padded = 2 ** ((heads - 1).bit_length() + (head_dim - 1).bit_length())
     regular = key_out.stride(3) == value_out.stride(3) == 1
     return regular and head_dim % 2 == 0 and head_dim >= 16 and padded <= MOST_CHANNELS
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _rotated(x: Tensor, cos: Tensor | None, sin: Tensor | None, positions: Tensor | None, halves: bool) -> Tensor:
-    """Rotates (R, H, N, D): neighbouring pairs ``(a cos - b sin, a sin + b cos)``, or partners ``D / 2`` away."""
-    if cos is None or sin is None:
-        return x
-    cos, sin = (table.unsqueeze(1) if positions is None else table[positions].unsqueeze(1) for table in (cos, sin))
-    if halves:
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-second, first], dim=-1) * sin
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

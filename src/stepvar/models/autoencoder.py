@@ -37,16 +37,8 @@ class GroupNorm(nn.GroupNorm):
         if shared is None:
             return super().forward(x)
         if shared.recording:
-            variance, mean = torch.var_mean(x.float().unflatten(1, (self.num_groups, -1)).flatten(2), 2, correction=0)
-            shared.moments[self] = (mean, variance)
-        return self._with_moments(x, *shared.moments[self])
-
-    def _with_moments(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        size = self.num_channels // self.num_groups
-        gain = (variance + self.eps).rsqrt().repeat_interleave(size, dim=1) * self.weight.float()
-        shift = self.bias.float() - mean.repeat_interleave(size, dim=1) * gain
-        wide = x.to(torch.float32, copy=True)
-        return wide.mul_(gain[..., None, None]).add_(shift[..., None, None]).to(x.dtype)
+            shared.moments[self] = decoder.group_moments(x, self.num_groups)
+        return decoder.apply_group_norm(x, shared.moments[self], self.weight, self.bias, self.eps, silu=False)
 
 
 @dataclass
@@ -59,7 +51,7 @@ class SharedStatistics:
     """
 
     recording: bool = True
-    moments: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    moments: dict[nn.Module, Moments] = field(default_factory=dict)
 
 
 SHARED_STATISTICS: ContextVar[SharedStatistics | None] = ContextVar("SHARED_STATISTICS", default=None)

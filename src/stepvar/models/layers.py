@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stepvar.core.cache import KVCache
 from stepvar.kernels import ops
-from stepvar.kernels.norm import EPS, Norm, rms_norm
+from stepvar.kernels.norm import EPS, HeadsNorm, Norm, Rotation, rms_norm, rotate
 from stepvar.models.precision import for_weight
 
 MAX_LOG_SCALE = math.log(100)
@@ -43,6 +43,9 @@ class FusedAttention:
     positions: Tensor | None
     constants: dict[tuple[int, str], Tensor]
 
+    def rotation(self, halves: bool) -> Rotation:
+        return Rotation(*self.rotary, self.positions, halves)
+
     def constant(self, module: nn.Module, name: str, make: Callable[[], Tensor]) -> Tensor:
         key = (id(module), name)
         if key not in self.constants:
@@ -58,13 +61,6 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(R, heads, N, head_dim) -> (R, N, C)."""
     return x.transpose(1, 2).flatten(2)
-
-
-def rotate(values: Tensor, rotary: Rotary) -> Tensor:
-    """Turns the adjacent pairs of (R, heads, N, head_dim): ``(a cos - b sin, a sin + b cos)``."""
-    cos, sin = rotary
-    a, b = values.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
 def unit_rotated(x: Tensor, rotary: Rotary | None, scale: Tensor | None = None) -> Tensor:
@@ -156,9 +152,9 @@ class SelfAttention(nn.Module):
     def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
         """Queries (R, heads, N, head_dim) from qkv (R, N, 3C), as keys and values are written where they belong."""
         scale = context.constant(self, "scale", self.scale).flatten()
-        return ops.qkv_unit_rotary(
-            qkv, self.heads, scale, *context.rotary, context.positions, new_keys, new_values, halves=self.halves
-        )
+        norm, rotation = HeadsNorm("unit", q_scale=scale), context.rotation(self.halves)
+        heads = (self.heads, self.heads)
+        return ops.attention_inputs(qkv.chunk(3, dim=-1), heads, norm, rotation, new_keys, new_values)
 
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None = None) -> Tensor:
         weight = self.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ from stepvar.core.stack import ModelInfo, RunBlocks, SublayerHook
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.core.values import device_of, dtype_of, placement
 from stepvar.models.blocks import BlockRun, GenerationState
-from stepvar.models.precision import Policy, Precision, apply_precision
+from stepvar.models.precision import Policy, Precision, apply_precision, for_weight
 from stepvar.utils.ambient import stated_formats
 
 State = TypeVar("State")
@@ -37,6 +38,7 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """What methods may know of the model."""
         ...
 
+    @abstractmethod
     def stage(self, condition: Condition_contra, plan: Plan, padded: bool = False) -> Staged:
         """A condition on the model's device: everything that is copied from the host for a generation.
 
@@ -49,6 +51,7 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """
         ...
 
+    @abstractmethod
     def begin(self, staged: Any, plan: Plan) -> State:
         """Prepares a generation on the device: everything that all passes share is computed or allocated here."""
         ...
@@ -57,6 +60,12 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """Stages a condition, if it is not staged yet, and begins."""
         ...
 
+    @abstractmethod
+    def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
+        """What a pass starts from: the accumulated latent, resampled to the grid of the pass, (B, N, channels)."""
+        ...
+
+    @abstractmethod
     def embed(self, state: State, step: Step) -> TokenMap:
         """The dense map of a pass before the blocks, ``step.rows`` rows."""
         ...
@@ -73,6 +82,7 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """Logits (B, N, ..., classes) in float32 with temperature and guidance applied."""
         ...
 
+    @abstractmethod
     def accumulate(self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
         """Adds the codes of the sampled indices or bits (B, N, ...) to the accumulated latent.
 
@@ -109,7 +119,7 @@ TABLES = 16
 """Tables that a model keeps at most: rotary tables of a schedule take a few megabytes."""
 
 
-class VARModel(nn.Module):
+class VARModel(nn.Module, NextScaleModel[Any, Any]):
     """Base of the models: see :class:`NextScaleModel` for what is not described here.
 
     Attributes:
@@ -197,12 +207,6 @@ class VARModel(nn.Module):
     def half(self: Self) -> Self:
         return self.set_precision(torch.float16)
 
-    def stage(self, condition: Any, plan: Plan, padded: bool = False) -> Staged:
-        raise NotImplementedError
-
-    def begin(self, staged: Any, plan: Plan) -> Any:
-        raise NotImplementedError
-
     def start(self, condition: Any, plan: Plan) -> Any:
         return self.begin(condition if isinstance(condition, Staged) else self.stage(condition, plan), plan)
 
@@ -238,6 +242,12 @@ class VARModel(nn.Module):
     def new_latent(self, plan: Plan) -> Tensor:
         """The accumulated latent of images before the first pass: zeros (B, d, H, W)."""
         return torch.zeros(plan.samples, *self.config.latent_size(plan.schedule.grids[-1]), device=self.device)
+
+    def code_tokens(self, state: GenerationState, step: Step) -> Tensor:
+        """The codes so far as tokens (R, N, C), the same for both branches."""
+        embed = self.transformer.word_embed
+        tokens: Tensor = embed(for_weight(self.next_tokens(state.latent, step), embed.weight))
+        return tokens.repeat(step.branches, 1, 1)
 
     def blocks(self, state: Any, step: Step, hook: SublayerHook) -> RunBlocks:
         return self.run(self, state, step, hook)

@@ -10,7 +10,7 @@ import torch
 
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.evaluation.metrics.scenes import judge_videos
-from stepvar.evaluation.scenes.clips.grammar import MOTIONS, Clip, parse_clip, sample_clip
+from stepvar.evaluation.scenes.clips.grammar import MOTIONS, Clip, sample_clip
 from stepvar.evaluation.scenes.clips.judge import (
     ATTRIBUTES,
     FRAMES,
@@ -22,6 +22,7 @@ from stepvar.evaluation.scenes.clips.judge import (
 )
 from stepvar.evaluation.scenes.clips.render import clip_paths, render_clips
 from stepvar.evaluation.scenes.judge import Judge
+from training.video.captions import parse_clip
 from training.video.judge import UNSPOKEN, damaged, labels_of, loss_of
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.evaluation.scenes.clips.grammar import MOTIONS, Clip, parse_clip, sample_clip
+from stepvar.evaluation.scenes.clips.grammar import MOTIONS, Clip, sample_clip
 from stepvar.evaluation.scenes.clips.render import clip_paths, render_clips
 from stepvar.evaluation.scenes.grammar import BACKGROUNDS, SceneObject
+from training.video.captions import parse_clip
 
 BLACK = Clip(SceneObject("circle", "black", "plain", "large"), "right", False, "quickly", "snow")
 

@@ -14,21 +14,17 @@ from stepvar.evaluation.scenes.grammar import (
     RELATIONS,
     SHAPES,
     SIZES,
-    SYNONYMS,
     TEXTURES,
-    VOCABULARY,
     Scene,
     SceneObject,
     caption,
-    content_words,
     held_out_scenes,
     is_held_out,
     normal_form,
-    parse,
     sample_scene,
-    sample_training_scene,
 )
 from tests.evaluation.scenes.truth import describes
+from training.captions import SYNONYMS, VOCABULARY, content_words, paraphrase, parse, sample_training_scene
 
 seeds = st.integers(0, 2**32)
 scenes = st.builds(lambda seed, n: sample_scene(random.Random(seed), n), seeds, st.sampled_from([1, 2, None]))
@@ -51,7 +47,7 @@ def test_parse_inverts_the_canonical_caption(scene: Scene) -> None:
 @settings(max_examples=300)
 @given(scenes, seeds)
 def test_every_variant_is_parsed_and_true_and_within_the_vocabulary(scene: Scene, seed: int) -> None:
-    text = caption(scene, random.Random(seed))
+    text = paraphrase(scene, random.Random(seed))
     spoken = parse(text)
     assert spoken is not None
     assert describes(spoken, scene)
@@ -62,13 +58,13 @@ def test_every_variant_is_parsed_and_true_and_within_the_vocabulary(scene: Scene
 
 @given(scenes, seeds)
 def test_parse_tolerates_case_commas_and_spaces(scene: Scene, seed: int) -> None:
-    text = caption(scene, random.Random(seed))
+    text = paraphrase(scene, random.Random(seed))
     assert parse("  " + text.upper().replace(" ", " , ") + ". ") == parse(text)
 
 
 def test_variants_do_vary() -> None:
     rng = random.Random(0)
-    variants = {caption(EXAMPLE, rng) for _ in range(400)}
+    variants = {paraphrase(EXAMPLE, rng) for _ in range(400)}
     assert len(variants) > 20
     parsed = [parse(text) for text in variants]
     assert any(scene is not None and scene.relation is None for scene in parsed)

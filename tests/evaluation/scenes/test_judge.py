@@ -11,9 +11,10 @@ from torch import Tensor
 
 from stepvar.errors import CheckpointError
 from stepvar.evaluation.scenes.grammar import BACKGROUNDS, Scene, SceneObject, held_out_scenes
-from stepvar.evaluation.scenes.judge import ATTRIBUTES, RELATION_SLOTS, WORDS, Judge, judge_scene, judge_scenes
+from stepvar.evaluation.scenes.judge import RELATION_SLOTS, WORDS, Judge
 from training import judge as recipe
 from training.degrade import degrade
+from training.verdicts import ATTRIBUTES, judge_scene, judge_scenes
 
 RED = SceneObject("circle", "red", "striped", "large")
 BLUE = SceneObject("star", "blue", "plain", "small")

@@ -19,7 +19,7 @@ from stepvar.evaluation.scenes.clips.grammar import Clip
 from stepvar.evaluation.scenes.clips.judge import ClipJudge, judge_clips
 from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.evaluation.scenes.grammar import BACKGROUNDS, Scene
-from stepvar.evaluation.scenes.judge import RELATION_SLOTS, WORDS, Judge, judge_scenes
+from stepvar.evaluation.scenes.judge import RELATION_SLOTS, WORDS, Judge
 from stepvar.evaluation.scenes.render import render
 
 Subject = TypeVar("Subject", Scene, Clip)
@@ -39,28 +39,6 @@ def load_judge(device: str | torch.device = "cpu", path: Path | None = None) -> 
     """The judge that ships with the embedded model, or the one at ``path``."""
     shipped = Path(str(files("stepvar") / "weights" / "scenes" / "judge.safetensors"))
     return Judge.load(path or shipped, torch.device(device))
-
-
-@torch.inference_mode()
-def judge_images(
-    judge: Judge, images: Tensor, scenes: Sequence[Scene], batch: int = 64
-) -> list[dict[str, bool | None]]:
-    """What is right in each image (B, 3, H, W) in [0, 1]; None where its caption does not say."""
-    verdicts = []
-    for start in range(0, len(scenes), batch):
-        logits = judge(2 * images[start : start + batch] - 1)
-        verdicts += judge_scenes(logits, scenes[start : start + batch])
-    return verdicts
-
-
-def accuracies(verdicts: Sequence[Mapping[str, bool | None]]) -> dict[str, tuple[float, int]]:
-    """Per attribute the share that is right, and of how many."""
-    table = {}
-    for name in verdicts[0]:
-        spoken = [verdict[name] for verdict in verdicts if verdict[name] is not None]
-        if spoken:
-            table[name] = (sum(map(bool, spoken)) / len(spoken), len(spoken))
-    return table
 
 
 @dataclass(frozen=True)

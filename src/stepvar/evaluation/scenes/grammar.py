@@ -1,16 +1,13 @@
 """Scenes of one or two objects, the captions that describe them, and the held-out split.
 
-Nothing here needs torch: a scene is plain data, a caption is a short lower-case sentence over
-:data:`VOCABULARY`, and :func:`parse` reads every caption that :func:`caption` can write.
+Nothing here needs torch: a scene is plain data, a caption a short lower-case sentence.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import re
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stepvar.errors import UsageError
@@ -25,53 +22,13 @@ RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 INVERSE: dict[str, str] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 """The relation that says the same thing with the two objects exchanged."""
 
-# The first phrase of each background is its canonical one.
-_PHRASES: dict[str, tuple[str, ...]] = {
-    "sky": ("in the sky", "under the sky"),
-    "sunset": ("under a sunset sky", "at sunset"),
-    "snow": ("on snow", "on the snow", "in the snow"),
-    "night": ("in the night", "at night", "under a night sky"),
-    "grass": ("on grass", "on the grass"),
-    "sand": ("on sand", "on the sand"),
-    "water": ("on water", "on the water"),
-    "wood": ("on wood", "on a wood floor"),
-    "brick": ("on brick", "on a brick wall"),
+_PLACES: dict[str, str] = {
+    "sky": "in the sky",
+    "sunset": "under a sunset sky",
+    "night": "in the night",
+    **{name: f"on {name}" for name in ("snow", "grass", "sand", "water", "wood", "brick")},
 }
-
-SYNONYMS: dict[str, str] = {
-    "an": "a",
-    "beach": "sand",
-    "beneath": "below",
-    "big": "large",
-    "box": "square",
-    "bricks": "brick",
-    "checked": "checkered",
-    "chequered": "checkered",
-    "disc": "circle",
-    "disk": "circle",
-    "donut": "ring",
-    "dusk": "sunset",
-    "lawn": "grass",
-    "little": "small",
-    "plus": "cross",
-    "rhombus": "diamond",
-    "sea": "water",
-    "solid": "plain",
-    "spotted": "dotted",
-    "stripy": "striped",
-    "tiny": "small",
-    "violet": "purple",
-    "wooden": "wood",
-}
-"""Accepted words and the word of the captions that each stands for."""
-
-VOCABULARY: tuple[str, ...] = tuple(
-    sorted(
-        {"a", "an", "and", "plain", *SHAPES, *COLOURS, *TEXTURES, *SIZES, *BACKGROUNDS, *SYNONYMS}
-        | set(" ".join(itertools.chain(RELATIONS, *_PHRASES.values())).split())
-    )
-)
-"""Every word that captions use, and the synonyms; sorted."""
+"""How captions speak of each background."""
 
 _HELD_OUT_ONE_IN = 16
 
@@ -113,96 +70,21 @@ def sample_scene(rng: random.Random, objects: int | None = None) -> Scene:
     return Scene(members, relation, rng.choice(BACKGROUNDS))
 
 
-def sample_training_scene(rng: random.Random, objects: int | None = None) -> Scene:
-    """Sample like :func:`sample_scene`, but never a held-out scene."""
-    while is_held_out(scene := sample_scene(rng, objects)):
-        pass
-    return scene
-
-
-def noun_phrase(item: SceneObject, rng: random.Random | None = None) -> str:
-    """An object in words; ``rng``: a true paraphrase, which may leave out the size or the colour."""
-    size, colour, texture = item.size, item.colour, item.texture
-    plain_spoken = False
-    if rng is not None:
-        # The texture is never left out: its absence means "plain", so leaving it out would be a lie.
-        size = None if rng.random() < 0.25 else size
-        colour = None if rng.random() < 0.04 else colour
-        plain_spoken = rng.random() < 0.1
-    if texture == "plain" and not plain_spoken:
-        texture = None
-    words = [word for word in (size, colour, texture, item.shape) if word is not None]
+def noun_phrase(item: SceneObject, name_plain: bool = False) -> str:
+    """An object in words; a plain texture goes without saying unless ``name_plain``."""
+    texture = None if item.texture == "plain" and not name_plain else item.texture
+    words = [word for word in (item.size, item.colour, texture, item.shape) if word is not None]
     return " ".join(["an" if words and words[0][0] in "aeiou" else "a", *words])
 
 
-def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """Describe a scene in lower-case words of :data:`VOCABULARY`.
-
-    Without ``rng``: the one canonical caption, which speaks every attribute that is not ``None``. With
-    ``rng``: a true paraphrase, which may leave out sizes, a colour, the relation or the background, or
-    name the two objects in the other order.
-    """
-    relation, members = scene.relation, scene.objects
-    if rng is not None and len(members) == 2:
-        chance = rng.random()
-        if chance < 0.12:
-            relation = None
-        if chance < 0.06 or chance > 0.75:
-            members = (members[1], members[0])
-            relation = INVERSE[relation] if relation is not None else None
-    text = f" {relation or 'and'} ".join(noun_phrase(item, rng) for item in members)
-    background = background_phrase(scene.background, rng)
-    return f"{text} {background}" if background else text
+def caption(scene: Scene) -> str:
+    """The canonical caption of a scene, in lower case: it speaks every attribute that is not ``None``."""
+    text = f" {scene.relation or 'and'} ".join(map(noun_phrase, scene.objects))
+    return text if scene.background is None else f"{text} {background_phrase(scene.background)}"
 
 
-def background_phrase(background: str | None, rng: random.Random | None) -> str | None:
-    if background is None:
-        return None
-    phrases = _PHRASES[background]
-    if rng is None:
-        return phrases[0]
-    chance = rng.random()
-    if chance < 0.05:
-        return None
-    return phrases[0] if chance < 0.6 else rng.choice(phrases)
-
-
-def content_words(text: str, synonyms: Mapping[str, str] = SYNONYMS) -> list[str]:
-    """The lower-case words of a caption without punctuation and articles, synonyms replaced."""
-    found = (synonyms.get(word, word) for word in re.findall(r"[^\W\d_]+", text.lower()))
-    return [word for word in found if word not in ("a", "the", "to", "is")]
-
-
-_ATTRIBUTES = {**dict.fromkeys(SIZES, "size"), **dict.fromkeys(COLOURS, "colour"), **dict.fromkeys(TEXTURES, "texture")}
-# What follows the preposition, in content words.
-_BACKGROUND_WORDS = {
-    " ".join(content_words(phrase)[1:]): background for background, phrases in _PHRASES.items() for phrase in phrases
-} | {background: background for background in BACKGROUNDS}
-_OBJECT = f"(?:(?:{'|'.join(_ATTRIBUTES)}) )*(?:{'|'.join(SHAPES)})"
-_CAPTION = re.compile(
-    f"(?P<first>{_OBJECT})(?: (?P<relation>and|{'|'.join(RELATIONS)}) (?P<second>{_OBJECT}))?"
-    f"(?: (?:on|in|under|at) (?P<background>{'|'.join(_BACKGROUND_WORDS)}))?"
-)
-
-
-def parse(text: str) -> Scene | None:
-    """Read a caption; ``None`` when it is not understood.
-
-    Case, commas, articles and extra spaces do not matter, and synonyms are accepted. Attributes that
-    the caption does not speak of are ``None``, except the texture: no texture word means "plain".
-    """
-    found = _CAPTION.fullmatch(" ".join(content_words(text)))
-    if found is None:
-        return None
-    members: list[SceneObject] = []
-    for phrase in filter(None, (found["first"], found["second"])):
-        *words, shape = phrase.split()
-        said = {_ATTRIBUTES[word]: word for word in words}
-        if len(said) < len(words):
-            return None
-        members.append(SceneObject(shape, said.get("colour"), said.get("texture", "plain"), said.get("size")))
-    relation = None if found["relation"] == "and" else found["relation"]
-    return Scene(tuple(members), relation, _BACKGROUND_WORDS.get(found["background"]))
+def background_phrase(background: str) -> str:
+    return _PLACES[background]
 
 
 def normal_form(scene: Scene) -> Scene:

@@ -15,17 +15,6 @@ from stepvar.models.layers import Rotary
 BASE = 10000.0
 
 
-def rotate_halves(values: Tensor, rotary: Rotary) -> Tensor:
-    """Mixes each value of (R, heads, N, D) with its partner ``D / 2`` away: ``(a cos - b sin, b cos + a sin)``.
-
-    Args:
-        rotary: cosines and sines (R, 1, N, D), of which both halves may differ.
-    """
-    cos, sin = rotary
-    first, second = values.chunk(2, dim=-1)
-    return values * cos + torch.cat([-second, first], dim=-1) * sin
-
-
 def text_rotary(places: Tensor, head_dim: int) -> Rotary:
     """Cosines and sines (R, 1, N, head_dim) of text tokens at ``places`` (R, N)."""
     angles = places[..., None].float() * _frequencies(head_dim, 2, places.device)

@@ -9,23 +9,11 @@ from stepvar.models.var.tokenizer import VQTokenizer
 
 
 class HybridTokenizer(VQTokenizer):
-    """Images (B, 3, H, W) in [-1, 1] to codebook indices and a residual at the last scale, and back."""
+    """Images (B, 3, H, W) in [-1, 1] to codebook indices, and back.
 
-    def convolves(self, scale: int, schedule: ScaleSchedule) -> bool:
-        return scale < len(schedule) - 1
+    What the indices leave over is a residual at the last scale: the latent less their sum.
+    """
 
     def contribution(self, codes: Tensor, scale: int, schedule: ScaleSchedule) -> Tensor:
         """What a scale's codes (B, d, h, w) add to the latent; the last scale's are not convolved."""
-        return super().contribution(codes, scale, schedule) if self.convolves(scale, schedule) else codes
-
-    def quantise_plain(self, latent: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
-        """As VAR does it, with a convolution at every scale: indices (B, N) per scale and the latent."""
-        return self.quantise(latent, schedule, super().contribution)
-
-    def quantise_hybrid(self, latent: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
-        """Encoder output (B, d, H, W) -> indices (B, N) per scale, and what the scales before the last leave over.
-
-        The continuous target of the last scale is the second less the codes of the last indices.
-        """
-        indices, total = self.quantise(latent, schedule)
-        return indices, latent.float() - (total - self.codes(indices[-1], schedule.grids[-1]))
+        return codes if scale == len(schedule) - 1 else super().contribution(codes, scale, schedule)

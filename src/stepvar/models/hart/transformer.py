@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.kernels import ops
-from stepvar.kernels.norm import EPS, Norm
+from stepvar.kernels.norm import EPS, HeadsNorm, Norm, rotate
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.diffusion import DiffusionHead, SinusoidEmbedding
-from stepvar.models.hart.rope import rotate_halves
 from stepvar.models.layers import (
     AdaptiveLinear,
     FeedForward,
@@ -60,10 +59,9 @@ class Attention(SelfAttention):
     def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
         if self.unit:
             return super().fused_queries(qkv, new_keys, new_values, context)
-        factor = 0.25 / math.sqrt(new_keys.shape[-1])
-        return ops.qkv_scaled_rotary(
-            qkv, self.heads, factor, *context.rotary, context.positions, new_keys, new_values, halves=True
-        )
+        norm, rotation = HeadsNorm("none", q_factor=0.25 / math.sqrt(new_keys.shape[-1])), context.rotation(halves=True)
+        heads = (self.heads, self.heads)
+        return ops.attention_inputs(qkv.chunk(3, dim=-1), heads, norm, rotation, new_keys, new_values)
 
     def place(self, q: Tensor, k: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
         dtype = q.dtype
@@ -73,7 +71,7 @@ class Attention(SelfAttention):
         else:
             q = q * (0.25 / math.sqrt(q.shape[-1]))
         if rotary is not None:
-            q, k = (rotate_halves(part.float(), rotary).to(dtype) for part in (q, k))
+            q, k = (rotate(part.float(), rotary, halves=True).to(dtype) for part in (q, k))
         return q, k
 
 

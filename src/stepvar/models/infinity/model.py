@@ -21,7 +21,7 @@ from stepvar.models.infinity.tokenizer import BitTokenizer, resize
 from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
 from stepvar.models.layers import FusedAttention, Rotary
 from stepvar.models.model import Shape, Staged, VARModel
-from stepvar.models.precision import for_weight, parts_policy
+from stepvar.models.precision import parts_policy
 from stepvar.text import TextFeatures, length_mask, pad_to_device, text_bucket
 from stepvar.utils.device import to_device_async
 
@@ -177,8 +177,7 @@ class Infinity(VARModel):
         if step.index == 0:
             features = self.transformer.first_tokens(state.condition)[step.row_slice]
         else:
-            tokens = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
-            features = self.transformer.word_embed(tokens).repeat(step.branches, 1, 1)
+            features = self.code_tokens(state, step)
         return TokenMap.dense(features, step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:

@@ -30,7 +30,7 @@ class VideoInputs(PreparedInputs):
     Attributes:
         text: the prompts as the model reads them.
         texts: the prompts as they were given, one per video.
-        length: seconds of the videos.
+        seconds: length of the videos.
         begins: one video per generated video, of a single frame where an image was given; empty: nothing is given.
         former: what the videos go on from, for models that go on clip by clip.
     """
@@ -38,17 +38,13 @@ class VideoInputs(PreparedInputs):
     model: InfinityStar
     text: TextInputs
     texts: list[str]
-    length: float
+    seconds: float
     begins: Sequence[Video] = ()
     former: Continuation | None = None
 
     @property
     def captions(self) -> list[str]:
         return self.texts
-
-    @property
-    def seconds(self) -> float:  # type: ignore[override]
-        return self.length
 
     @property
     def aspect_ratio(self) -> float | None:  # type: ignore[override]

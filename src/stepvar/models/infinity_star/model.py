@@ -237,8 +237,7 @@ class InfinityStar(VARModel):
         self.transformer.run_blocks(tokens, state.rotary.at(coordinates), attend)
 
     def embed(self, state: StarState, step: Step) -> TokenMap:
-        cells = self.next_tokens(state.latent, step)
-        return TokenMap.dense(self.transformer.cell_tokens(cells).repeat(step.branches, 1, 1), step.grid)
+        return TokenMap.dense(self.code_tokens(state, step), step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
         """What a pass starts from: its clip so far, averaged down to its grid (B, N, d); zeros where a clip begins."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.kernels import ops
-from stepvar.kernels.norm import EPS, Norm
+from stepvar.kernels.norm import EPS, HeadsNorm, Norm, Rotation, rotate
 from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.layers import (
@@ -21,7 +21,6 @@ from stepvar.models.layers import (
     RMSNorm,
     Rotary,
     merge_heads,
-    rotate,
     split_heads,
 )
 from stepvar.models.precision import Policy, for_weight
@@ -64,20 +63,9 @@ class Attention(nn.Module):
         """As :meth:`forward` on x (R, N, C) in the format of the weights; ``join`` says where keys and values go."""
         cos, sin = (part.squeeze(1) for part in rotary)
         new_keys, new_values, attend = join(layer, x.shape[1])
-        q = ops.qkv_rms_rotary(
-            self.q_proj(x),
-            self.k_proj(x),
-            self.v_proj(x),
-            self.heads,
-            self.kv_heads,
-            self.q_norm.weight,
-            self.k_norm.weight,
-            EPS,
-            cos,
-            sin,
-            new_keys,
-            new_values,
-        )
+        norm = HeadsNorm("rms", q_weight=self.q_norm.weight, k_weight=self.k_norm.weight)
+        qkv, heads = (self.q_proj(x), self.k_proj(x), self.v_proj(x)), (self.heads, self.kv_heads)
+        q = ops.attention_inputs(qkv, heads, norm, Rotation(cos, sin), new_keys, new_values)
         return self.o_proj(merge_heads(attend(q)))
 
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary) -> Tensor:

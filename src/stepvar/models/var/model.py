@@ -14,7 +14,7 @@ from stepvar.errors import UsageError
 from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.layers import FusedAttention
 from stepvar.models.model import Shape, Staged, VARModel
-from stepvar.models.precision import for_weight, parts_policy
+from stepvar.models.precision import parts_policy
 from stepvar.models.var.config import SquareConfig, VARConfig
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.var.tokenizer import VQTokenizer, as_tokens, shrink
@@ -85,7 +85,6 @@ class CodebookModel(VARModel):
         return [(None, 1.0, self.config.schedule[-1])]
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
-        """The accumulated latent, averaged down to the grid of a scale: (B, N, channels)."""
         return as_tokens(shrink(latent, step.grid))
 
     def accumulate(self, state: GenerationState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
@@ -128,7 +127,6 @@ class VAR(CodebookModel):
         if step.index == 0:
             features = self.transformer.first_tokens(state.condition.pooled[step.row_slice])
         else:
-            codes = for_weight(self.next_tokens(state.latent, step), self.transformer.word_embed.weight)
-            features = self.transformer.word_embed(codes).repeat(step.branches, 1, 1)
+            features = self.code_tokens(state, step)
         tokens = TokenMap.dense(features, step.grid)
         return tokens.with_features(features + self.transformer.places(step.index, tokens.positions))

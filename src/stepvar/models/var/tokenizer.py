@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -19,9 +19,6 @@ from stepvar.models.var.config import VQConfig
 
 POLICY: Policy = ((r"quantize\.", "exact"), (r"", "tokenizer"))
 """Number formats of the weights: the codebook and its convolutions in float32, like the sum of codes."""
-
-Contribution = Callable[[Tensor, int, ScaleSchedule], Tensor]
-"""From a scale's codes (B, d, h, w), its index and the schedule to what it adds to the latent."""
 
 
 class PlainParts:
@@ -125,25 +122,15 @@ class VQTokenizer(nn.Module):
         index = phi_index(relative_scales(len(schedule))[scale], self.config.convs)
         return self.quantize.quant_resi.qresi_ls[index](codes)
 
-    def convolves(self, scale: int, schedule: ScaleSchedule) -> bool:
-        """Whether what a scale adds passes a convolution."""
-        return True
-
-    def quantise(
-        self, latent: Tensor, schedule: ScaleSchedule, contribution: Contribution | None = None
-    ) -> tuple[list[Tensor], Tensor]:
+    def quantise(self, latent: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
         """Encoder output (B, d, H, W) -> indices (B, N) per scale, and the sum of what they add (B, d, H, W).
 
         Each scale takes the nearest codes of what the coarser ones left, area-averaged down.
-
-        Args:
-            contribution: in place of :meth:`contribution`.
         """
-        contribution = contribution or self.contribution
         residual, total, indices = latent.float(), torch.zeros_like(latent, dtype=torch.float32), []
         for scale, grid in enumerate(schedule):
             indices.append(self.nearest(shrink(residual, grid)))
-            added = contribution(self.codes(indices[-1], grid), scale, schedule)
+            added = self.contribution(self.codes(indices[-1], grid), scale, schedule)
             residual, total = residual - added, total + added
         return indices, total
 

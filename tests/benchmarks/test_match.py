@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.study.match import counted_speedup, match_cost
 from stepvar.checkpoints import LoadedModel
 from stepvar.errors import UsageError
-from stepvar.evaluation.match import counted_speedup, match_cost
 from stepvar.methods import Method, Random, StepVAR
 from stepvar.models.infinity import Infinity
 from stepvar.pipeline import Pipeline
