@@ -71,3 +71,36 @@ def test_first_entries_of_rows_that_do_not_compute_them() -> None:
     assert torch.equal(keys[2:, :, :3], placed[0].expand(2, -1, 3, -1))
     assert torch.equal(values[2:, :, :3], placed[1].expand(2, -1, 3, -1))
     assert torch.equal(keys[:, :, 3:], later[0])
+
+
+def test_eight_bits_are_near_and_a_pass_sees_its_own_entries_unrounded() -> None:
+    plain, small = make_cache((9, 9)), KVCache((9, 9), 4, 2, 3, torch.float32, torch.device("cpu"), quantized=True)
+    entered = [entries(4, 2, 0), entries(4, 3, 1), entries(2, 4, 2)]
+    for new in entered:
+        expected, found = plain.append(0, *new), small.append(0, *new)
+        count = new[0].shape[2]
+        for exact, near, own in zip(expected, found, new, strict=True):
+            assert torch.equal(near[:, :, -count:], own)
+            largest = exact.abs().amax(dim=-1, keepdim=True)
+            assert ((near - exact).abs() <= largest / 254 * 1.001).all()
+    assert small.lengths == plain.lengths == [9, 0]
+    assert not torch.equal(small.read(0, slice(0, 2))[0], plain.read(0, slice(0, 2))[0])
+    assert small.keys[0].dtype == torch.int8 and small.nbytes == 2 * 4 * 2 * 18 * (3 + 4) < plain.nbytes
+
+
+def test_eight_bits_of_zeros_and_of_repeated_entries() -> None:
+    cache = KVCache((4,), 4, 2, 3, torch.bfloat16, torch.device("cpu"), quantized=True)
+    cache.place(0, slice(2, 4), 3, torch.zeros(1, 2, 1, 3), torch.ones(1, 2, 1, 3))
+    cache.append(0, torch.zeros(2, 2, 3, 3), torch.zeros(2, 2, 3, 3))
+    keys, values = cache.read(0, slice(0, 4))
+    assert keys.dtype == torch.bfloat16 and not keys.any()
+    assert torch.equal(values[2:].float(), torch.ones(2, 2, 3, 3)) and not values[:2].any()
+
+
+def test_a_freed_cache_holds_nothing() -> None:
+    for quantized in (False, True):
+        cache = KVCache((5, 3), 4, 2, 3, torch.float32, torch.device("cpu"), quantized)
+        cache.append(0, *entries(4, 2, 0))
+        cache.free()
+        assert cache.nbytes == 0 and not cache.keys and not cache.values
+        assert cache.lengths == [2, 0] and cache.rows == 4

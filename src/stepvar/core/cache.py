@@ -10,6 +10,61 @@ from torch import Tensor
 from stepvar.errors import UsageError
 
 
+class Buffers:
+    """Keys or values of each layer: (rows, heads, capacity, head_dim), in the format that they are computed in."""
+
+    def __init__(
+        self, capacities: Sequence[int], rows: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.layers = [
+            torch.empty(rows, heads, capacity, head_dim, dtype=dtype, device=device) for capacity in capacities
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    def write(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
+        """Stores entries (R or 1, heads, N or 1, head_dim) at ``start`` to ``end``; what is 1 is repeated."""
+        self.layers[layer][rows, :, start:end] = entries
+
+    def read(self, layer: int, rows: slice, end: int) -> Tensor:
+        """The first entries of a layer (R, heads, end, head_dim)."""
+        return self.layers[layer][rows, :, :end]
+
+    def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
+        """Stores entries that were written into the end of what :meth:`read` gave: here they are in place already."""
+
+
+class QuantizedBuffers(Buffers):
+    """Keys or values in eight bits, each head of each token with a scale of its own, in float32.
+
+    They are read in the format that they were computed in, one layer at a time. A pass sees its own entries unrounded.
+    """
+
+    def __init__(
+        self, capacities: Sequence[int], rows: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(capacities, rows, heads, head_dim, torch.int8, device)
+        self.scales = [torch.empty(*layer.shape[:3], 1, device=device) for layer in self.layers]
+        self.dtype = dtype
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + sum(scale.nbytes for scale in self.scales)
+
+    def write(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
+        scale = entries.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / 127
+        self.layers[layer][rows, :, start:end] = (entries / scale).round_()
+        self.scales[layer][rows, :, start:end] = scale
+
+    def read(self, layer: int, rows: slice, end: int) -> Tensor:
+        return self.layers[layer][rows, :, :end].to(self.dtype).mul_(self.scales[layer][rows, :, :end])
+
+    def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
+        self.write(layer, rows, start, end, entries)
+
+
 class KVCache:
     """One (rows, heads, capacity, head_dim) pair of buffers per layer.
 
@@ -20,6 +75,8 @@ class KVCache:
         capacities: tokens that each layer will see.
         rows: guidance branches times samples. Later scales may use fewer rows, those of one branch, when
             the other is no longer needed.
+        dtype: of the keys and values that are stored and read.
+        quantized: whether they are stored in eight bits; see :class:`QuantizedBuffers`.
     """
 
     def __init__(
@@ -30,16 +87,32 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        quantized: bool = False,
     ) -> None:
-        shapes = [(rows, heads, capacity, head_dim) for capacity in capacities]
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
-        self.lengths = [0] * len(shapes)
+        kind = QuantizedBuffers if quantized else Buffers
+        self._keys, self._values = (kind(capacities, rows, heads, head_dim, dtype, device) for _ in range(2))
+        self._capacities = tuple(capacities)
+        self.rows = rows
+        self.lengths = [0] * len(capacities)
         self.dtype = dtype
 
     @property
+    def keys(self) -> list[Tensor]:
+        """The buffers of the keys, in the format that they are stored in; none once they are freed."""
+        return self._keys.layers
+
+    @property
+    def values(self) -> list[Tensor]:
+        """As :attr:`keys`."""
+        return self._values.layers
+
+    @property
     def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in (*self.keys, *self.values))
+        return self._keys.nbytes + self._values.nbytes
+
+    def free(self) -> None:
+        """Drops the buffers: no pass will follow."""
+        self._keys, self._values = (Buffers((), 0, 0, 0, self.dtype, torch.device("cpu")) for _ in range(2))
 
     def place(self, layer: int, rows: slice, count: int, keys: Tensor, values: Tensor) -> None:
         """Stores the first ``count`` keys and values of rows that do not compute them with the others.
@@ -49,8 +122,8 @@ class KVCache:
         Args:
             keys, values: (R or 1, heads, count or 1, head_dim); what is 1 is repeated.
         """
-        self.keys[layer][rows, :, :count] = keys
-        self.values[layer][rows, :, :count] = values
+        self._keys.write(layer, rows, 0, count, keys)
+        self._values.write(layer, rows, 0, count, values)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, rows: slice | None = None) -> tuple[Tensor, Tensor]:
         """Stores keys and values (R, heads, N, head_dim) of new tokens and returns those of all tokens so far.
@@ -62,13 +135,14 @@ class KVCache:
             UsageError: if more tokens arrive than were planned for the layer.
         """
         rows = slice(0, len(keys)) if rows is None else rows
-        start, end = self._extend(layer, keys.shape[2])
-        self.keys[layer][rows, :, start:end] = keys
-        self.values[layer][rows, :, start:end] = values
-        return self.read(layer, rows)
+        new_keys, new_values, all_keys, all_values = self.reserve(layer, keys.shape[2], rows)
+        new_keys.copy_(keys)
+        new_values.copy_(values)
+        self.keep(layer, rows, new_keys, new_values)
+        return all_keys, all_values
 
     def reserve(self, layer: int, count: int, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Room for ``count`` more tokens of a layer, to be written by the caller.
+        """Room for ``count`` more tokens of a layer, to be written by the caller, who then calls :meth:`keep`.
 
         Returns:
             Views for the keys and the values of the new tokens (R, heads, count, head_dim), and views of the keys and
@@ -78,12 +152,19 @@ class KVCache:
             UsageError: if more tokens arrive than were planned for the layer.
         """
         start, end = self._extend(layer, count)
-        keys, values = self.keys[layer][rows, :, :end], self.values[layer][rows, :, :end]
+        keys, values = (part.read(layer, rows, end) for part in (self._keys, self._values))
         return keys[:, :, start:], values[:, :, start:], keys, values
+
+    def keep(self, layer: int, rows: slice, keys: Tensor, values: Tensor) -> None:
+        """Stores the last keys and values of a layer, as they were written into what :meth:`reserve` gave."""
+        end = self.lengths[layer]
+        start = end - keys.shape[2]
+        self._keys.keep(layer, rows, start, end, keys)
+        self._values.keep(layer, rows, start, end, values)
 
     def _extend(self, layer: int, count: int) -> tuple[int, int]:
         start, end = self.lengths[layer], self.lengths[layer] + count
-        capacity = self.keys[layer].shape[2]
+        capacity = self._capacities[layer]
         if end > capacity:
             raise UsageError(
                 f"layer {layer}: {end} tokens exceed the {capacity} planned; the method's tokens_at() is too low"
@@ -94,7 +175,7 @@ class KVCache:
     def read(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens so far."""
         end = self.lengths[layer]
-        return self.keys[layer][rows, :, :end], self.values[layer][rows, :, :end]
+        return self._keys.read(layer, rows, end), self._values.read(layer, rows, end)
 
     def forget(self, layer: int, length: int) -> None:
         """Drops all tokens of a layer but the first ``length``; others will take their place."""

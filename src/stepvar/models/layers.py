@@ -147,6 +147,7 @@ class SelfAttention(nn.Module):
         qkv = F.linear(x, self.weight, context.constant(self, "bias", self.bias))
         new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
         q = self.fused_queries(qkv, new_keys, new_values, context)
+        context.cache.keep(layer, context.rows, new_keys, new_values)
         return self.proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, scale=1.0)))
 
     def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
