@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import TypeVar
 
 import torch
@@ -37,6 +38,8 @@ def generate(
 ) -> State:
     """Generates ``plan.samples`` images or videos; ``model.decode(state)`` gives their pixels.
 
+    The keys and values are freed at the end, so that decoding does not run beside them.
+
     Args:
         condition: what to generate, in the family's own form (text features, classes).
         plan: what to do at every pass, as ``method.plan(...)`` resolved it.
@@ -46,17 +49,20 @@ def generate(
         on_scale_end: called after each pass with the state, which it must not change.
     """
     recorder = recorder or Recorder()
-    with recorder.stage("prepare"):
-        state = model.start(condition, plan)
-        with blaming(method):
-            method_state = checked_state(method.start(plan), method)
-    recorder.selections = method_state.selections
-    for step in plan.steps:
-        with recorder.scale(step), blaming(method):
-            total = run_pass(model, state, method, method_state, step, noise, (forced or {}).get(step.index))
-        recorder.totals.append((step, total))
-        if on_scale_end is not None:
-            on_scale_end(step, state)
+    with ExitStack() as stack:
+        with recorder.stage("prepare"):
+            stack.enter_context(model.on_device("loop"))
+            state = model.start(condition, plan)
+            with blaming(method):
+                method_state = checked_state(method.start(plan), method)
+        recorder.selections = method_state.selections
+        for step in plan.steps:
+            with recorder.scale(step), blaming(method):
+                total = run_pass(model, state, method, method_state, step, noise, (forced or {}).get(step.index))
+            recorder.totals.append((step, total))
+            if on_scale_end is not None:
+                on_scale_end(step, state)
+    model.finish(state)
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -19,6 +20,7 @@ from stepvar.generation import generate
 from stepvar.methods import FastVAR, Method, StepVAR, make_method
 from stepvar.models.infinity import Infinity, TextCondition
 from stepvar.models.infinity_star.model import VideoCondition
+from stepvar.models.offload import split
 from stepvar.models.var import VAR, ClassCondition
 from tests.cost.live import counted_flops, live_peak
 from tests.helpers import (
@@ -121,6 +123,25 @@ LARGE: dict[str, tuple[Any, Any, Settings]] = {
     )),
     "video": (make_star(), VideoCondition(make_text((5,))), make_settings(CLIPS)),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("offload", [("model", 0), ("sequential", 0), ("sequential", 1)], ids=str)
+@pytest.mark.parametrize("cache", [None, "int8"])
+@pytest.mark.parametrize("part", ["blocks", "video"])
+def test_memory_of_offloaded_weights_and_of_a_smaller_cache(part: str, cache: Any, offload: Any) -> None:
+    model, condition, settings = LARGE[part]
+    model = copy.deepcopy(model).set_cache_dtype(cache)
+    plan = Method().plan(settings, model.info, 1)
+    always = sum(tensor.nbytes for tensor in split(model, *offload).rest)
+    model.enable_offload(offload[0], torch.device("cpu"), offload[1])
+    dry = dry_run(model, condition, plan, Method())
+
+    def whole() -> None:
+        model.decode(generate(model, condition, plan, Method(), noise(plan)))
+
+    assert dry.peak - always == pytest.approx(live_peak(whole, model), rel=0.1)
+    with model.on_device("loop"):
+        assert dry.cache == model.start(condition, plan).cache.nbytes
 
 
 @pytest.mark.parametrize("part", LARGE)

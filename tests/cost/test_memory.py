@@ -17,16 +17,17 @@ from stepvar.pipeline import Pipeline
 from tests.helpers import WIDE, make_settings
 
 GIB = 2**30
-LARGE = DryRun({}, 0, 0, weights=9 * GIB, cache=2 * GIB, scales=3 * GIB, decoding=GIB)
+LARGE = DryRun({}, 0, 0, weights=9 * GIB, decoder_weights=9 * GIB, cache=2 * GIB, scales=3 * GIB, decoding=GIB)
 
 
 @pytest.mark.parametrize(
     ("taken", "message"),
     [
-        (LARGE, r"memory: needs about 14.0 GiB \(9.0 GiB for weights\), and the GPU has 8.0 GiB; use dtype bfloat16"),
-        (replace(LARGE, cache=10 * GIB), r"22.0 GiB \(10.0 GiB for cache\).*generate fewer at once"),
+        (LARGE, r"memory: needs about 14.0 GiB \(9.0 GiB for weights\), and the GPU has 8.0 GiB; use.*--offload"),
+        (replace(LARGE, cache=10 * GIB), r"22.0 GiB \(10.0 GiB for cache\).*cache_dtype int8"),
         (replace(LARGE, scales=10 * GIB), r"21.0 GiB \(10.0 GiB for scales\).*a smaller resolution"),
-        (replace(LARGE, decoding=10 * GIB), r"21.0 GiB \(10.0 GiB for decoding\).*decode by tiles"),
+        (replace(LARGE, decoding=10 * GIB), r"19.0 GiB \(10.0 GiB for decoding\).*decode by tiles"),
+        (replace(LARGE, decoder_weights=GIB, decoding=14 * GIB), r"15.0 GiB \(14.0 GiB for decoding\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_advice(taken: DryRun, message: str) -> None:
@@ -40,6 +41,37 @@ def test_a_pipeline_refuses_before_it_computes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("stepvar.pipeline.memory_of", lambda device: 4 * GIB)
     with pytest.raises(UsageError, match=r"memory: needs about .* GiB for cache\), and device meta has 4.0 GiB"):
         pipe(prompt_embeds=torch.zeros(1, 4, pipe.model.config.text_channels), seed=0)
+
+
+def test_decoding_does_not_run_beside_the_cache_and_offloading_lowers_what_is_planned() -> None:
+    pipe = Pipeline(meta_model("FoundationVision/Infinity", "8b"), None).to(dtype=torch.bfloat16)
+    plan = Method().plan(pipe.settings(), pipe.model.info, 1)
+    whole = pipe.dry_run(plan, Method())
+    assert whole.decoding > whole.scales and whole.peak == whole.weights + whole.cache + whole.scales
+    pipe.model.set_cache_dtype("int8")
+    halved = pipe.dry_run(plan, Method())
+    head_dim = pipe.model.config.head_dim
+    assert halved.cache == whole.cache * (head_dim + 4) // (2 * head_dim)  # int8, and a scale of four bytes per head
+    assert halved.scales < 1.2 * whole.scales and halved.flops == whole.flops
+    peaks = [whole.peak, halved.peak]
+    for count in (39, 20, 0):
+        pipe.enable_sequential_cpu_offload("meta", count)
+        planned = pipe.dry_run(plan, Method())
+        assert (planned.scales, planned.decoding) == (halved.scales, halved.decoding)
+        peaks.append(planned.peak)
+    assert peaks == sorted(peaks, reverse=True) and peaks[-1] < 9 * GIB
+    pipe.enable_model_cpu_offload("meta")
+    in_turn = pipe.dry_run(plan, Method())
+    assert in_turn.peak < halved.peak and in_turn.decoder_weights < GIB < in_turn.weights
+
+
+def test_slices_take_the_memory_of_one_image() -> None:
+    pipe = Pipeline(meta_model("FoundationVision/Infinity", "125m"), None)
+    plans = [Method().plan(pipe.settings(), pipe.model.info, samples) for samples in (1, 4)]
+    one, four = (pipe.dry_run(plan, Method()).decoding for plan in plans)
+    sliced = pipe.enable_vae_slicing().dry_run(plans[1], Method()).decoding
+    images = 2 * 4 * 3 * 1024 * 1024 * 4  # all of them, and all of them joined
+    assert four > 3.9 * one and sliced <= one + images
 
 
 def test_small_models_fit_without_a_dry_run(tiny_model: Infinity) -> None:

@@ -157,7 +157,7 @@ def test_moving_without_a_format_keeps_it() -> None:
         ({"residual": torch.bfloat16}, r"residual=torch.bfloat16: must be float32, or that of the blocks"),
     ],
 )
-def test_impossible_formats(wrong: dict[str, torch.dtype], message: str) -> None:
+def test_impossible_formats(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Precision(**wrong)
     with pytest.raises(UsageError, match=r"dtype torch.float64: unknown"):

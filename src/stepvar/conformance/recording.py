@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerHook, Sub
 from stepvar.core.tokens import TokenMap
 from stepvar.models.blocks import GenerationState
 from stepvar.models.model import Condition_contra, NextScaleModel, Staged
+from stepvar.models.offload import Part
 
 State = TypeVar("State", bound=GenerationState)
 
@@ -78,8 +80,14 @@ class RecordingModel(Generic[Condition_contra, State]):
     def refine(self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
         self.model.refine(state, tokens, indices, step, noise)
 
-    def decode(self, state: State, tile: int | None = None) -> Tensor:
-        return self.model.decode(state, tile)
+    def on_device(self, part: Part) -> AbstractContextManager[None]:
+        return self.model.on_device(part)
+
+    def finish(self, state: State) -> None:
+        """Frees nothing: what a generation leaves behind is to be looked at, too."""
+
+    def decode(self, state: State, tile: int | None = None, sliced: bool = False) -> Tensor:
+        return self.model.decode(state, tile, sliced)
 
 
 def image_record(

@@ -26,6 +26,7 @@ from stepvar.cost.meter import Meter, Spent, describe
 from stepvar.generation import generate
 from stepvar.methods.base import Method
 from stepvar.models.meta import build_on_meta
+from stepvar.models.offload import OffloadName, weights_on_device
 from stepvar.models.precision import Precision
 from stepvar.utils.tensors import map_tensors, signature, tensors_of
 
@@ -36,15 +37,20 @@ RUN_OF_EACH_KIND = 2
 
 
 class ModelSpec(NamedTuple):
-    """What a model is without its weights: its class, its configuration, its number formats."""
+    """What a model is without its weights: its class, its configuration, its number formats, and where they rest."""
 
     build: Callable[[Any], Any]
     config: Any
     precision: Precision
+    offload: OffloadName | None = None
+    blocks_on_device: int = 0
 
     @classmethod
     def of(cls, model: Any) -> ModelSpec:
-        return cls(type(model), model.config, model.precision)
+        spec, offload = cls(type(model), model.config, model.precision), model.offload
+        if offload is None:
+            return spec
+        return spec._replace(offload=offload.name, blocks_on_device=offload.blocks_on_device)
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,18 @@ class DryRun:
         flops: floating-point operations of each pass that is run, by its index.
         prepare_flops: of what all passes share.
         decode_flops: from the accumulated latent to pixels.
-        weights: bytes of the model's weights, without a text encoder.
+        weights: bytes of weights on the device during the loop over scales, without a text encoder.
+        decoder_weights: bytes of weights on the device while decoding: those of an offloaded model differ.
         cache: bytes of keys and values.
         scales: most bytes that a pass or the preparation holds beside weights and cache.
-        decoding: most bytes that decoding holds beside weights and cache.
+        decoding: most bytes that decoding holds beside weights; the cache is freed before.
     """
 
     flops: Mapping[int, int]
     prepare_flops: int
     decode_flops: int
     weights: int
+    decoder_weights: int
     cache: int
     scales: int
     decoding: int
@@ -72,7 +80,7 @@ class DryRun:
     @property
     def peak(self) -> int:
         """Most bytes held at a time."""
-        return self.weights + self.cache + max(self.scales, self.decoding)
+        return max(self.weights + self.cache + self.scales, self.decoder_weights + self.decoding)
 
 
 def dry_run(
@@ -82,6 +90,7 @@ def dry_run(
     method: Method,
     forced: Mapping[int, Tensor] | None = None,
     tile: int | None = None,
+    sliced: bool = False,
 ) -> DryRun:
     """Runs a generation without data. Results are remembered, so a second call with like arguments takes no time.
 
@@ -91,6 +100,7 @@ def dry_run(
         plan: as the method resolved it.
         forced: codes of forced passes, on any device; the shape of those that are missing is found out.
         tile: side of the tiles of decoding in latent cells; None: in one piece.
+        sliced: whether samples are decoded one by one.
     """
     spec = model if isinstance(model, ModelSpec) else ModelSpec.of(model)
     given, codes = to_meta(condition), to_meta(dict(forced or {}))
@@ -100,10 +110,11 @@ def dry_run(
         plan.samples,
         repr(method),
         tile,
+        sliced,
         signature(given, describe),
         signature(codes, describe),
     )
-    return _remembered(_Generation(key, spec, given, plan, method, codes, tile))
+    return _remembered(_Generation(key, spec, given, plan, method, codes, tile, sliced))
 
 
 def count_flops(
@@ -131,14 +142,16 @@ class _Generation:
     method: Method = field(compare=False)
     forced: Mapping[int, Tensor] = field(compare=False)
     tile: int | None = field(compare=False)
+    sliced: bool = field(compare=False)
 
 
 @lru_cache(maxsize=64)
 def _remembered(generation: _Generation) -> DryRun:
-    model, results = meta_model(generation.spec)
+    spec = generation.spec
+    model, results = meta_model(spec)
     meter = Meter(META, results)
     meter.watch((*model.parameters(), *model.buffers()))
-    weights = meter.held
+    whole = meter.held
     meter.watch(tensors_of(generation.condition))
     dry = DryModel(model, meter, generation.plan)
     forced, noise = ForcedCodes(dry, generation.plan, generation.forced), MetaNoise()
@@ -153,17 +166,18 @@ def _remembered(generation: _Generation) -> DryRun:
         )
         scales, before_decoding = meter.peak, meter.flops
         meter.restart_peak()
-        model.decode(state, generation.tile)
+        model.decode(state, generation.tile, generation.sliced)
     marks = [dry.prepare_flops, *behind.values()]
-    beside = weights + state.cache.nbytes
+    weights, decoder_weights = weights_on_device(model, spec.offload, spec.blocks_on_device)
     return DryRun(
         flops={index: after - before for index, before, after in zip(behind, marks, marks[1:], strict=False)},
         prepare_flops=dry.prepare_flops,
         decode_flops=meter.flops - before_decoding,
         weights=weights,
-        cache=state.cache.nbytes,
-        scales=scales - beside,
-        decoding=meter.peak - beside,
+        decoder_weights=decoder_weights,
+        cache=dry.cache_bytes,
+        scales=scales - whole - dry.cache_bytes,
+        decoding=meter.peak - whole,
     )
 
 
@@ -193,20 +207,21 @@ class DryModel:
     Attributes:
         state: of the running generation.
         prepare_flops: operations until the first pass.
+        cache_bytes: of keys and values.
     """
 
     def __init__(self, model: Any, meter: Meter, plan: Plan) -> None:
         self._model, self._meter = model, meter
         self._kinds = kinds_of_blocks(plan)
         self.state: Any = None
-        self.prepare_flops = 0
+        self.prepare_flops = self.cache_bytes = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def start(self, condition: Any, plan: Plan) -> Any:
         self.state = self._model.start(condition, plan)
-        self.prepare_flops = self._meter.flops
+        self.prepare_flops, self.cache_bytes = self._meter.flops, self.state.cache.nbytes
         return self.state
 
     def blocks(self, state: Any, step: Step, hook: SublayerHook) -> AlikeBlocks:

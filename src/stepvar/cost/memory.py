@@ -44,7 +44,10 @@ def check_fits(taken: DryRun, available: int, where: str) -> None:
     """
     if taken.peak <= available:
         return
-    parts = {"weights": taken.weights, "cache": taken.cache, "scales": taken.scales, "decoding": taken.decoding}
+    if taken.decoder_weights + taken.decoding == taken.peak:
+        parts = {"weights": taken.decoder_weights, "decoding": taken.decoding}
+    else:
+        parts = {"weights": taken.weights, "cache": taken.cache, "scales": taken.scales}
     largest = max(parts, key=lambda name: parts[name])
     raise UsageError(
         f"memory: needs about {_gib(taken.peak)} ({_gib(parts[largest])} for {largest}), "
@@ -53,10 +56,10 @@ def check_fits(taken: DryRun, available: int, where: str) -> None:
 
 
 _ADVICE = {
-    "weights": "use dtype bfloat16, a smaller variant, or a larger device",
-    "cache": "generate fewer at once, use dtype bfloat16, or a method that keeps fewer tokens",
+    "weights": "use dtype bfloat16, offload weights (enable_sequential_cpu_offload, --offload), or a smaller variant",
+    "cache": "generate fewer at once, use dtype bfloat16, cache_dtype int8, or a method that keeps fewer tokens",
     "scales": "use dtype bfloat16, a smaller resolution, fewer seconds, or a method that keeps fewer tokens",
-    "decoding": "decode by tiles (enable_tiled_decode, --tile), or generate fewer at once",
+    "decoding": "decode by tiles (enable_vae_tiling, --tile), or one by one (enable_vae_slicing)",
 }
 
 

@@ -52,6 +52,7 @@ class Measurable(Protocol):
     inputs: InputProcessor
     text_encoder: Any
     tile: int | None
+    sliced: bool
     engine: Any
 
     @property
@@ -275,7 +276,7 @@ class Search:
         state = pipe.engine.generate(pipe.model, condition, plan, method, noise, recorder=recorder)
         if whole:
             with recorder.stage("decode"):
-                pipe.model.decode(state, pipe.tile)
+                pipe.model.decode(state, pipe.tile, pipe.sliced)
         return recorder.report("", str(method), self.samples, pipe.model.dtype)
 
     def _encoded(self, plan: Plan) -> EncodedInputs:
@@ -302,7 +303,8 @@ class Search:
             "kv_scope": settings.schedule.kv_scope,
             "sampling": repr((settings.cfg_layers, bool(settings.top_p), bool(settings.smooth))),
             "samples": str(self.samples),
-            "tile": str(pipe.tile),
+            "tile": str(pipe.tile) + (", sliced" if pipe.sliced else ""),
+            "offload": "" if model.offload is None else f"{model.offload.name} {model.offload.blocks_on_device}",
             "text": "" if encoder is None else type(getattr(encoder, "encoder", encoder)).__name__,
             "method": repr(self.method),
         }

@@ -90,6 +90,9 @@ class Engine:
                 raise UsageError(f"engine='graphs': needs a CUDA device, the model is on {where}; use 'auto'")
             recorder.engine = "eager"
             return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)
+        if model.offload is not None:
+            recorder.engine = "eager: the weights are offloaded, and a graph needs them where they were"
+            return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)
         if not self._lock.acquire(blocking=False):  # another thread replays: its tensors are in use
             recorder.engine = "eager: another generation is running"
             return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)

@@ -42,8 +42,8 @@ State = TypeVar("State", bound=GenerationState)
 def residual(tokens: TokenMap, layer: int, sublayers: Sequence[tuple[str, Sublayer]], hook: SublayerHook) -> TokenMap:
     """Adds the update of each sub-layer of a block in turn."""
     for name, sublayer in sublayers:
-        update = hook(sublayer, tokens, SublayerRef(layer, name))
-        tokens = tokens.with_features(tokens.features + update)
+        # The update is not named: it would be held until the next one is made.
+        tokens = tokens.with_features(tokens.features + hook(sublayer, tokens, SublayerRef(layer, name)))
     return tokens
 
 
@@ -122,7 +122,8 @@ class BlockRun(ABC, Generic[Model, State]):
     def _run_fused(self, tokens: TokenMap, first: int, last: int) -> TokenMap:
         stream = ResidualStream(tokens.features)
         for layer in range(first, last):
-            self.run_fused_block(stream, tokens.positions, layer)
+            with self.model.block_on_device(layer):
+                self.run_fused_block(stream, tokens.positions, layer)
             if layer in self.cfg_blocks:
                 guided = classifier_free_guidance(stream.read(), self.step.guidance)
                 stream = ResidualStream(guided.repeat(2, 1, 1))
@@ -133,7 +134,8 @@ class BlockRun(ABC, Generic[Model, State]):
         if self.can_fuse(tokens):
             return self._run_fused(tokens, first, last)
         for layer in range(first, last):
-            tokens = self.run_block(tokens, layer)
+            with self.model.block_on_device(layer):
+                tokens = self.run_block(tokens, layer)
             if layer in self.cfg_blocks:
                 guided = classifier_free_guidance(tokens.features, self.step.guidance)
                 tokens = tokens.with_features(guided.repeat(2, 1, 1))

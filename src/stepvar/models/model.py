@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, ClassVar, Protocol, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,10 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import ModelInfo, RunBlocks, SublayerHook
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.core.values import device_of, dtype_of, placement
+from stepvar.errors import UsageError
 from stepvar.models.blocks import BlockRun, GenerationState
-from stepvar.models.precision import Policy, Precision, apply_precision, for_weight
+from stepvar.models.offload import Offload, OffloadName, Part
+from stepvar.models.precision import CacheName, Policy, Precision, apply_precision, for_weight
 from stepvar.utils.ambient import stated_formats
 
 State = TypeVar("State")
@@ -100,11 +104,20 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """
         ...
 
-    def decode(self, state: State, tile: int | None = None) -> Tensor:
+    def on_device(self, part: Part) -> AbstractContextManager[None]:
+        """Has a part of an offloaded model on its device for as long as the block of code runs."""
+        ...
+
+    def finish(self, state: State) -> None:
+        """Frees what only passes need; the state can still be decoded."""
+        ...
+
+    def decode(self, state: State, tile: int | None = None, sliced: bool = False) -> Tensor:
         """The image so far: (B, 3, H, W) in [-1, 1]; a video has (B, 3, F, H, W).
 
         Args:
             tile: side of the tiles in latent cells, for bounded memory; None: in one piece.
+            sliced: whether samples are decoded one by one, in the memory of one.
         """
         ...
 
@@ -123,6 +136,7 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
     """Base of the models: see :class:`NextScaleModel` for what is not described here.
 
     Attributes:
+        offload: where the weights rest and when they visit the device; None: they stay there.
         sublayers: of each block, in order; see :class:`~stepvar.core.stack.ModelInfo`.
         run: the blocks of a pass.
         policy: which weights belong to which part of :class:`~stepvar.models.precision.Precision`.
@@ -142,11 +156,29 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         self.transformer = transformer
         self.tokenizer = tokenizer
         self.precision = Precision()
+        self.offload: Offload | None = None
         self._tables: dict[Hashable, Any] = {}
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        """Where the model computes; of an offloaded one not where its weights rest."""
+        return next(self.parameters()).device if self.offload is None else self.offload.device
+
+    def enable_offload(self, name: OffloadName, device: torch.device, blocks_on_device: int = 0) -> None:
+        """Lets the weights rest on the CPU and visit a device while they are used; arguments as for :class:`Offload`.
+
+        Raises:
+            UsageError: if the model has not so many blocks.
+        """
+        self.disable_offload()
+        self.offload = Offload(self, name, device, blocks_on_device)
+
+    def disable_offload(self) -> None:
+        """Leaves the weights on the CPU."""
+        if self.offload is not None:
+            self.offload.remove()
+            self.offload = None
+            super().to("cpu")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -169,7 +201,10 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         Raises:
             UsageError: for a format that models cannot run in.
         """
-        self.precision = precision if isinstance(precision, Precision) else Precision.of(precision)
+        self._check_not_offloaded()
+        if not isinstance(precision, Precision):
+            precision = replace(Precision.of(precision), cache=self.precision.cache)
+        self.precision = precision
         apply_precision(self, self.precision, self.policy)
         return self
 
@@ -180,8 +215,9 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
             args, kwargs: those of ``torch.nn.Module.to``: a device, a dtype, or a tensor that has both.
 
         Raises:
-            UsageError: for a device that is not there, or a format that models cannot run in.
+            UsageError: for a device that is not there, a format that models cannot run in, or if it is offloaded.
         """
+        self._check_not_offloaded()
         device, dtype, others = placement(args, kwargs)
         if dtype is not None:
             self.set_precision(dtype)
@@ -197,6 +233,21 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
 
     def double(self: Self) -> Self:
         return self.set_precision(torch.float64)
+
+    def set_cache_dtype(self: Self, name: CacheName | None) -> Self:
+        """Chooses how keys and values are stored: "int8", or None: as they are computed.
+
+        Raises:
+            UsageError: for another name.
+        """
+        if name not in (None, *get_args(CacheName)):
+            raise UsageError(f"cache_dtype={name!r}: must be int8, or None for that of the model")
+        self.precision = replace(self.precision, cache=name)
+        return self
+
+    def _check_not_offloaded(self) -> None:
+        if self.offload is not None:
+            raise UsageError("the model is offloaded: move it or change its precision before, or disable offloading")
 
     def float(self: Self) -> Self:
         return self.set_precision(torch.float32)
@@ -235,8 +286,9 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
             heads: of keys and values; None: as many as the queries have.
         """
         config, capacities = self.config, [prefix + tokens for tokens in plan.cache_tokens]
+        heads, precision = heads or config.heads, self.precision
         return KVCache(
-            capacities, plan.rows, heads or config.heads, config.head_dim, self.precision.blocks, self.device
+            capacities, plan.rows, heads, config.head_dim, precision.blocks, self.device, precision.cache is not None
         )
 
     def new_latent(self, plan: Plan) -> Tensor:
@@ -262,7 +314,26 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
     def refine(self, state: Any, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
         """Nothing: in most families the indices say all."""
 
+    def on_device(self, part: Part) -> AbstractContextManager[None]:
+        return nullcontext() if self.offload is None else self.offload.on_device(part)
+
+    def block_on_device(self, layer: int) -> AbstractContextManager[None]:
+        """Has a block of an offloaded model on its device for as long as the block of code runs."""
+        return nullcontext() if self.offload is None else self.offload.blocks[layer].on_device()
+
+    def finish(self, state: Any) -> None:
+        state.cache.free()
+
     @stated_formats()
     @torch.inference_mode()
-    def decode(self, state: GenerationState, tile: int | None = None) -> Tensor:
-        return self.tokenizer.decode(state.latent, tile)
+    def decode(self, state: Any, tile: int | None = None, sliced: bool = False) -> Tensor:
+        with self.on_device("decoder"):
+            if not sliced:
+                return self.pixels(state, slice(None), tile)
+            samples = range(len(state.latent))
+            return torch.cat([self.pixels(state, slice(sample, sample + 1), tile) for sample in samples])
+
+    def pixels(self, state: Any, samples: slice, tile: int | None) -> Tensor:
+        """The images so far of some of the samples; see :meth:`decode`."""
+        pixels: Tensor = self.tokenizer.decode(state.latent[samples], tile)
+        return pixels

@@ -20,6 +20,8 @@ FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 Part = Literal["blocks", "residual", "head", "tokenizer", "exact"]
 
+CacheName = Literal["int8"]
+
 Policy = tuple[tuple[str, Part], ...]
 """Patterns of the names of weights and the part that each belongs to; the first that fits counts."""
 
@@ -35,9 +37,11 @@ class Precision:
     """The number format of each part of a model.
 
     Attributes:
-        blocks: matrix products and attention inside the blocks, their weights, and the key/value cache.
+        blocks: matrix products and attention inside the blocks, their weights, and their keys and values.
         residual: the residual stream, all normalisations and modulations, the condition and the embeddings.
         head: the last normalisation and the projection to logits.
+        cache: how keys and values are stored between passes: "int8", each head of each token with a scale of its own;
+            None: in the blocks' format.
         tokenizer: convolutions of encoder and decoder; statistics of the normalisations are float32 in any format.
 
     Codes, codebook, the sum of codes, its resampling, rotary positions, sampling and pixels are float32 always.
@@ -50,6 +54,7 @@ class Precision:
     residual: torch.dtype = torch.float32
     head: torch.dtype = torch.float32
     tokenizer: torch.dtype = torch.float32
+    cache: CacheName | None = None
 
     def __post_init__(self) -> None:
         for part in ("blocks", "residual", "head", "tokenizer"):

@@ -1,4 +1,4 @@
-"""Copies to a device that do not wait, runs that repeat bit by bit, float32 that is float32, and names of devices."""
+"""Devices: which to use, copies that do not wait, runs that repeat bit by bit, float32 that is float32, names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepvar.errors import UsageError
+
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -21,6 +23,21 @@ def to_device_async(value: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)
+
+
+def execution_device(current: torch.device) -> torch.device:
+    """Where a model that rests on the CPU is to work: where it is, or from the CPU the first GPU.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if current.type != "cpu":
+        return current
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    raise UsageError("offload: this machine has no GPU that PyTorch can use; leave it out, or name a device")
 
 
 def device_name(device: torch.device) -> str:

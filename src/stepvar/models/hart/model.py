@@ -21,6 +21,7 @@ from stepvar.models.hart.tokenizer import HybridTokenizer
 from stepvar.models.hart.transformer import POLICY, Conditioning, HARTTransformer
 from stepvar.models.layers import Rotary
 from stepvar.models.model import Staged
+from stepvar.models.offload import in_turn
 from stepvar.models.precision import parts_policy
 from stepvar.models.var.model import CodebookModel, VARRun
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
@@ -123,7 +124,7 @@ class HART(CodebookModel):
             return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 
         tokens = TokenMap.dense(null, Grid(1, 1, null.shape[1]))
-        for layer, block in enumerate(self.transformer.ordered_blocks):
+        for layer, block in enumerate(in_turn(self.transformer.ordered_blocks)):
             modulation = state.condition.modulation[layer]
             rows = None if modulation is None else modulation[samples : samples + 1]
             context = BlockContext(rows, attend, run_dense, lambda _: rotary)

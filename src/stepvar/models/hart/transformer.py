@@ -23,6 +23,7 @@ from stepvar.models.layers import (
     Rotary,
     SelfAttention,
 )
+from stepvar.models.offload import in_turn
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.var.transformer import AdaptiveBlock
 
@@ -185,7 +186,7 @@ class HARTTransformer(nn.Module):
             learned = self.pos_start + self.pos_1LC[:, : self.config.context_tokens]
             context, null = context + learned, null + learned
         modulated = self.config.modulation != "none"
-        modulation = tuple(block.modulation(own) if modulated else None for block in self.ordered_blocks)
+        modulation = tuple(block.modulation(own) if modulated else None for block in in_turn(self.ordered_blocks))
         return Conditioning(context, null, highest, modulation, places, levels)
 
     def embed(self, codes: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from stepvar.models.layers import (
     merge_heads,
     split_heads,
 )
+from stepvar.models.offload import StreamedModule, in_turn
 from stepvar.models.precision import Policy, for_weight
 
 POLICY: Policy = (
@@ -122,7 +123,7 @@ class CrossAttention(KeyValue):
         )
 
 
-class Block(nn.Module):
+class Block(StreamedModule):
     """Self-attention, attention to the text and a feed-forward layer, each a residual update."""
 
     def __init__(self, config: InfinityConfig) -> None:
@@ -217,13 +218,11 @@ class InfinityTransformer(nn.Module):
         pooled = self.text_proj_for_sos.ca(text, mask)
         text = self.text_proj_for_ca(text)
         shared = self.shared_ada_lin(pooled).unflatten(-1, (6, -1))
-        blocks = self.blocks
-        return Conditioning(
-            pooled,
-            text,
-            tuple(block.ada_gss[0] + shared for block in blocks),
-            tuple(TextMemory(*block.ca.keys_values(text), mask) for block in blocks),
-        )
+        modulation, memory = [], []
+        for block in in_turn(self.blocks):
+            modulation.append(block.ada_gss[0] + shared)
+            memory.append(TextMemory(*block.ca.keys_values(text), mask))
+        return Conditioning(pooled, text, tuple(modulation), tuple(memory))
 
     def null_text(self, batch: int, length: int) -> Tensor:
         """The learned unconditional text: as many of its rows as each prompt has tokens, (batch, length, ...)."""

@@ -60,7 +60,8 @@ def video_size(model: InfinityStar, schedule: ScaleSchedule) -> tuple[int, int]:
 def encode(model: InfinityStar, video: Video, size: tuple[int, int], generator: Generator | None = None) -> Tensor:
     """Features (1, d, T, h, w) of a video whose frames are cut to a width and height."""
     pixels = fitted(video, size).tensor(model.device).unsqueeze(0)
-    return model.tokenizer.encode(pixels, generator=generator)
+    with model.on_device("encoder"):
+        return model.tokenizer.encode(pixels, generator=generator)
 
 
 def fitted(video: Video, size: tuple[int, int]) -> Video:

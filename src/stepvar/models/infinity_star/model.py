@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,6 @@ from stepvar.models.infinity_star.transformer import POLICY, BlockContext, Infin
 from stepvar.models.layers import Rotary, grouped_attention
 from stepvar.models.model import Shape, Staged, VARModel
 from stepvar.models.precision import parts_policy
-from stepvar.utils.ambient import stated_formats
 
 
 @dataclass(frozen=True)
@@ -228,7 +226,7 @@ class InfinityStar(VARModel):
 
         Tokens of fewer rows than the cache has are the same for both branches.
         """
-        times = state.cache.keys[0].shape[0] // len(tokens)
+        times = state.cache.rows // len(tokens)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             state.cache.append(layer, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1))
@@ -257,15 +255,14 @@ class InfinityStar(VARModel):
         """Bits by token (B, N, bits) -> by cell (B, bits, t, h, w)."""
         return indices.transpose(1, 2).unflatten(2, step.grid.shape)
 
-    @stated_formats()
-    @torch.inference_mode()
-    def decode(self, state: Any, tile: int | None = None) -> Tensor:
-        """The video so far: (B, 3, F, H, W) in [-1, 1], in float32; an image has one frame."""
-        latent = state.latent[:, :, : max(1, state.decoded)]
+    def pixels(self, state: StarState, samples: slice, tile: int | None) -> Tensor:
+        """The videos so far: (B, 3, F, H, W) in [-1, 1], in float32; an image has one frame."""
+        latent = state.latent[samples, :, : max(1, state.decoded)]
         if state.before is None:
             return self.tokenizer.decode(latent, tile).clamp(-1, 1)
         frames = self.config.tokenizer.frame_stride * latent.shape[2]
-        return self.tokenizer.decode(torch.cat([state.before, latent], dim=2), tile)[:, :, -frames:].clamp(-1, 1)
+        latent = torch.cat([state.before[samples], latent], dim=2)
+        return self.tokenizer.decode(latent, tile)[:, :, -frames:].clamp(-1, 1)
 
 
 def as_cells(latent: Tensor) -> Tensor:

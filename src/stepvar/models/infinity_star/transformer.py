@@ -23,6 +23,7 @@ from stepvar.models.layers import (
     merge_heads,
     split_heads,
 )
+from stepvar.models.offload import StreamedModule, in_turn
 from stepvar.models.precision import Policy, for_weight
 
 POLICY: Policy = (
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         return self.o_proj(merge_heads(attend(layer, q, k, v)))
 
 
-class Block(nn.Module):
+class Block(StreamedModule):
     """Self-attention and a feed-forward layer, each a residual update."""
 
     def __init__(self, config: InfinityStarConfig) -> None:
@@ -155,7 +156,7 @@ class InfinityStarTransformer(nn.Module):
 
     def run_blocks(self, features: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         """All blocks on tokens (R, N, C) with the positions ``rotary``, without any method."""
-        for layer, block in enumerate(self.block_list):
+        for layer, block in enumerate(in_turn(self.block_list)):
             features = run_block(block, features, layer, rotary, attend)
         return features
 

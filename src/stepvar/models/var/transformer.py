@@ -23,6 +23,7 @@ from stepvar.models.layers import (
     Rotary,
     SelfAttention,
 )
+from stepvar.models.offload import StreamedModule, in_turn
 from stepvar.models.precision import Policy, for_weight
 from stepvar.models.var.config import VARConfig
 
@@ -51,7 +52,7 @@ class BlockContext:
     rotary: Callable[[Tensor], Rotary | None] = lambda positions: None
 
 
-class AdaptiveBlock(nn.Module):
+class AdaptiveBlock(StreamedModule):
     """Self-attention and a feed-forward layer, each a residual update after the same modulated normalisation."""
 
     attn: SelfAttention
@@ -147,7 +148,7 @@ class VARTransformer(nn.Module):
         """Class indices (R,) -> what the blocks need of them."""
         pooled = self.class_emb(labels)
         shared = None if self.shared_ada_lin is None else self.shared_ada_lin(pooled).unflatten(-1, (6, -1))
-        return Conditioning(pooled, tuple(block.modulation(pooled, shared) for block in self.ordered_blocks))
+        return Conditioning(pooled, tuple(block.modulation(pooled, shared) for block in in_turn(self.ordered_blocks)))
 
     def first_tokens(self, pooled: Tensor) -> Tensor:
         """(R, C) -> (R, tokens of the first scale, C): what it starts from."""
