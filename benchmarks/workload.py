@@ -128,6 +128,7 @@ def workload(arguments: argparse.Namespace) -> Workload:
         resolution = resolution or ("1M" if family.name == "infinity" else None)
     else:
         pipe = Pipeline.from_pretrained(name, device=device, dtype=dtype)
-    pipe.enable_tiled_decode(arguments.tile)
+    if arguments.tile is not None:
+        pipe.enable_vae_tiling(arguments.tile)
     settings = pipe.settings(resolution=resolution, seconds=arguments.seconds, guidance_scale=arguments.guidance)
     return Workload.of(pipe, settings, arguments.samples, arguments.decode)

@@ -49,12 +49,15 @@ from stepvar.errors import UsageError
 from stepvar.methods import Method, as_method
 from stepvar.methods.contract import blaming
 from stepvar.models.inputs import GenerationInputs, PreparedInputs
+from stepvar.models.offload import OffloadName
+from stepvar.models.precision import CacheName
 from stepvar.models.registry import FAMILIES
 from stepvar.models.shapes import check_ratio, shape_of_size, warn_if_larger
 from stepvar.models.tiling import SMALLEST_TILE
 from stepvar.output import Output, OutputType, to_media
 from stepvar.text import CachedEncoder, ContextFeatures, Encoder, OffloadableEncoder, WordEncoder, check_source
 from stepvar.utils.ambient import stated_formats
+from stepvar.utils.device import execution_device
 from stepvar.utils.files import atomic_folder
 from stepvar.utils.hub import hub_access
 from stepvar.utils.log import logger
@@ -72,6 +75,7 @@ class Pipeline:
     Attributes:
         progress: whether a bar over the scales is shown, on a terminal only; a call may say otherwise.
         tile: side of the tiles of decoding in latent cells; None: images are decoded in one piece.
+        sliced: whether the images of a batch are decoded one by one.
     """
 
     def __init__(self, loaded: LoadedModel, text_encoder: Encoder[Any] | None, engine: EngineName = "auto") -> None:
@@ -84,6 +88,7 @@ class Pipeline:
         self.inputs = self.family.inputs(self.model, self.text_encoder)
         self.progress = True
         self.tile: int | None = None
+        self.sliced = False
         self.engine = Engine(engine)
 
     @classmethod
@@ -99,6 +104,7 @@ class Pipeline:
         device: str | int | torch.device | None = None,
         dtype: torch.dtype | str = torch.float32,
         engine: EngineName = "auto",
+        cache_dtype: CacheName | None = None,
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
@@ -117,6 +123,8 @@ class Pipeline:
                 the name or folder of another model of its kind, an encoder, or None to work with features only.
             device, dtype: where and in what precision, also by name ("auto", "cuda:1"; "bf16"); see :meth:`to`.
             engine: "eager", "graphs" (CUDA graphs; experimental), or "auto"; see :class:`~stepvar.engine.Engine`.
+            cache_dtype: "int8" stores keys and values in half of the memory of bfloat16, with a scale per head and
+                token; None: as they are computed.
             cache_dir, token, local_files_only: of downloads; None: as ``HF_HOME`` and ``HF_TOKEN`` say.
 
         Raises:
@@ -133,6 +141,7 @@ class Pipeline:
         with hub_access(cache_dir, token, local_files_only), torch.inference_mode(False), stated_formats():
             _check_text_encoder(find_outline(name, variant, revision, tokenizer), text_encoder)
             loaded = load_model(name, variant=variant, revision=revision, dtype=precision, tokenizer=tokenizer)
+            loaded.model.set_cache_dtype(cache_dtype)
             pipe = cls(loaded, _text_encoder(loaded, text_encoder), engine).to(place, precision)
         logger.debug("loaded %s in %.1f s: %r", pipe.name, time.perf_counter() - started, pipe)
         return pipe
@@ -170,7 +179,7 @@ class Pipeline:
                 in any order, or a tensor that has both.
 
         Raises:
-            UsageError: for a device that is not there, or a format that models cannot run in.
+            UsageError: for a device that is not there, a format that models cannot run in, or if it is offloaded.
         """
         place, dtype, others = placement(args, kwargs)
         device = None if place is None else device_of("device", place)
@@ -197,7 +206,7 @@ class Pipeline:
         Raises:
             OutputError: if it exists, or cannot be written.
         """
-        encoder = self.text_encoder.encoder if isinstance(self.text_encoder, CachedEncoder) else self.text_encoder
+        encoder = _encoder_behind_cache(self.text_encoder)
         own, folder = encoder if isinstance(encoder, WordEncoder) else None, Path(folder)
         precision = None if dtype is None else dtype_of("dtype", dtype)
         with atomic_folder(folder) as made:
@@ -217,26 +226,94 @@ class Pipeline:
         Raises:
             UsageError: if the model's text encoder is too small for that to make sense.
         """
-        encoder = self.text_encoder.encoder if isinstance(self.text_encoder, CachedEncoder) else self.text_encoder
+        encoder = _encoder_behind_cache(self.text_encoder)
         if not isinstance(encoder, OffloadableEncoder):
             raise UsageError(f"text encoder offload: {self.name} has no large text encoder; leave it where it is")
         encoder.enable_offload(self.device if device is None else device)
         return self
 
-    def enable_tiled_decode(self, tile: int | None = 32) -> Pipeline:
+    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> Pipeline:
+        """Lets all weights rest on the CPU: text encoder, transformer and decoder visit the device one after another.
+
+        Load the pipeline on the CPU, then call this. Results are the same to the bit. Every generation copies the
+        weights once. Previews, too, copy the decoder, and hold it beside the transformer.
+
+        Args:
+            device: where they work; None: where the model is, or from the CPU the first GPU.
+
+        Raises:
+            UsageError: if the model is on the CPU and there is no GPU.
+        """
+        return self._offload("model", device)
+
+    def enable_sequential_cpu_offload(
+        self, device: str | torch.device | None = None, blocks_on_device: int = 0
+    ) -> Pipeline:
+        """As :meth:`enable_model_cpu_offload`, and the blocks of the transformer visit the device one by one, too.
+
+        While a block runs, the next one is copied. Every scale copies all blocks, which takes longer than small scales
+        compute: the less memory, the slower.
+
+        Args:
+            device: as there.
+            blocks_on_device: blocks that stay for the whole loop over scales; as many as fit.
+
+        Raises:
+            UsageError: as there, or if the model has not so many blocks.
+        """
+        return self._offload("sequential", device, blocks_on_device)
+
+    def disable_cpu_offload(self) -> Pipeline:
+        """Ends both kinds of offloading; the weights are left on the CPU, see :meth:`to`."""
+        self.model.disable_offload()
+        encoder = _encoder_behind_cache(self.text_encoder)
+        if isinstance(encoder, OffloadableEncoder):
+            encoder.disable_offload().to("cpu")
+        return self
+
+    def _offload(self, name: OffloadName, device: str | torch.device | None, blocks_on_device: int = 0) -> Pipeline:
+        self.engine.clear()
+        if device is None:
+            place = execution_device(self.device)
+        else:  # a model without data works on "meta"
+            place = torch.device("meta") if str(device) == "meta" else device_of("device", device)
+        with torch.inference_mode(False):
+            self.model.enable_offload(name, place, whole_number("blocks_on_device", blocks_on_device))
+        encoder = _encoder_behind_cache(self.text_encoder)
+        if isinstance(encoder, OffloadableEncoder):
+            encoder.enable_offload(place)
+        elif encoder is not None:
+            encoder.to(device=place)  # a few embeddings
+        return self
+
+    def enable_vae_tiling(self, tile: int = 32) -> Pipeline:
         """Decodes large images tile by tile, in bounded memory.
 
         Args:
-            tile: side of a tile in latent cells; None: in one piece again.
+            tile: side of a tile in latent cells.
 
         Raises:
             UsageError: if it is too small for tiles to overlap.
         """
-        if tile is not None:
-            tile = whole_number("tile", tile)
-            if tile < SMALLEST_TILE:
-                raise UsageError(f"tile={tile}: must be at least {SMALLEST_TILE} latent cells, or None for one piece")
+        tile = whole_number("tile", tile)
+        if tile < SMALLEST_TILE:
+            raise UsageError(f"tile={tile}: must be at least {SMALLEST_TILE} latent cells")
         self.tile = tile
+        return self
+
+    def disable_vae_tiling(self) -> Pipeline:
+        """Decodes images in one piece again."""
+        self.tile = None
+        return self
+
+    def enable_vae_slicing(self) -> Pipeline:
+        """Decodes the images of a batch one by one, in the memory of one."""
+        self.sliced = True
+        return self
+
+    def disable_vae_slicing(self) -> Pipeline:
+        """Decodes the images of a batch together again."""
+        self.sliced = False
         return self
 
     @accepts(CALL)
@@ -389,7 +466,7 @@ class Pipeline:
                 self.model, encoded.condition, plan, method, noise, encoded.forced, recorder, on_scale_end
             )
         with recorder.stage("decode"):
-            pixels = self.model.decode(state, self.tile)
+            pixels = self.model.decode(state, self.tile, self.sliced)
         recorder.check_finite(str(method))
         report = recorder.report(
             self.name,
@@ -421,7 +498,7 @@ class Pipeline:
         with stated_formats():
             wanted = self.inputs.example(text_tokens, plan.schedule)
             condition = self.inputs.prepare(wanted, plan.samples).encode(plan.schedule, ()).condition
-            return dry_run(self.model, condition, plan, method, tile=self.tile)
+            return dry_run(self.model, condition, plan, method, tile=self.tile, sliced=self.sliced)
 
     @accepts(CALL, lambda: _sampling_names() | dict.fromkeys(("aspect_ratio", "resolution", "seconds")))
     def for_speedup(
@@ -460,7 +537,7 @@ class Pipeline:
     def preview(self, state: Any, output_type: OutputType = "pil") -> Any:
         """The image or video so far of a running generation, for use in ``callback_on_scale_end``."""
         with stated_formats():
-            images, videos = to_media(self.model.decode(state, self.tile), self._fps, output_type)
+            images, videos = to_media(self.model.decode(state, self.tile, self.sliced), self._fps, output_type)
         return images if len(images) else videos
 
     @accepts(NO_WORDS)
@@ -579,6 +656,10 @@ def _check_text_encoder(outline: Source, chosen: Encoder[Any] | str | Path | Non
     here = all(path.exists() for path in outline.parts.values())  # else loading the model says what is missing
     if isinstance(chosen, (str, Path)) and here:
         check_source(chosen)
+
+
+def _encoder_behind_cache(encoder: Any) -> Any:
+    return encoder.encoder if isinstance(encoder, CachedEncoder) else encoder
 
 
 def _text_encoder(loaded: LoadedModel, chosen: Encoder[Any] | str | Path | None) -> Encoder[Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,22 @@ def test_metadata_says_how_to_generate_it_again(run, generate, tmp_path: Path) -
     shown = run("info", "scene.png")
     assert shown.status == 0
     assert all(re.search(rf"^{key} +{re.escape(value)}$", shown.out, re.M) for key, value in info.items())
+
+
+@pytest.mark.parametrize("options", [("--offload", "model"), ("--offload", "sequential", "--blocks-on-device", 1)])
+def test_offloaded_weights_give_the_same_image(generate, tmp_path: Path, options: tuple[Any, ...]) -> None:
+    generate(PROMPT, "--seed", 1, "--out", "plain.png")
+    generate(PROMPT, "--seed", 1, *options, "--out", "offloaded.png", "--preview", "preview.png")
+    assert np.array_equal(pixels(tmp_path / "plain.png"), pixels(tmp_path / "offloaded.png"))
+    generate(PROMPT, "--seed", 1, *options, "--compare", "--runs", 1, "--out", "compared.png")
+
+
+def test_a_smaller_cache_and_slices(generate, tmp_path: Path) -> None:
+    generate(PROMPT, "--seed", 1, "--num-images", 2, "--out", "plain.png")
+    generate(PROMPT, "--seed", 1, "--num-images", 2, "--cache-dtype", "int8", "--vae-slicing", "--out", "small.png")
+    for index in (1, 2):
+        plain, small = (pixels(tmp_path / f"{name}-{index}.png").astype(int) for name in ("plain", "small"))
+        assert np.abs(plain - small).mean() < 30
 
 
 def test_report_has_the_right_totals(generate, tmp_path: Path) -> None:

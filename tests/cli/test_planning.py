@@ -39,6 +39,27 @@ def test_what_does_not_fit_fails_with_advice(run: Any) -> None:
     assert result.status == 2 and "the device has 24.0 GiB" in result.err and "smaller variant" in result.err
 
 
+@pytest.mark.parametrize(
+    ("model", "variant", "options", "memory"),
+    [
+        ("Infinity", "8b", ["--offload", "sequential", "--blocks-on-device", 20], 24),
+        ("Infinity", "8b", ["--offload", "model", "--cache-dtype", "int8"], 24),
+        ("InfinityStar", "480p", ["--offload", "sequential", "--blocks-on-device", 20], 24),
+        ("InfinityStar", "720p", ["--offload", "sequential", "--cache-dtype", "int8", "--tile", 20], 32),
+    ],
+)
+def test_options_that_save_memory_make_large_models_fit(
+    run: Any, model: str, variant: str, options: list[Any], memory: int
+) -> None:
+    command = ["plan", "--model", f"FoundationVision/{model}", "--variant", variant, "--memory", memory]
+    assert run(*command).status == 2
+    result = run(*command, *options)
+    assert result.status == 0, result.err
+    words = " ".join(result.out.split())
+    assert (f"{options[1]} offload" in words) and ("cache int8" in words) == ("int8" in options)
+    assert float(numbers(result.out, "weights while decoding")[-1]) < float(numbers(result.out, "weights")[-1])
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_release_can_be_planned(run: Any, family: str) -> None:
     for variant in FAMILIES[family].variants:
@@ -55,6 +76,11 @@ def test_local_models_and_mistakes(run: Any, shared_model: Path) -> None:
         (["--seconds", "3"], "seconds=3"),
         (["--num-images", "0"], "num-images=0"),
         (["--dtype", "int8"], "int8"),
+        (["--cache-dtype", "fp4"], "cache-dtype='fp4': must be int8, or left out"),
+        (["--offload", "disk"], "offload='disk': must be one of text-encoder, model, sequential"),
+        (["--offload", "model", "--blocks-on-device", "3"], "goes with --offload sequential only"),
+        (["--offload", "sequential", "--blocks-on-device", "99"], "blocks_on_device=99: must be from 0 to"),
+        (["--offload", "text-encoder"], "has no large text encoder"),
     ):
         result = run("plan", *arguments)
         assert result.status == 2 and word in result.err and result.err.count("\n") == 1

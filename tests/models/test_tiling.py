@@ -167,19 +167,19 @@ def test_model_decodes_by_tiles_when_told() -> None:
 
 def test_pipeline_decodes_by_tiles_once_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline.from_pretrained("scenes")
-    asked: list[int | None] = []
+    asked: list[tuple[int | None, bool]] = []
     decode = pipe.model.decode
 
-    def listen(state: Any, tile: int | None = None) -> Tensor:
-        asked.append(tile)
-        return decode(state, tile)
+    def listen(state: Any, tile: int | None = None, sliced: bool = False) -> Tensor:
+        asked.append((tile, sliced))
+        return decode(state, tile, sliced)
 
     monkeypatch.setattr(pipe.model, "decode", listen)
-    pipe.enable_tiled_decode(8)("a red circle", seed=0)
-    pipe.enable_tiled_decode(None)("a red circle", seed=0)
-    assert asked == [8, None]
+    pipe.enable_vae_tiling(8)("a red circle", seed=0)
+    pipe.disable_vae_tiling().enable_vae_slicing()("a red circle", seed=0)
+    assert asked == [(8, False), (None, True)]
 
 
 def test_smallest_tile() -> None:
     with pytest.raises(UsageError, match=f"tile=7: must be at least {SMALLEST_TILE} latent cells"):
-        Pipeline.from_pretrained("scenes").enable_tiled_decode(7)
+        Pipeline.from_pretrained("scenes").enable_vae_tiling(7)

@@ -301,9 +301,10 @@ def call(
     given |= {"video": frames} if video else {}
     given |= {"continuation": pipe.start_continuation(frames, seed=1)} if story else {}
     acting = None if method is None else method_of(method, settings or {})
-    pipe.enable_tiled_decode(tile)
+    if tile is not None:
+        pipe.enable_vae_tiling(tile)
     out = pipe(prompt, method=acting, progress=False, output_type="pt", **given, **_renamed(arguments))
-    pipe.enable_tiled_decode(None)
+    pipe.disable_vae_tiling()
     return {
         **_counts(out.report),
         "schedule": out.report.schedule,

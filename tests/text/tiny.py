@@ -29,13 +29,13 @@ def save_tokenizer(folder: Path, end_mark: bool = True) -> None:
     ).save_pretrained(folder)
 
 
-def tiny_t5() -> T5ForConditionalGeneration:
+def tiny_t5(width: int = 64) -> T5ForConditionalGeneration:
     """Encoder and decoder, as in the published folders; the decoder must be left out in loading."""
     torch.manual_seed(0)
     return T5ForConditionalGeneration(
         T5Config(
             vocab_size=40,
-            d_model=64,
+            d_model=width,
             d_kv=16,
             d_ff=96,
             num_layers=2,

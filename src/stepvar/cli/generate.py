@@ -136,8 +136,11 @@ def generate(
     variant: options.Variant = None,
     revision: options.Revision = None,
     text_encoder: options.TextEncoder = None,
-    offload_text_encoder: options.Offload = False,
+    offload: options.Offload = None,
+    blocks_on_device: options.BlocksOnDevice = None,
+    cache_dtype: options.CacheDtype = None,
     tile: options.Tile = None,
+    vae_slicing: options.Slicing = False,
     seed: options.Seed = None,
     out: Out = None,
     method: MethodName = None,
@@ -198,11 +201,8 @@ def generate(
         "video": video,
         "prompt_suffix": prompt_suffix,
     }
-    pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder)
-    if offload_text_encoder:
-        pipe.enable_text_encoder_offload()
-    if tile is not None:
-        pipe.enable_tiled_decode(tile)
+    memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
+    pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder, memory)
     generates_video = pipe.family.video and seconds != 0
     if out is None and generates_video:
         files = replace(files, out=Path("scene.mp4"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
+OFFLOADS = ("text-encoder", "model", "sequential")
+
 Model = Annotated[
     str, typer.Option("--model", help="An embedded model, a repository on the hub, or a local folder or file.")
 ]
@@ -30,8 +32,20 @@ TextEncoder = Annotated[
     str | None, typer.Option("--text-encoder", help="Another T5 than the model's own: a name on the hub, or a folder.")
 ]
 Offload = Annotated[
-    bool, typer.Option("--offload-text-encoder", help="Keep the text encoder on the CPU but while it encodes.")
+    str | None,
+    typer.Option(
+        "--offload",
+        help="Keep weights on the CPU but while they are used: text-encoder; model (text encoder, transformer and "
+        "decoder in turn); or sequential (the transformer block by block, too).",
+    ),
 ]
+BlocksOnDevice = Annotated[
+    int | None, typer.Option("--blocks-on-device", help="With sequential offload: blocks that stay during the loop.")
+]
+CacheDtype = Annotated[
+    str | None, typer.Option("--cache-dtype", help="int8 stores keys and values in half of the memory of bfloat16.")
+]
+Slicing = Annotated[bool, typer.Option("--vae-slicing", help="Decode the images of a batch one by one.")]
 Tile = Annotated[int | None, typer.Option("--tile", help="Decode by tiles of this many latent cells.")]
 Device = Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}.")]
 Dtype = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
@@ -71,19 +85,73 @@ def load_pipeline(
     variant: str | None = None,
     revision: str | None = None,
     text_encoder: str | None = None,
+    memory: Memory | None = None,
 ) -> Pipeline:
     """The model on its device, in its precision; a wrong name of either fails before anything is read."""
-    place, precision = parse_device(device), parse_dtype(dtype)
+    place, precision, memory = parse_device(device), parse_dtype(dtype), memory or Memory()
     from stepvar.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(
+    pipe = Pipeline.from_pretrained(
         model,
         variant,
         revision=revision,
         text_encoder="auto" if text_encoder is None else text_encoder,
-        device=place,
+        device="cpu" if memory.offload in ("model", "sequential") else place,  # it may not fit there as a whole
         dtype=precision,
     )
+    memory.apply(pipe, place)
+    return pipe
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The options that save memory; see those of the same names.
+
+    Raises:
+        UsageError: for a value that is none.
+    """
+
+    offload: str | None = None
+    blocks_on_device: int | None = None
+    cache_dtype: str | None = None
+    tile: int | None = None
+    slicing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.offload not in (None, *OFFLOADS):
+            raise UsageError(f"offload={self.offload!r}: must be one of {', '.join(OFFLOADS)}")
+        if self.blocks_on_device is not None and self.offload != "sequential":
+            raise UsageError(f"blocks-on-device={self.blocks_on_device}: goes with --offload sequential only")
+        if self.cache_dtype not in (None, "int8"):
+            raise UsageError(f"cache-dtype={self.cache_dtype!r}: must be int8, or left out")
+
+    def describe(self) -> list[str]:
+        """What differs from the usual, in words."""
+        words = []
+        if self.offload is not None:
+            staying = f" ({self.blocks_on_device} blocks stay)" if self.blocks_on_device else ""
+            words.append(f"{self.offload} offload{staying}")
+        if self.cache_dtype is not None:
+            words.append(f"cache {self.cache_dtype}")
+        return words
+
+    def apply(self, pipe: Pipeline, device: str | torch.device) -> None:
+        """Sets up a pipeline.
+
+        Args:
+            device: where it computes.
+        """
+        pipe.model.set_cache_dtype(self.cache_dtype)
+        if self.tile is not None:
+            pipe.enable_vae_tiling(self.tile)
+        if self.slicing:
+            pipe.enable_vae_slicing()
+        if self.offload == "text-encoder":
+            pipe.enable_text_encoder_offload(device)
+        if self.offload == "model":
+            pipe.enable_model_cpu_offload(device)
+        if self.offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device, self.blocks_on_device or 0)
 
 
 def parse_device(name: str) -> torch.device:

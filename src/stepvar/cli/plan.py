@@ -41,7 +41,11 @@ def plan(
     num_images: NumImages = 1,
     text: Text = 128,
     dtype: options.Dtype = "bfloat16",
+    offload: options.Offload = None,
+    blocks_on_device: options.BlocksOnDevice = None,
+    cache_dtype: options.CacheDtype = None,
     tile: options.Tile = None,
+    vae_slicing: options.Slicing = False,
     memory: Memory = None,
 ) -> None:
     """Show what a generation will compute and how much memory it needs, beside dense; fails if it does not fit."""
@@ -51,6 +55,7 @@ def plan(
     )
     if method == "dense" and (keep is not None or last is not None or set_):
         method = "stepvar"
+    saving = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
     chosen = options.parse_method(method, {"keep": keep, "last": last}, set_ or [])
 
     from stepvar.checkpoints.loading import meta_model
@@ -59,7 +64,8 @@ def plan(
     from stepvar.models.meta import without_compiler
     from stepvar.pipeline import Pipeline
 
-    pipe = Pipeline(meta_model(model, variant), None).to(dtype=precision).enable_tiled_decode(tile)
+    pipe = Pipeline(meta_model(model, variant), None).to(dtype=precision)
+    saving.apply(pipe, "meta")
     settings = pipe.settings(
         aspect_ratio=aspect_ratio, resolution=resolution, seconds=seconds, guidance_scale=guidance_scale
     )
@@ -71,6 +77,7 @@ def plan(
                 taken[str(one)] = (resolved, pipe.dry_run(resolved, one, text))
     own, *dense = taken.values()
     title = f"{pipe.name} {settings.schedule.name}, {chosen}, {num_images} at once, {dtype}"
+    title += "".join(f", {words}" for words in saving.describe())
     print_table(scales_table(title, *own, dense[0][1] if dense else None), whole=True)
     print_table(memory_table(own[1], dense[0][1] if dense else None))
     available, where = _available(memory)
@@ -135,8 +142,12 @@ def memory_table(taken: DryRun, dense: DryRun | None) -> Table:
     columns = {"GiB": taken} if dense is None else {"GiB": taken, "dense GiB": dense}
     for column in columns:
         table.add_column(column, justify="right")
-    for name in ("weights", "cache", "scales", "decoding", "peak"):
+    rows = ["weights", "cache", "scales", "decoding", "peak"]
+    if taken.decoder_weights != taken.weights:
+        rows.insert(3, "decoder_weights")
+    for name in rows:
         if name == "peak":
             table.add_section()
-        table.add_row(name, *(f"{getattr(one, name) / 2**30:.2f}" for one in columns.values()))
+        cells = (f"{getattr(one, name) / 2**30:.2f}" for one in columns.values())
+        table.add_row(name.replace("decoder_weights", "weights while decoding"), *cells)
     return table
