@@ -332,8 +332,8 @@ def test_an_unknown_word_names_the_nearest_known_one(pipe):
             call(**({"devise": "cpu"} if call == load else {"guidence_scale": 3}))
     with pytest.raises(UsageError, match="did you mean 'guidance_scale'"):
         pipe(class_labels=1, guidence_scale=3)
-    with pytest.raises(AttributeError, match="did you mean 'enable_tiled_decode'"):
-        pipe.enable_tile_decode()
+    with pytest.raises(AttributeError, match="did you mean 'enable_vae_tiling'"):
+        pipe.enable_vae_tilling()
 
 
 def test_words_with_a_meaning_are_served(tmp_path):

@@ -159,7 +159,7 @@ CALL = Words(
         "prompt_attention_mask": "leave padding out of prompt_embeds; HART takes ContextFeatures with a mask",
         "fps": OWN_RATE,
         "frame_rate": OWN_RATE,
-        "decode_chunk_size": "use pipe.enable_tiled_decode() to decode in bounded memory",
+        "decode_chunk_size": "use pipe.enable_vae_tiling() to decode in bounded memory",
         "clean_caption": "prompts are read as they are; clean them before",
         "original_size": "give height and width, or aspect_ratio and resolution",
         "target_size": "give height and width, or aspect_ratio and resolution",
