@@ -178,7 +178,8 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         if self.offload is not None:
             self.offload.remove()
             self.offload = None
-            super().to("cpu")
+            if not next(self.parameters()).is_meta:
+                super().to("cpu")
 
     @property
     def dtype(self) -> torch.dtype:

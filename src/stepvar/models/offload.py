@@ -134,7 +134,7 @@ class BlockStream:
     def open(self) -> None:
         """Allocates the slots, and begins with the first group."""
         largest = max(group.nbytes for group in self.groups)
-        self._slots = [Slot(largest, self.device) for _ in range(SLOTS)]
+        self._slots = [Slot(largest, self.device) for _ in range(min(SLOTS, len(self.groups)))]
         if self._copies is not None:  # what was in that memory before may still be in use
             self._copies.wait_stream(torch.cuda.current_stream(self.device))
         self._fetch(0, self._slots[0])
@@ -225,7 +225,7 @@ def weights_on_device(model: Any, name: OffloadName | None, blocks_on_device: in
     parts, streamed, rest = split(model, name, blocks_on_device)
     small = sum(tensor.nbytes for tensor in rest)
     loop, decoder = (sum(_size(group) for group in parts[part]) for part in ("loop", "decoder"))
-    slots = SLOTS * max((_size(tensors_of(block)) for block in streamed), default=0)
+    slots = min(SLOTS, len(streamed)) * max((_size(tensors_of(block)) for block in streamed), default=0)
     return small + loop + slots, small + decoder
 
 
