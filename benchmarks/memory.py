@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 
+from benchmarks import command_line
 from benchmarks.workload import VARIANTS, random_pipeline
 from stepvar.cli.options import Memory
 from stepvar.engine import Engine
+from stepvar.evaluation.machine import provenance
 from stepvar.methods import Method, make_method
 from stepvar.models.registry import families_of_variant
 from stepvar.pipeline import Pipeline
@@ -137,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(rows))
     if given.out:
-        info = {"machine": torch.cuda.get_device_name(), "torch": torch.__version__, "dtype": given.dtype}
+        info = provenance(torch.device(given.device), command_line(__spec__)) | {"dtype": given.dtype}
         write_text(given.out, json.dumps({"info": info, "rows": rows}, indent=1) + "\n")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine, precision, quality_video, speed
+from benchmarks import engine, memory, precision, quality_video, speed
 from benchmarks.study.tables import single, write_tables
 from stepvar.utils.files import write_text
 
@@ -47,6 +47,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "clips": lambda result: quality_video.markdown(result["rows"]) + info(result),
     "precision": lambda result: precision.markdown(result) + "\n" + info(result),
     "engine": lambda result: engine.markdown(result) + info(result),
+    "memory": lambda result: memory.table(result["rows"]) + "\n" + info(result),
     "speed": lambda result: speed.markdown(result) + "\n" + info(result),
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "single": single,
