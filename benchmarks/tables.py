@@ -47,6 +47,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "clips": lambda result: quality_video.markdown(result["rows"]) + info(result),
     "precision": lambda result: precision.markdown(result) + "\n" + info(result),
     "engine": lambda result: engine.markdown(result) + info(result),
+    "quantization": lambda result: precision.quantization_markdown(result) + "\n" + info(result),
     "speed": lambda result: speed.markdown(result) + "\n" + info(result),
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "single": single,
