@@ -23,6 +23,7 @@ from stepvar.engine import Engine
 from stepvar.engine.runner import EngineName
 from stepvar.evaluation.machine import provenance
 from stepvar.evaluation.run import interleaved
+from stepvar.kernels.linear import QUANTIZATIONS
 from stepvar.kernels.ops import Kernels, kernels
 from stepvar.methods import METHODS, Method, make_method
 from stepvar.models.registry import families_of_variant
@@ -202,6 +203,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="2b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="of the weights of the blocks")
     parser.add_argument("--resolution", help="name of a schedule; default: the model's own")
     parser.add_argument("--seconds", type=float, help="length of videos")
     parser.add_argument("--guidance", type=float, default=3.0)
@@ -219,10 +221,13 @@ def main(given: Sequence[str] | None = None) -> int:
     family, device = families_of_variant(arguments.model)[0], torch.device(arguments.device)
     variant, dtype = family.variants[arguments.model], getattr(torch, arguments.dtype)
     pipe = random_pipeline(family, variant.config, device, dtype, arguments.model, **variant.defaults)
+    if arguments.quantization is not None:
+        pipe.model.quantize(arguments.quantization)
     if arguments.check_methods:
         return 0 if check_methods(pipe, arguments) else 1
     cells = Cells(pipe, arguments)
-    info = provenance(device, command_line(__spec__)) | {"dtype": arguments.dtype}
+    formats = arguments.dtype if arguments.quantization is None else f"{arguments.dtype} {arguments.quantization}"
+    info = provenance(device, command_line(__spec__)) | {"dtype": formats}
     result = {"info": info, "rows": cells.measure(arguments.rounds), "differ": cells.differ}
     print(markdown(result))
     for row in result["rows"]:

@@ -2,16 +2,22 @@
 
 Every model runs in float32 and in each precision on the same indices or bits: those that a golden stores, or that the
 embedded model drew in float32. So the errors of a scale are its own, not those of another picture.
+
+With ``--quantization`` the embedded model alone runs with its weights in fp8 and int8, dense and with StepVAR, against
+float32 and bfloat16, after its weights were moved off the steps of int8 in which they are stored:
+``python -m benchmarks.precision --quantization --out benchmarks/results/quantization.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,8 +31,10 @@ from stepvar.conformance.recording import RecordingModel
 from stepvar.core.noise import Noise, SeededNoise
 from stepvar.core.plan import Settings, Step
 from stepvar.evaluation.metrics.fidelity import psnr
+from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
 from stepvar.generation import generate
-from stepvar.methods import Method
+from stepvar.kernels.linear import QUANTIZATIONS, int8_rows
+from stepvar.methods import Method, StepVAR
 from stepvar.models.infinity import TextCondition
 from stepvar.models.model import VARModel
 from stepvar.models.precision import Precision
@@ -41,6 +49,14 @@ PRECISIONS = {
     "bfloat16, residual stream too": Precision(BF16, BF16, torch.float32, BF16),
     "bfloat16, residual stream and head too": Precision(BF16, BF16, BF16, BF16),
 }
+WEIGHTS = {
+    "float32": Precision(),
+    "bfloat16": Precision.of(BF16),
+    **{f"bfloat16, {kind}": replace(Precision.of(BF16), quantization=kind) for kind in QUANTIZATIONS},
+}
+PAIRS = tuple((name, reference) for index, name in enumerate(WEIGHTS) for reference in list(WEIGHTS)[: min(index, 2)])
+"""What is compared, and with what: everything with float32, eight bits also with bfloat16."""
+METHODS: dict[str, Method[Any]] = {"dense": Method(), "StepVAR": StepVAR()}
 INFINITY = ("inf_p0_sq", "inf_p0_ns_cfgmid", "inf_p1_sq")
 VAR = ("var_d3",)
 PROMPTS = (
@@ -75,12 +91,12 @@ class FollowingModel(RecordingModel[Any, Any]):
 
 
 @torch.inference_mode()
-def run(subject: Subject, precision: Precision) -> Record:
+def run(subject: Subject, precision: Precision, method: Method[Any] | None = None) -> Record:
     """Hidden features, logits and own indices of every scale, and the image at the end."""
     record: Record = {}
     model = subject.model().set_precision(precision)
     following: Any = FollowingModel(model, subject.indices, record)
-    method: Method[Any] = Method()
+    method = method or Method()
     plan = method.plan(subject.settings, model.info, subject.samples)
     state = generate(following, subject.condition, plan, method, subject.noise)
     return record | {"image": model.decode(state)}
@@ -103,15 +119,15 @@ def from_golden(golden: Golden) -> Subject:
     return Subject(name, lambda: infinity.build_model(golden), text, len(text.prompts), settings, noise, indices)
 
 
-def embedded() -> Subject:
-    """The embedded model, which draws with its own settings."""
-    pipe = Pipeline.from_pretrained("scenes")
+def embedded(prompts: Sequence[str] = PROMPTS, first: int = 0, pipe: Pipeline | None = None) -> Subject:
+    """The embedded model, which draws with its own settings; image i has the seed ``first + i``."""
+    pipe = pipe or Pipeline.from_pretrained("scenes")
     schedule, defaults = pipe.schedule(), pipe.defaults
     guidance, temperature = ((float(defaults[k]),) * len(schedule) for k in ("guidance_scale", "temperature"))
     settings = Settings(schedule, guidance, temperature)
     assert pipe.text_encoder is not None
-    text, noise = TextCondition(pipe.text_encoder.encode(PROMPTS)), SeededNoise(range(len(PROMPTS)))
-    return Subject("scenes", lambda: Pipeline.from_pretrained("scenes").model, text, len(PROMPTS), settings, noise)
+    text, noise = TextCondition(pipe.text_encoder.encode(prompts)), SeededNoise(range(first, first + len(prompts)))
+    return Subject("scenes", lambda: copy.deepcopy(pipe.model), text, len(prompts), settings, noise)
 
 
 def compared(exact: Record, rounded: Record, scales: int) -> dict[str, Any]:
@@ -140,7 +156,7 @@ def measure(subject: Subject) -> list[dict[str, Any]]:
     exact, rows, scales = run(subject, Precision()), [], len(subject.settings.schedule)
     free = not subject.indices
     sampled = tuple(exact[f"indices_{scale}"] for scale in range(scales))
-    following = Subject(**{**subject.__dict__, "indices": subject.indices or sampled})
+    following = replace(subject, indices=subject.indices or sampled)
     for label, precision in PRECISIONS.items():
         if free and precision.blocks == FP16:
             continue  # a processor takes minutes for each picture
@@ -152,18 +168,100 @@ def measure(subject: Subject) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_quantization(images: int, batch: int) -> list[dict[str, Any]]:
+    """One row per method and storage of the weights, and in it what lies between that and each of two references.
+
+    "bits" and "logits" are along the bits of the reference, "psnr" is of images that are sampled freely.
+    """
+    captions = [caption(scene) for scene in held_out_scenes(images, seed=3)]
+    pipe = Pipeline.from_pretrained("scenes")
+    between_steps(pipe.model)
+    rows = []
+    for label, method in METHODS.items():
+        drawn: dict[str, list[Tensor]] = {name: [] for name in WEIGHTS}
+        along: dict[tuple[str, str], Tensor] = {}
+        for start in range(0, images, batch):
+            subject = embedded(captions[start : start + batch], start, pipe)
+            free = {name: run(subject, precision, method) for name, precision in WEIGHTS.items()}
+            for name, record in free.items():
+                drawn[name].append((record["image"] + 1) / 2)
+            scales = range(len(subject.settings.schedule))
+            for name, reference in PAIRS:
+                indices = tuple(free[reference][f"indices_{scale}"] for scale in scales)
+                followed = run(replace(subject, indices=indices), WEIGHTS[name], method)
+                counted = differences(free[reference], followed, scales)
+                along[name, reference] = along.get((name, reference), torch.zeros(4)) + counted
+            print(f"{label}: {start + subject.samples} of {images} images", flush=True)
+        pictures = {name: torch.cat(parts).clamp(0, 1) for name, parts in drawn.items()}
+        for name, own in pictures.items():
+            row: dict[str, Any] = {"method": label, "weights": name, "images": images, "against": {}}
+            for reference in [reference for own_name, reference in PAIRS if own_name == name]:
+                differing, bits, error, power = along[name, reference].tolist()
+                ratios = psnr(own, pictures[reference]).tolist()
+                figures = {"bits": differing / bits, "logits": (error / power) ** 0.5, "psnr": median(ratios)}
+                row["against"][reference] = figures | {"lowest": min(ratios)}
+            rows.append(row)
+    return rows
+
+
+def between_steps(model: VARModel) -> None:
+    """Moves each weight of the transformer by up to half a step of int8, at random, in place.
+
+    The embedded model is stored in int8 itself: as it is, int8 would lose nothing that other models lose.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.transformer.modules():
+        if isinstance(layer, torch.nn.Linear):
+            step = int8_rows(layer.weight.data).scale
+            layer.weight.data += step * (torch.rand(layer.weight.shape, generator=generator) - 0.5)
+
+
+def differences(exact: Record, other: Record, scales: range) -> Tensor:
+    """Bits that differ, all bits, squared error of the logits, their squares: sums over all scales, (4,) float64."""
+    total = torch.zeros(4, dtype=torch.float64)
+    for scale in scales:
+        differ = exact[f"indices_{scale}"] != other[f"indices_{scale}"]
+        logits, error = exact[f"logits_{scale}"].double(), other[f"logits_{scale}"].double()
+        sums = (differ.sum(), differ.numel(), (error - logits).square().sum(), logits.square().sum())
+        total += torch.tensor([float(value) for value in sums], dtype=torch.float64)
+    return total
+
+
+def quantization_markdown(result: dict[str, Any]) -> str:
+    """One row per method and storage of the weights."""
+    lines = [
+        "| method | weights | logits, relative error to float32 | bits that flip against float32 | against bfloat16 |"
+        " PSNR to float32, median | to bfloat16, median |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in filter(lambda row: row["against"], result["rows"]):
+        exact, half = (row["against"].get(name) for name in list(WEIGHTS)[:2])
+        flips = [f"{100 * one['bits']:.2f} %" if one else "" for one in (exact, half)]
+        ratios = [f"{one['psnr']:.1f} dB" if one else "" for one in (exact, half)]
+        error = f"{100 * exact['logits']:.2f} %" if exact else ""
+        lines.append(f"| {' | '.join([row['method'], row['weights'], error, *flips, *ratios])} |")
+    return "\n".join(lines) + f"\n\nImages in each row: {result['rows'][0]['images']}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--goldens", type=Path, default=Path("tests/goldens"), help="folder of goldens")
+    parser.add_argument("--quantization", action="store_true", help="weights in fp8 and int8 instead")
+    parser.add_argument("--images", type=int, default=12, help="with --quantization")
+    parser.add_argument("--batch", type=int, default=6, help="with --quantization")
     arguments = parser.parse_args()
     folder = arguments.goldens
-    goldens = [read_tensors(golden) for golden in find_goldens([folder / f"{name}.json" for name in (*INFINITY, *VAR)])]
     with full_precision():
-        rows = [row for subject in (*map(from_golden, goldens), embedded()) for row in measure(subject)]
+        if arguments.quantization:
+            rows = measure_quantization(arguments.images, arguments.batch)
+        else:
+            files = find_goldens([folder / f"{name}.json" for name in (*INFINITY, *VAR)])
+            subjects = [*map(from_golden, map(read_tensors, files)), embedded()]
+            rows = [row for subject in subjects for row in measure(subject)]
     info = {"command": command_line(__spec__), "device": "cpu", "machine": platform.machine()}
     result = {"info": info | {"torch": torch.__version__}, "rows": rows}
-    print(markdown(result))
+    print(quantization_markdown(result) if arguments.quantization else markdown(result))
     if arguments.out:
         write_text(arguments.out, json.dumps(result, indent=1) + "\n")
 

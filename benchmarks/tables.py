@@ -48,6 +48,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "precision": lambda result: precision.markdown(result) + "\n" + info(result),
     "engine": lambda result: engine.markdown(result) + info(result),
     "memory": lambda result: memory.table(result["rows"]) + "\n" + info(result),
+    "quantization": lambda result: precision.quantization_markdown(result) + "\n" + info(result),
     "speed": lambda result: speed.markdown(result) + "\n" + info(result),
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "single": single,

@@ -46,6 +46,7 @@ from stepvar.cost.memory import TEXT_TOKENS, check_fits, fits_easily, memory_of
 from stepvar.cost.speedup import Fitted, Scope, fit_speedup
 from stepvar.engine import Engine, EngineName
 from stepvar.errors import UsageError
+from stepvar.kernels.linear import Quantization, check_quantization
 from stepvar.methods import Method, as_method
 from stepvar.methods.contract import blaming
 from stepvar.models.inputs import GenerationInputs, PreparedInputs
@@ -105,6 +106,7 @@ class Pipeline:
         dtype: torch.dtype | str = torch.float32,
         engine: EngineName = "auto",
         cache_dtype: CacheName | None = None,
+        quantization: Quantization | None = None,
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
@@ -125,10 +127,13 @@ class Pipeline:
             engine: "eager", "graphs" (CUDA graphs; experimental), or "auto"; see :class:`~stepvar.engine.Engine`.
             cache_dtype: "int8" stores keys and values in half of the memory of bfloat16, with a scale per head and
                 token; None: as they are computed.
+            quantization: how the weights of the blocks are stored: "int8" on any device, or "fp8" on Hopper and newer
+                GPUs, which also multiply in fp8. A large text encoder that is loaded here is stored in int8 either way.
             cache_dir, token, local_files_only: of downloads; None: as ``HF_HOME`` and ``HF_TOKEN`` say.
 
         Raises:
-            UsageError: if there is no such model, variant or device, before anything is fetched.
+            UsageError: if there is no such model, variant or device, or the device cannot run the quantization, before
+                anything is fetched.
             CheckpointError: if its files are missing, damaged or do not fit.
         """
         for word, value in (("name", name), ("variant", variant), ("revision", revision), ("tokenizer", tokenizer)):
@@ -136,13 +141,18 @@ class Pipeline:
                 text(word, value)
         place, precision = device_of("device", "cpu" if device is None else device), dtype_of("dtype", dtype)
         Engine(engine)
+        if quantization is not None:
+            check_quantization(quantization, place)
         started = time.perf_counter()
         # Weights made in inference mode could never be changed again.
         with hub_access(cache_dir, token, local_files_only), torch.inference_mode(False), stated_formats():
             _check_text_encoder(find_outline(name, variant, revision, tokenizer), text_encoder)
             loaded = load_model(name, variant=variant, revision=revision, dtype=precision, tokenizer=tokenizer)
             loaded.model.set_cache_dtype(cache_dtype)
-            pipe = cls(loaded, _text_encoder(loaded, text_encoder), engine).to(place, precision)
+            pipe = cls(loaded, _text_encoder(loaded, text_encoder, quantization is not None), engine)
+            if quantization is not None:  # before it moves: the device never holds the weights at full length
+                pipe.model.quantize(quantization)
+            pipe.to(place, precision)
         logger.debug("loaded %s in %.1f s: %r", pipe.name, time.perf_counter() - started, pipe)
         return pipe
 
@@ -157,6 +167,7 @@ class Pipeline:
         parts = [
             f"{self.family.name}, {weights / 1e6:,.1f} M parameters",
             f"{self.device} {str(self.dtype).removeprefix('torch.')}",
+            f"quantised to {self.quantization}" if self.quantization is not None else "",
             f"text encoder {getattr(encoder, 'name', type(encoder).__name__)}" if encoder is not None else "",
             f"engine {self.engine.name}",
             f"tiles of {self.tile}" if self.tile is not None else "",
@@ -170,6 +181,12 @@ class Pipeline:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the weights of the blocks are stored; None: in :attr:`dtype`."""
+        kind: Quantization | None = self.model.precision.quantization
+        return kind
 
     def to(self, *args: Any, **kwargs: Any) -> Pipeline:
         """Moves the model to a device or a precision, in place; the text encoder follows to the device.
@@ -476,6 +493,7 @@ class Pipeline:
             seeds=seeds,
             schedule=plan.schedule.name,
             settings=method.settings(),
+            quantization=self.quantization,
             count=flop_counter(self.model, encoded.condition, plan, method, encoded.forced),
         )
         images, videos = to_media(pixels, self._fps, output_type)
@@ -662,10 +680,14 @@ def _encoder_behind_cache(encoder: Any) -> Any:
     return encoder.encoder if isinstance(encoder, CachedEncoder) else encoder
 
 
-def _text_encoder(loaded: LoadedModel, chosen: Encoder[Any] | str | Path | None) -> Encoder[Any] | None:
-    """The encoder asked for, behind a cache of the last prompts."""
+def _text_encoder(
+    loaded: LoadedModel, chosen: Encoder[Any] | str | Path | None, quantized: bool
+) -> Encoder[Any] | None:
+    """The encoder asked for, behind a cache of the last prompts; one that is loaded here may be quantised."""
     if chosen == "auto":
         chosen = loaded.text_encoder or FAMILIES[loaded.family].text_encoder
     if isinstance(chosen, (str, Path)):
         chosen = FAMILIES[loaded.family].encoder(chosen, loaded.model.config)
+        if quantized and isinstance(chosen, OffloadableEncoder):
+            chosen.quantize()
     return None if chosen is None else CachedEncoder(chosen)

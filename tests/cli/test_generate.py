@@ -216,3 +216,27 @@ def test_psnr_of_known_images() -> None:
     assert psnr([a], [b]) == pytest.approx(28.1308, abs=1e-4)  # 20 log10(255 / 10)
     assert psnr([a, a], [a, b]) == pytest.approx(28.1308 + 3.0103, abs=1e-3)  # half the error
     assert psnr([a], [a]) == float("inf")
+
+
+def test_quantised_weights_are_noted_in_file_and_report(generate, tmp_path: Path) -> None:
+    options = ("--quantization", "int8", "--dtype", "bfloat16", "--report", "report.json")
+    result = generate(PROMPT, "--seed", 7, *options)
+    assert result.err == ""
+    facts = read_metadata(tmp_path / "scene.png")
+    assert (facts["dtype"], facts["quantization"]) == ("bfloat16", "int8")
+    assert json.loads((tmp_path / "report.json").read_text())["quantization"] == "int8"
+    generate(PROMPT, "--seed", 7, "--out", "plain.png")
+    assert "quantization" not in read_metadata(tmp_path / "plain.png")
+
+
+def test_fp8_on_the_cpu_says_once_that_it_is_emulated(generate, tmp_path: Path) -> None:
+    result = generate(PROMPT, PROMPT, "--seed", 7, "--quantization", "fp8")
+    assert result.err == (
+        "stepvar: warning: quantization='fp8': the CPU emulates fp8 products, slowly and in float32; "
+        "'int8' is faster here\n"
+    )
+
+
+def test_unknown_quantization(run) -> None:
+    said = run("generate", PROMPT, "--quantization", "int4").error()
+    assert said == "quantization='int4': must be one of fp8, int8"

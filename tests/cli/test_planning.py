@@ -84,3 +84,16 @@ def test_local_models_and_mistakes(run: Any, shared_model: Path) -> None:
     ):
         result = run("plan", *arguments)
         assert result.status == 2 and word in result.err and result.err.count("\n") == 1
+
+
+def test_quantised_weights_are_planned(run: Any) -> None:
+    model = ("plan", "--model", "FoundationVision/Infinity", "--variant", "8b")
+    plain = run(*model)
+    own = {kind: run(*model, "--quantization", kind) for kind in ("int8", "fp8")}
+    weights, operations = float(numbers(plain.out, "weights")[-1]), numbers(plain.out, "all")
+    for kind, result in own.items():
+        assert result.status == 0 and f"bfloat16 {kind}" in result.out.replace("\n", " ")
+        assert 0.5 < float(numbers(result.out, "weights")[-1]) / weights < 0.62
+        assert numbers(result.out, "all") == operations
+        assert float(numbers(result.out, "scales")[-1]) < 1.2 * float(numbers(plain.out, "scales")[-1])
+    assert run(*model, "--quantization", "int4").status == 2

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from stepvar.engine.noise import NoiseTape
 from stepvar.generation import run_pass
-from stepvar.methods import METHODS, make_method
+from stepvar.kernels.linear import QUANTIZATIONS, Quantization
+from stepvar.methods import METHODS, Method, make_method
 from stepvar.utils.tensors import map_tensors
 from tests.helpers import make_settings
 from tests.methods.families import ROWS, FamilyRow
@@ -73,8 +74,16 @@ class RefuseCopies(TorchDispatchMode):
 @pytest.mark.parametrize("row", ONE_EACH, ids=str)
 def test_a_pass_takes_nothing_from_the_host(row: FamilyRow, case: str) -> None:
     settings = dict(METHOD_CASES[case])
-    method = make_method(settings.pop("method"), **settings)
-    model = on_meta(row)
+    run_refusing_copies(on_meta(row), row, make_method(settings.pop("method"), **settings))
+
+
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+@pytest.mark.parametrize("row", ONE_EACH, ids=str)
+def test_nor_does_a_pass_with_quantised_weights(row: FamilyRow, kind: Quantization) -> None:
+    run_refusing_copies(copy.deepcopy(on_meta(row)).quantize(kind), row, make_method("stepvar"))
+
+
+def run_refusing_copies(model: Any, row: FamilyRow, method: Method) -> None:
     plan = method.plan(make_settings(row.schedule, 3.0), model.info, 2)
     staged = map_tensors(model.stage(row.condition(range(2)), plan, padded=True), lambda tensor: tensor.to("meta"))
     tape = NoiseTape(MetaNoise())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ from stepvar.core.report import Recorder
 from stepvar.engine.graphs import CapturedGeneration
 from stepvar.engine.noise import NoiseTape
 from stepvar.generation import generate
-from stepvar.methods import make_method
+from stepvar.kernels.linear import QUANTIZATIONS, Quantization
+from stepvar.methods import Method, make_method
 from stepvar.utils.tensors import signature
 from tests.helpers import make_settings
 from tests.methods.families import ROWS, FamilyRow
@@ -67,7 +69,18 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.inference_mode()
 def test_a_replay_is_an_eager_generation_with_other_prompts_and_seeds(row: FamilyRow, method: str) -> None:
     changes = {"fastvar": {"prune": (0.5,), "skip": 0, "blocks_before": 0, "blocks_after": 1}}
-    acting, model = make_method(method, **changes.get(method, {})), row.model()
+    check_replays(row.model(), row, make_method(method, **changes.get(method, {})))
+
+
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+@pytest.mark.parametrize("row", ONE_EACH, ids=str)
+@torch.inference_mode()
+def test_so_it_is_with_quantised_weights(row: FamilyRow, kind: Quantization) -> None:
+    model = copy.deepcopy(row.model()).to(dtype=torch.bfloat16).quantize(kind)
+    check_replays(model, row, make_method("stepvar"))
+
+
+def check_replays(model: Any, row: FamilyRow, acting: Method) -> None:
     settings = make_settings(row.schedule, 3.0, top_p=0.9)
     plan = acting.plan(settings, model.info, 1)
 

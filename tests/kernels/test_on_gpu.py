@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from benchmarks.kernels import BOUNDS, GROUPS, Inputs, flattened, relative_error
+from benchmarks.quantization import check_products
 from stepvar.kernels import ops
+from stepvar.kernels.fp8 import has_fp8_products
+from stepvar.kernels.linear import LAYERS, QUANTIZATIONS, Quantization
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -40,3 +43,25 @@ def test_the_product_with_gelu_is_fused() -> None:
         torch.cuda.synchronize()
     kernels = [event.name for event in profile.events() if "memcpy" not in event.name.lower()]
     assert not any("elementwise" in name for name in kernels), kernels
+
+
+def test_products_of_quantised_layers_are_right_from_one_row_up() -> None:
+    if not has_fp8_products(torch.device("cuda")):
+        pytest.skip("needs products in fp8")
+    with torch.inference_mode():
+        assert not [*check_products(torch.device("cuda"))]
+
+
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+def test_a_graph_replays_quantised_layers_to_the_bit(kind: Quantization) -> None:
+    if kind == "fp8" and not has_fp8_products(torch.device("cuda")):
+        pytest.skip("needs products in fp8")
+    layer = LAYERS[kind](torch.nn.Linear(256, 512, device="cuda", dtype=torch.bfloat16).requires_grad_(False))
+    x = torch.randn(2, 33, 256, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected, graph = layer(x), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outcome = layer(x)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(outcome, expected)

@@ -13,7 +13,7 @@ from stepvar.core.guidance import hold_last, linear_hold, relative_scales
 from stepvar.core.plan import Step
 from stepvar.errors import UsageError
 from stepvar.methods import FastVAR
-from stepvar.text import ContextFeatures
+from stepvar.text import CachedEncoder, ContextFeatures, Qwen2Encoder
 from tests.checkpoint_writer import write_hart
 from tests.helpers import SQUARE, TINY_HART, generate_hart, make_context, make_hart, make_settings
 from tests.text.test_qwen2 import save_qwen2
@@ -119,3 +119,30 @@ def test_without_a_text_encoder(tmp_path: Path) -> None:
         bare(PROMPT)
     features = torch.zeros(1, TINY_HART.context_tokens, TINY_HART.context_channels)
     assert bare(prompt_embeds=ContextFeatures.of(features), seed=0, progress=False).images[0].size == (16, 16)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_quantised_pipeline_says_so(tmp_path: Path) -> None:
+    write_hart(tmp_path / "release")
+    save_qwen2(tmp_path / "qwen2")
+    pipe = Pipeline.from_pretrained(
+        tmp_path / "release", text_encoder=tmp_path / "qwen2", dtype=torch.bfloat16, quantization="int8"
+    )
+    assert "cpu bfloat16, quantised to int8, text encoder" in repr(pipe)
+    assert isinstance(pipe.text_encoder, CachedEncoder) and isinstance(pipe.text_encoder.encoder, Qwen2Encoder)
+    assert pipe.quantization == pipe.text_encoder.encoder.quantization == "int8"
+    report = pipe(PROMPT, seed=1, progress=False).report
+    assert report.to_dict()["quantization"] == "int8" and "bfloat16 int8" in str(report)
+    with pytest.raises(UsageError, match="stored in int8 for"):
+        pipe.to(dtype=torch.float32)
+    text_encoder = Qwen2Encoder(tmp_path / "qwen2")
+    Pipeline.from_pretrained(tmp_path / "release", text_encoder=text_encoder, quantization="int8")
+    assert text_encoder.quantization is None  # an encoder of the caller's own is left as it is
+
+
+def test_quantization_is_checked_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="quantization='int4': must be one of fp8, int8"):
+        Pipeline.from_pretrained("nowhere", quantization="int4")  # type: ignore[arg-type]
+    monkeypatch.setattr("stepvar.pipeline.device_of", lambda name, device: torch.device(device))
+    with pytest.raises(UsageError, match="quantization='fp8': needs an NVIDIA GPU"):
+        Pipeline.from_pretrained("nowhere", device="mps", quantization="fp8")

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from stepvar.kernels.linear import int8_rows
+
 SCALES = ".row_scales"
 SMALLEST = 2048
 """Tensors of fewer values than this are not worth the loss."""
-_MOST = 127
 
 
 def pack(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
@@ -32,11 +33,9 @@ def pack(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float16) -> d
         if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.numel() < SMALLEST:
             packed[name] = tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor.contiguous()
             continue
-        rows = tensor.float().flatten(1)
-        scales = (rows.abs().amax(dim=1) / _MOST).clamp(min=torch.finfo(torch.float32).tiny)
-        quotients = (rows / scales[:, None]).round().clamp(-_MOST, _MOST)
-        packed[name] = quotients.to(torch.int8).view(tensor.shape)
-        packed[name + SCALES] = scales
+        rows = int8_rows(tensor.flatten(1))
+        packed[name] = rows.values.view(tensor.shape)
+        packed[name + SCALES] = rows.scale.squeeze(1)
     return packed
 
 

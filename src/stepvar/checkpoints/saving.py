@@ -58,10 +58,12 @@ def save_model(
         dtype: of the weights; None: as each is held.
 
     Raises:
-        UsageError: if the model is of no family.
+        UsageError: if the model is of no family, or its weights are quantised.
         OutputError: if the folder cannot be written.
     """
     family = family_of_model(model)
+    if (kind := model.precision.quantization) is not None:
+        raise UsageError(f"{name}: the weights are stored in {kind}; load the model without quantization to save it")
     parts: dict[str, nn.Module] = {part: getattr(model, part) for part in family.parts}
     if text_encoder is not None:
         parts["text_encoder"] = text_encoder

@@ -22,6 +22,7 @@ def calibrate(
     method: Annotated[str, typer.Option("--method", help="Whose settings are measured; see 'methods'.")] = "stepvar",
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
+    quantization: options.Quantization = None,
     aspect_ratio: options.AspectRatio = None,
     resolution: options.Resolution = None,
     num_images: Annotated[int, typer.Option(help="Images generated at once.")] = 1,
@@ -30,7 +31,7 @@ def calibrate(
     """Measure a method on a model and this device again, for --speedup, and keep the figures."""
     options.check_counts(num_images=(num_images, COUNT))
     chosen = options.parse_method(method, {}, [])
-    pipe = options.load_pipeline(model, device, dtype, variant, revision)
+    pipe = options.load_pipeline(model, device, dtype, variant, revision, quantization=quantization)
 
     from rich.console import Console
 

@@ -99,7 +99,7 @@ def table(comparison: Comparison) -> Table:
 
     report, kind = comparison.other.report, "video" if comparison.other.videos else "image"
     table = Table(
-        title=f"{report.model}, {report.samples} {kind}(s), {report.device} {report.dtype}",
+        title=f"{report.model}, {report.samples} {kind}(s), {report.device} {report.formats}",
         caption=f"{comparison.runs} runs in turn: median (lowest-highest){_asked(comparison)}\n"
         f"PSNR between the two: {_psnr(comparison)}",
     )

@@ -24,6 +24,7 @@ def demo(
     model: options.Model = "scenes",
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
+    quantization: options.Quantization = None,
     speedup: options.Speedup = None,
     runs: options.Runs = 5,
     quiet: options.Quiet = False,
@@ -32,7 +33,7 @@ def demo(
     options.check_counts(runs=(runs, COUNT))
     numbers = options.output_path("out", out, ".png").with_suffix(".json")
     check_writable(numbers)
-    pipe = options.load_pipeline(model, device, dtype)
+    pipe = options.load_pipeline(model, device, dtype, quantization=quantization)
 
     from stepvar.cli.comparison import print_comparison, run_comparison, sheet
     from stepvar.cli.generate import describe

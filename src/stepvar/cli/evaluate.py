@@ -70,6 +70,7 @@ def evaluate(
     resolution: options.Resolution = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
+    quantization: options.Quantization = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Compare methods on many prompts: fidelity, semantics, sets of images, cost."""
@@ -102,7 +103,7 @@ def evaluate(
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     real = reference_files(reference) if reference is not None else []
-    pipe = options.load_pipeline(model, device, dtype, variant, None, text_encoder)
+    pipe = options.load_pipeline(model, device, dtype, variant, None, text_encoder, quantization=quantization)
     measures, notes = load_measures(
         pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
     )
@@ -113,6 +114,7 @@ def evaluate(
         "model": pipe.name,
         "device": str(pipe.device),
         "dtype": dtype,
+        **({} if quantization is None else {"quantization": quantization}),
         "prompts": {"source": suite.source, "count": len(suite), "texts": digest(suite)},
         "seeds": numbers,
         "settings": settings,

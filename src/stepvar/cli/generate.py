@@ -167,6 +167,7 @@ def generate(
     num_images: NumImages = 1,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
+    quantization: options.Quantization = None,
     report: ReportFile = None,
     compare: Compare = False,
     runs: options.Runs = 3,
@@ -202,7 +203,7 @@ def generate(
         "prompt_suffix": prompt_suffix,
     }
     memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
-    pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder, memory)
+    pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder, memory, quantization)
     generates_video = pipe.family.video and seconds != 0
     if out is None and generates_video:
         files = replace(files, out=Path("scene.mp4"))
@@ -276,6 +277,7 @@ def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: d
         **{key: str(value) if isinstance(value, (str, Path)) else json.dumps(value) for key, value in used.items()},
         "device": pipe.device.type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
+        **({} if pipe.quantization is None else {"quantization": pipe.quantization}),
         "version": f"stepvar {__version__}",
     }
 

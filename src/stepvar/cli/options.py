@@ -18,6 +18,7 @@ from stepvar.utils.files import check_writable
 if TYPE_CHECKING:
     import torch
 
+    from stepvar.kernels import linear as kernels
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
@@ -49,6 +50,10 @@ Slicing = Annotated[bool, typer.Option("--vae-slicing", help="Decode the images 
 Tile = Annotated[int | None, typer.Option("--tile", help="Decode by tiles of this many latent cells.")]
 Device = Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}.")]
 Dtype = Annotated[str, typer.Option("--dtype", help=f"One of {', '.join(DTYPES)}.")]
+Quantization = Annotated[
+    str | None,
+    typer.Option("--quantization", help="Store the weights of the blocks in int8, or in fp8 (Hopper and newer GPUs)."),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Image i uses SEED + i; without it one is chosen at random.")]
 Runs = Annotated[int, typer.Option("--runs", help="Rounds that are timed, after those to warm up.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
@@ -86,9 +91,11 @@ def load_pipeline(
     revision: str | None = None,
     text_encoder: str | None = None,
     memory: Memory | None = None,
+    quantization: str | None = None,
 ) -> Pipeline:
     """The model on its device, in its precision; a wrong name of either fails before anything is read."""
     place, precision, memory = parse_device(device), parse_dtype(dtype), memory or Memory()
+    kind = parse_quantization(quantization, place)
     from stepvar.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(
@@ -98,6 +105,7 @@ def load_pipeline(
         text_encoder="auto" if text_encoder is None else text_encoder,
         device="cpu" if memory.offload in ("model", "sequential") else place,  # it may not fit there as a whole
         dtype=precision,
+        quantization=kind,
     )
     memory.apply(pipe, place)
     return pipe
@@ -173,6 +181,16 @@ def check_counts(**given: tuple[int | float | None, Range]) -> None:
     for name, (value, bounds) in given.items():
         if value is not None:
             number(name.replace("_", "-"), value, bounds)
+
+
+def parse_quantization(name: str | None, device: torch.device | None = None) -> kernels.Quantization | None:
+    """How weights are to be stored; a UsageError if there is no such way, or not on this device."""
+    if name is None:
+        return None
+    from stepvar.kernels.linear import QUANTIZATIONS, check_quantization
+
+    check_quantization(name, device)
+    return next(kind for kind in QUANTIZATIONS if kind == name)
 
 
 def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str]) -> Method:

@@ -44,12 +44,13 @@ def plan(
     offload: options.Offload = None,
     blocks_on_device: options.BlocksOnDevice = None,
     cache_dtype: options.CacheDtype = None,
+    quantization: options.Quantization = None,
     tile: options.Tile = None,
     vae_slicing: options.Slicing = False,
     memory: Memory = None,
 ) -> None:
     """Show what a generation will compute and how much memory it needs, beside dense; fails if it does not fit."""
-    precision = options.parse_dtype(dtype)
+    precision, kind = options.parse_dtype(dtype), options.parse_quantization(quantization)
     options.check_counts(
         num_images=(num_images, COUNT), text=(text, COUNT), memory=(memory, Range(above=0, most=10**6))
     )
@@ -65,6 +66,8 @@ def plan(
     from stepvar.pipeline import Pipeline
 
     pipe = Pipeline(meta_model(model, variant), None).to(dtype=precision)
+    if kind is not None:
+        pipe.model.quantize(kind)
     saving.apply(pipe, "meta")
     settings = pipe.settings(
         aspect_ratio=aspect_ratio, resolution=resolution, seconds=seconds, guidance_scale=guidance_scale
@@ -76,7 +79,8 @@ def plan(
                 resolved = one.plan(settings, pipe.model.info, num_images)
                 taken[str(one)] = (resolved, pipe.dry_run(resolved, one, text))
     own, *dense = taken.values()
-    title = f"{pipe.name} {settings.schedule.name}, {chosen}, {num_images} at once, {dtype}"
+    formats = dtype if kind is None else f"{dtype} {kind}"
+    title = f"{pipe.name} {settings.schedule.name}, {chosen}, {num_images} at once, {formats}"
     title += "".join(f", {words}" for words in saving.describe())
     print_table(scales_table(title, *own, dense[0][1] if dense else None), whole=True)
     print_table(memory_table(own[1], dense[0][1] if dense else None))

@@ -66,6 +66,7 @@ class Report:
         seeds: of the images; None when the caller gave a generator.
         schedule: name of the scale schedule.
         settings: the method's.
+        quantization: how the weights of the blocks are stored; None: in ``dtype``.
         count: counts the floating-point operations of each pass, by its index, when they are asked for.
     """
 
@@ -81,7 +82,13 @@ class Report:
     seeds: tuple[int, ...] | None = None
     schedule: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    quantization: str | None = None
     count: Callable[[], Mapping[int, int]] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def formats(self) -> str:
+        """The precision, and how weights are stored if that is another one."""
+        return self.dtype if self.quantization is None else f"{self.dtype} {self.quantization}"
 
     @property
     def scale_seconds(self) -> float:
@@ -129,7 +136,7 @@ class Report:
         """The report as a rich table."""
         from rich.table import Table
 
-        table = Table(title=f"{self.model}, {self.method}, {self.samples} image(s), {self.device} {self.dtype}")
+        table = Table(title=f"{self.model}, {self.method}, {self.samples} image(s), {self.device} {self.formats}")
         for column in ("scale", "grid", "tokens", "kept", "branches", "ms", "GFLOP"):
             table.add_column(column, justify="right")
         for scale, flops in zip(self.scales, self.scale_flops, strict=True):

@@ -56,7 +56,8 @@ def check_fits(taken: DryRun, available: int, where: str) -> None:
 
 
 _ADVICE = {
-    "weights": "use dtype bfloat16, offload weights (enable_sequential_cpu_offload, --offload), or a smaller variant",
+    "weights": "use dtype bfloat16, quantization int8, offload weights (enable_sequential_cpu_offload, --offload), "
+    "or a smaller variant",
     "cache": "generate fewer at once, use dtype bfloat16, cache_dtype int8, or a method that keeps fewer tokens",
     "scales": "use dtype bfloat16, a smaller resolution, fewer seconds, or a method that keeps fewer tokens",
     "decoding": "decode by tiles (enable_vae_tiling, --tile), or one by one (enable_vae_slicing)",

@@ -6,6 +6,7 @@ such a GPU the same numbers are rounded the same way and multiplied in float32.
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -23,13 +24,19 @@ FP8 = torch.float8_e4m3fn
 MAX = 448.0
 """Largest number of the format."""
 TINY = 1e-8
+EMULATED = "quantization='fp8': the CPU emulates fp8 products, slowly and in float32; 'int8' is faster here"
 
 
 class Quantised(NamedTuple):
-    """Rows in fp8: ``values (..., C) * scale (..., 1)``; of a weight (outputs, inputs) one row per output channel."""
+    """Rows in eight bits: ``values (..., C) * scale (..., 1)``; of a weight (outputs, inputs) one row per channel."""
 
     values: Tensor
     scale: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """(..., C)"""
+        return self.values.shape
 
     def dequantise(self) -> Tensor:
         """The numbers in float32."""
@@ -53,6 +60,8 @@ def quantise_rows(x: Tensor) -> Quantised:
         from stepvar.kernels import triton_ops
 
         return Quantised(*triton_ops.quantise(x, None, gelu=False))
+    if x.is_meta:  # only what the kernel allocates, for those who count
+        return Quantised(torch.empty_like(x, dtype=FP8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32))
     wide = x.float()
     scale = wide.abs().amax(dim=-1, keepdim=True).clamp(min=TINY) / MAX
     return Quantised((wide / scale).to(FP8), scale)
@@ -95,8 +104,9 @@ def fp8_linear(x: Quantised, weight: Quantised, bias: Tensor | None, out_dtype: 
     Args:
         out_dtype: on a GPU the product itself is bfloat16, and converted where another type is asked for.
     """
-    outputs, inputs = weight.values.shape
-    if has_fp8_products(x.values.device) and inputs % 16 == 0 and outputs % 16 == 0:
+    outputs, inputs = weight.shape
+    multiplies = x.values.is_meta or has_fp8_products(x.values.device)
+    if multiplies and inputs % 16 == 0 and outputs % 16 == 0:
         product = torch._scaled_mm(
             x.values.flatten(0, -2),
             weight.values.t(),
@@ -106,6 +116,8 @@ def fp8_linear(x: Quantised, weight: Quantised, bias: Tensor | None, out_dtype: 
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        return product.unflatten(0, x.values.shape[:-1]).to(out_dtype)
+        return product.unflatten(0, x.shape[:-1]).to(out_dtype)
+    if x.values.device.type == "cpu":
+        warnings.warn(EMULATED, stacklevel=2)  # shown once
     wide = None if bias is None else bias.float()
     return F.linear(x.dequantise(), weight.dequantise(), wide).to(out_dtype)

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepvar.core.cache import KVCache
 from stepvar.core.guidance import classifier_free_guidance
@@ -17,6 +17,8 @@ from stepvar.core.plan import Step
 from stepvar.core.stack import Sublayer, SublayerHook, SublayerRef, run_dense
 from stepvar.core.tokens import TokenMap
 from stepvar.kernels import ops
+from stepvar.kernels.fp8 import add_norm_quantised
+from stepvar.kernels.linear import FP8Linear, Rows, layer_dtype
 from stepvar.kernels.norm import Norm
 
 
@@ -59,10 +61,14 @@ class ResidualStream:
         self._gate: Tensor | None = None
         self._owned = False  # whether x is a tensor of this stream, which may be written into
 
-    def normed(self, norm: Norm, dtype: torch.dtype) -> Tensor:
-        """x, normalised; see :func:`~stepvar.kernels.ops.add_norm`."""
+    def normed(self, norm: Norm, layer: nn.Linear) -> Rows:
+        """x, normalised, in the form that a layer multiplies; see :func:`~stepvar.kernels.ops.add_norm`."""
         update, gate = self._take()
-        self._x, normed = ops.add_norm(self._x, update, gate, norm, dtype, inplace=self._owned)
+        normed: Rows
+        if isinstance(layer, FP8Linear):
+            self._x, normed = add_norm_quantised(self._x, update, gate, norm, inplace=self._owned)
+        else:
+            self._x, normed = ops.add_norm(self._x, update, gate, norm, layer_dtype(layer), inplace=self._owned)
         self._owned = self._owned or update is not None
         return normed
 

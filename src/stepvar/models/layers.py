@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stepvar.core.cache import KVCache
 from stepvar.kernels import ops
+from stepvar.kernels.linear import Rows, product, product_gelu, products_swiglu, rows_for
 from stepvar.kernels.norm import EPS, HeadsNorm, Norm, Rotation, rms_norm, rotate
 from stepvar.models.precision import for_weight
 
@@ -116,11 +117,10 @@ class SelfAttention(nn.Module):
     """
 
     halves: ClassVar[bool] = False  # whether rotary positions turn the halves of a head, not neighbouring channels
-    mat_qkv: nn.Linear
 
     def __init__(self, width: int, heads: int, projection: str = "mat_qkv", scaled: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.projection = heads, projection
         self.add_module(projection, nn.Linear(width, 3 * width, bias=False))
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
@@ -130,9 +130,10 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     @property
-    def weight(self) -> Tensor:
+    def joint(self) -> nn.Linear:
         """The joint projection to queries, keys and values."""
-        return self.mat_qkv.weight
+        layer: nn.Linear = getattr(self, self.projection)
+        return layer
 
     def bias(self) -> Tensor:
         """The bias (3C,) of queries, keys and values."""
@@ -142,9 +143,9 @@ class SelfAttention(nn.Module):
         """The scale of the queries of each head (1, heads, 1, 1), in float32."""
         return self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
 
-    def fused(self, x: Tensor, layer: int, context: FusedAttention) -> Tensor:
-        """As :meth:`forward` on x (R, N, C) in the format of the weights, keys and values written into the cache."""
-        qkv = F.linear(x, self.weight, context.constant(self, "bias", self.bias))
+    def fused(self, x: Rows, layer: int, context: FusedAttention) -> Tensor:
+        """As :meth:`forward` on x (R, N, C) in the form of the weights, keys and values written into the cache."""
+        qkv = product(self.joint, x, context.constant(self, "bias", self.bias))
         new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
         q = self.fused_queries(qkv, new_keys, new_values, context)
         context.cache.keep(layer, context.rows, new_keys, new_values)
@@ -158,8 +159,7 @@ class SelfAttention(nn.Module):
         return ops.attention_inputs(qkv.chunk(3, dim=-1), heads, norm, rotation, new_keys, new_values)
 
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None = None) -> Tensor:
-        weight = self.weight
-        parts = F.linear(for_weight(x, weight), weight, self.bias()).chunk(3, dim=-1)
+        parts = product(self.joint, x, self.bias()).chunk(3, dim=-1)
         q, k, v = (split_heads(part, self.heads) for part in parts)
         q, k = self.place(q, k, rotary)
         return self.proj(merge_heads(attend(layer, q, k, v)))
@@ -175,12 +175,17 @@ class FeedForward(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(for_weight(x, self.fc1.weight)), approximate="tanh"))
+    @property
+    def entry(self) -> nn.Linear:
+        """The layer that multiplies what enters."""
+        return self.fc1
 
-    def fused(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(rows_for(self.fc1, x)), approximate="tanh"))
+
+    def fused(self, x: Rows) -> Tensor:
         """As :meth:`forward`, the activation in the epilogue of the product where there is one."""
-        return self.fc2(ops.linear_gelu(x, self.fc1.weight, self.fc1.bias))
+        return self.fc2(product_gelu(self.fc1, x))
 
 
 class GatedFeedForward(nn.Module):
@@ -192,13 +197,18 @@ class GatedFeedForward(nn.Module):
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = for_weight(x, self.gate_proj.weight)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    @property
+    def entry(self) -> nn.Linear:
+        """The first of the layers that multiply what enters."""
+        return self.gate_proj
 
-    def fused(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        rows = rows_for(self.gate_proj, x)
+        return self.down_proj(F.silu(self.gate_proj(rows)) * self.up_proj(rows))
+
+    def fused(self, x: Rows) -> Tensor:
         """As :meth:`forward`, gate and product in one kernel."""
-        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(products_swiglu(self.gate_proj, self.up_proj, x))
 
 
 class AdaptiveLinear(nn.Sequential):

@@ -18,9 +18,11 @@ from stepvar.core.stack import ModelInfo, RunBlocks, SublayerHook
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.core.values import device_of, dtype_of, placement
 from stepvar.errors import UsageError
+from stepvar.kernels.linear import Quantization, check_quantization
 from stepvar.models.blocks import BlockRun, GenerationState
 from stepvar.models.offload import Offload, OffloadName, Part
 from stepvar.models.precision import CacheName, Policy, Precision, apply_precision, for_weight
+from stepvar.models.quantization import quantize_blocks
 from stepvar.utils.ambient import stated_formats
 
 State = TypeVar("State")
@@ -168,8 +170,10 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         """Lets the weights rest on the CPU and visit a device while they are used; arguments as for :class:`Offload`.
 
         Raises:
-            UsageError: if the model has not so many blocks.
+            UsageError: if the model has not so many blocks, or the device cannot multiply weights as they are stored.
         """
+        if self.precision.quantization is not None:
+            check_quantization(self.precision.quantization, device)
         self.disable_offload()
         self.offload = Offload(self, name, device, blocks_on_device)
 
@@ -200,14 +204,31 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         Going back to a wider format does not bring the lost digits back: load the weights again.
 
         Raises:
-            UsageError: for a format that models cannot run in.
+            UsageError: for a format that models cannot run in, or if the weights are quantised to another.
         """
         self._check_not_offloaded()
+        own = self.precision
         if not isinstance(precision, Precision):
-            precision = replace(Precision.of(precision), cache=self.precision.cache)
+            precision = replace(Precision.of(precision), cache=own.cache, quantization=own.quantization)
+        if own.quantization is not None and replace(precision, cache=own.cache) != own:
+            raise UsageError(
+                f"precision: the weights are stored in {own.quantization} for {own.blocks}, which cannot be changed; "
+                "load the model again"
+            )
         self.precision = precision
-        apply_precision(self, self.precision, self.policy)
+        if own.quantization is None:
+            apply_precision(self, precision, self.policy)
+            if precision.quantization is not None:
+                quantize_blocks(self, precision.quantization, self.policy)
         return self
+
+    def quantize(self: Self, quantization: Quantization) -> Self:
+        """Stores the weights of the products inside the blocks in eight bits, in place, layer by layer.
+
+        Raises:
+            UsageError: for an unknown kind, or if they are quantised to another already.
+        """
+        return self.set_precision(replace(self.precision, quantization=quantization))
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
         """Moves the model like any module; a dtype goes to :meth:`set_precision` and not to every weight.
@@ -216,7 +237,8 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
             args, kwargs: those of ``torch.nn.Module.to``: a device, a dtype, or a tensor that has both.
 
         Raises:
-            UsageError: for a device that is not there, a format that models cannot run in, or if it is offloaded.
+            UsageError: for a device that is not there or cannot multiply the weights as they are stored, a format that
+                models cannot run in, or if it is offloaded.
         """
         self._check_not_offloaded()
         device, dtype, others = placement(args, kwargs)
@@ -224,6 +246,8 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
             self.set_precision(dtype)
         if device is not None and str(device) != "meta":
             device = device_of("device", device)
+            if self.precision.quantization is not None:
+                check_quantization(self.precision.quantization, device)
         return super().to(device=device, **others) if device is not None or others else self
 
     def cuda(self: Self, device: int | torch.device | None = None) -> Self:

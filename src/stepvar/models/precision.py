@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stepvar.core.values import dtype_of
 from stepvar.errors import UsageError
+from stepvar.kernels.linear import Quantization, check_quantization
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,11 +44,14 @@ class Precision:
         cache: how keys and values are stored between passes: "int8", each head of each token with a scale of its own;
             None: in the blocks' format.
         tokenizer: convolutions of encoder and decoder; statistics of the normalisations are float32 in any format.
+        quantization: how the weights of the products inside the blocks are stored, "fp8" or "int8"; None: in the
+            blocks' format. See :mod:`stepvar.models.quantization`.
 
     Codes, codebook, the sum of codes, its resampling, rotary positions, sampling and pixels are float32 always.
 
     Raises:
-        UsageError: for another type than those of :data:`FORMATS`, or a residual stream narrower than the blocks.
+        UsageError: for another type than those of :data:`FORMATS`, a residual stream narrower than the blocks, or
+            an unknown quantization.
     """
 
     blocks: torch.dtype = torch.float32
@@ -55,6 +59,7 @@ class Precision:
     head: torch.dtype = torch.float32
     tokenizer: torch.dtype = torch.float32
     cache: CacheName | None = None
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         for part in ("blocks", "residual", "head", "tokenizer"):
@@ -63,6 +68,8 @@ class Precision:
                 raise UsageError(f"{part}={getattr(self, part)}: must be one of {names}")
         if self.residual not in (torch.float32, self.blocks):
             raise UsageError(f"residual={self.residual}: must be float32, or that of the blocks ({self.blocks})")
+        if self.quantization is not None:
+            check_quantization(self.quantization)
 
     @classmethod
     def of(cls, dtype: torch.dtype | str) -> Precision:
@@ -80,6 +87,18 @@ def for_weight(x: Tensor, weight: Tensor) -> Tensor:
     return x.to(weight.dtype)
 
 
+def part_of(name: str, policy: Policy) -> Part:
+    """The part that a weight belongs to.
+
+    Raises:
+        KeyError: if no pattern fits.
+    """
+    part = next((part for pattern, part in policy if re.match(pattern, name)), None)
+    if part is None:
+        raise KeyError(f"weight {name!r} belongs to no part of the precision policy")
+    return part
+
+
 def apply_precision(module: nn.Module, precision: Precision, policy: Policy) -> None:
     """Brings all floating-point weights and buffers of a module to the format of their part, in place.
 
@@ -90,7 +109,4 @@ def apply_precision(module: nn.Module, precision: Precision, policy: Policy) -> 
     """
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point():
-            part = next((part for pattern, part in policy if re.match(pattern, name)), None)
-            if part is None:
-                raise KeyError(f"weight {name!r} belongs to no part of the precision policy")
-            tensor.data = tensor.data.to(precision.dtype_of(part))
+            tensor.data = tensor.data.to(precision.dtype_of(part_of(name, policy)))

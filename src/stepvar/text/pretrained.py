@@ -15,6 +15,7 @@ from torch.func import functional_call
 from typing_extensions import Self
 
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.kernels.linear import Quantization, quantize_linears
 from stepvar.utils.hub import hub_options
 
 _SAFE = ("model*.safetensors", "model.safetensors.index.json")
@@ -37,6 +38,7 @@ class OffloadableEncoder:
     Attributes:
         device: where the work is done and the features appear.
         dtype: of the weights; the features are float32.
+        quantization: how the weights of linear layers are stored; see :meth:`quantize`.
     """
 
     keeps_float32: ClassVar[str | None] = None
@@ -46,6 +48,7 @@ class OffloadableEncoder:
         self.name = name
         self.device = torch.device("cpu")
         self.dtype = dtype
+        self.quantization: Quantization | None = None
         self._model: nn.Module | None = model
         self._offloaded = False
         self.to(device)
@@ -57,18 +60,35 @@ class OffloadableEncoder:
         undo it. A precision once lost does not come back: load again for a higher one.
 
         Raises:
-            UsageError: for another precision than float32, bfloat16 or float16.
+            UsageError: for another precision than float32, bfloat16 or float16, or than the weights were quantised for.
         """
         if dtype is not None:
             check_dtype(dtype)
+            if self.quantization is not None and dtype != self.dtype:
+                raise UsageError(
+                    f"dtype={dtype}: the weights of {self.name} are stored in {self.quantization} for {self.dtype}; "
+                    "load the text encoder again"
+                )
             self.dtype = dtype
         if device is not None and not self._offloaded:
             self.device = torch.device(device)
         if self._model is not None:
             self._model.to("cpu" if self._offloaded else self.device)
             for name, weight in self._model.named_parameters():
+                if not weight.is_floating_point():
+                    continue  # quantised
                 wide = self.dtype == torch.float16 and self.keeps_float32 is not None and self.keeps_float32 in name
                 weight.data = weight.data.to(torch.float32 if wide else self.dtype)
+        return self
+
+    def quantize(self) -> Self:
+        """Stores the weights of all linear layers in int8, in place, layer by layer; embeddings and norms stay.
+
+        Raises:
+            UsageError: after :meth:`free`.
+        """
+        quantize_linears(self._weights(), "int8")
+        self.quantization = "int8"
         return self
 
     def enable_offload(self, execution_device: str | torch.device) -> Self:
@@ -98,16 +118,20 @@ class OffloadableEncoder:
 
     def _run(self, tokens: Tensor, read: Tensor) -> Tensor:
         """tokens (B, L), read (B, L) false on padding -> last hidden states (B, L, C) in float32."""
-        if self._model is None:
-            raise UsageError(f"the weights of {self.name} were freed: load the text encoder again")
+        model = self._weights()
         inputs = {"input_ids": tokens.to(self.device), "attention_mask": read.to(self.device).long()}
         visiting = {}
         if self._offloaded:
             # The module keeps its weights on the CPU and works with a copy that lives as long as this call.
-            kept = (*self._model.named_parameters(), *self._model.named_buffers())
+            kept = (*model.named_parameters(), *model.named_buffers())
             visiting = {name: tensor.to(self.device, non_blocking=True) for name, tensor in kept}
-        hidden: Tensor = functional_call(self._model, visiting, kwargs=inputs).last_hidden_state
+        hidden: Tensor = functional_call(model, visiting, kwargs=inputs).last_hidden_state
         return hidden.float()
+
+    def _weights(self) -> nn.Module:
+        if self._model is None:
+            raise UsageError(f"the weights of {self.name} were freed: load the text encoder again")
+        return self._model
 
 
 def check_dtype(dtype: torch.dtype) -> None:

@@ -51,11 +51,7 @@ class Attention(SelfAttention):
     def __init__(self, config: HARTConfig) -> None:
         projection = "qkv_proj" if config.positions == "rotary" else "mat_qkv"
         super().__init__(config.width, config.heads, projection, scaled=config.unit_attention)
-        self.projection, self.unit = projection, config.unit_attention
-
-    @property
-    def weight(self) -> Tensor:
-        return self.get_parameter(f"{self.projection}.weight")
+        self.unit = config.unit_attention
 
     def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
         if self.unit:

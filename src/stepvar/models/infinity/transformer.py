@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stepvar.core.stack import SublayerHook
 from stepvar.core.tokens import TokenMap
+from stepvar.kernels.linear import Rows, product, rows_for
 from stepvar.kernels.norm import EPS, Norm
 from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity.config import InfinityConfig
@@ -83,8 +84,7 @@ class KeyValue(nn.Module):
     def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """text (R, L, text_width) -> keys and values (R, heads, L, head_dim)."""
         bias = torch.cat([self.get_buffer("zero_k_bias"), self.v_bias])
-        text = for_weight(text, self.mat_kv.weight)
-        keys, values = F.linear(text, self.mat_kv.weight, bias).chunk(2, dim=-1)
+        keys, values = product(self.mat_kv, text, bias).chunk(2, dim=-1)
         return split_heads(keys, self.heads), split_heads(values, self.heads)
 
 
@@ -116,8 +116,8 @@ class CrossAttention(KeyValue):
         super().__init__(width, width, heads)
         self.mat_q = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, text: TextMemory) -> Tensor:
-        query = split_heads(self.mat_q(for_weight(x, self.mat_q.weight)), self.heads)
+    def forward(self, x: Rows, text: TextMemory) -> Tensor:
+        query = split_heads(self.mat_q(rows_for(self.mat_q, x)), self.heads)
         return self.proj(
             merge_heads(F.scaled_dot_product_attention(query, text.keys, text.values, attn_mask=text.mask))
         )
@@ -144,12 +144,11 @@ class Block(StreamedModule):
             modulation: (R, 6, C), as in :class:`BlockContext`.
         """
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
-        dtype = self.sa.weight.dtype
         norm1, norm2 = Norm("layer", scale=scale1, shift=shift1), Norm("layer", scale=scale2, shift=shift2)
         norm_text = Norm("layer", self.ca_norm.eps, self.ca_norm.weight, self.ca_norm.bias)
-        stream.add(self.sa.fused(stream.normed(norm1, dtype), layer, attention), gate1)
-        stream.add(self.ca(stream.normed(norm_text, dtype), text))
-        stream.add(self.ffn.fused(stream.normed(norm2, dtype)), gate2)
+        stream.add(self.sa.fused(stream.normed(norm1, self.sa.joint), layer, attention), gate1)
+        stream.add(self.ca(stream.normed(norm_text, self.ca.mat_q), text))
+        stream.add(self.ffn.fused(stream.normed(norm2, self.ffn.entry)), gate2)
 
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)

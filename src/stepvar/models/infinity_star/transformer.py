@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stepvar.core.stack import SublayerHook, run_dense
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.kernels import ops
+from stepvar.kernels.linear import Rows, rows_for
 from stepvar.kernels.norm import EPS, HeadsNorm, Norm, Rotation, rotate
 from stepvar.models.blocks import ResidualStream, residual
 from stepvar.models.infinity_star.config import InfinityStarConfig
@@ -60,8 +61,8 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim)
         self.k_norm = RMSNorm(config.head_dim)
 
-    def fused(self, x: Tensor, layer: int, rotary: Rotary, join: Join) -> Tensor:
-        """As :meth:`forward` on x (R, N, C) in the format of the weights; ``join`` says where keys and values go."""
+    def fused(self, x: Rows, layer: int, rotary: Rotary, join: Join) -> Tensor:
+        """As :meth:`forward` on x (R, N, C) in the form of the weights; ``join`` says where keys and values go."""
         cos, sin = (part.squeeze(1) for part in rotary)
         new_keys, new_values, attend = join(layer, x.shape[1])
         norm = HeadsNorm("rms", q_weight=self.q_norm.weight, k_weight=self.k_norm.weight)
@@ -70,10 +71,10 @@ class Attention(nn.Module):
         return self.o_proj(merge_heads(attend(q)))
 
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary) -> Tensor:
-        x = for_weight(x, self.q_proj.weight)
-        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.heads)), rotary).to(x.dtype)
-        k = rotate(self.k_norm(split_heads(self.k_proj(x), self.kv_heads)), rotary).to(x.dtype)
-        v = split_heads(self.v_proj(x), self.kv_heads)
+        rows = rows_for(self.q_proj, x)
+        v = split_heads(self.v_proj(rows), self.kv_heads)
+        q = rotate(self.q_norm(split_heads(self.q_proj(rows), self.heads)), rotary).to(v.dtype)
+        k = rotate(self.k_norm(split_heads(self.k_proj(rows), self.kv_heads)), rotary).to(v.dtype)
         return self.o_proj(merge_heads(attend(layer, q, k, v)))
 
 
@@ -89,11 +90,10 @@ class Block(StreamedModule):
 
     def fused(self, stream: ResidualStream, layer: int, rotary: Rotary, join: Join) -> None:
         """As :meth:`forward` without a hook, on a residual stream."""
-        dtype = self.attn.q_proj.weight.dtype
         norm1 = Norm("rms", EPS, self.input_layernorm.weight)
         norm2 = Norm("rms", EPS, self.post_attention_layernorm.weight)
-        stream.add(self.attn.fused(stream.normed(norm1, dtype), layer, rotary, join))
-        stream.add(self.mlp.fused(stream.normed(norm2, dtype)))
+        stream.add(self.attn.fused(stream.normed(norm1, self.attn.q_proj), layer, rotary, join))
+        stream.add(self.mlp.fused(stream.normed(norm2, self.mlp.entry)))
 
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         def attend_self(tokens: TokenMap) -> Tensor:

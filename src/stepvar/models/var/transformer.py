@@ -65,9 +65,9 @@ class AdaptiveBlock(StreamedModule):
     def fused(self, stream: ResidualStream, layer: int, modulation: Tensor | None, attention: FusedAttention) -> None:
         """As :meth:`forward` without a hook, on a residual stream."""
         gate1, gate2, scale1, scale2, shift1, shift2 = _parts(modulation)
-        dtype = self.attn.weight.dtype
-        stream.add(self.attn.fused(stream.normed(self.norm(scale1, shift1), dtype), layer, attention), gate1)
-        stream.add(self.ffn.fused(stream.normed(self.norm(scale2, shift2), dtype)), gate2)
+        x = stream.normed(self.norm(scale1, shift1), self.attn.joint)
+        stream.add(self.attn.fused(x, layer, attention), gate1)
+        stream.add(self.ffn.fused(stream.normed(self.norm(scale2, shift2), self.ffn.entry)), gate2)
 
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         gate1, gate2, scale1, scale2, shift1, shift2 = _parts(context.modulation)
