@@ -24,6 +24,9 @@ FP8 = torch.float8_e4m3fn
 MAX = 448.0
 """Largest number of the format."""
 TINY = 1e-8
+FEWEST_ROWS = 128
+MOST_INPUTS = 4096
+"""cuBLAS refuses products with a scale per row that have fewer rows and more inputs; seen on an H100 up to 50 rows."""
 EMULATED = "quantization='fp8': the CPU emulates fp8 products, slowly and in float32; 'int8' is faster here"
 
 
@@ -107,17 +110,28 @@ def fp8_linear(x: Quantised, weight: Quantised, bias: Tensor | None, out_dtype: 
     outputs, inputs = weight.shape
     multiplies = x.values.is_meta or has_fp8_products(x.values.device)
     if multiplies and inputs % 16 == 0 and outputs % 16 == 0:
+        values, scale = x.values.flatten(0, -2), x.scale.reshape(-1, 1)
+        rows = len(values)
+        if rows < FEWEST_ROWS and inputs > MOST_INPUTS:
+            values, scale = _with_rows(values, FEWEST_ROWS), _with_rows(scale, FEWEST_ROWS)
         product = torch._scaled_mm(
-            x.values.flatten(0, -2),
+            values,
             weight.values.t(),
-            scale_a=x.scale.reshape(-1, 1),
+            scale_a=scale,
             scale_b=weight.scale.reshape(1, -1),
             bias=None if bias is None else bias.to(torch.bfloat16),
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
-        )
+        )[:rows]
         return product.unflatten(0, x.shape[:-1]).to(out_dtype)
     if x.values.device.type == "cpu":
         warnings.warn(EMULATED, stacklevel=2)  # shown once
     wide = None if bias is None else bias.float()
     return F.linear(x.dequantise(), weight.dequantise(), wide).to(out_dtype)
+
+
+def _with_rows(x: Tensor, count: int) -> Tensor:
+    """x (R, C) with rows of zeros behind its own."""
+    padded = torch.zeros(count, x.shape[1], dtype=x.dtype, device=x.device)
+    padded[: len(x)] = x
+    return padded
