@@ -17,7 +17,8 @@ from stepvar.core.stack import RunBlocks
 from stepvar.core.tokens import TokenMap
 from stepvar.evaluation.metrics.fidelity import psnr
 from stepvar.evaluation.scenes.grammar import held_out_scenes
-from stepvar.media.sheets import contact_sheet, difference, kept_overlay, save_png
+from stepvar.media.images import save_image
+from stepvar.media.sheets import contact_sheet, difference, kept_overlay
 from stepvar.methods import Dense, HighPass, Method, Random, SkipLast, StepVAR
 from stepvar.methods.base import MethodState
 from stepvar.methods.stepvar import structure_score, texture_score
@@ -147,7 +148,7 @@ def main() -> None:
         with torch.inference_mode():
             sheet = make(pipe)
         small = sheet.resize((round(SMALLER * sheet.width), round(SMALLER * sheet.height)), Image.Resampling.LANCZOS)
-        save_png(small, IMAGES / f"{name}.png", {"model": pipe.name, "seed": str(SEED)})
+        save_image(small, IMAGES / f"{name}.png", {"model": pipe.name, "seed": str(SEED)})
         print(f"{name}: written", flush=True)
 
 

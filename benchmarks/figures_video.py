@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from stepvar.evaluation.scenes.clips.grammar import clip_caption, held_out_clips
-from stepvar.media.sheets import contact_sheet, save_png
+from stepvar.media.images import save_image
+from stepvar.media.sheets import contact_sheet
 from stepvar.media.video import Video
 from stepvar.methods import StepVAR
 from stepvar.pipeline import Pipeline
@@ -59,8 +60,8 @@ def main() -> None:
     pipe = Pipeline.from_pretrained(given.model)
     given.out.mkdir(parents=True, exist_ok=True)
     info = {"model": pipe.name, "prompt": CAPTION, "seed": str(SEED)}
-    save_png(samples(pipe), given.out / "scenes-video.png", info)
-    save_png(rivals(pipe), given.out / "scenes-video-methods.png", info)
+    save_image(samples(pipe), given.out / "scenes-video.png", info)
+    save_image(rivals(pipe), given.out / "scenes-video-methods.png", info)
     pipe(CAPTION, seed=SEED).videos[0].save(given.out / "ball.gif", metadata=info)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 from io import BytesIO
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +17,10 @@ from torch import Tensor
 
 from stepvar.core.plan import Step
 from stepvar.core.report import Report
+from stepvar.media.images import GeneratedImage
+from stepvar.media.saving import check_results, result_paths, save_result
 from stepvar.media.video import Video
+from stepvar.media.video_files import FPS
 
 OutputType = Literal["pil", "np", "pt"]
 
@@ -38,6 +43,8 @@ class Output:
             ``"np"``: (B, F, H, W, 3) uint8; ``"pt"``: (B, 3, F, H, W) in [0, 1]. Empty if images were generated.
         continuation: what the next clip goes on from, for models that go on clip by clip; see
             :meth:`Pipeline.start_continuation`.
+        metadata: how each image or video was made, as texts that :meth:`save` writes into the files.
+        fps: frames per second of videos.
     """
 
     images: Any
@@ -47,6 +54,40 @@ class Output:
     captions: list[str]
     videos: Any = field(default_factory=list)
     continuation: Any = None
+    metadata: list[dict[str, str]] = field(default_factory=list)
+    fps: float = FPS
+
+    def save(self, path: str | Path, *, quality: int | None = None) -> list[Path]:
+        """Writes all images or videos, each with how it was made inside; files of these names are replaced.
+
+        Args:
+            path: a file: .png, .jpg or .webp, for videos .mp4 or .gif; several results are numbered, ``name-1.png``.
+                Or a folder, which is made if it is not there: ``0001.png``, ``0002.png`` ... behind those in it.
+            quality: 0 (small) to 100 (large), of JPEG, WebP and MP4; None: 95, without loss, 65.
+
+        Returns:
+            The files.
+
+        Raises:
+            UsageError: for another ending.
+            OutputError: if one cannot be written; the others are then not begun.
+        """
+        results = self._media()
+        paths = result_paths(path, len(results), bool(len(self.videos)))
+        check_results(paths, bool(len(self.videos)), quality)
+        for one, texts, file in zip(results, self.metadata or [{}] * len(results), paths, strict=True):
+            save_result(one, file, texts, quality)
+        return paths
+
+    def _media(self) -> list[Image.Image | Video]:
+        """The images or videos as objects, whatever the type of the output."""
+        given = self.videos if len(self.videos) else self.images
+        if isinstance(given, Tensor):
+            pixels = 2 * given - 1
+            return list(to_images(pixels, "pil") if given.ndim == 4 else to_videos(pixels, self.fps, "pil"))
+        if isinstance(given, np.ndarray):
+            return [Image.fromarray(one) if given.ndim == 4 else Video(one, self.fps) for one in given]
+        return list(given)
 
     def __repr__(self) -> str:
         return f"Output({self._summary})"
@@ -116,27 +157,38 @@ def _as_image(one: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(one))
 
 
-def to_media(pixels: Tensor, fps: float, output_type: OutputType) -> tuple[Any, Any]:
-    """Images and videos from pixels (B, 3, H, W), or (B, 3, F, H, W), in [-1, 1]: one of the two is empty."""
+def to_media(
+    pixels: Tensor, fps: float, output_type: OutputType, metadata: Sequence[Mapping[str, str]] = ()
+) -> tuple[Any, Any]:
+    """Images and videos from pixels (B, 3, H, W), or (B, 3, F, H, W), in [-1, 1]: one of the two is empty.
+
+    Args:
+        metadata: of each, for objects that are saved later.
+    """
     if pixels.ndim == 4:
-        return to_images(pixels, output_type), []
+        return to_images(pixels, output_type, metadata), []
     if pixels.shape[2] == 1:
-        return to_images(pixels[:, :, 0], output_type), []
-    return [], to_videos(pixels, fps, output_type)
+        return to_images(pixels[:, :, 0], output_type, metadata), []
+    return [], to_videos(pixels, fps, output_type, metadata)
 
 
-def to_images(pixels: Tensor, output_type: OutputType) -> Any:
+def to_images(pixels: Tensor, output_type: OutputType, metadata: Sequence[Mapping[str, str]] = ()) -> Any:
     """Pixels (B, 3, H, W) in [-1, 1] -> images in the form asked for."""
     unit = (pixels.float() + 1) / 2
     if output_type == "pt":
         return unit
     array = (unit * 255).permute(0, 2, 3, 1).round().to(torch.uint8).cpu().numpy()
-    return array if output_type == "np" else [Image.fromarray(np.ascontiguousarray(a)) for a in array]
+    if output_type == "np":
+        return array
+    return [GeneratedImage.of(one, texts) for one, texts in zip(array, metadata or [{}] * len(array), strict=True)]
 
 
-def to_videos(pixels: Tensor, fps: float, output_type: OutputType) -> Any:
+def to_videos(pixels: Tensor, fps: float, output_type: OutputType, metadata: Sequence[Mapping[str, str]] = ()) -> Any:
     """Pixels (B, 3, F, H, W) in [-1, 1] -> videos in the form asked for."""
     if output_type == "pt":
         return (pixels.float() + 1) / 2
-    videos = [Video.of(one, fps) for one in pixels]
+    videos = [
+        replace(Video.of(one, fps), metadata=texts)
+        for one, texts in zip(pixels, metadata or [{}] * len(pixels), strict=True)
+    ]
     return np.stack([video.frames for video in videos]) if output_type == "np" else videos

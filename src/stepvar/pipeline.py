@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -11,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from stepvar.checkpoints import LoadedModel, load_model, save_model
+from stepvar.checkpoints import EMBEDDED, LoadedModel, load_model, save_model
 from stepvar.checkpoints.sources import Source, find_outline
 from stepvar.core.arguments import (
     SEED,
@@ -56,6 +57,7 @@ from stepvar.models.registry import FAMILIES
 from stepvar.models.shapes import check_ratio, shape_of_size, warn_if_larger
 from stepvar.models.tiling import SMALLEST_TILE
 from stepvar.output import Output, OutputType, to_media
+from stepvar.records import describe
 from stepvar.text import CachedEncoder, ContextFeatures, Encoder, OffloadableEncoder, WordEncoder, check_source
 from stepvar.utils.ambient import stated_formats
 from stepvar.utils.device import execution_device
@@ -68,6 +70,10 @@ from stepvar.utils.progress import scale_bar
 def _sampling_names() -> dict[str, None]:
     """Names of the arguments that say how to sample."""
     return dict.fromkeys(field.name for field in fields(SamplingArguments))
+
+
+_PLACES = ("name", "tokenizer", "text_encoder")
+"""Arguments of ``from_pretrained`` that may be local paths."""
 
 
 class Pipeline:
@@ -89,6 +95,7 @@ class Pipeline:
         self.inputs = self.family.inputs(self.model, self.text_encoder)
         self.progress = True
         self.tile: int | None = None
+        self._origin: dict[str, str | None] | None = None
         self.sliced = False
         self.engine = Engine(engine)
 
@@ -153,8 +160,33 @@ class Pipeline:
             if quantization is not None:  # before it moves: the device never holds the weights at full length
                 pipe.model.quantize(quantization)
             pipe.to(place, precision)
+        pipe._remember(name, variant, revision, tokenizer, text_encoder)
         logger.debug("loaded %s in %.1f s: %r", pipe.name, time.perf_counter() - started, pipe)
         return pipe
+
+    def _remember(self, name: Any, variant: Any, revision: Any, tokenizer: Any, text_encoder: Any) -> None:
+        """Keeps what was asked for as texts; local files by their whole path."""
+        if text_encoder is not None and not isinstance(text_encoder, (str, Path)):
+            return  # an object, which no text stands for
+        given = {"name": name, "variant": variant, "revision": revision, "tokenizer": tokenizer}
+        self._origin = {
+            key: None if one is None else os.path.abspath(one) if key in _PLACES and os.path.exists(one) else str(one)
+            for key, one in (given | {"text_encoder": text_encoder}).items()
+        }
+        if str(name) in EMBEDDED:
+            self._origin["name"] = str(name)
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What makes this pipeline again, for records in files: arguments of :meth:`from_pretrained`, how it decodes.
+
+        None where it was made of parts.
+        """
+        if self._origin is None:
+            return None
+        now = {"engine": self.engine.name, "device": str(self.device), "tile": self.tile, "sliced": self.sliced}
+        now |= {"cache_dtype": self.model.precision.cache, "quantization": self.quantization}
+        return self._origin | now | {"dtype": str(self.dtype).removeprefix("torch.")}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -420,6 +452,7 @@ class Pipeline:
         Raises:
             UsageError: for an argument that cannot be used, before anything is computed.
         """
+        given = dict(locals())
         with stated_formats():
             times = whole_number("num_images_per_prompt", num_images_per_prompt, COUNT)
             if times * len(as_list(prompt) or as_list(class_labels) or [1]) > MOST_VALUES:
@@ -458,8 +491,9 @@ class Pipeline:
                 plan = method.plan(settings, self.model.info, samples)
             self._check_memory(plan, method)
             generators = make_generators(seeds, generator, samples)
+            metadata = describe(self.name, self.origin, given, method, seeds, inputs.captions)
             return self._generate(
-                inputs, plan, method, seeds, noise, generators, output_type, callback_on_scale_end, shown
+                inputs, plan, method, seeds, noise, generators, output_type, callback_on_scale_end, shown, metadata
             )
 
     def _generate(
@@ -473,6 +507,7 @@ class Pipeline:
         output_type: OutputType,
         callback: Callable[[Step, Any], None] | None,
         shown: bool,
+        metadata: list[dict[str, str]],
     ) -> Output:
         """Runs what was prepared, and measures it."""
         recorder = Recorder(self.device)
@@ -496,9 +531,11 @@ class Pipeline:
             quantization=self.quantization,
             count=flop_counter(self.model, encoded.condition, plan, method, encoded.forced),
         )
-        images, videos = to_media(pixels, self._fps, output_type)
+        images, videos = to_media(pixels, self._fps, output_type, metadata)
         following = inputs.next_continuation(state.latent)
-        return Output(images, report, seeds, recorder.kept_maps(), inputs.captions, videos, following)
+        return Output(
+            images, report, seeds, recorder.kept_maps(), inputs.captions, videos, following, metadata, self._fps
+        )
 
     def _check_memory(self, plan: Plan, method: Method) -> None:
         """Refuses what the device can never hold, with advice; what else is there is not counted."""

@@ -65,7 +65,7 @@ def edited(release: Release, folder: Path, part: str, **entries: Any) -> Path:
         ("llm", {"depth": 4}, r"does not fit the model; \d+ missing: blocks.3"),
         ("llm", {"embed_dim": 50}, "heads=2: width=50"),
         ("llm", {"use_cross_attn": True}, "use_cross_attn=True is not supported"),
-        ("llm", {"depth": "many"}, "describe"),
+        ("llm", {"depth": "many"}, "depth='many' must be int"),
         ("tokenizer", {"vocab_size": 64}, "misshapen"),
         ("tokenizer", {"quantizer_type": "fsq"}, "quantizer_type='fsq'"),
     ],
@@ -83,7 +83,7 @@ def test_a_configuration_that_is_missing_or_damaged(tmp_path: Path) -> None:
     path = release.transformer / "config.json"
     for content in ("{", "[]"):
         path.write_text(content)
-        with pytest.raises(CheckpointError, match=r"llm.config\.json: (cannot be read|is no configuration)"):
+        with pytest.raises(CheckpointError, match=r"llm.config\.json: (cannot be read|holds a list)"):
             load_model(release.folder)
     path.unlink()
     with pytest.raises(CheckpointError, match=r"llm.config\.json: missing; it says what the model is"):

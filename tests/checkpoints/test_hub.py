@@ -148,7 +148,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(name, *arguments, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(UsageError, match=r"pip install 'stepvar\[hub\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[hub\]'"):
         load_model("FoundationVision/var")
 
 

@@ -181,7 +181,7 @@ def test_a_missing_package_is_told_before_anything_is_generated(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("eval", "--model", shared_model, "--out", "run")
     assert result.status == 2 and not (tmp_path / "run").exists()
-    assert result.error() == "evaluation: needs the package matplotlib; pip install 'stepvar[eval]'"
+    assert result.error() == "evaluation: needs the package matplotlib; pip install '.[eval]' in the checkout"
 
 
 def test_other_settings_do_not_mix(finished: Path, shared_model: Path, run: Run) -> None:

@@ -15,7 +15,7 @@ from stepvar import Pipeline, StepVAR
 from stepvar.errors import UsageError
 from stepvar.evaluation.comparison import compare, psnr
 from stepvar.evaluation.statistics import Spread
-from stepvar.media.sheets import read_metadata
+from stepvar.media.metadata import read_metadata
 
 PROMPT = "a large red circle on grass"
 
@@ -89,6 +89,7 @@ def test_metadata_says_how_to_generate_it_again(run, generate, tmp_path: Path) -
     assert (settings["keep"], settings["last"], settings["scope"]) == (0.25, 1, "block")
     assert info["negative_prompt"] == "a café at night"
     assert "guidance_scale" not in info
+    assert info.pop("repeat")
     shown = run("info", "scene.png")
     assert shown.status == 0
     assert all(re.search(rf"^{key} +{re.escape(value)}$", shown.out, re.M) for key, value in info.items())

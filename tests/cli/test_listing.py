@@ -82,7 +82,9 @@ def test_info_of_files_without_settings(run, tmp_path: Path) -> None:
     plain = run("info", "plain.png")
     assert plain.status == 1 and "not written by stepvar" in plain.error()
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg")
-    assert "JPEG" in run("info", "photo.jpg").error()
+    assert "not written by stepvar" in run("info", "photo.jpg").error()
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.bmp")
+    assert "BMP" in run("info", "photo.bmp").error()
     (tmp_path / "text.png").write_text("no picture")
     assert "not an image" in run("info", "text.png").error()
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stepvar.errors import OutputError, UsageError
-from stepvar.evaluation.folder import RunFolder, slug
+from stepvar.evaluation.folder import RunFolder, reading_run, slug
 
 
 def row(prompt: str, **more: Any) -> dict[str, Any]:
@@ -67,3 +72,79 @@ def test_numbers_that_json_has_not_are_refused(tmp_path: Path) -> None:
 def test_labels_as_folders() -> None:
     assert slug("stepvar keep=0.5,0.3") == "stepvar_keep=0.5,0.3"
     assert slug("../odd/name") == ".._odd_name" and slug("///") == "_"
+
+
+def test_a_run_that_was_stopped_in_its_first_instants_begins_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for made in ((), (".lock",), (".lock", ".stepvar-x/run.json")):
+        run.mkdir()
+        for name in made:
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).touch()
+        folder = RunFolder.open(run, {"model": "tiny"})
+        folder.add([row("a")])
+        assert sorted(path.name for path in run.iterdir()) == [".lock", "images", "manifest.jsonl", "run.json"]
+        del folder
+        shutil.rmtree(run)
+
+
+def test_a_full_disk_at_the_beginning_leaves_a_folder_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OutputError, match="No space left"):
+            RunFolder.open(tmp_path / "run", {"model": "tiny"})
+    assert RunFolder.open(tmp_path / "run", {"model": "tiny"}).rows == {}
+
+
+def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "run", {"model": "tiny"})
+    code = (
+        "import sys; from pathlib import Path; from stepvar.evaluation.folder import RunFolder\n"
+        "try: RunFolder.open(Path(sys.argv[1]), {'model': 'tiny'})\n"
+        "except OSError as error: print(error)\n"
+        "else: print('open')"
+    )
+    command = [sys.executable, "-c", code, str(folder.path)]
+    RunFolder.open(folder.path, {"model": "tiny"})  # this process may
+    assert "another process is writing it" in subprocess.run(command, capture_output=True, text=True).stdout
+    folder.lock = None
+    del folder
+    gc.collect()
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "open\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("run.json", "[]", "holds a list"),
+        ("run.json", "{", "cannot be read"),
+        ("run.json", '{"methods": 3}', "methods=3 must be list"),
+        ("run.json", '{"methods": [{}]}', "without a label"),
+        ("run.json", '{"prompts": {"count": "x"}}', "count='x' must be int"),
+        ("run.json", "[" * 100_000, "nested too deeply"),
+        ("manifest.jsonl", "3\n\n", "line 1 is damaged"),
+        ("manifest.jsonl", '{"method": "dense"}\n\n', "needs method, prompt, seed"),
+        ("manifest.jsonl", '{"method": [], "prompt": "a", "seed": 0}\n\n', "must be str"),
+        ("manifest.jsonl", '{"method": "d", "prompt": "a", "seed": 0, "psnr": "x"}\n\n', "psnr='x'"),
+        ("manifest.jsonl", '{"method": "d", "prompt": "a", "seed": 0, "right": {"x": []}}\n\n', "right holds"),
+        ("manifest.jsonl", '{"method": "d", "prompt": "a", "seed": 0, "image": "../x.png"}\n\n', "not in the folder"),
+        ("timing.jsonl", '{"method": "dense", "round": "x"}\n\n', "round='x'"),
+        ("timing.jsonl", "\xff", "UTF-8"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: str, said: str) -> None:
+    folder = RunFolder.open(tmp_path / "run", {"model": "tiny"})
+    (folder.path / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UsageError, match=name) as caught:
+        RunFolder.read(folder.path)
+    assert said in str(caught.value)
+
+
+def test_figures_that_do_not_fit_together_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="do not fit together"), reading_run(tmp_path):
+        raise KeyError("loop")

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from stepvar.errors import UsageError
+from stepvar.media.images import save_image
+from stepvar.media.metadata import read_metadata
 from stepvar.media.sheets import (
     GAP,
     MARGIN,
@@ -19,8 +21,6 @@ from stepvar.media.sheets import (
     difference,
     enlarge,
     kept_overlay,
-    read_metadata,
-    save_png,
 )
 
 ORANGE = (240, 160, 40)
@@ -116,13 +116,13 @@ def test_sheet_refuses_nothing() -> None:
 
 def test_metadata_round_trip_in_any_script(tmp_path: Path) -> None:
     written = {"prompt": "ein Café, 赤い円\nsecond line", "seed": "5", "empty": ""}
-    save_png(plain(), tmp_path / "x.png", written)
+    save_image(plain(), tmp_path / "x.png", written)
     assert read_metadata(tmp_path / "x.png") == written
     assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(plain()))
 
 
 def test_truncated_png_is_refused(tmp_path: Path) -> None:
-    save_png(plain(), tmp_path / "x.png", {"prompt": "x" * 500})
+    save_image(plain(), tmp_path / "x.png", {"prompt": "x" * 500})
     for size in (10, 60, 300):
         path = tmp_path / f"{size}.png"
         path.write_bytes((tmp_path / "x.png").read_bytes()[:size])

@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,84 @@ def test_videos_that_lie_on_their_side_are_turned(tmp_path: Path) -> None:
     assert error(found, Video(np.rot90(video.frames, -1, axes=(1, 2)))) < 4
 
 
+def write_with_matrix(video: Video, path: Path, matrix: tuple[int, ...]) -> Path:
+    """An MP4 whose header says where pixels go: x' = a x + c y, y' = b x + d y."""
+    data = bytearray(video.save(path).read_bytes())
+    a, b, c, d = (value << 16 for value in matrix)
+    place = data.index(b"tkhd") + 4 + 40
+    data[place : place + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "seen"),
+    [
+        ((-1, 0, 0, 1), lambda frames: frames[:, :, ::-1]),
+        ((1, 0, 0, -1), lambda frames: frames[:, ::-1]),
+        ((-1, 0, 0, -1), lambda frames: frames[:, ::-1, ::-1]),
+        ((0, 1, 1, 0), lambda frames: frames.swapaxes(1, 2)),
+        ((0, -1, 1, 0), lambda frames: np.rot90(frames, 1, axes=(1, 2))),
+    ],
+    ids=("left and right", "up and down", "half a turn", "diagonal", "a quarter"),
+)
+def test_mirrored_videos_are_seen_as_they_are_meant(tmp_path: Path, matrix: tuple[int, ...], seen: Any) -> None:
+    video = make_video()
+    found = Video.read(write_with_matrix(video, tmp_path / "boat.mp4", matrix))
+    assert error(found, Video(np.ascontiguousarray(seen(video.frames)))) < 4
+
+
+def test_pixels_that_are_not_square_become_square(tmp_path: Path) -> None:
+    import av
+
+    with av.open(str(tmp_path / "wide.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(make_video(1).frames[0])))
+        container.mux(stream.encode(None))
+    assert Video.read(tmp_path / "wide.mp4").size == (128, 48)
+
+
+def test_names_with_a_time_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(Video.read(make_video().save("12:30.mp4"))) == 9
+
+
+def test_a_stream_whose_size_changes_is_refused(tmp_path: Path) -> None:
+    import av
+
+    parts = []
+    for width in (64, 96):
+        with av.open(str(tmp_path / "part.ts"), "w", format="mpegts") as container:
+            stream = container.add_stream("libx264", rate=16)
+            stream.width, stream.height, stream.pix_fmt = width, 48, "yuv420p"
+            for _ in range(8):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, width, 3), np.uint8))))
+            container.mux(stream.encode(None))
+        parts.append((tmp_path / "part.ts").read_bytes())
+    (tmp_path / "both.ts").write_bytes(b"".join(parts))
+    with pytest.raises(UsageError, match="its images have different sizes"):
+        Video.read(tmp_path / "both.ts")
+
+
+def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (1, 2, 10, 11):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"shot{number}.png")
+    assert Video.read(tmp_path).frames[:, 0, 0, 0].tolist() == [1, 2, 10, 11]
+
+
+def test_a_video_can_be_brought_to_another_rate() -> None:
+    video = make_video(fps=32)
+    halved = video.at_rate(16)
+    assert np.array_equal(halved.frames, video.frames[::2]) and halved.fps == 16 and video.at_rate(32) is video
+
+
+def test_a_gif_of_frames_that_last_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at most 655 seconds"):
+        make_video(fps=0.0005).save(tmp_path / "slow.gif")
+
+
 def test_between_tensors_images_and_frames() -> None:
     video = make_video()
     pixels = video.tensor()
@@ -207,12 +286,15 @@ def test_a_video_that_is_there_survives_a_failure(tmp_path: Path) -> None:
 
 def test_without_pyav_only_mp4_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UsageError, match=r"pip install 'stepvar\[video\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[video\]'"):
         make_video().save(tmp_path / "boat.mp4")
     make_video().save(tmp_path / "boat.gif")
     assert len(Video.read(make_video().save(tmp_path / "boat"))) == 9
+    assert len(Video.read(tmp_path / "boat.gif")) == 9
+    other = tmp_path / "boat.webm"
+    other.touch()
     with pytest.raises(UsageError, match="PyAV"):
-        Video.read(tmp_path / "boat.gif")
+        Video.read(other)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +336,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         "missing.mp4": "no such file",
         "boat.mp4": "cannot be read as a video",
         "empty": "holds no .png",
-        "bad": "cannot be read as a frame",
+        "bad": "frame_0.png: is not an image",
     }
     for name, message in cases.items():
         with pytest.raises(UsageError, match=message):

@@ -138,7 +138,7 @@ def test_a_damaged_tokenizer(folder: Path) -> None:
 def test_without_the_extra(t5_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     for source in (str(t5_folder), "google/flan-t5-xl"):
-        with pytest.raises(UsageError, match=r"pip install 'stepvar\[text\]'"):
+        with pytest.raises(UsageError, match=r"pip install '\.\[text\]'"):
             T5Encoder(source)
 
 

@@ -25,7 +25,9 @@ def fetch(repos: Sequence[str], names: Sequence[str], revision: str | None, loca
         import huggingface_hub as hub
         from huggingface_hub import utils as errors
     except ImportError:
-        raise UsageError("huggingface_hub is not installed, which downloads need; pip install 'stepvar[hub]'") from None
+        raise UsageError(
+            "huggingface_hub is not installed, which downloads need; pip install '.[hub]' in the checkout"
+        ) from None
     problems = []
     for repo, name in product(repos, names):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,11 @@ def open_part(source: Source, part: str, module: nn.Module) -> Weights:
         tensor = weights[names[name]]
         return tensor[: len(meta[name])] if name in rules.tables else tensor
 
-    return Weights(meta, read)
+    def pair(name: str) -> tuple[Tensor, Tensor]:
+        matrix, scales = weights.packed[names[name]]()
+        return (matrix[: len(meta[name])], scales[: len(meta[name])]) if name in rules.tables else (matrix, scales)
+
+    return Weights(meta, read, {name: partial(pair, name) for name in names if names[name] in weights.packed})
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -184,7 +189,8 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], source: str, i
         ignorable: patterns of names that a file may hold although the module does not.
 
     Raises:
-        CheckpointError: listing missing, unexpected and misshapen tensors.
+        CheckpointError: listing missing, unexpected and misshapen tensors; or naming one that holds whole numbers in
+            place of weights, or values that are not finite.
     """
     own = module.state_dict()
     _check_fit(own, weights.meta if isinstance(weights, Weights) else weights, source, ignorable)

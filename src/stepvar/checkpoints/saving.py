@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stepvar.checkpoints.int8 import pack
+from stepvar.checkpoints.int8 import SCALES, pack
 from stepvar.checkpoints.loading import meta_modules, open_part
 from stepvar.checkpoints.reading import INDEX_SUFFIX, Weights
 from stepvar.checkpoints.sources import CONFIG, find_source
@@ -136,11 +136,18 @@ def convert_model(
 
 
 def _stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
-    """Weights as they will be stored: copies, in a type of their own if there is one."""
-    meta = {name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.meta.items()}
+    """Weights as they will be stored: copies, in a type of their own if there is one, else as they lie in files."""
+    kept = weights.packed if dtype is None else {}
+    meta = {name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.meta.items() if name not in kept}
+    for name in kept:
+        rows = weights.meta[name]
+        meta[name] = torch.empty(rows.shape, dtype=torch.int8, device="meta")
+        meta[name + SCALES] = torch.empty(len(rows), dtype=torch.float32, device="meta")
 
     def read(name: str) -> Tensor:
-        return weights[name].to(meta[name].dtype, copy=True, memory_format=torch.contiguous_format)
+        packed = name.removesuffix(SCALES)
+        tensor = kept[packed]()[packed != name] if packed in kept else weights[name]
+        return tensor.to(meta[name].dtype, copy=True, memory_format=torch.contiguous_format)
 
     return Weights(meta, read)
 

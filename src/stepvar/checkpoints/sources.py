@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from stepvar.checkpoints.hub import fetch
-from stepvar.checkpoints.reading import INDEX_SUFFIX, TORCH_SUFFIXES
+from stepvar.checkpoints.reading import INDEX_SUFFIX, PLAIN, TORCH_SUFFIXES
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.models.configs import check_entries
 from stepvar.models.family import Family, Variant
 from stepvar.models.registry import FAMILIES, families_of_variant, family_of_repo
+from stepvar.text import WordEncoder
+from stepvar.utils.reading import check_fields, read_json
 
 EMBEDDED: tuple[str, ...] = ("scenes", "scenes-video")
 """Models that ship inside the package."""
 
 CONFIG = "config.json"
 """What a model is, in a folder of the project's own format: beside it lies a safetensors file, or shards, per part."""
+
+_ENTRIES = {"name": str, "model": dict, "text_encoder": dict | None, "defaults": dict}
+_NUMBERS = float | tuple[float, ...] | None
+_DEFAULTS: dict[str, Any] = {
+    "guidance_scale": _NUMBERS,
+    "temperature": _NUMBERS,
+    "top_k": int | tuple[int, ...] | None,
+    "top_p": float | None,
+    "more_smooth": bool | None,
+    "cfg_layers": tuple[int, ...],
+    "guidance_schedule": str | None,
+    "guidance_type": str | None,
+    "aspect_ratio": str | float,
+}
+"""Sampling settings that a model may state: arguments of a call; numbers also by clip, ``{"clips": [1.0, 0.4]}``."""
 
 _WEIGHTS = (".safetensors", INDEX_SUFFIX, *TORCH_SUFFIXES)
 
@@ -55,9 +73,8 @@ def find_model(name: str | Path) -> Path:
     """
     if str(name) in EMBEDDED:
         return Path(str(files("stepvar") / "weights" / str(name)))
-    path = Path(name)
-    if path.exists():
-        return path
+    if os.path.exists(name):
+        return Path(name)
     repos = ", ".join(family.repos[0] for family in FAMILIES.values())
     raise UsageError(
         f"model {str(name)!r}: unknown; use {', '.join(EMBEDDED)}, a release on the hub ({repos}), "
@@ -78,14 +95,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: if it is missing or not valid.
     """
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; a model folder needs it") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); fetch the folder again") from None
-    if not isinstance(config, dict) or config.get("family") not in FAMILIES:
+    if not os.path.exists(path):
+        raise CheckpointError(f"{path}: missing; a model folder needs it")
+    config = read_json(path, CheckpointError, "fetch the folder again")
+    if not isinstance(config.get("family"), str) or config["family"] not in FAMILIES:
         raise CheckpointError(f"{path}: family must be one of {', '.join(map(repr, FAMILIES))}")
+    check_fields(config, _ENTRIES, str(path), CheckpointError, "fetch the folder again")
+    defaults = config.get("defaults", {})
+    if unknown := sorted(defaults.keys() - _DEFAULTS.keys()):
+        raise CheckpointError(f"{path}: defaults: unknown settings {', '.join(unknown[:8])}; take them out")
+    by_clip = {name: value["clips"] for name, value in defaults.items() if isinstance(value, dict) and "clips" in value}
+    for found in ({name: value for name, value in defaults.items() if name not in by_clip}, by_clip):
+        check_fields(found, _DEFAULTS, f"{path}: defaults", CheckpointError, "correct it")
     return config
 
 
@@ -98,7 +119,7 @@ def find_source(
 ) -> Source:
     """Finds a model; its arguments and errors are those of :func:`~stepvar.checkpoints.load_model`."""
     family = family_of_repo(str(name))
-    if family is not None and not Path(name).exists():
+    if family is not None and not os.path.exists(name):
         chosen = family.default if variant is None else variant
         return _on_hub(family, chosen, revision, tokenizer, local_files_only)
     if revision is not None:
@@ -107,7 +128,7 @@ def find_source(
     if path.is_dir() and not _part_path(path, "transformer").is_file():  # not in the project's own format
         if (found := _released_in(path, variant)) is not None:
             return _local(*found, tokenizer)
-        if _named(path) or any(path.glob(f"*{INDEX_SUFFIX}")):
+        if _named(path) or any(path.glob(f"*{INDEX_SUFFIX}")) or any((path / name).is_file() for name in PLAIN):
             return _single(path, variant, tokenizer)
     if path.is_file():
         return _single(path, variant, tokenizer)
@@ -128,7 +149,7 @@ def find_outline(
         UsageError, CheckpointError: as :func:`find_source`.
     """
     family = family_of_repo(str(name))
-    if family is None or Path(name).exists():
+    if family is None or os.path.exists(name):
         return find_source(name, variant, revision, tokenizer)
     return _released(family, family.default if variant is None else variant, {})
 
@@ -163,7 +184,8 @@ def _described(
     family, path = FAMILIES[content["family"]], folder / CONFIG
     with describing(path):
         config = family.config(content["model"])
-    text = content["text_encoder"] if "text_encoder" in parts else None
+        text = content["text_encoder"] if "text_encoder" in parts else None
+        check_entries(text or {}, get_type_hints(WordEncoder.__init__), "text_encoder")
     return Source(content.get("name", name), family, config, content.get("defaults", defaults), parts, path, text)
 
 
@@ -239,38 +261,53 @@ def _single(path: Path, name: str | None, tokenizer: str | Path | None) -> Sourc
         raise UsageError(f"variant {name!r}: unknown; choose one of {', '.join(own for _, own, _ in _releases())}")
     if known:
         return _local(*known[0], path, tokenizer)
-    override = _override(path.parent)
+    override = _override(path)
     if override is None:
         raise UsageError(f"{path}: its name does not tell which model it is; give variant, such as 2b or d16")
-    family = FAMILIES[override["family"]]
+    family = FAMILIES[override[1]["family"]]
     return _local(family, family.default, path, tokenizer)
 
 
 def _local(family: Family, name: str, transformer: Path, tokenizer: str | Path | None) -> Source:
     """A release from local files; a ``config.json`` beside them may describe another size."""
-    variant, folder = _variant(family, name), transformer.parent
-    path = _first(folder, variant.tokenizer) if tokenizer is None else _existing(tokenizer)
+    variant = _variant(family, name)
+    if tokenizer is not None:
+        path: Path | None = _existing(tokenizer)
+    else:
+        path = next((found for place in _beside(transformer) if (found := _first(place, variant.tokenizer))), None)
     if path is None:
         raise CheckpointError(
-            f"{folder}: lacks the tokenizer {' or '.join(variant.tokenizer)}; fetch it too, or give the path of one"
+            f"{_beside(transformer)[0]}: lacks the tokenizer {' or '.join(variant.tokenizer)}; fetch it too, "
+            "or give the path of one"
         )
     parts = {"transformer": transformer, "tokenizer": path}
-    override = _override(folder)
-    if override is None or override["family"] != family.name:
+    override = _override(transformer)
+    if override is None or override[1]["family"] != family.name:
         return _released(family, name, parts)
-    return _described(override, folder, parts, transformer.stem, variant.defaults)
+    return _described(override[1], override[0], parts, transformer.stem, variant.defaults)
 
 
 def _existing(tokenizer: str | Path) -> Path:
-    if not Path(tokenizer).exists():
+    if not os.path.exists(tokenizer):
         raise UsageError(f"tokenizer {str(tokenizer)!r}: does not exist; give the path of its file")
     return Path(tokenizer)
 
 
-def _override(folder: Path) -> dict[str, Any] | None:
-    """The ``config.json`` beside official files, if it is of this project: other programs have theirs."""
-    try:
-        content = read_config(folder)
-    except CheckpointError:
-        return None
-    return content if "model" in content else None
+def _beside(transformer: Path) -> list[Path]:
+    """Where the other files of a transformer may lie: beside it, or in a plain folder of weights with them."""
+    inside = transformer.is_dir() and any((transformer / name).is_file() for name in PLAIN)
+    return [*([transformer] if inside else []), transformer.parent]
+
+
+def _override(transformer: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The ``config.json`` beside official files and its folder, if it is of this project: other programs have theirs.
+
+    Raises:
+        CheckpointError: if it cannot be read, or is of this project and wrong.
+    """
+    for folder in _beside(transformer):
+        if os.path.exists(path := folder / CONFIG):
+            content = read_json(path, CheckpointError, "fetch it again, or take it away")
+            if content.get("family") in list(FAMILIES) and "model" in content:
+                return folder, read_config(folder)
+    return None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -20,11 +23,12 @@ from stepvar.cli.evaluate import evaluate, report
 from stepvar.cli.generate import generate
 from stepvar.cli.listing import info, methods, models
 from stepvar.cli.plan import plan
+from stepvar.cli.signals import ending_signals
 from stepvar.cli.verify import verify
-from stepvar.errors import StepvarError, UsageError
+from stepvar.errors import StepvarError, UsageError, printable
 from stepvar.utils.log import logger
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 """Exit statuses."""
 
 # The base classes of typer's errors are its own in new versions and click's in older ones.
@@ -34,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Generate images and videos with visual autoregressive models, faster with token pruning.",
-    epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.",
 )
 for command in (generate, demo, plan, calibrate, methods, models, verify, convert, info):
     app.command()(command)
@@ -70,23 +74,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     arguments, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
-    try:
-        with warnings.catch_warnings(), _logging(arguments, debug):
-            warnings.simplefilter("default")
-            warnings.showwarning = lambda message, *_, **__: logger.warning("%s", message)
-            status = _run(arguments or ["--help"])
-    except SystemExit as stop:  # a closed pipe
-        status = stop.code if isinstance(stop.code, int) else FAILED
-    except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        message, status = _explain(error, arguments)
-        _say(f"error: {message}")
-    if status == INTERRUPTED:
-        _say("interrupted")
+    with ending_signals() as came:
+        try:
+            with warnings.catch_warnings(), _any_text(sys.stdout), _logging(arguments, debug):
+                warnings.simplefilter("default")
+                warnings.showwarning = lambda message, *_, **__: logger.warning("%s", message)
+                status = _run(arguments or ["--help"])
+                if status == 128 + signal.SIGINT:  # typer's answer to every KeyboardInterrupt
+                    raise KeyboardInterrupt
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # here, where a full disk still has an answer
+        except SystemExit as stop:  # a closed pipe
+            status = stop.code if isinstance(stop.code, int) else FAILED
+        except BaseException as error:
+            if debug:
+                traceback.print_exc()
+            status = _failed(error, arguments, came)
     return status
+
+
+def _failed(error: BaseException, arguments: list[str], came: list[int]) -> int:
+    """Says what went wrong; returns the exit status."""
+    if came or isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        number = came[0] if came else signal.SIGINT
+        _say("interrupted" if number == signal.SIGINT else "terminated")
+        return 128 + number
+    if not isinstance(error, Exception):
+        raise error
+    if isinstance(error, OSError) and error.errno == errno.EPIPE and error.filename is None:
+        _drop_stdout()  # who read it has gone
+        return FAILED
+    message, status = _explain(error, arguments)
+    _say(f"error: {message}")
+    return status
+
+
+@contextmanager
+def _any_text(stream: Any) -> Iterator[None]:
+    """Within it, a stream writes what its encoding lacks as escapes, rather than fail when the work is done."""
+    errors = getattr(stream, "errors", None)
+    if errors != "strict" or not hasattr(stream, "reconfigure"):
+        yield
+        return
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)
+
+
+def _drop_stdout() -> None:
+    """Lets what could not be written go, so that Python does not try again at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _SayingHandler(logging.Handler):
@@ -135,6 +175,9 @@ def _explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
         return "out of memory; generate fewer images at once, or use a smaller --resolution or --dtype", FAILED
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; choose another place", FAILED
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+        _drop_stdout()
+        return f"standard output: {error.strerror}; the files are written, the text is not", FAILED
     return f"internal error: {type(error).__name__}: {error}; run with --debug", FAILED
 
 
@@ -166,4 +209,5 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"stepvar: {' '.join(text.split())}", file=sys.stderr)
+    if sys.stderr is not None:  # as in programs without a console
+        print(f"stepvar: {printable(' '.join(text.split()))}", file=sys.stderr)

@@ -9,17 +9,21 @@ from typing import Annotated
 import typer
 
 from stepvar.cli import options
+from stepvar.cli.files import Force
 from stepvar.cli.speedup import fit_settings
 from stepvar.core.values import COUNT
-from stepvar.utils.files import check_writable, write_text
+from stepvar.utils.files import write_text
+from stepvar.utils.outputs import Outputs, free_name
 
 CAPTION = "a large red striped circle left of a small blue star on grass"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file; the numbers go beside it, as JSON.")] = Path(
-        "demo.png"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Image file; the numbers go beside it, as JSON. Default: the next demo.png."),
+    ] = None,
+    force: Force = False,
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 7,
     model: options.Model = "scenes",
     device: options.Device = "cpu",
@@ -31,20 +35,24 @@ def demo(
 ) -> None:
     """Generate a scene dense and with StepVAR, write both on one sheet and print what they cost."""
     options.check_counts(runs=(runs, COUNT))
-    numbers = options.output_path("out", out, ".png").with_suffix(".json")
-    check_writable(numbers)
-    pipe = options.load_pipeline(model, device, dtype, quantization=quantization)
+    target = free_name(Path("demo.png"), beside=(".json",)) if out is None else out
+    numbers = target.with_suffix(".json")
+    claims = Outputs(force)
+    options.parse_device(device), options.parse_dtype(dtype)
 
     from stepvar.cli.comparison import print_comparison, run_comparison, sheet
-    from stepvar.cli.generate import describe
-    from stepvar.media.sheets import save_png
+    from stepvar.cli.generate import sheet_texts
+    from stepvar.media.saving import check_results, save_result
     from stepvar.methods import StepVAR
 
+    check_results([target], False, name="out")
+    claims.claim("out", target, numbers)
+    pipe = options.load_pipeline(model, device, dtype, quantization=quantization)
     chosen = StepVAR() if speedup is None else fit_settings(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
     comparison = run_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
-    save_png(sheet(comparison, [CAPTION]), out, describe(pipe, CAPTION, seed, comparison.method, {}))
+    save_result(sheet(comparison, [CAPTION]), target, sheet_texts(comparison.other, [CAPTION]), None)
     info = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
     write_text(numbers, json.dumps(info, indent=2) + "\n")
     if not quiet:
         print_comparison(comparison)
-        print(f"{out}: the images; {numbers}: the numbers")
+        print(f"{target}: the images; {numbers}: the numbers")

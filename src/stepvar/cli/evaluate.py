@@ -14,6 +14,7 @@ import typer
 
 from stepvar import __version__
 from stepvar.cli import options
+from stepvar.cli.files import Force
 from stepvar.core.values import COUNT, MOST_VALUES, Range, shown
 from stepvar.errors import UsageError
 from stepvar.utils.progress import bar
@@ -146,24 +147,31 @@ def evaluate(
 def report(
     run: Annotated[Path, typer.Argument(help="The folder that 'stepvar eval --out' wrote.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: report.html in the run.")] = None,
+    force: Force = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Make a page and a table of an evaluation, also of one that is not finished."""
-    from stepvar.evaluation.folder import RunFolder
+    from stepvar.evaluation.folder import MANIFEST, RUN, TIMING, RunFolder, reading_run
     from stepvar.evaluation.report.page import page
     from stepvar.evaluation.report.tables import markdown
     from stepvar.evaluation.summary import summarise, write_results
-    from stepvar.utils.files import check_writable, write_text
+    from stepvar.utils.files import write_text
+    from stepvar.utils.outputs import Outputs
 
-    folder = RunFolder.read(run)
     target = out or run / "report.html"
     if target.suffix.lower() != ".html":
         raise UsageError(f"out {str(target)!r}: must end in .html")
-    check_writable(target)
-    results = summarise(folder)
-    write_results(folder)
-    write_text(target, page(results, folder))
-    write_text(target.with_suffix(".md"), markdown(results))
+    folder = RunFolder.read(run)
+    claims = Outputs(force)
+    for name in ("results.json", RUN, MANIFEST, TIMING):
+        claims.claim("run", run / name, own=True)
+    claims.claim("out", target, target.with_suffix(".md"), own=out is None)
+    with reading_run(run):
+        results = summarise(folder)
+        html, table = page(results, folder), markdown(results)
+        write_results(folder)
+    write_text(target, html)
+    write_text(target.with_suffix(".md"), table)
     if not quiet:
         print(f"{target}: the page; {target.with_suffix('.md')}: the table")
 

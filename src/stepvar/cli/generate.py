@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepvar import __version__
 from stepvar.cli import options
+from stepvar.cli.files import Files, Force, claim_files
 from stepvar.cli.speedup import fit_settings, method_to_fit, parse_scope
 from stepvar.core.values import COUNT
 from stepvar.errors import UsageError
-from stepvar.utils.files import check_writable, write_text
+from stepvar.utils.files import write_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,55 +28,17 @@ if TYPE_CHECKING:
     from stepvar.pipeline import Pipeline
 
 
-VIDEO_SUFFIXES = (".mp4", ".gif")
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where results go."""
-
-    out: Path
-    report: Path | None
-    preview: Path | None
-    quality: int = 65
-
-    def __post_init__(self) -> None:
-        """Fails now rather than after the work if one of them cannot be written.
-
-        Whether ``out`` is of an image or of a video shows when the model is known, see :meth:`check_kind`.
-        """
-        if self.out.suffix.lower() in VIDEO_SUFFIXES:
-            from stepvar.media.video_files import check_quality, check_video_path
-
-            check_video_path(self.out)
-            check_quality(self.quality)
-        else:
-            options.output_path("out", self.out, ".png")
-        if self.report is not None:
-            check_writable(self.report)
-        if self.preview is not None:
-            options.output_path("preview", self.preview, ".png")
-        given = [path.absolute() for path in (self.out, self.report, self.preview) if path is not None]
-        if len(set(given)) < len(given):
-            raise UsageError("out, report and preview: must be different files")
-
-    def check_kind(self, video: bool) -> None:
-        """Fails if the name of the result is not that of what will be generated, or a video has a preview."""
-        name, named_video = repr(str(self.out)), self.out.suffix.lower() in VIDEO_SUFFIXES
-        if video and not named_video:
-            raise UsageError(f"out {name}: must end in .mp4 or .gif for a video; --seconds 0 generates an image")
-        if named_video and not video:
-            raise UsageError(f"out {name}: must end in .png; this generates an image")
-        if video and self.preview is not None:
-            raise UsageError("preview: is of images only; leave it out")
-
-
 @dataclass(frozen=True)
 class Job:
-    """What to generate, how, and where it goes."""
+    """What to generate, how, and where it goes.
+
+    Attributes:
+        batches: prompts that are generated at once; those of a file one after the other.
+        seed: of the first image; each has the next one.
+    """
 
     pipe: Pipeline
-    prompts: list[str]
+    batches: list[list[str]]
     method: Method
     seed: int
     settings: dict[str, Any]
@@ -83,19 +46,26 @@ class Job:
     quiet: bool
     fitted: Fitted | None = None
 
-    def save_report(self, report: dict[str, Any]) -> None:
-        if self.files.report is not None:
-            write_text(self.files.report, json.dumps(report, indent=2) + "\n")
-
 
 Prompts = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(metavar="PROMPT...", help="What to generate (for VAR a class); several give several images."),
 ]
-Out = Annotated[
+PromptFile = Annotated[
+    str | None,
+    typer.Option("--prompts", help="File of prompts: one per line, or JSON lines with 'prompt'; one after the other."),
+]
+From = Annotated[
     Path | None,
+    typer.Option("--from", metavar="FILE", help="Generate the image or video of a file again, to the bit."),
+]
+Out = Annotated[
+    str | None,
     typer.Option(
-        "--out", "-o", help="PNG file, for videos MP4 or GIF; several are numbered. Default: scene.png or .mp4."
+        "--out",
+        "-o",
+        help="PNG, JPEG or WebP file, for videos MP4 or GIF; several are numbered. Or a folder. Default: the next free "
+        "scene.png or scene.mp4.",
     ),
 ]
 MethodName = Annotated[
@@ -120,18 +90,24 @@ MoreSmooth = Annotated[
 ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: an image that the video begins with.")]
 VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video to go on from.")]
 Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes after every prompt.")]
-Quality = Annotated[int, typer.Option(help="Of MP4 files, 0 (small) to 100 (large).")]
+Quality = Annotated[
+    int | None,
+    typer.Option(help="0 (small) to 100 (large); default: MP4 65, JPEG 95, WebP without loss."),
+]
 NumImages = Annotated[int, typer.Option(help="Images per prompt.")]
 ReportFile = Annotated[Path | None, typer.Option(help="JSON file for what it cost, scale by scale.")]
 Compare = Annotated[
     bool,
     typer.Option("--compare", help="Generate dense too: one sheet (or video) of both, and how much faster it was."),
 ]
-PreviewFile = Annotated[Path | None, typer.Option(help="PNG file for the image after each scale.")]
+PreviewFile = Annotated[Path | None, typer.Option(help="Image file for the image after each scale.")]
 
 
 def generate(
-    prompt: Prompts,
+    context: typer.Context,
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    from_: From = None,
     model: options.Model = "scenes",
     variant: options.Variant = None,
     revision: options.Revision = None,
@@ -143,6 +119,7 @@ def generate(
     vae_slicing: options.Slicing = False,
     seed: options.Seed = None,
     out: Out = None,
+    force: Force = False,
     method: MethodName = None,
     keep: options.Keep = None,
     last: options.Last = None,
@@ -163,7 +140,7 @@ def generate(
     image: ImageFile = None,
     video: VideoFile = None,
     prompt_suffix: Suffix = None,
-    quality: Quality = 65,
+    quality: Quality = None,
     num_images: NumImages = 1,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
@@ -175,13 +152,18 @@ def generate(
     quiet: options.Quiet = False,
 ) -> None:
     """Generate images or videos from prompts."""
-    files = Files(out or Path("scene.png"), report, preview, quality)
+    if from_ is not None:
+        _repeat(context, from_, out, force, quality, quiet)
+        return
+    batches = _batches(prompt, prompts)
+    options.check_counts(num_images=(num_images, COUNT), runs=(runs, COUNT))
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
+    if prompts is not None and (compare or preview is not None):
+        raise UsageError("prompts: a file of prompts has no --compare and no --preview; give prompts as arguments")
     if method is None:
         given = any(value is not None for value in (keep, last, speedup)) or set_
         method = "stepvar" if compare or given else "dense"
-    options.check_counts(num_images=(num_images, COUNT), runs=(runs, COUNT))
     scope = parse_scope(speedup_of, speedup)
     parse = options.parse_method if speedup is None else method_to_fit
     chosen = parse(method, {"keep": keep, "last": last}, set_ or [])
@@ -202,92 +184,135 @@ def generate(
         "video": video,
         "prompt_suffix": prompt_suffix,
     }
+    options.parse_device(device), options.parse_dtype(dtype)
+    files = claim_files(
+        out,
+        report,
+        preview,
+        video=_makes_video(model, variant, seconds),
+        number=1 if compare else sum(map(len, batches)) * num_images,
+        quality=quality,
+        force=force,
+    )
     memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
     pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder, memory, quantization)
-    generates_video = pipe.family.video and seconds != 0
-    if out is None and generates_video:
-        files = replace(files, out=Path("scene.mp4"))
-    files.check_kind(generates_video)
     fitted = None
     if speedup is not None:
-        fitted = fit_settings(pipe, speedup, scope, chosen, len(prompt) * num_images, settings, quiet)
+        fitted = fit_settings(pipe, speedup, scope, chosen, len(batches[0]) * num_images, settings, quiet)
         chosen = fitted.method
     seed = secrets.randbelow(2**31) if seed is None else seed
-    job = Job(pipe, prompt, chosen, seed, settings, files, quiet, fitted)
+    job = Job(pipe, batches, chosen, seed, settings, files, quiet, fitted)
     if compare:
         _compare(job, runs)
     else:
         _generate(job)
 
 
+def _batches(prompts: list[str] | None, file: str | None) -> list[list[str]]:
+    """What is generated at once."""
+    if (prompts is None) == (file is None):
+        raise UsageError(
+            "prompts and PROMPT: give one of them"
+            if file is not None
+            else "Missing argument 'PROMPT...', or --prompts; see 'stepvar generate --help'"
+        )
+    if prompts is not None:
+        return [prompts]
+    from stepvar.evaluation.prompts import load_prompts
+
+    return [[prompt.text] for prompt in load_prompts(str(file)).prompts]
+
+
+def _makes_video(model: str, variant: str | None, seconds: float | None) -> bool:
+    """Whether a model will generate videos; known before its weights are read."""
+    from stepvar.checkpoints.sources import find_outline
+
+    return find_outline(model, variant).family.video and seconds != 0
+
+
 def _generate(job: Job) -> None:
-    from stepvar.media.sheets import save_png
+    from stepvar.media.images import save_image
+    from stepvar.media.saving import save_result
 
     pipe, files = job.pipe, job.files
     stages: list[tuple[Step, list[Image.Image]]] = []
+    reports, paths, seed = [], iter(files.results), job.seed
 
     def on_scale_end(step: Step, state: Any) -> None:
         if files.preview is not None:
             stages.append((step, pipe.preview(state)))
 
-    inputs: dict[str, Any] = {pipe.inputs.argument: job.prompts, "method": job.method, "seed": job.seed, **job.settings}
-    output = pipe(**inputs, callback_on_scale_end=on_scale_end, progress=not job.quiet)
-    results = output.videos or output.images
-    paths = numbered(files.out, len(results))
-    for index, (path, one) in enumerate(zip(paths, results, strict=True)):
-        description = describe(pipe, output.captions[index], job.seed + index, job.method, job.settings)
-        if output.videos:
-            one.save(path, quality=files.quality, metadata=description, progress=not job.quiet)
-        else:
-            save_png(one, path, description)
-    job.save_report(output.report.to_dict() | ({} if job.fitted is None else {"budget": job.fitted.to_dict()}))
+    for prompts in job.batches:
+        inputs: dict[str, Any] = {pipe.inputs.argument: prompts, "method": job.method, "seed": seed, **job.settings}
+        output = pipe(**inputs, callback_on_scale_end=on_scale_end, progress=not job.quiet)
+        results = list(zip(islice(paths, len(output.captions)), output.videos or output.images, strict=True))
+        for (path, one), texts in zip(results, output.metadata, strict=True):
+            save_result(one, path, texts, files.quality, not job.quiet)
+        reports.append(output.report.to_dict())
+        seed += len(results)
+        if not job.quiet:
+            _print_summary(output, [path for path, _ in results])
+    if files.report is not None:
+        report = reports[0] if len(reports) == 1 else {"generations": reports}
+        _write_json(files.report, report | ({} if job.fitted is None else {"budget": job.fitted.to_dict()}))
     if files.preview is not None:
-        save_png(_preview_sheet(stages), files.preview)
-    if not job.quiet:
-        _print_summary(output, paths)
+        save_image(_preview_sheet(stages), files.preview)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _compare(job: Job, runs: int) -> None:
     from stepvar.cli.comparison import moving_sheet, print_comparison, run_comparison, sheet
-    from stepvar.media.sheets import save_png
+    from stepvar.media.saving import save_result
 
-    prompts, files = job.prompts, job.files
+    (prompts,), files = job.batches, job.files
     comparison = run_comparison(job.pipe, prompts, job.fitted or job.method, job.seed, runs, job.quiet, **job.settings)
-    metadata = describe(job.pipe, "; ".join(prompts), job.seed, comparison.method, job.settings)
-    if comparison.dense.videos:
-        video = moving_sheet(comparison, prompts)
-        video.save(files.out, quality=files.quality, metadata=metadata, progress=not job.quiet)
-    else:
-        save_png(sheet(comparison, prompts), files.out, metadata)
-    job.save_report(comparison.to_dict())
+    shown = moving_sheet(comparison, prompts) if comparison.dense.videos else sheet(comparison, prompts)
+    save_result(shown, files.results[0], sheet_texts(comparison.other, prompts), files.quality, not job.quiet)
+    if files.report is not None:
+        _write_json(files.report, comparison.to_dict())
     if not job.quiet:
         print_comparison(comparison)
-        print(files.out)
+        print(files.results[0])
 
 
-def describe(pipe: Pipeline, prompt: str, seed: int, method: Method, settings: dict[str, Any]) -> dict[str, str]:
-    """What is needed to generate an image again, as texts for its file."""
-    used = {key: value for key, value in settings.items() if value is not None and key != "num_images_per_prompt"}
-    return {
-        "prompt": prompt,
-        "seed": str(seed),
-        "model": pipe.name,
-        "method": str(method),
-        "method_settings": json.dumps(method.settings()),
-        **{key: str(value) if isinstance(value, (str, Path)) else json.dumps(value) for key, value in used.items()},
-        "device": pipe.device.type,
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-        **({} if pipe.quantization is None else {"quantization": pipe.quantization}),
-        "version": f"stepvar {__version__}",
-    }
+def sheet_texts(output: Output, prompts: list[str]) -> dict[str, str]:
+    """How the images of a sheet were made; a sheet itself cannot be generated again."""
+    texts = {key: value for key, value in output.metadata[0].items() if key != "repeat"}
+    return texts | {"prompt": "; ".join(prompts), "not repeatable": "it is a comparison of several images"}
 
 
-def numbered(path: Path, count: int) -> list[Path]:
-    """The path itself for one image, ``name-1.png`` and so on for several."""
-    if count == 1:
-        return [path]
-    digits = len(str(count))
-    return [path.with_stem(f"{path.stem}-{number:0{digits}}") for number in range(1, count + 1)]
+def _repeat(context: typer.Context, file: Path, out: str | None, force: bool, quality: int | None, quiet: bool) -> None:
+    """Generates what a file holds again, with the settings that it states."""
+    from stepvar.media.metadata import read_metadata
+    from stepvar.media.saving import save_result
+    from stepvar.pipeline import Pipeline
+    from stepvar.records import read_record
+
+    allowed = ("from_", "out", "force", "quality", "quiet")
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in allowed and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"from and {name.rstrip('_')}: the file says all but --out, --force, --quality and --quiet"
+            )
+    record = read_record(read_metadata(file), str(file))
+    made = dict(record.pipeline)
+    tile, name, variant, sliced = (made.pop(key) for key in ("tile", "name", "variant", "sliced"))
+    place, precision = options.parse_device(made.pop("device")), options.parse_dtype(made.pop("dtype"))
+    video = _makes_video(name, variant, record.call.get("seconds"))
+    files = claim_files(out, None, None, video=video, number=1, quality=quality, force=force)
+    pipe = Pipeline.from_pretrained(name, variant, device=place, dtype=precision, **made)
+    pipe.sliced = sliced
+    if tile is not None:
+        pipe.enable_vae_tiling(tile)
+    output = record.run(pipe, progress=not quiet)
+    result = list(output.videos or output.images)[record.index]
+    save_result(result, files.results[0], output.metadata[record.index], quality, not quiet)
+    if not quiet:
+        print(f"{files.results[0]}: as {file}, seed {record.call['seed'][record.index]}")
 
 
 def _preview_sheet(stages: list[tuple[Step, list[Image.Image]]]) -> Image.Image:

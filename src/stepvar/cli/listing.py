@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from collections.abc import Hashable
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from stepvar.errors import StepvarError
+from stepvar.errors import StepvarError, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -155,9 +156,12 @@ def _size(family: Family, config: Any) -> tuple[str, ...]:
     return (*(f"{count / 1e6:,.1f} M" for count in counts), schedule.name, pixels)
 
 
-def info(file: Annotated[Path, typer.Argument(help="A PNG file that stepvar wrote.")], as_json: Json = False) -> None:
-    """Show how an image was made."""
-    from stepvar.media.sheets import read_metadata
+def info(
+    file: Annotated[Path, typer.Argument(help="An image, a GIF, an MP4 or a folder of frames that stepvar wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Show how an image or a video was made; 'generate --from FILE' makes it again."""
+    from stepvar.media.metadata import read_metadata
 
     metadata = read_metadata(file)
     if "version" not in metadata:
@@ -165,9 +169,11 @@ def info(file: Annotated[Path, typer.Argument(help="A PNG file that stepvar wrot
     if as_json:
         print_json(metadata)
         return
+    if metadata.pop("repeat", None) is not None:
+        metadata["again"] = f"stepvar generate --from {shlex.quote(str(file))}"
     width = max(map(len, metadata))
     for key, value in metadata.items():
-        print(f"{key:<{width}}  {value}")
+        print(f"{printable(key):<{width}}  {printable(value)}")
 
 
 def print_table(table: Table, whole: bool = False) -> None:

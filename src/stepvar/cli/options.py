@@ -13,7 +13,6 @@ import typer
 
 from stepvar.core.values import DEVICES, DTYPES, Range, device_of, dtype_of, number
 from stepvar.errors import UsageError
-from stepvar.utils.files import check_writable
 
 if TYPE_CHECKING:
     import torch
@@ -260,11 +259,3 @@ def _describe(kind: Any) -> str:
         return "a list such as 0.7,0.4"
     names = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number"}
     return names.get(kind, str(kind))
-
-
-def output_path(name: str, path: Path, suffix: str) -> Path:
-    """A path that can be written and ends as its content says; else a UsageError or an OutputError."""
-    if path.suffix.lower() != suffix:
-        raise UsageError(f"{name} {str(path)!r}: must end in {suffix}")
-    check_writable(path)
-    return path

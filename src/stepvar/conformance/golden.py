@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from stepvar.checkpoints import fill_module
 from stepvar.conformance.weights import EXCLUDED, INFINITY_RULE, WeightRule
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.utils.reading import parse_json, read_text
 
 PACKAGED = Path(__file__).with_name("goldens")
 """The goldens that come with the package."""
@@ -135,7 +135,9 @@ def find_goldens(paths: Iterable[str | Path]) -> list[Golden]:
 
 
 def _load_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return parse_json(read_text(path, CheckpointError))
 
 
 def _read(path: Path, load: Callable[[Path], Any]) -> Any:

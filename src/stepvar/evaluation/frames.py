@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepvar.media.sheets import save_png
+from stepvar.media.images import read_image, save_image
 from stepvar.output import Output
 
 Frames = NDArray[np.uint8]
@@ -37,12 +37,12 @@ def write_frames(frames: Frames, path: Path) -> None:
     """One frame as ``path``; several into a folder of that name, without its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if len(frames) == 1:
-        save_png(Image.fromarray(frames[0]), path)
+        save_image(Image.fromarray(frames[0]), path)
         return
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True)
     for number, frame in enumerate(frames):
-        save_png(Image.fromarray(frame), folder / f"{number:04}.png")
+        save_image(Image.fromarray(frame), folder / f"{number:04}.png")
 
 
 def frame_files(path: Path) -> list[Path]:
@@ -50,19 +50,9 @@ def frame_files(path: Path) -> list[Path]:
     return [path] if path.exists() else sorted(path.with_suffix("").glob("*.png"))
 
 
-def middle_file(path: Path) -> Path:
-    """The file of an image, or of the middle frame of a video."""
-    files = frame_files(path)
-    return files[len(files) // 2]
-
-
 def read_frames(path: Path) -> Frames:
     """What :func:`write_frames` wrote."""
-    images = []
-    for file in frame_files(path):
-        with Image.open(file) as image:
-            images.append(np.asarray(image.convert("RGB")))
-    return np.stack(images)
+    return np.stack([np.asarray(read_image(file)) for file in frame_files(path)])
 
 
 def sheet_of_four(images: Sequence[Image.Image]) -> Image.Image:

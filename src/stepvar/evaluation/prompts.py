@@ -6,7 +6,6 @@ each suite's own judge expects them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal
 from stepvar.errors import UsageError
 from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, held_out_clips
 from stepvar.evaluation.scenes.grammar import Scene, caption, held_out_scenes
+from stepvar.utils.reading import parse_json, read_text
 
 Layout = Literal["plain", "geneval", "dpg"]
 
@@ -93,17 +93,12 @@ def load_prompts(source: str) -> PromptSet:
         size = _suite_size(source, count)
         return _scenes(source, size) if name == "scenes" else _clips(source, size)
     path = Path(source)
-    try:
-        if path.is_dir():
-            return _dpg(path)
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(
-            f"prompts {source!r}: no such file or folder; give one, or 'scenes' or 'scenes-video'"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"prompts {source!r}: cannot be read ({error}); give a text file in UTF-8") from None
-    return _geneval(path, text) if path.suffix == ".jsonl" else _lines(path, text)
+    if path.is_dir():
+        return _dpg(path)
+    if not path.exists():
+        raise UsageError(f"prompts {source!r}: no such file or folder; give one, or 'scenes' or 'scenes-video'")
+    text = read_text(path)
+    return _rows(path, text) if path.suffix == ".jsonl" else _lines(path, text)
 
 
 def _suite_size(source: str, count: str) -> int:
@@ -134,25 +129,31 @@ def _clips(source: str, count: int) -> PromptSet:
 
 
 def _lines(path: Path, text: str) -> PromptSet:
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split("\n")]
     return _some(path, [Prompt(f"{number:05}", line) for number, line in enumerate(filter(None, lines))])
 
 
-def _geneval(path: Path, text: str) -> PromptSet:
-    prompts = []
-    lines = [line for line in text.splitlines() if line.strip()]
-    for number, line in enumerate(lines):
+def _rows(path: Path, text: str) -> PromptSet:
+    prompts: list[Prompt] = []
+    tagged = False
+    for number, line in enumerate(text.split("\n")):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
-            prompts.append(Prompt(f"{number:05}", str(row["prompt"]), str(row.get("tag", "")), line))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UsageError(f"prompts {path}: line {number + 1} has no 'prompt'; give GenEval's own file") from None
-    return _some(path, prompts, "geneval")
+            row = parse_json(line)
+            tagged |= "tag" in row
+            if not isinstance(row["prompt"], str):
+                raise TypeError("no text")
+            prompts.append(Prompt(f"{len(prompts):05}", row["prompt"], str(row.get("tag", "")), line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(
+                f"prompts {path}: line {number + 1} has no 'prompt'; give one JSON object per line, as GenEval does"
+            ) from None
+    return _some(path, prompts, "geneval" if tagged else "plain")
 
 
 def _dpg(path: Path) -> PromptSet:
-    files = sorted(path.glob("*.txt"))
-    return _some(path, [Prompt(file.stem, file.read_text(encoding="utf-8").strip()) for file in files], "dpg")
+    return _some(path, [Prompt(file.stem, read_text(file).strip()) for file in sorted(path.glob("*.txt"))], "dpg")
 
 
 def _some(path: Path, prompts: Sequence[Prompt], layout: Layout = "plain") -> PromptSet:

@@ -18,4 +18,4 @@ def require(name: str) -> Any:
         return import_module(name)
     except ImportError:
         package = name.partition(".")[0]
-        raise UsageError(f"evaluation: needs the package {package}; pip install 'stepvar[eval]'") from None
+        raise UsageError(f"evaluation: needs the package {package}; pip install '.[eval]' in the checkout") from None

@@ -25,7 +25,8 @@ from stepvar.evaluation.metrics.learned import Distance, Score
 from stepvar.evaluation.metrics.scenes import Domain
 from stepvar.evaluation.noise import ResampledNoise
 from stepvar.evaluation.prompts import DPG_IMAGES, Prompt, PromptSet
-from stepvar.media.sheets import kept_overlay, save_png
+from stepvar.media.images import save_image
+from stepvar.media.sheets import kept_overlay
 from stepvar.output import Output
 from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
@@ -276,7 +277,7 @@ class Evaluation:
             if sample.index < MAPS and sample.seed == self.seeds[0]:
                 path = self.folder.place("kept", candidate.label) / f"{sample.prompt.name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                save_png(kept_overlay(Image.fromarray(frames[place][0]), np.asarray(kept[place])), path)
+                save_image(kept_overlay(Image.fromarray(frames[place][0]), np.asarray(kept[place])), path)
 
     def _lay_out(self) -> None:
         """What the judges of the published suites want beside the images."""
@@ -290,7 +291,7 @@ class Evaluation:
                     files = [self._place(candidate) / self.prompts.image(index, place) for place in places]
                     root.mkdir(parents=True, exist_ok=True)
                     sheet = sheet_of_four([Image.fromarray(read_frames(file)[0]) for file in files])
-                    save_png(sheet, root / f"{prompt.name}.png")
+                    save_image(sheet, root / f"{prompt.name}.png")
 
     @property
     def _to_time(self) -> list[Candidate]:

@@ -51,11 +51,15 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         raise UsageError(f"{folder.path}: no dense image yet, to which others could be compared; run stepvar eval")
     renders = by_method.pop(RENDERS, {})
     sets = read_sets(folder)
-    described = {entry["label"]: entry for entry in folder.settings["methods"]}
+    settings = folder.described
+    described = {entry["label"]: entry for entry in settings["methods"]}
     methods = []
     for label in [DENSE.label, *(name for name in described if name != DENSE.label and name in by_method)]:
         rows = by_method[label]
-        entry: dict[str, Any] = {**described[label], "images": len(rows)}
+        entry: dict[str, Any] = {
+            **described.get(label, {"label": label, "settings": "", "resampled": 0}),
+            "images": len(rows),
+        }
         entry["fidelity"] = _fidelity(rows) if label != DENSE.label else {}
         entry["semantics"] = semantics(rows, dense)
         entry["scores"] = _scores(rows, dense)
@@ -64,12 +68,12 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         methods.append(entry)
     ceiling = {name: _share(renders, name) for name in ASKED} if renders else {}
     return {
-        "model": folder.settings["model"],
-        "prompts": folder.settings["prompts"],
-        "seeds": folder.settings["seeds"],
+        "model": settings["model"],
+        "prompts": settings["prompts"],
+        "seeds": settings["seeds"],
         "info": folder.info,
-        "device": folder.settings["device"],
-        "notes": folder.settings["notes"],
+        "device": settings["device"],
+        "notes": settings["notes"],
         "judge_on_renders": {name: share for name, share in ceiling.items() if share is not None},
         "methods": methods,
     }

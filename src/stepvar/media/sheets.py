@@ -1,20 +1,17 @@
-"""Images of what a method did, and PNG files that say how they were made."""
+"""Images of what a method did: sheets, differences, maps of kept tokens."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import chain, repeat
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
 from stepvar.errors import UsageError
-from stepvar.utils.files import atomic_path
 
 TILE = 384
 """Pixels of the longer side that small images are enlarged to on a sheet."""
@@ -140,43 +137,3 @@ def _wrap(text: str, size: int, width: int) -> list[str]:
         else:
             lines[-1] = longer
     return lines
-
-
-def png_info(metadata: Mapping[str, str]) -> PngInfo:
-    """Text chunks of a PNG."""
-    info = PngInfo()
-    for key, value in metadata.items():
-        info.add_text(key, value)
-    return info
-
-
-def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a PNG, whole or not at all, with text chunks.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=png_info(metadata or {}))
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG.
-
-    Raises:
-        UsageError: if there is no such file or it is no PNG.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a PNG file in it")
-    if not path.exists():
-        raise UsageError(f"{path}: there is no such file")
-    try:
-        with Image.open(path) as image:
-            if isinstance(image, PngImageFile):
-                return {key: str(value) for key, value in image.text.items()}
-            kind = image.format
-    except UnidentifiedImageError:
-        raise UsageError(f"{path}: is not an image; give a PNG file that stepvar wrote") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        raise UsageError(f"{path}: cannot be read ({error}); give a PNG file that stepvar wrote") from None
-    raise UsageError(f"{path}: is a {kind} image; only PNG files carry the settings")

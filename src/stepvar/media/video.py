@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.media.video_files import FPS, Frames, read_frames, write_video
+from stepvar.media.images import as_rgb
+from stepvar.media.video_files import FPS, Frames, Shown, at_rate, read_frames, write_video
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -22,6 +23,7 @@ class Video:
     Attributes:
         frames: (F, H, W, 3) uint8, RGB.
         fps: frames per second.
+        metadata: how it was made, as texts that go into its file.
 
     Raises:
         UsageError: for frames of another shape or type, or a rate that is not positive.
@@ -29,6 +31,7 @@ class Video:
 
     frames: Frames
     fps: float = FPS
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = self.frames.shape
@@ -47,7 +50,7 @@ class Video:
     @classmethod
     def of_images(cls, images: Iterable[Image.Image], fps: float = FPS) -> Video:
         """From images of one size; a UsageError if there are none, or of different sizes."""
-        frames = [np.asarray(image.convert("RGB")) for image in images]
+        frames = [np.asarray(as_rgb(image)) for image in images]
         if len({frame.shape for frame in frames}) != 1:
             sizes = sorted({f"{frame.shape[1]}x{frame.shape[0]}" for frame in frames})
             raise UsageError(f"frames: sizes {', '.join(sizes) or 'of no image'}; a video needs images of one size")
@@ -64,7 +67,7 @@ class Video:
 
         Raises:
             UsageError: if there is no such file, it holds no video, or fewer frames than asked for; or if PyAV is
-                not installed (a folder needs none).
+                not installed (folders and GIFs need none).
         """
         return cls(*read_frames(Path(path), fps, frames))
 
@@ -87,7 +90,7 @@ class Video:
             pixels: format of the pixels of MP4. ``"yuv420p"`` plays everywhere and halves the resolution of colour;
                 frames of odd width or height get their last column or row twice. ``"yuv444p"`` does neither, and
                 not every player shows it.
-            metadata: texts that go into the file.
+            metadata: texts that go into the file; None: those of the video.
             progress: whether to show a bar.
 
         Returns:
@@ -97,8 +100,16 @@ class Video:
             UsageError: for another ending, a setting out of range, or an MP4 without PyAV.
             OutputError: if it cannot be written.
         """
-        write_video(self.frames, self.fps, Path(path), quality, pixels, metadata or {}, progress)
+        texts = self.metadata if metadata is None else metadata
+        write_video(self.frames, self.fps, Path(path), quality, pixels, texts, progress)
         return Path(path)
+
+    def at_rate(self, fps: float) -> Video:
+        """The video at another rate, by repeating and dropping frames."""
+        if fps == self.fps:
+            return self
+        shown = [Shown(frame, index / self.fps) for index, frame in enumerate(self.frames)]
+        return replace(self, frames=np.stack([one.pixels for one in at_rate(shown, self.fps, fps)]), fps=fps)
 
     def __repr__(self) -> str:
         return f"Video({len(self)} frames of {self.size[0]}x{self.size[1]}, {self.fps:g} fps)"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from stepvar.errors import OutputError, UsageError
-from stepvar.media.sheets import png_info
-from stepvar.utils.files import atomic_folder, atomic_path, check_writable
+from stepvar.media.images import FORMATS, as_rgb, opened, read_image, save_parameters
+from stepvar.utils.files import atomic_folder, atomic_path, check_writable, is_stream
 from stepvar.utils.progress import bar
+from stepvar.utils.reading import check_regular
 
 Frames = NDArray[np.uint8]
 
@@ -30,6 +34,12 @@ FPS = 16.0
 GIF_MAX_FPS = 50.0
 """GIF counts in hundredths of a second, and players slow down what is shorter than two."""
 
+GIF_LONGEST = 655.0
+"""Seconds that one frame of a GIF can be shown."""
+
+MOST_FRAMES = 16_000_000_000
+"""Bytes of the frames that are read of one file: an hour of what the models take."""
+
 
 def check_video_path(path: Path) -> None:
     """Fails before the work if a video cannot be written there.
@@ -38,14 +48,19 @@ def check_video_path(path: Path) -> None:
         UsageError: for an unknown ending, or an MP4 without PyAV.
         OutputError: if the place cannot be written.
     """
+    check_video_suffix(path)
+    if not path.suffix and os.path.lexists(path) and not is_stream(path):
+        raise OutputError(f"{path}: exists; choose another folder or remove it first")
+    check_writable(path)
+
+
+def check_video_suffix(path: Path) -> None:
+    """Raises a UsageError for an unknown ending, or an MP4 without PyAV."""
     suffix = path.suffix.lower()
     if suffix == ".mp4":
         _encoder()
     elif suffix not in (".gif", ""):
         raise UsageError(f"{path}: videos end in .mp4 or .gif; a name without an ending is a folder of PNG files")
-    if not suffix and path.exists():
-        raise OutputError(f"{path}: exists; choose another folder or remove it first")
-    check_writable(path)
 
 
 def check_quality(quality: int) -> None:
@@ -62,7 +77,7 @@ def write_video(
     if pixels not in PIXELS:
         raise UsageError(f"pixels={pixels!r}: must be {' or '.join(PIXELS)}")
     check_video_path(path)
-    suffix = path.suffix.lower()
+    suffix = ".gif" if is_stream(path) else path.suffix.lower()
     place = atomic_path(path) if suffix else atomic_folder(path)
     with bar("frames", len(frames), progress, time_left=True) as advance, place as temporary:
         if suffix == ".mp4":
@@ -78,7 +93,7 @@ def _av() -> Any:
         import av
     except ImportError:
         raise UsageError(
-            "MP4 needs PyAV, which is not installed; pip install 'stepvar[video]', or save as .gif or to a folder"
+            "MP4 needs PyAV, which is not installed; pip install '.[video]' in the checkout, or save as .gif"
         ) from None
     return av
 
@@ -143,6 +158,8 @@ def _write_gif(
 ) -> None:
     if fps > GIF_MAX_FPS:
         raise UsageError(f"fps={fps}: a GIF shows at most {GIF_MAX_FPS:g} frames per second; save as .mp4")
+    if fps * GIF_LONGEST < 1:
+        raise UsageError(f"fps={fps}: a GIF shows a frame for at most {GIF_LONGEST:g} seconds; save as .mp4")
 
     # One palette for all frames: with one for each, what stands still would flicker.
     some = frames[:: max(1, len(frames) // 16)]
@@ -157,19 +174,17 @@ def _write_gif(
     ends = [round(100 * (index + 1) / fps) for index in range(len(frames))]
     lengths = [10 * (end - begin) for begin, end in pairwise([0, *ends])]
     first, *others = images()
-    comment = json.dumps(dict(metadata)).encode() if metadata else b""
-    first.save(
-        path, format="GIF", save_all=True, append_images=others, duration=lengths, loop=0, disposal=1, comment=comment
-    )
+    texts = save_parameters("GIF", metadata)
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=lengths, loop=0, disposal=1, **texts)
 
 
 def _write_folder(
     frames: Frames, fps: float, folder: Path, metadata: Mapping[str, str], advance: Callable[[], None]
 ) -> None:
-    info = png_info({"fps": str(_fraction(fps)), **metadata})
+    texts = save_parameters("PNG", {"fps": str(_fraction(fps)), **metadata})
     digits = max(4, len(str(len(frames) - 1)))
     for index, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"frame_{index:0{digits}}.png", pnginfo=info)
+        Image.fromarray(frame).save(folder / f"frame_{index:0{digits}}.png", **texts)
         advance()
 
 
@@ -181,61 +196,146 @@ def read_frames(path: Path, fps: float | None, frames: int | None) -> tuple[Fram
         raise UsageError(f"frames={frames}: must be at least 1")
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder; check the path")
-    found, rate = (_read_folder if path.is_dir() else _read_file)(path, fps, frames)
+    if path.is_dir():
+        found, rate = _read_folder(path, fps, frames)
+    else:
+        check_regular(path)
+        found, rate = (_read_gif if path.suffix.lower() == ".gif" else _read_file)(path, fps, frames)
     if frames is not None and len(found) < frames:
         raise UsageError(f"{path}: has {len(found)} frames at {rate:g} per second, {frames} are needed")
+    if len({frame.shape for frame in found}) > 1:
+        raise UsageError(f"{path}: its images have different sizes; a video needs images of one size")
     return np.stack(found), rate
 
 
+def _some(path: Path, frames: Iterable[Frames], count: int | None) -> list[Frames]:
+    """The first frames, or all of them, up to a limit of memory."""
+    found: list[Frames] = []
+    taken = 0
+    for frame in islice(frames, count):
+        found.append(frame)
+        taken += frame.nbytes
+        if taken > MOST_FRAMES:
+            raise UsageError(f"{path}: has more than {MOST_FRAMES / 1e9:.0f} GB of frames; ask for fewer with frames=")
+    return found
+
+
+def frame_paths(folder: Path) -> list[Path]:
+    """The images of a folder in order: numbers in their names count as numbers, so 2 comes before 10."""
+
+    def parts(path: Path) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]{1,18})", path.name)]
+
+    return sorted((path for path in folder.glob("*") if path.suffix.lower() in FORMATS), key=parts)
+
+
 def _read_folder(folder: Path, fps: float | None, frames: int | None) -> tuple[list[Frames], float]:
-    paths = sorted(folder.glob("*.png"))[:frames]
+    paths = frame_paths(folder)
     if not paths:
         raise UsageError(f"{folder}: holds no .png files; name a folder of frames, or a video file")
-    found, rate = [], fps or FPS
-    for index, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                if index == 0 and "fps" in image.info:
-                    rate = float(Fraction(image.info["fps"]))
-                found.append(np.asarray(image.convert("RGB")))
-        except (OSError, ValueError, ZeroDivisionError) as error:
-            raise UsageError(f"{path}: cannot be read as a frame ({error}); remove it, or write it again") from None
-    if len({frame.shape for frame in found}) > 1:
-        raise UsageError(f"{folder}: its images have different sizes; a video needs images of one size")
-    return found, rate
+    rate = fps or FPS
+    # Where they are not written by this package, they state none.
+    with opened(paths[0]) as image, suppress(LookupError, TypeError, ValueError, ZeroDivisionError):
+        rate = float(Fraction(image.info["fps"]))
+    return _some(folder, (np.asarray(read_image(path, "frame")) for path in paths), frames), rate
+
+
+def _read_gif(path: Path, fps: float | None, frames: int | None) -> tuple[list[Frames], float]:
+    """Through Pillow, which is always there; each frame is shown for as long as the file says."""
+    with opened(path) as image:
+        lengths: list[float] = []
+
+        def timed() -> Iterator[Shown]:
+            for index in range(getattr(image, "n_frames", 1)):
+                image.seek(index)
+                shown = Shown(np.asarray(as_rgb(image)), sum(lengths))
+                # Players show what is shorter than two hundredths of a second for ten.
+                length = image.info.get("duration", 0) / 1000
+                lengths.append(length if length >= 0.02 else 0.1)
+                yield shown
+
+        if fps is None:
+            found = _some(path, (shown.pixels for shown in timed()), frames)
+            rate, whole = (count(len(lengths) / sum(lengths)) for count in (float, round))
+            # Times are in hundredths of a second: 16 frames in 1.00 or in 1.01 seconds are 16 per second.
+            return found, whole if whole and abs(len(lengths) / whole - sum(lengths)) <= 0.011 else rate
+        every = list(timed())
+        chosen = at_rate(every, fps, fps, last=lengths[-1] - 0.01)
+        return _some(path, (shown.pixels for shown in chosen), frames), fps
+
+
+class Shown(NamedTuple):
+    """A frame and the second from which it is shown."""
+
+    pixels: Frames
+    time: float | None
+
+
+def mp4_comment(path: Path) -> str:
+    """What a video file says of itself."""
+    av = _av()
+    try:
+        with av.open(*_local(path)) as container:
+            return str(container.metadata.get("comment", ""))
+    except av.FFmpegError as error:
+        raise UsageError(f"{path}: cannot be read as a video ({error.strerror}); give a video file") from None
+
+
+def _local(path: Path) -> tuple[Any, ...]:
+    """Arguments of ``av.open``: as an absolute path, since ``12:30.mp4`` could be a protocol; lists lead nowhere."""
+    return str(path.absolute()), "r", None, {"protocol_whitelist": "file"}
 
 
 def _read_file(path: Path, fps: float | None, frames: int | None) -> tuple[list[Frames], float]:
     av = _av()
     try:
-        with av.open(str(path)) as container:
+        with av.open(*_local(path)) as container:
             if not container.streams.video:
                 raise UsageError(f"{path}: holds no video; give a video file")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             rate = float(stream.average_rate or stream.guessed_rate or FPS)
             decoded = container.decode(stream)
-            chosen = decoded if fps is None else _at_rate(decoded, rate, fps)
-            found = [_upright(frame) for frame in islice(chosen, frames)]
+            chosen = decoded if fps is None else at_rate(decoded, rate, fps)
+            shape = float(stream.sample_aspect_ratio or 1)
+            found = _some(path, (_upright(frame, shape) for frame in chosen), frames)
     except av.FFmpegError as error:
         raise UsageError(f"{path}: cannot be read as a video ({error.strerror}); give a video file") from None
+    except (ValueError, LookupError, ArithmeticError, MemoryError, UnicodeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path}: is damaged ({error}); give a video file") from None
     if not found:
         raise UsageError(f"{path}: holds no frames; give a video file")
     return found, fps or rate
 
 
-def _upright(frame: Any) -> Frames:
-    """A decoded frame as (H, W, 3), turned where the file says that it lies on its side."""
+def _upright(frame: Any, shape: float) -> Frames:
+    """A decoded frame as it is meant to be seen, (H, W, 3).
+
+    Args:
+        shape: width over height of a pixel, where the file states another than 1.
+    """
     image: Frames = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90)
-    return np.rot90(image, turns) if turns % 4 else image
+    if 0.1 <= shape <= 10 and shape != 1:
+        size = (max(1, round(image.shape[1] * shape)), image.shape[0])
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    # Where a pixel goes: x' = a x + c y, y' = b x + d y; turns by quarters and reflections only.
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5]
+    if abs(b) > abs(a):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def _at_rate(frames: Iterable[Any], rate: float, fps: float) -> Iterator[Any]:
+def at_rate(frames: Iterable[Any], rate: float, fps: float, last: float | None = None) -> Iterator[Any]:
     """Of frames with the times at which they appear, those seen at multiples of ``1 / fps``.
 
     Args:
-        rate: of the frames, for those without a time, and for how long the last one is seen.
+        rate: of the frames, for those without a time.
+        last: for how many seconds the last one is seen; None: as the rate says.
     """
 
     def timed() -> Iterator[tuple[float, Any]]:
@@ -243,7 +343,7 @@ def _at_rate(frames: Iterable[Any], rate: float, fps: float) -> Iterator[Any]:
         for index, frame in enumerate(frames):
             now = index / rate if frame.time is None else frame.time
             yield now, frame
-        yield now + 1 / rate, None
+        yield now + (1 / rate if last is None else last), None
 
     count, start = 0, None
     for (now, frame), (until, _) in pairwise(timed()):

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from stepvar.errors import CheckpointError
+from stepvar.utils.reading import check_fields
+
+LARGEST: tuple[tuple[tuple[str, ...], int], ...] = (
+    (("depth", "blocks", "layers", "multipliers"), 512),
+    (("width", "channels", "vocabulary", "classes", "maxlen", "tokens", "hidden"), 1_000_000),
+)
+"""The largest values of fields by the words in their names: modules are built one by one, and channels are not."""
+
+LARGEST_COUNT = 4096
+"""That of other numbers: scales, sides, repetitions, heads."""
+
+LONGEST_TUPLE = 256
 
 Self = TypeVar("Self", bound="ModelConfig")
 
@@ -64,20 +76,51 @@ class ModelConfig:
         """Reads what :meth:`to_dict` wrote, also after JSON.
 
         Raises:
-            CheckpointError: for unknown or missing fields.
+            CheckpointError: for unknown or missing fields, values of another type, or sizes beyond all models.
         """
+        inner = values.get("tokenizer", {})
+        if not isinstance(inner, Mapping):
+            raise CheckpointError(f"configuration: tokenizer={inner!r} must be an object")
         own = {name: _frozen(value) for name, value in values.items() if name != "tokenizer"}
-        inner = {name: _frozen(value) for name, value in dict(values.get("tokenizer", {})).items()}
+        inner = {name: _frozen(value) for name, value in inner.items()}
         for given, described in ((own, cls), (inner, cls.tokenizer_type)):
+            hints = get_type_hints(described)
             unknown = set(given) - {field.name for field in fields(described)}  # type: ignore[arg-type]
             if unknown:
-                raise CheckpointError(f"configuration: unknown fields {', '.join(sorted(unknown))}")
+                raise CheckpointError(f"configuration: unknown fields {', '.join(sorted(unknown)[:8])}")
+            check_entries(given, hints, "configuration")
         build: Any = cls
         try:
             config: Self = build(**own, tokenizer=cls.tokenizer_type(**inner))
         except TypeError as error:
             raise CheckpointError(f"configuration: {error}") from None
         return config
+
+
+def check_entries(given: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    """Checks types and sizes of what a file says of a module.
+
+    Args:
+        hints: types by name, as annotations have them.
+
+    Raises:
+        CheckpointError: naming the entry, its value and the limit.
+    """
+    check_fields(given, hints, where, CheckpointError, "fetch it again")
+    for name, value in given.items():
+        most = next((most for words, most in LARGEST if any(word in name for word in words)), LARGEST_COUNT)
+        for one in numbers_in(value):
+            if abs(one) > most:
+                raise CheckpointError(f"{where}: {name}={one}: at most {most}; no model is larger")
+
+
+def numbers_in(value: Any) -> list[float]:
+    """The numbers in a value and in the tuples in it; a CheckpointError for tuples longer than any model's."""
+    if isinstance(value, tuple):
+        if len(value) > LONGEST_TUPLE:
+            raise CheckpointError(f"configuration: a list of {len(value)} entries; at most {LONGEST_TUPLE}")
+        return [number for one in value for number in numbers_in(one)]
+    return [value] if isinstance(value, (int, float)) else []
 
 
 def _frozen(value: Any) -> Any:

@@ -145,7 +145,7 @@ def import_transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise UsageError("the text encoder needs the package transformers: pip install 'stepvar[text]'") from None
+        raise UsageError("the text encoder needs transformers: pip install '.[text]' in the checkout") from None
     return transformers
 
 

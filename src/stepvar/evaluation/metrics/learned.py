@@ -41,7 +41,7 @@ def load_lpips(device: torch.device) -> Distance | Unavailable:
 
         metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device).eval()
     except ImportError:
-        return Unavailable("needs torchvision; pip install 'stepvar[networks]'")
+        return Unavailable("needs torchvision; pip install '.[networks]' in the checkout")
     except Exception as error:  # a download that fails raises whatever its transport raises
         return Unavailable(f"the weights of its backbone could not be had ({type(error).__name__})")
 
@@ -59,7 +59,7 @@ def load_inception(device: torch.device) -> Features | Unavailable:
 
         network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device).eval()
     except ImportError:
-        return Unavailable("needs torch-fidelity; pip install 'stepvar[networks]'")
+        return Unavailable("needs torch-fidelity; pip install '.[networks]' in the checkout")
     except Exception as error:
         return Unavailable(f"the weights of Inception-v3 could not be had ({type(error).__name__})")
 
@@ -79,7 +79,7 @@ def load_clip(device: torch.device) -> Score:
     try:
         from transformers import CLIPModel, CLIPProcessor
     except ImportError:
-        raise UsageError("scores: 'clip' needs transformers; install stepvar[text]") from None
+        raise UsageError("scores: 'clip' needs transformers; pip install '.[text]' in the checkout") from None
     try:
         model = CLIPModel.from_pretrained(CLIP_MODEL).to(device).eval()
         processor = CLIPProcessor.from_pretrained(CLIP_MODEL)
@@ -105,7 +105,9 @@ def load_image_reward(device: torch.device) -> Score:
     try:
         module = import_module("ImageReward")
     except ImportError:
-        raise UsageError("scores: 'image-reward' needs its package; pip install 'stepvar[image-reward]'") from None
+        raise UsageError(
+            "scores: 'image-reward' needs its package; pip install '.[image-reward]' in the checkout"
+        ) from None
     try:
         model = module.load("ImageReward-v1.0", device=str(device))
     except Exception as error:
@@ -126,7 +128,7 @@ def load_hps(device: torch.device) -> Score:
     try:
         hpsv2 = import_module("hpsv2")
     except ImportError:
-        raise UsageError("scores: 'hpsv2' needs its package; pip install 'stepvar[hpsv2]'") from None
+        raise UsageError("scores: 'hpsv2' needs its package; pip install '.[hpsv2]' in the checkout") from None
 
     def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         pairs = zip(images, prompts, strict=True)

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import DENSE, Candidate
 from stepvar.evaluation.folder import RunFolder
-from stepvar.evaluation.frames import Frames, middle_file, to_tensor
+from stepvar.evaluation.frames import Frames, to_tensor
 from stepvar.evaluation.metrics.distribution import frechet_distance, kernel_distance
 from stepvar.evaluation.metrics.learned import Features
+from stepvar.media.images import read_image
 from stepvar.utils.files import write_text
+from stepvar.utils.reading import read_json
 
 FILE = "sets.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -55,7 +56,10 @@ def compare_sets(
     own: dict[str, Tensor] = {}
     for candidate in candidates:
         rows = [row for (method, _, _), row in sorted(folder.rows.items()) if method == candidate.label]
-        own[candidate.label] = _features([middle_file(folder.path / row["image"]) for row in rows], features, device)
+        files = [folder.image(row) for row in rows]
+        if missing := [row["prompt"] for row, file in zip(rows, files, strict=True) if file is None]:
+            raise UsageError(f"{folder.path}: the image of {missing[0]} is missing; remove its row from manifest.jsonl")
+        own[candidate.label] = _features([file for file in files if file is not None], features, device)
         tick()
     found: dict[str, dict[str, float]] = {}
     for label, values in own.items():
@@ -70,7 +74,7 @@ def compare_sets(
 def read_sets(folder: RunFolder) -> dict[str, dict[str, float]]:
     """What :func:`compare_sets` wrote; empty if it was not run."""
     path = folder.path / FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _distances(values: Tensor, other: Tensor, suffix: str, matched: bool = False) -> dict[str, float]:
@@ -90,5 +94,4 @@ def _features(files: Sequence[Path], features: Features, device: torch.device) -
 
 
 def _read(path: Path) -> Frames:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))[None]
+    return np.asarray(read_image(path))[None]

@@ -13,10 +13,10 @@ from PIL import Image
 
 from stepvar.evaluation.candidates import DENSE
 from stepvar.evaluation.folder import RunFolder
-from stepvar.evaluation.frames import middle_file
 from stepvar.evaluation.report.charts import Point, forest, scatter
 from stepvar.evaluation.report.tables import categories, costs, notes, overview, title
 from stepvar.evaluation.summary import FIDELITY, Rows, rows_by_method
+from stepvar.media.images import read_image
 
 PROMPTS_SHOWN = 4
 """Rows of small images for each group of methods."""
@@ -141,8 +141,8 @@ def viewer(results: Results, folder: RunFolder, tables: Mapping[str, Rows]) -> d
     prompts: list[dict[str, Any]] = []
     taken = 0
     for key, dense in list(tables[DENSE.label].items())[:PROMPTS_EMBEDDED]:
-        rows = {label: tables[label][key] for label in labels if "image" in tables[label].get(key, {})}
-        files = {label: middle_file(folder.path / row["image"]).read_bytes() for label, row in rows.items()}
+        rows = {label: tables[label].get(key, {}) for label in labels}
+        files = {label: file.read_bytes() for label, row in rows.items() if (file := folder.image(row)) is not None}
         taken += sum(map(len, files.values()))
         if not files or (prompts and taken > EMBEDDED):
             break
@@ -150,7 +150,7 @@ def viewer(results: Results, folder: RunFolder, tables: Mapping[str, Rows]) -> d
             {
                 "text": f"{dense.get('text', key[0])}, seed {key[1]}",
                 "images": {label: _data_uri(content, "png") for label, content in files.items()},
-                "psnr": {label: row["psnr"] for label, row in rows.items() if "psnr" in row},
+                "psnr": {label: rows[label]["psnr"] for label in files if "psnr" in rows[label]},
             }
         )
     return {"labels": labels, "prompts": prompts}
@@ -158,16 +158,16 @@ def viewer(results: Results, folder: RunFolder, tables: Mapping[str, Rows]) -> d
 
 def image_groups(results: Results, folder: RunFolder, tables: Mapping[str, Rows]) -> list[dict[str, Any]]:
     """For each group of methods of equal cost: a row of small images per prompt, dense first."""
-    keys = [key for key, row in tables[DENSE.label].items() if "image" in row][:PROMPTS_SHOWN]
+    keys = [key for key, row in tables[DENSE.label].items() if folder.image(row) is not None][:PROMPTS_SHOWN]
     groups = []
     for name, labels in equal_cost(results["methods"]):
         rows = []
         for key in keys:
             shown = {label: tables.get(label, {}).get(key, {}) for label in [DENSE.label, *labels]}
             images = [
-                _small(middle_file(folder.path / row["image"]), _caption(label, row))
+                _small(file, _caption(label, row))
                 for label, row in shown.items()
-                if "image" in row
+                if (file := folder.image(row)) is not None
             ]
             rows.append({"text": f"{tables[DENSE.label][key].get('text', key[0])}, seed {key[1]}", "images": images})
         groups.append({"name": name, "rows": rows})
@@ -208,8 +208,7 @@ def _caption(label: str, row: Mapping[str, Any]) -> str:
 
 
 def _small(file: Path, caption: str) -> dict[str, str]:
-    with Image.open(file) as image:
-        small = image.convert("RGB")
+    small = read_image(file)
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=88)

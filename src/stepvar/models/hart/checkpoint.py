@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from stepvar.models.hart.config import RELEASED, HARTConfig
 from stepvar.models.hart.inputs import ContextInputProcessor
 from stepvar.models.hart.model import HART
 from stepvar.text import Qwen2Encoder
+from stepvar.utils.reading import read_json
 
 TOP_K = (600,) * 7 + (300,) * 7
 """Classes kept before sampling at each scale."""
@@ -44,15 +44,9 @@ def read_released(parts: Mapping[str, Path]) -> HARTConfig:
 def _read(part: Path) -> dict[str, Any]:
     """The ``config.json`` in a folder, or beside a file."""
     path = (part if part.is_dir() else part.parent) / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; it says what the model is, fetch it too") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: is no configuration; fetch it again")
-    return content
+    if not path.exists():
+        raise CheckpointError(f"{path}: missing; it says what the model is, fetch it too")
+    return read_json(path, CheckpointError, "fetch it again")
 
 
 FAMILY = Family(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -105,12 +105,12 @@ class HARTConfig(SquareConfig):
         for name, value in _FIXED_TRANSFORMER.items():
             given.must_be(name, value)
         disabled, shared = given.get("disable_aln", False), given.get("shared_aln", False)
-        return cls(
+        found: dict[str, Any] = dict(
             depth=given["depth"],
             width=given["embed_dim"],
             heads=given["num_heads"],
-            tokenizer=published_tokenizer(tokenizer),
-            patch_nums=tuple(given["patch_nums"]),
+            tokenizer=asdict(published_tokenizer(tokenizer)),
+            patch_nums=given["patch_nums"],
             context_tokens=given["context_token"],
             context_channels=given["context_dim"],
             positions=given.word("attn_type", "gpt2", {"llama": "rotary", "gpt2": "learned"}),
@@ -125,6 +125,7 @@ class HARTConfig(SquareConfig):
             diffusion_depth=given.get("diff_depth", 6),
             diffusion_steps=int(given.get("num_sampling_steps", 8)),
         )
+        return cls.from_dict(found)
 
 
 def published_tokenizer(values: Mapping[str, Any]) -> VQConfig:
@@ -171,7 +172,7 @@ class _Published:
     def word(self, name: str, default: str, words: Mapping[str, Word]) -> Word:
         """An entry that is one of a few words, in our own."""
         value = self.get(name, default)
-        if value not in words:
+        if not isinstance(value, str) or value not in words:
             raise CheckpointError(f"{self.part}: {name}={value!r} is not supported; only {', '.join(words)}")
         return words[value]
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
+from stepvar.media.images import as_rgb, read_image
 from stepvar.media.video import Video
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar
@@ -87,13 +88,9 @@ def as_images(given: Any) -> list[Video]:
 
 def _image(given: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if isinstance(given, (str, Path)):
-        try:
-            with Image.open(given) as image:
-                return np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise UsageError(f"image {str(given)!r}: cannot be read ({error}); give a picture file") from None
+        return np.asarray(read_image(Path(given), "image"))
     if isinstance(given, Image.Image):
-        return np.asarray(given.convert("RGB"))
+        return np.asarray(as_rgb(given))
     if isinstance(given, np.ndarray):
         return given
     raise UsageError(f"image: a {type(given).__name__}; give a PIL image, a path, or an array (H, W, 3) of uint8")
@@ -102,7 +99,7 @@ def _image(given: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def as_videos(given: Any, fps: float) -> list[Video]:
     """Videos: a :class:`Video`, the path of one, an array (F, H, W, 3) uint8, images in order, or a list of videos.
 
-    Files are brought to a frame rate; arrays and images are taken as they are.
+    Files and videos are brought to a frame rate; arrays and images, which have none, are taken as they are.
 
     Raises:
         UsageError: for anything else.
@@ -114,7 +111,7 @@ def as_videos(given: Any, fps: float) -> list[Video]:
 
 def _video(given: Any, fps: float) -> Video:
     if isinstance(given, Video):
-        return given
+        return given.at_rate(fps)
     if isinstance(given, (str, Path)):
         return Video.read(given, fps)
     if isinstance(given, np.ndarray):

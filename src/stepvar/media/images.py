@@ -1,0 +1,195 @@
+"""Image files: written with how they were made inside, and read as they are meant to be seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from stepvar.errors import UsageError, printable
+from stepvar.utils.files import atomic_path
+from stepvar.utils.reading import check_regular
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""By the ending of a name."""
+
+JPEG_QUALITY = 95
+_EXIF, _USER_COMMENT, _ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
+_MOST_EXIF = 60_000
+"""Bytes of a comment: a segment of a JPEG holds 64 KB."""
+
+
+def image_format(path: Path) -> str:
+    """The format that the ending of a name stands for; a device has none and gets PNG."""
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS and not str(path).startswith("/dev/"):
+        raise UsageError(f"{path}: images end in {', '.join(FORMATS)}")
+    return FORMATS.get(suffix, "PNG")
+
+
+def png_info(metadata: Mapping[str, str]) -> PngInfo:
+    """Text chunks of a PNG; stray bytes of a text are written as escapes."""
+    info = PngInfo()
+    for key, value in metadata.items():
+        info.add_text(key, value.encode("utf-8", "backslashreplace").decode())
+    return info
+
+
+def save_parameters(kind: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What Pillow's ``save`` takes to write texts into a format: text chunks, or a comment in EXIF as JSON."""
+    if not metadata:
+        return {}
+    if kind == "PNG":
+        return {"pnginfo": png_info(metadata)}
+    text = json.dumps(dict(metadata))
+    if kind == "GIF":
+        return {"comment": text.encode()}
+    if kind not in FORMATS.values():
+        return {}
+    if len(text) > _MOST_EXIF:  # prompts of many pages; what repeats an image is of no use in part
+        short = {key: value[:1000] for key, value in metadata.items() if key != "repeat"}
+        text = json.dumps(short)[:_MOST_EXIF]
+    exif = Image.Exif()
+    exif.get_ifd(_EXIF)[_USER_COMMENT] = _ASCII + text.encode()
+    return {"exif": exif}
+
+
+class GeneratedImage(Image.Image):
+    """A PIL image that writes how it was made into the files that it is saved to.
+
+    Attributes:
+        metadata: texts: prompt, seed, model, method, settings, version.
+    """
+
+    metadata: Mapping[str, str] = {}
+
+    @classmethod
+    def of(cls, pixels: np.ndarray[Any, np.dtype[np.uint8]], metadata: Mapping[str, str]) -> GeneratedImage:
+        """From pixels (H, W, 3)."""
+        image = cls()
+        image.__setstate__(Image.fromarray(np.ascontiguousarray(pixels)).__getstate__())
+        image.metadata = metadata
+        return image
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        name = str(getattr(fp, "name", fp)) if format is None else ""
+        kind = (format or FORMATS.get(Path(name).suffix.lower(), "")).upper()
+        texts = save_parameters(kind.replace("JPG", "JPEG"), self.metadata)
+        super().save(fp, **({"format": format} if format else {}), **{**texts, **params})
+
+
+def save_image(
+    image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None, quality: int | None = None
+) -> None:
+    """Writes an image, whole or not at all, with texts inside; the ending of the name says how.
+
+    Args:
+        quality: of JPEG and WebP, 0 (small) to 100 (large); None: 95 for JPEG, and WebP without loss.
+
+    Raises:
+        UsageError: for another ending, or an image that is too large for the format.
+        OutputError: if it cannot be written.
+    """
+    kind = image_format(path)
+    given: dict[str, Any] = {}
+    if kind == "JPEG":
+        given = {"quality": JPEG_QUALITY if quality is None else quality, "subsampling": 0}
+    elif kind == "WEBP":
+        given = {"lossless": True} if quality is None else {"quality": quality}
+    with atomic_path(path) as temporary:
+        try:
+            image.save(temporary, format=kind, **save_parameters(kind, metadata or {}), **given)
+        except (ValueError, SystemError) as error:
+            raise UsageError(f"{path}: {image.size[0]}x{image.size[1]} as {kind}: {error}; save as .png") from None
+
+
+@contextmanager
+def opened(path: Path, name: str = "") -> Iterator[Image.Image]:
+    """An image file, open; whatever Pillow raises for what it cannot read is a UsageError that names the file.
+
+    Args:
+        name: of the argument, for errors.
+    """
+    where = f"{name} {str(path)!r}" if name else str(path)
+    check_regular(path, where)
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UsageError:
+        raise
+    except UnidentifiedImageError:
+        raise UsageError(f"{where}: is not an image; give a picture file") from None
+    # Broken files make Pillow raise nearly anything.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, MemoryError) as error:
+        raise UsageError(f"{where}: cannot be read ({_reason(error)}); give a picture file") from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise UsageError(f"{where}: is damaged ({_reason(error)}); write it again") from None
+    except Exception as error:  # struct.error, zlib.error and those of its formats
+        raise UsageError(f"{where}: is damaged ({_reason(error)}); write it again") from None
+
+
+def _reason(error: BaseException) -> str:
+    return printable(str(error) or type(error).__name__, 200)
+
+
+def read_image(path: Path, name: str = "") -> Image.Image:
+    """An image file as 8-bit RGB, see :func:`as_rgb`; a UsageError if it cannot be read."""
+    with opened(path, name) as image:
+        return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image as it is meant to be seen, in 8-bit RGB.
+
+    It is turned as its EXIF orientation says; what is transparent lies on white; 16-bit levels and floats in [0, 1]
+    become 8-bit levels.
+
+    Raises:
+        UsageError: for floats outside [0, 1], whose white is unknown, or whole numbers above 16 bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_levels(np.asarray(image), image.mode)).convert("RGB")
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def _levels(values: np.ndarray[Any, np.dtype[Any]], mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Levels of 16 bits, or floats in [0, 1], as levels of 8 bits."""
+    white = 1.0 if mode == "F" else 65535.0
+    unit = values.astype(np.float64) / white
+    if not ((unit >= 0) & (unit <= 1)).all():
+        raise UsageError(
+            f"image of mode {mode} with values from {values.min():g} to {values.max():g}: must be in 0 to {white:g}; "
+            "scale it to 8 bits first"
+        )
+    return np.rint(255 * unit).astype(np.uint8)
+
+
+def image_metadata(image: Image.Image) -> dict[str, str]:
+    """The texts in an open image file: chunks of PNG, the comment of GIF, that in the EXIF data of JPEG and WebP."""
+    if image.format == "PNG":
+        texts = getattr(image, "text", {})  # to read those behind the pixels, it reads these, too
+        return {str(key): str(value) for key, value in texts.items()}
+    comment = image.info.get("comment", b"") if image.format == "GIF" else None
+    if comment is None:
+        comment = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
+    return comment_texts(comment)
+
+
+def comment_texts(comment: str | bytes) -> dict[str, str]:
+    """The texts in a comment; empty where it is not one of ours."""
+    text = comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
+    try:
+        found = json.loads(text.removeprefix(_ASCII.decode()))
+    except (ValueError, RecursionError):
+        return {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}

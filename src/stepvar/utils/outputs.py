@@ -1,0 +1,104 @@
+"""Where the results of a run go, decided before the work: no two are one file, and none replaces another file unasked.
+
+An existing file is replaced only where the caller says so (``--force``); names that nobody gave move on to the next
+free one, ``scene-2.png``; in a folder, numbers go on behind those that are there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+from stepvar.errors import OutputError, UsageError
+from stepvar.utils.files import check_writable, is_stream
+
+MEDIA = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4")
+"""Endings of results; a folder with one of them is rather a mistake."""
+
+
+class Outputs:
+    """The files that one run writes.
+
+    Args:
+        force: whether files that are there may be replaced.
+    """
+
+    def __init__(self, force: bool = False) -> None:
+        self.force = force
+        self._names: dict[object, str] = {}
+
+    def claim(self, name: str, *paths: Path, own: bool = False) -> None:
+        """Checks files that will be written.
+
+        Args:
+            name: of the option that they follow from.
+            own: whether the run may replace them whatever ``force`` says, since the names are its own.
+
+        Raises:
+            UsageError: if one of them is a file that was claimed before.
+            OutputError: if one cannot be written, or exists.
+        """
+        for path in paths:
+            if path.parent.is_dir() or not own:  # its own folders may still have to be made
+                check_writable(path)
+            if is_stream(path):
+                continue
+            for key in _identities(path):
+                if key in self._names:
+                    other = self._names[key]
+                    raise UsageError(f"{name} and {other}: both would be written to {path}; give different files")
+            if path.exists() and not self.force and not own:
+                raise OutputError(f"{path}: exists; replace it with --force, or choose another name")
+            self._names.update(dict.fromkeys(_identities(path), f"{name} {str(path)!r}"))
+
+
+def _identities(path: Path) -> list[object]:
+    """By what a file is known to be the same: its place, as file systems that ignore case have it, and its number."""
+    real = os.path.realpath(path)
+    found: list[object] = [unicodedata.normalize("NFC", real).casefold()]
+    if os.path.exists(real):
+        status = os.stat(real)
+        found.append((status.st_dev, status.st_ino))
+    return found
+
+
+def is_folder_name(path: Path | str) -> bool:
+    """Whether a name is that of a folder: it is one, ends in a slash, or has no ending and is not there."""
+    if str(path).endswith(("/", os.sep)):
+        return True
+    place = Path(path)
+    return place.suffix.lower() not in MEDIA and (place.is_dir() or (not place.suffix and not os.path.lexists(path)))
+
+
+def numbered(path: Path, number: int) -> list[Path]:
+    """The path itself for one result, ``name-1.png`` and so on for several."""
+    if number == 1:
+        return [path]
+    digits = len(str(number))
+    return [path.with_name(f"{path.stem}-{one:0{digits}}{path.suffix}") for one in range(1, number + 1)]
+
+
+def free_name(path: Path, number: int = 1, beside: Sequence[str] = ()) -> Path:
+    """The path, or ``name-2.png``, ``name-3.png`` ... : the first whose results (and ``beside`` them) are not there.
+
+    Args:
+        number: of results, see :func:`numbered`.
+        beside: other endings that are written under the same name.
+    """
+    for attempt in count(1):
+        candidate = path if attempt == 1 else path.with_name(f"{path.stem}-{attempt}{path.suffix}")
+        files = [*numbered(candidate, number), *(candidate.with_suffix(ending) for ending in beside)]
+        if not any(map(os.path.lexists, files)):
+            return candidate
+    raise AssertionError  # count() does not end
+
+
+def in_folder(folder: Path, suffix: str, number: int) -> list[Path]:
+    """Names in a folder, ``0001.png`` and so on, behind the numbers that are there."""
+    taken = [int(path.stem) for path in folder.glob("*") if re.fullmatch(r"[0-9]{1,9}", path.stem)]
+    first = 1 + max(taken, default=0)
+    return [folder / f"{one:04}{suffix}" for one in range(first, first + number)]

@@ -1,0 +1,309 @@
+"""Where results go: no file is lost, none is half-written, and every one says how it was made."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stepvar import Pipeline
+from stepvar.cli import main
+from stepvar.cli.signals import ending_signals
+from stepvar.errors import OutputError, UsageError
+from stepvar.media.images import read_image
+from stepvar.media.metadata import read_metadata
+from stepvar.utils.files import TEMPORARY, atomic_folder, write_text
+from stepvar.utils.outputs import Outputs
+
+PROMPT = "a large red circle on grass"
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a command that gets as far as loading a model."""
+
+    def load(*_: object, **__: object) -> Pipeline:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", load)
+
+
+@pytest.fixture
+def generate(run: Any, shared_model: Path) -> Any:
+    return lambda *arguments: run("generate", "--model", shared_model, *arguments)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--out", "a.png", "--report", "d/../a.png"],
+        ["--out", "a.png", "--report", "A.PNG"],
+        ["--out", "a.png", "--report", "link.png"],
+        ["--out", "link.png", "--report", "a.png"],
+        ["a blue star", "--out", "a.png", "--report", "a-1.png"],
+        ["--num-images", "2", "--out", "a.png", "--preview", "a-2.png"],
+        ["--out", "old.png", "--report", "hard.png", "--force"],
+        ["--out", "d/", "--report", "d/0001.png"],
+    ],
+    ids=" ".join,
+)
+def test_two_results_in_one_file_are_refused(generate: Any, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "old.png").touch()
+    os.link(tmp_path / "old.png", tmp_path / "hard.png")
+    result = generate(PROMPT, *arguments)
+    assert result.status == 2 and "give different files" in result.error()
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("option", ["--out", "--report", "--preview"])
+def test_files_that_are_there_stay(generate: Any, tmp_path: Path, option: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    result = generate(PROMPT, option, "a.png")
+    assert result.status == 1 and "a.png: exists; replace it with --force" in result.error()
+    assert generate(PROMPT, option, "a.png", "--force").err.count("the model was loaded") == 1
+
+
+def test_names_that_nobody_gave_are_free_ones(generate: Any, tmp_path: Path) -> None:
+    for name in ("scene.png", "scene-2.png"):
+        assert name in generate(PROMPT, "--seed", 1).out
+    assert "scene-2-1.png" in generate(PROMPT, "--num-images", 2).out
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_folder_is_filled_up(generate: Any, tmp_path: Path) -> None:
+    for _ in range(2):
+        generate(PROMPT, "a blue star on snow", "--out", "folder", "-q")
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [f"000{n}.png" for n in (1, 2, 3, 4)]
+
+
+def test_prompts_of_a_file_have_the_seeds_of_a_list(generate: Any, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\ufeffa red circle on sand\n\n a blue star on snow \n", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a red circle on sand"}\n{"prompt": "a blue star on snow"}\n')
+    for file in ("lines.txt", "rows.jsonl"):
+        result = generate("--prompts", file, "--seed", 5, "--out", file[:4], "--report", f"{file}.json")
+        assert result.status == 0, result.err
+        texts = [read_metadata(tmp_path / file[:4] / f"000{n}.png") for n in (1, 2)]
+        assert [(one["prompt"], one["seed"]) for one in texts] == [
+            ("a red circle on sand", "5"),
+            ("a blue star on snow", "6"),
+        ]
+    assert (tmp_path / "line" / "0002.png").read_bytes() == (tmp_path / "rows" / "0002.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no such file"), (b"", "no prompts"), (b"red \xff", "UTF-8"), (b"[" * 100_000, "line 1")],
+)
+def test_prompt_files_that_cannot_be_read(generate: Any, tmp_path: Path, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "p.jsonl").write_bytes(content)
+    result = generate("--prompts", "p.jsonl")
+    assert result.status == 2 and "p.jsonl" in result.error() and said in result.error()
+    assert "device or a pipe" in generate("--prompts", "/dev/zero").error()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_an_image_is_generated_again_from_its_file(generate: Any, run: Any, tmp_path: Path, suffix: str) -> None:
+    options = ("--keep", "0.5,0.25", "--set", "scope=block", "--temperature", "0.9", "--aspect-ratio", "3:2")
+    generate(PROMPT, "a blue star on snow", "--seed", 7, *options, "--out", f"a.{suffix}", "--tile", 8)
+    assert run("info", f"a-2.{suffix}").out.rstrip().endswith(f"stepvar generate --from a-2.{suffix}")
+    again = run("generate", "--from", f"a-2.{suffix}", "--out", f"again.{suffix}")
+    assert again.status == 0, again.err
+    assert (tmp_path / f"again.{suffix}").read_bytes() == (tmp_path / f"a-2.{suffix}").read_bytes()
+
+
+def test_what_python_saves_is_generated_again(run: Any, shared_model: Path, tmp_path: Path) -> None:
+    output = Pipeline.from_pretrained(shared_model)([PROMPT], seed=[3], method="stepvar+drop-guidance")
+    output.images[0].save(tmp_path / "pil.png")
+    (saved,) = output.save(tmp_path / "own.webp")
+    for path in (tmp_path / "pil.png", saved):
+        assert run("generate", "--from", path, "--out", f"{path.stem}-again.png", "--quiet").status == 0
+        again = np.asarray(read_image(tmp_path / f"{path.stem}-again.png"))
+        assert np.array_equal(again, np.asarray(output.images[0]))
+
+
+def test_what_cannot_be_generated_again_says_why(run: Any, shared_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    pipe = Pipeline.from_pretrained(shared_model)
+    pipe(PROMPT, generator=torch.Generator().manual_seed(1)).save(tmp_path / "stream.png")
+    assert "a generator or noise was given" in run("generate", "--from", "stream.png").error()
+    pipe(PROMPT, seed=1).save(tmp_path / "own.png")
+    for option in (["--seed", "3"], ["a prompt"], ["--keep", "0.5"]):
+        assert "the file says all but" in run("generate", "--from", "own.png", *option).error()
+
+
+def test_a_record_cannot_make_anything_run(run: Any, shared_model: Path, tmp_path: Path) -> None:
+    Pipeline.from_pretrained(shared_model)(PROMPT, seed=1).save(tmp_path / "own.png")
+    with Image.open(tmp_path / "own.png") as image:
+        record = image.text["repeat"]  # type: ignore[attr-defined]
+        pixels = image.convert("RGB")
+    from stepvar.media.images import save_image
+
+    (tmp_path / "trap.py").write_text("raise SystemExit(77)")
+    for old, new in (
+        ('"dense"', '"trap:Method"'),
+        ('"seed": [1]', '"seed": [1], "callback_on_scale_end": "print"'),
+        ('"seed": [1]', '"seed": [1], "nothing": 1'),
+        ('"index": 0', '"index": 5'),
+        ('"tile": null', '"tile": "x"'),
+        ('"call": {', '"call": 3, "other": {'),
+        (record, "[" * 100_000),
+    ):
+        assert old in record
+        save_image(pixels, tmp_path / "changed.png", {"repeat": record.replace(old, new), "version": "x"})
+        result = run("generate", "--from", "changed.png")
+        assert result.status == 2, (old, new)
+        result.error()
+
+
+def test_links_modes_and_write_protection_are_kept(generate: Any, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "target.png", tmp_path / "link.png"
+    link.symlink_to(target)
+    generate(PROMPT, "--out", "link.png", "-q")  # to a file that is not there yet
+    assert link.is_symlink() and read_image(target).size == (32, 32)
+    umask = os.umask(0o027)
+    try:
+        generate(PROMPT, "--out", "new.png", "-q")
+        target.chmod(0o600)
+        generate(PROMPT, "--out", "link.png", "--force", "-q")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "new.png").stat().st_mode) == 0o640
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600 and link.is_symlink()
+    target.chmod(0o444)
+    result = generate(PROMPT, "--out", "link.png", "--force")
+    assert result.status == 1 and "write-protected" in result.error()
+    assert [path.name for path in tmp_path.rglob(f"{TEMPORARY}*")] == []
+
+
+def test_devices_are_written_to(generate: Any, tmp_path: Path) -> None:
+    assert generate(PROMPT, "--out", "/dev/null", "--report", "/dev/null", "-q").status == 0
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "is a pipe" in generate(PROMPT, "--out", "pipe.png").error()
+    result = generate(PROMPT, "--out", "/dev/full", "-q")
+    assert result.status == 1 and "No space left" in result.error()
+
+
+@pytest.mark.parametrize("length", [250, 255])
+def test_names_of_every_legal_length(generate: Any, tmp_path: Path, length: int) -> None:
+    name = "x" * (length - 4) + ".png"
+    assert generate(PROMPT, "--out", name, "-q").status == 0 and (tmp_path / name).is_file()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_names_that_numbers_make_too_long_fail_before_the_work(generate: Any) -> None:
+    result = generate(PROMPT, "--out", "x" * 250 + ".png", "--num-images", 2)
+    assert result.status == 1 and "at most 255" in result.error()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_names_that_stdout_cannot_show(
+    shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", PROMPT, "--model", str(shared_model), "--out", "bild_\u56fe.png"]) == 0
+    assert (tmp_path / "bild_\u56fe.png").is_file() and b"bild_\\u56fe.png" in stream.buffer.getvalue()
+
+
+def test_prompts_with_stray_bytes_are_generated(generate: Any, tmp_path: Path) -> None:
+    result = generate("a red circle \udcff", "--out", "\udcff.png", "--seed", "1")
+    assert result.status == 0, result.err
+    assert generate(PROMPT, "--from", "x").status == 2
+    assert read_metadata(tmp_path / "\udcff.png")["prompt"] == "a red circle \\udcff"
+
+
+def test_a_full_disk_behind_stdout_is_told(shared_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stepvar", "methods"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 1 and done.stderr.startswith("stepvar: error: standard output: No space left")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_console_errors_have_no_place(shared_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["generate", PROMPT, "--model", "nope"]) == 2
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("wait", [0.15, 0.4, 1.5])
+def test_signals_end_a_command_cleanly_at_any_moment(
+    shared_model: Path, tmp_path: Path, number: signal.Signals, status: int, wait: float
+) -> None:
+    """The first moments are those of Python itself, before the first line of this package."""
+    code = "print('x', flush=True); import sys; from stepvar.__main__ import main; sys.exit(main())"
+    arguments = ["generate", PROMPT, "--model", str(shared_model), "--num-images", "3000", "-q"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "x\n"
+    time.sleep(wait)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == status, said
+    assert said == f"stepvar: {'interrupted' if number == signal.SIGINT else 'terminated'}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_caller_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        with pytest.raises(KeyboardInterrupt), ending_signals() as came:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_outputs_know_their_own_names(tmp_path: Path) -> None:
+    outputs = Outputs()
+    (tmp_path / "mine.png").touch()
+    outputs.claim("own", tmp_path / "mine.png", own=True)
+    with pytest.raises(UsageError, match="report and own"):
+        outputs.claim("report", tmp_path / "MINE.png")
+    with pytest.raises(OutputError, match="cannot hold a null"):
+        outputs.claim("report", tmp_path / "a\0b")
+
+
+def test_folders_get_the_modes_of_the_umask(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        with atomic_folder(tmp_path / "new") as folder:
+            (folder / "inner").mkdir()
+            for file in (folder / "a", folder / "inner" / "b"):
+                file.touch(mode=0o600)
+    finally:
+        os.umask(umask)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").rglob("*")}
+    assert modes == {"a": 0o644, "inner": 0o755, "b": 0o644}
+
+
+def test_links_in_a_circle_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OutputError, match="leads back to itself"):
+        write_text(tmp_path / "a", "x")

@@ -1,0 +1,116 @@
+"""Image files: seen as they are meant, damaged ones named, and how they were made inside every format."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stepvar.errors import UsageError
+from stepvar.media.images import GeneratedImage, as_rgb, read_image, save_image
+from stepvar.media.metadata import read_metadata
+
+TEXTS = {"prompt": "a café at night", "seed": "7", "version": "stepvar 1"}
+RAMP = np.linspace(0, 1, 5)[None].repeat(4, 0)
+
+
+def levels(image: Image.Image) -> list[int]:
+    return np.asarray(as_rgb(image))[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_exif_says(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (60, 40)).save(tmp_path / "phone.jpg", exif=exif)
+    assert read_image(tmp_path / "phone.jpg").size == ((60, 40) if orientation < 5 else (40, 60))
+
+
+def test_16_bits_and_floats_keep_their_levels(tmp_path: Path) -> None:
+    Image.fromarray((RAMP * 65535).round().astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
+    for name in ("deep.png", "float.tif"):
+        assert np.asarray(read_image(tmp_path / name))[0, :, 0].tolist() == [0, 64, 128, 191, 255]
+    assert levels(Image.fromarray((RAMP * 65535).round().astype(np.int32))) == [0, 64, 128, 191, 255]
+
+
+@pytest.mark.parametrize("value", [255.0, -0.5, np.nan, np.inf])
+def test_floats_whose_white_is_unknown_are_refused(value: float) -> None:
+    with pytest.raises(UsageError, match="mode F"):
+        as_rgb(Image.fromarray(np.full((2, 2), value, np.float32)))
+
+
+def test_what_is_transparent_lies_on_white() -> None:
+    clear = Image.new("RGBA", (5, 4), (200, 0, 0, 0))
+    clear.putpixel((1, 0), (200, 0, 0, 255))
+    assert levels(clear) == [255, 200, 255, 255, 255]
+    assert np.asarray(as_rgb(clear))[0, 1].tolist() == [200, 0, 0]
+    palette = Image.new("P", (5, 4))
+    palette.putpalette([9, 9, 9])
+    assert levels(palette) == [9] * 5
+    palette.info["transparency"] = 0
+    assert levels(palette) == [255] * 5
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.jpeg", "x.webp", "x.PNG"])
+def test_every_format_says_how_it_was_made(tmp_path: Path, name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    save_image(Image.fromarray(pixels), tmp_path / name, TEXTS)
+    assert read_metadata(tmp_path / name) == TEXTS
+    exact = np.array_equal(np.asarray(read_image(tmp_path / name)), pixels)
+    assert exact or "jp" in name  # PNG, and WebP where no quality is asked for, lose nothing
+    GeneratedImage.of(pixels, TEXTS).save(tmp_path / f"python-{name}")
+    assert read_metadata(tmp_path / f"python-{name}") == TEXTS
+
+
+def test_images_saved_into_memory_carry_their_texts() -> None:
+    for kind in ("PNG", "jpeg", "webp"):
+        buffer = io.BytesIO()
+        GeneratedImage.of(np.zeros((4, 4, 3), np.uint8), TEXTS).save(buffer, kind)
+        assert b"stepvar 1" in buffer.getvalue()
+
+
+def test_stray_bytes_and_long_prompts_are_written(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg", "webp"):
+        texts = {"prompt": "red \udcff" + "x" * 100_000}
+        save_image(Image.new("RGB", (4, 4)), tmp_path / f"x.{suffix}", texts)
+        assert read_metadata(tmp_path / f"x.{suffix}")["prompt"].startswith("red ")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_damaged_images_are_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    save_image(Image.fromarray(pixels), path, TEXTS)
+    whole = path.read_bytes()
+    refused = 0
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        data = bytearray(whole[: random.integers(1, len(whole))] if seed % 2 else whole)
+        for place in random.integers(0, len(data), 8):
+            data[place] = random.integers(256)
+        path.write_bytes(data)
+        for read in (read_image, read_metadata):
+            try:
+                read(path)
+            except UsageError as error:
+                refused += 1
+                assert f"x.{suffix}" in str(error)
+    assert refused > 10
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(UsageError, match="device or a pipe"):
+            read_image(path)
+
+
+def test_images_of_a_gigapixel_are_refused(tmp_path: Path) -> None:
+    Image.new("1", (20000, 20000)).save(tmp_path / "large.png")
+    with pytest.raises(UsageError, match=r"large\.png"):
+        read_image(tmp_path / "large.png")
