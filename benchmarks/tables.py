@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine, memory, precision, quality_video, speed
+from benchmarks import engine, memory, precision, quality_video, speed, upstream
 from benchmarks.study.tables import single, write_tables
 from stepvar.utils.files import write_text
 
@@ -51,6 +51,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "quantization": lambda result: precision.quantization_markdown(result) + "\n" + info(result),
     "speed": lambda result: speed.markdown(result) + "\n" + info(result),
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
+    "upstream": lambda result: upstream.markdown(result) + info(result),
     "single": single,
 }
 """From the first word of a result's name to what writes its table."""

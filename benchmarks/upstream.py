@@ -265,6 +265,18 @@ def collect(pipe: Pipeline, arguments: argparse.Namespace, words: list[str]) -> 
     return calls
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """The rows in ms, and how many times as fast as the published code each is."""
+    lines = ["| code | method | loop | decode | whole | times as fast | spread |", "|---" * 7 + "|"]
+    slowest = result["rows"][0]["whole"]
+    for row in result["rows"]:
+        times = " | ".join(f"{row[name]:.0f}" for name in ("loop", "decode", "whole"))
+        fast = f"{slowest / row['whole']:.1f}x"
+        lines.append(f"| {row['code']} | {row['method']} | {times} | {fast} | {100 * row['spread']:.0f} % |")
+    words = "; ".join(result["stand_ins"])
+    return "\n".join(lines) + f"\n\nWhat stands in for what their code needs: {words}.\n"
+
+
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="2b", help="variant of Infinity")

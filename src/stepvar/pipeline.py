@@ -131,7 +131,7 @@ class Pipeline:
             text_encoder: "auto" loads what the model was trained with (Flan-T5-XL for the released Infinity models);
                 the name or folder of another model of its kind, an encoder, or None to work with features only.
             device, dtype: where and in what precision, also by name ("auto", "cuda:1"; "bf16"); see :meth:`to`.
-            engine: "eager", "graphs" (CUDA graphs; experimental), or "auto"; see :class:`~stepvar.engine.Engine`.
+            engine: "eager", "graphs" (CUDA graphs), or "auto": graphs on CUDA; see :class:`~stepvar.engine.Engine`.
             cache_dtype: "int8" stores keys and values in half of the memory of bfloat16, with a scale per head and
                 token; None: as they are computed.
             quantization: how the weights of the blocks are stored: "int8" on any device, or "fp8" on Hopper and newer

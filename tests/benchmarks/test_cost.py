@@ -78,8 +78,8 @@ def test_speedups_are_held_to_what_was_asked(monkeypatch: pytest.MonkeyPatch) ->
     assert "| stepvar | 1.3 | 1.31 |" in text and "Refused: `speedup=1000: too much`" in text
 
 
-@pytest.mark.parametrize("name", ["speed-2b", "budget-scenes"])
+@pytest.mark.parametrize("name", ["speed-scenes", "budget-scenes"])
 def test_stored_results_still_make_tables(name: str) -> None:
     text = speed.markdown(json.loads((RESULTS / f"{name}.json").read_text()))
-    assert ("| ms | loop over scales |" in text) == (name == "speed-2b")
+    assert text.startswith("|") and "x (" in text
     assert ("| stepvar | 1.5 | 1.50 | 1.50x" in text) == (name == "budget-scenes")
