@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepvar.version import __version__ as __version__
+from stepvar.utils.version import __version__ as __version__
 
 TYPE_CHECKING = False  # nothing is imported here, so that the command line answers Ctrl-C from its first moment
 if TYPE_CHECKING:

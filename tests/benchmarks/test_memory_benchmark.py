@@ -57,7 +57,7 @@ def test_a_case_that_fails_does_not_end_the_others(
 
     really_run = subprocess.run
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     memory.main(["--models", "8b,2b", "--methods", "dense", "--ways", "none", "--out", str(tmp_path / "memory.json")])
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| 8b | dense | none | failed: MemoryError: out of memory |  |  |  |",

@@ -225,7 +225,7 @@ def test_an_interrupted_run_leaves_nothing(run, shared_model: Path, tmp_path: Pa
     def impatient(*_: object) -> Iterator[object]:
         yield _interrupt
 
-    monkeypatch.setattr("stepvar.pipeline.scale_bar", impatient)
+    monkeypatch.setattr("stepvar.pipeline.pipeline.scale_bar", impatient)
     result = run("generate", PROMPT, "--model", shared_model, "--report", "report.json", "--preview", "p.png")
     assert (result.status, result.out, result.err) == (130, "", "stepvar: interrupted\n")
     assert list(tmp_path.iterdir()) == []

@@ -38,7 +38,7 @@ def test_what_does_not_fit_is_refused_with_advice(taken: DryRun, message: str) -
 
 def test_a_pipeline_refuses_before_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline(meta_model("FoundationVision/Infinity", "2b"), None)  # without weights: it cannot be run
-    monkeypatch.setattr("stepvar.pipeline.memory_of", lambda device: 4 * GIB)
+    monkeypatch.setattr("stepvar.pipeline.memory.memory_of", lambda device: 4 * GIB)
     with pytest.raises(UsageError, match=r"memory: needs about .* GiB for cache\), and device meta has 4.0 GiB"):
         pipe(prompt_embeds=torch.zeros(1, 4, pipe.model.config.text_channels), seed=0)
 

@@ -27,7 +27,7 @@ from stepvar.evaluation.summary import summarise
 from stepvar.media.images import read_image, save_image
 from stepvar.media.metadata import read_metadata
 from stepvar.media.video import Video
-from stepvar.records import read_record
+from stepvar.pipeline.records import read_record
 from tests.checkpoint_writer import write_infinity, write_var
 from tests.cli.conftest import write_model
 from tests.fuzz.damage import damaged, damaged_json

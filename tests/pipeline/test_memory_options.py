@@ -69,8 +69,8 @@ def test_images_previews_and_comparisons_are_those_of_a_pipeline_on_its_device(p
 def test_all_weights_rest_on_the_cpu_and_the_text_encoder_works_on_the_device(pipe: Pipeline) -> None:
     pipe.enable_model_cpu_offload("meta")
     assert pipe.device.type == "meta" and pipe.text_encoder is not None
-    assert pipe.text_encoder.device.type == "meta"  # type: ignore[attr-defined]
-    for module in (pipe.model.transformer, pipe.model.tokenizer.decoder, pipe.text_encoder._model):  # type: ignore[attr-defined]
+    assert pipe.text_encoder.device.type == "meta"
+    for module in (pipe.model.transformer, pipe.model.tokenizer.decoder, pipe.text_encoder._model):
         assert {tensor.device.type for tensor in tensors_of(module)} == {"cpu"}
     pipe.enable_sequential_cpu_offload("cpu")
     assert pipe.device.type == "cpu" and pipe.model.offload.name == "sequential"

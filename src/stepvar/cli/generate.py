@@ -289,7 +289,7 @@ def _repeat(context: typer.Context, file: Path, out: str | None, force: bool, qu
     from stepvar.media.metadata import read_metadata
     from stepvar.media.saving import save_result
     from stepvar.pipeline import Pipeline
-    from stepvar.records import read_record
+    from stepvar.pipeline.records import read_record
 
     allowed = ("from_", "out", "force", "quality", "quiet")
     for name in context.params:

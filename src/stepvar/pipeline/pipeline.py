@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stepvar.checkpoints import EMBEDDED, LoadedModel, load_model, save_model
-from stepvar.checkpoints.sources import Source, find_outline
+from stepvar.checkpoints.sources import find_outline
 from stepvar.core.arguments import (
     SEED,
     AspectRatio,
@@ -22,28 +22,23 @@ from stepvar.core.arguments import (
     SamplingArguments,
     make_generators,
     make_noise,
-    parse_aspect_ratio,
 )
 from stepvar.core.noise import Noise
-from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
-from stepvar.core.tokens import ScaleSchedule
 from stepvar.core.values import (
     COUNT,
     MOST_VALUES,
-    Range,
     as_list,
     device_of,
     dtype_of,
-    number,
     placement,
     shown,
     text,
     whole_number,
 )
 from stepvar.core.words import CALL, LOAD, NO_WORDS, accepts, unknown_attribute
-from stepvar.cost.dry_run import DryRun, dry_run, flop_counter
-from stepvar.cost.memory import TEXT_TOKENS, check_fits, fits_easily, memory_of
+from stepvar.cost.dry_run import flop_counter
 from stepvar.cost.speedup import Fitted, Scope, fit_speedup
 from stepvar.engine import Engine, EngineName
 from stepvar.errors import UsageError
@@ -51,32 +46,26 @@ from stepvar.kernels.linear import Quantization, check_quantization
 from stepvar.methods import Method, as_method
 from stepvar.methods.contract import blaming
 from stepvar.models.inputs import GenerationInputs, PreparedInputs
-from stepvar.models.offload import OffloadName
 from stepvar.models.precision import CacheName
 from stepvar.models.registry import FAMILIES
-from stepvar.models.shapes import check_ratio, shape_of_size, warn_if_larger
-from stepvar.models.tiling import SMALLEST_TILE
+from stepvar.models.shapes import shape_of_size
 from stepvar.output import Output, OutputType, to_media
-from stepvar.records import describe
-from stepvar.text import CachedEncoder, ContextFeatures, Encoder, OffloadableEncoder, WordEncoder, check_source
+from stepvar.pipeline.loading import check_text_encoder, encoder_behind_cache, own_text_encoder
+from stepvar.pipeline.memory import MemoryOptions
+from stepvar.pipeline.records import describe
+from stepvar.pipeline.schedules import Schedules, sampling_names
+from stepvar.text import ContextFeatures, Encoder, WordEncoder
 from stepvar.utils.ambient import stated_formats
-from stepvar.utils.device import execution_device
 from stepvar.utils.files import atomic_folder
 from stepvar.utils.hub import hub_access
 from stepvar.utils.log import logger
 from stepvar.utils.progress import scale_bar
 
-
-def _sampling_names() -> dict[str, None]:
-    """Names of the arguments that say how to sample."""
-    return dict.fromkeys(field.name for field in fields(SamplingArguments))
-
-
 _PLACES = ("name", "tokenizer", "text_encoder")
 """Arguments of ``from_pretrained`` that may be local paths."""
 
 
-class Pipeline:
+class Pipeline(MemoryOptions, Schedules):
     """A model with what it needs to generate: tokenizer, text encoder, settings.
 
     Attributes:
@@ -98,6 +87,7 @@ class Pipeline:
         self._origin: dict[str, str | None] | None = None
         self.sliced = False
         self.engine = Engine(engine)
+        self._fitting: set[Hashable] = set()
 
     @classmethod
     @accepts(LOAD)
@@ -153,10 +143,10 @@ class Pipeline:
         started = time.perf_counter()
         # Weights made in inference mode could never be changed again.
         with hub_access(cache_dir, token, local_files_only), torch.inference_mode(False), stated_formats():
-            _check_text_encoder(find_outline(name, variant, revision, tokenizer), text_encoder)
+            check_text_encoder(find_outline(name, variant, revision, tokenizer), text_encoder)
             loaded = load_model(name, variant=variant, revision=revision, dtype=precision, tokenizer=tokenizer)
             loaded.model.set_cache_dtype(cache_dtype)
-            pipe = cls(loaded, _text_encoder(loaded, text_encoder, quantization is not None), engine)
+            pipe = cls(loaded, own_text_encoder(loaded, text_encoder, quantization is not None), engine)
             if quantization is not None:  # before it moves: the device never holds the weights at full length
                 pipe.model.quantize(quantization)
             pipe.to(place, precision)
@@ -207,10 +197,6 @@ class Pipeline:
         return f"Pipeline({self.name!r}: {', '.join(filter(None, parts))})"
 
     @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
@@ -255,7 +241,7 @@ class Pipeline:
         Raises:
             OutputError: if it exists, or cannot be written.
         """
-        encoder = _encoder_behind_cache(self.text_encoder)
+        encoder = encoder_behind_cache(self.text_encoder)
         own, folder = encoder if isinstance(encoder, WordEncoder) else None, Path(folder)
         precision = None if dtype is None else dtype_of("dtype", dtype)
         with atomic_folder(folder) as made:
@@ -268,102 +254,6 @@ class Pipeline:
         if look:
             raise UsageError(f"{', '.join(look)}: the look of the bar cannot be set; give disable=True or False")
         self.progress = not disable
-
-    def enable_text_encoder_offload(self, device: str | torch.device | None = None) -> Pipeline:
-        """Lets the text encoder's weights rest on the CPU and visit ``device`` (None: the model's) only to encode.
-
-        Raises:
-            UsageError: if the model's text encoder is too small for that to make sense.
-        """
-        encoder = _encoder_behind_cache(self.text_encoder)
-        if not isinstance(encoder, OffloadableEncoder):
-            raise UsageError(f"text encoder offload: {self.name} has no large text encoder; leave it where it is")
-        encoder.enable_offload(self.device if device is None else device)
-        return self
-
-    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> Pipeline:
-        """Lets all weights rest on the CPU: text encoder, transformer and decoder visit the device one after another.
-
-        Load the pipeline on the CPU, then call this. Results are the same to the bit. Every generation copies the
-        weights once. Previews, too, copy the decoder, and hold it beside the transformer.
-
-        Args:
-            device: where they work; None: where the model is, or from the CPU the first GPU.
-
-        Raises:
-            UsageError: if the model is on the CPU and there is no GPU.
-        """
-        return self._offload("model", device)
-
-    def enable_sequential_cpu_offload(
-        self, device: str | torch.device | None = None, blocks_on_device: int = 0
-    ) -> Pipeline:
-        """As :meth:`enable_model_cpu_offload`, and the blocks of the transformer visit the device one by one, too.
-
-        While a block runs, the next one is copied. Every scale copies all blocks, which takes longer than small scales
-        compute: the less memory, the slower.
-
-        Args:
-            device: as there.
-            blocks_on_device: blocks that stay for the whole loop over scales; as many as fit.
-
-        Raises:
-            UsageError: as there, or if the model has not so many blocks.
-        """
-        return self._offload("sequential", device, blocks_on_device)
-
-    def disable_cpu_offload(self) -> Pipeline:
-        """Ends both kinds of offloading; the weights are left on the CPU, see :meth:`to`."""
-        self.model.disable_offload()
-        encoder = _encoder_behind_cache(self.text_encoder)
-        if isinstance(encoder, OffloadableEncoder):
-            encoder.disable_offload().to("cpu")
-        return self
-
-    def _offload(self, name: OffloadName, device: str | torch.device | None, blocks_on_device: int = 0) -> Pipeline:
-        self.engine.clear()
-        if device is None:
-            place = execution_device(self.device)
-        else:  # a model without data works on "meta"
-            place = torch.device("meta") if str(device) == "meta" else device_of("device", device)
-        with torch.inference_mode(False):
-            self.model.enable_offload(name, place, whole_number("blocks_on_device", blocks_on_device))
-        encoder = _encoder_behind_cache(self.text_encoder)
-        if isinstance(encoder, OffloadableEncoder):
-            encoder.enable_offload(place)
-        elif encoder is not None:
-            encoder.to(device=place)  # a few embeddings
-        return self
-
-    def enable_vae_tiling(self, tile: int = 32) -> Pipeline:
-        """Decodes large images tile by tile, in bounded memory.
-
-        Args:
-            tile: side of a tile in latent cells.
-
-        Raises:
-            UsageError: if it is too small for tiles to overlap.
-        """
-        tile = whole_number("tile", tile)
-        if tile < SMALLEST_TILE:
-            raise UsageError(f"tile={tile}: must be at least {SMALLEST_TILE} latent cells")
-        self.tile = tile
-        return self
-
-    def disable_vae_tiling(self) -> Pipeline:
-        """Decodes images in one piece again."""
-        self.tile = None
-        return self
-
-    def enable_vae_slicing(self) -> Pipeline:
-        """Decodes the images of a batch one by one, in the memory of one."""
-        self.sliced = True
-        return self
-
-    def disable_vae_slicing(self) -> Pipeline:
-        """Decodes the images of a batch together again."""
-        self.sliced = False
-        return self
 
     @accepts(CALL)
     def __call__(
@@ -537,25 +427,7 @@ class Pipeline:
             images, report, seeds, recorder.kept_maps(), inputs.captions, videos, following, metadata, self._fps
         )
 
-    def _check_memory(self, plan: Plan, method: Method) -> None:
-        """Refuses what the device can never hold, with advice; what else is there is not counted."""
-        available = memory_of(self.device)
-        if available is not None and not fits_easily(self.model, plan, available):
-            check_fits(self.dry_run(plan, method), available, f"device {self.device.type}")
-
-    def dry_run(self, plan: Plan, method: Method, text_tokens: int = TEXT_TOKENS) -> DryRun:
-        """The operations and the memory of a generation, without a text encoder; nothing is computed.
-
-        Args:
-            plan: as the method resolved it.
-            text_tokens: of a prompt, where its length is free.
-        """
-        with stated_formats():
-            wanted = self.inputs.example(text_tokens, plan.schedule)
-            condition = self.inputs.prepare(wanted, plan.samples).encode(plan.schedule, ()).condition
-            return dry_run(self.model, condition, plan, method, tile=self.tile, sliced=self.sliced)
-
-    @accepts(CALL, lambda: _sampling_names() | dict.fromkeys(("aspect_ratio", "resolution", "seconds")))
+    @accepts(CALL, lambda: sampling_names() | dict.fromkeys(("aspect_ratio", "resolution", "seconds")))
     def for_speedup(
         self,
         speedup: float,
@@ -583,11 +455,6 @@ class Pipeline:
         """
         shown, settings = self.progress if progress is None else progress, self.settings(**arguments)
         return fit_speedup(self, speedup, method, settings, samples, scope, progress=shown)
-
-    @property
-    def _fps(self) -> float:
-        """Frames per second of generated videos; of no meaning for images."""
-        return getattr(self.model.config, "fps", 1.0)
 
     def preview(self, state: Any, output_type: OutputType = "pil") -> Any:
         """The image or video so far of a running generation, for use in ``callback_on_scale_end``."""
@@ -617,114 +484,9 @@ class Pipeline:
                 video, lambda ratio: self._schedule(aspect_ratio, resolution, None, ratio), generator
             )
 
-    @accepts(NO_WORDS)
-    def schedule(
-        self,
-        aspect_ratio: AspectRatio | None = None,
-        resolution: str | None = None,
-        seconds: float | None = None,
-    ) -> ScaleSchedule:
-        """The scale schedule that a generation with these arguments runs.
-
-        Raises:
-            UsageError: for an aspect ratio far from every published one, or another argument that cannot be used.
-        """
-        return self._schedule(aspect_ratio, resolution, seconds)
-
-    def _schedule(
-        self,
-        aspect_ratio: AspectRatio | None,
-        resolution: str | None,
-        seconds: float | None,
-        usual: float | None = None,
-    ) -> ScaleSchedule:
-        """As :meth:`schedule`.
-
-        Args:
-            usual: width over height where none was asked for, of an image that is cut to whatever is near; None: the
-                model's own.
-        """
-        if resolution is not None:
-            resolution = text("resolution", resolution)
-        given = aspect_ratio
-        if given is None:
-            given = self.defaults.get("aspect_ratio", "1:1") if usual is None else usual
-        seconds = self._seconds(seconds)
-        if seconds is not None and not self.family.video:
-            raise UsageError(f"seconds={seconds:g}: this model generates images; leave it out")
-        wanted, extra = 1 / parse_aspect_ratio(given), (seconds,) if self.family.video else ()
-        schedule: ScaleSchedule = self.model.schedule(wanted, resolution, *extra)
-        if aspect_ratio is not None:
-            check_ratio(self.model, schedule, aspect_ratio)
-        if resolution is not None:
-            warn_if_larger(schedule, self.model.schedule(wanted, None, *extra))
-        return schedule
-
-    def _seconds(self, seconds: float | None, num_frames: int | None = None) -> float | None:
-        """The length of a video, by either of its arguments; None: the usual one."""
-        if num_frames is None:
-            return None if seconds is None else number("seconds", seconds, Range(0, 3600))
-        if seconds is not None:
-            raise UsageError("seconds and num_frames: give one of them")
-        frames = whole_number("num_frames", num_frames, Range(1, 10**6))
-        if not self.family.video:
-            raise UsageError(f"num_frames={frames}: this model generates images; leave it out")
-        return (frames - 1) / self._fps
-
-    @accepts(NO_WORDS, _sampling_names)
-    def settings(
-        self,
-        *,
-        aspect_ratio: AspectRatio | None = None,
-        resolution: str | None = None,
-        seconds: float | None = None,
-        **arguments: Any,
-    ) -> Settings:
-        """The settings of a dense generation, from words alone: what a method's ``plan`` starts from.
-
-        Args:
-            arguments: those of :class:`~stepvar.core.arguments.SamplingArguments`.
-
-        Raises:
-            UsageError: for an argument that cannot be used.
-        """
-        return self._settings(self._schedule(aspect_ratio, resolution, seconds), SamplingArguments(**arguments))
-
-    def _settings(self, schedule: ScaleSchedule, arguments: SamplingArguments) -> Settings:
-        family, depth = self.family, self.model.config.depth
-        return arguments.settings(schedule, self.defaults, depth, family.guidance_schedule, family.relative_scales)
-
 
 def _check_outputs(output_type: Any, callback: Any) -> None:
     if output_type not in get_args(OutputType):
         raise UsageError(f"output_type={shown(output_type)}: must be one of {', '.join(get_args(OutputType))}")
     if callback is not None and not callable(callback):
         raise UsageError(f"callback_on_scale_end={shown(callback)}: must be a function of (step, state)")
-
-
-def _check_text_encoder(outline: Source, chosen: Encoder[Any] | str | Path | None) -> None:
-    """Finds out whether the encoder asked for can be had, before the model is fetched or read."""
-    if isinstance(chosen, str) and chosen == "auto":
-        chosen = None if outline.text_encoder is not None else outline.family.text_encoder
-    elif isinstance(chosen, str):
-        text("text_encoder", chosen)
-    here = all(path.exists() for path in outline.parts.values())  # else loading the model says what is missing
-    if isinstance(chosen, (str, Path)) and here:
-        check_source(chosen)
-
-
-def _encoder_behind_cache(encoder: Any) -> Any:
-    return encoder.encoder if isinstance(encoder, CachedEncoder) else encoder
-
-
-def _text_encoder(
-    loaded: LoadedModel, chosen: Encoder[Any] | str | Path | None, quantized: bool
-) -> Encoder[Any] | None:
-    """The encoder asked for, behind a cache of the last prompts; one that is loaded here may be quantised."""
-    if chosen == "auto":
-        chosen = loaded.text_encoder or FAMILIES[loaded.family].text_encoder
-    if isinstance(chosen, (str, Path)):
-        chosen = FAMILIES[loaded.family].encoder(chosen, loaded.model.config)
-        if quantized and isinstance(chosen, OffloadableEncoder):
-            chosen.quantize()
-    return None if chosen is None else CachedEncoder(chosen)

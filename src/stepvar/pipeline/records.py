@@ -13,7 +13,7 @@ from stepvar.errors import UsageError
 from stepvar.methods import Compose, Method, make_method
 from stepvar.output import Output
 from stepvar.utils.reading import check_fields, parse_json
-from stepvar.version import __version__
+from stepvar.utils.version import __version__
 
 REPEAT = "repeat"
 """The text that holds the record, as JSON."""
