@@ -87,7 +87,7 @@ def run_pass(
     total = None
     if step.computed:
         entered = model.embed(state, step)
-        blocks = model.blocks(state, step, hook if method.acts_on_sublayers else run_dense)
+        blocks = model.blocks(state, step, hook if method.acts_on_sublayers(step) else run_dense)
         tokens = checked_map(method.run_stack(blocks, entered, step, method_state), entered, method, step)
         total = tokens.features.sum(dtype=torch.float32)
     if forced is not None:

@@ -59,3 +59,10 @@ def test_nothing_pruned_and_nothing_skipped_is_dense(tiny_model: Infinity) -> No
         generate_infinity(tiny_model, settings, FastVAR(prune=(0.0,), skip=0, blocks_before=0)),
     )
     assert all(torch.equal(a, b) for a, b in zip(dense.logits, same.logits, strict=True))
+
+
+def test_blocks_may_be_fused_at_scales_that_are_left_alone(tiny_model: Infinity) -> None:
+    method = FastVAR(**SMALL)
+    plan = method.plan(make_settings(SQUARE), tiny_model.info, 1)
+    acts = [method.acts_on_sublayers(step) for step in plan.steps]
+    assert acts == [False] * (len(plan.steps) - 3) + [True] * 3, "one that is kept for later, and two pruned"

@@ -123,9 +123,8 @@ class Method(Generic[State]):
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: repr(value) if is_dataclass(value) else value for name, value in values.items()}
 
-    @property
-    def acts_on_sublayers(self) -> bool:
-        """Whether the method does anything around sub-layers; where it does not, models may fuse them."""
+    def acts_on_sublayers(self, step: Step) -> bool:
+        """Whether the method does anything around the sub-layers of a pass; where it does not, models may fuse them."""
         return type(self).run_sublayer is not Method.run_sublayer
 
     @property

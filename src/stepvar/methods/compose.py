@@ -89,9 +89,8 @@ class Compose(Method):
     def run_sublayer(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: MethodState) -> Tensor:
         return self.acting.run_sublayer(run, tokens, ref, step, state)
 
-    @property
-    def acts_on_sublayers(self) -> bool:
-        return self.acting.acts_on_sublayers
+    def acts_on_sublayers(self, step: Step) -> bool:
+        return self.acting.acts_on_sublayers(step)
 
     @property
     def static(self) -> bool:

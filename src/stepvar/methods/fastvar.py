@@ -99,6 +99,9 @@ class FastVAR(Method[FastVARState]):
     def _inside(self, layer: int, depth: int) -> bool:
         return self.blocks_before <= layer < depth - self.blocks_after
 
+    def acts_on_sublayers(self, step: Step) -> bool:
+        return self.is_cached(step) or self.count_at(step) < step.grid.size
+
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.count_at(step) if self._inside(layer, depth) else step.grid.size
 

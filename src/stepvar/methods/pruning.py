@@ -153,8 +153,7 @@ class Pruning(Method[State], ABC):
     def _is_pruned(self, step: Step) -> bool:
         return self.count_at(step) < step.grid.size
 
-    @property
-    def acts_on_sublayers(self) -> bool:
+    def acts_on_sublayers(self, step: Step) -> bool:
         return self.scope == "sublayer" or type(self).run_sublayer is not Pruning.run_sublayer
 
     @property
