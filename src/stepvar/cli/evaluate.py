@@ -120,7 +120,7 @@ def evaluate(
         "seeds": numbers,
         "settings": settings,
         "timed_batch": timed,
-        "methods": [{"label": c.label, "settings": repr(c.method), "resampled": c.resampled} for c in candidates],
+        "methods": [_describe(candidate) for candidate in candidates],
         "notes": notes,
     }
     command = shlex.join(["stepvar", *(context.obj or [])])
@@ -232,6 +232,15 @@ def load_features(device: torch.device, asked: bool, notes: dict[str, str]) -> F
         raise UsageError(f"reference: FID and KID are {features}")
     notes["FID and KID"] = str(features)
     return None
+
+
+def _describe(candidate: Candidate) -> dict[str, Any]:
+    """What a folder must have been made with; the code of the user's own methods, too: it may change between runs."""
+    from stepvar.methods.registry import code_digest
+
+    method, code = candidate.method, code_digest(candidate.method)
+    described = {"label": candidate.label, "settings": repr(method), "resampled": candidate.resampled}
+    return described | ({} if code is None else {"code": code})
 
 
 def digest(suite: PromptSet) -> str:

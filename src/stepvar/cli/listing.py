@@ -50,8 +50,10 @@ def show_method(name: str, as_json: bool) -> None:
     """One method with its settings."""
     from rich.table import Table
 
+    from stepvar.cli.options import find_own_classes
     from stepvar.methods.registry import parse_names
 
+    find_own_classes(name)
     (named,) = parse_names(name)[:1]
     described = describe_method(named.method)
     if as_json:

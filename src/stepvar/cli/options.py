@@ -196,31 +196,39 @@ def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str
     """A method from its name and the texts of its settings.
 
     Args:
-        name: of one method or of several, as for :func:`~stepvar.methods.make_method`; the module of a class may be a
-            file in the working directory.
+        name: of one method or of several, as for :func:`~stepvar.methods.make_method`; settings may follow behind
+            spaces: ``"stepvar keep=0.4"``. The module of a class may be a file in the working directory.
         given: settings that have an option of their own; None where it was not used.
         settings: ``name=value`` of any others.
 
     Raises:
         UsageError: for an unknown method or setting, or a value that is none.
     """
-    from stepvar.methods.registry import assign_settings, build, is_class_path, parse_names
+    from stepvar.methods.registry import assign_settings, build, parse_names
 
     texts = {key: text for key, text in given.items() if text is not None}
-    for setting in settings:
+    name, *inside = name.split() or [name]
+    for setting in (*inside, *settings):
         key, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"set {setting!r}: give name=value, such as --set last=2")
         owner, dot, key = key.strip().rpartition(".")
         texts[f"{owner}{dot}{key.replace('-', '_')}"] = text.strip()
-    if any(map(is_class_path, name.split("+"))) and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    find_own_classes(name)
     parts = parse_names(name)
     owned = assign_settings(parts, texts)
     for part, own in zip(parts, owned, strict=True):
         kinds = get_type_hints(part.method)
         own.update({key: parse_value(key, text, kinds[key]) for key, text in own.items()})
     return build(parts, owned)
+
+
+def find_own_classes(name: str) -> None:
+    """Lets a name such as ``my_module:Class`` mean a file in the working directory."""
+    from stepvar.methods.registry import is_class_path
+
+    if any(map(is_class_path, name.split("+"))) and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def parse_value(name: str, text: str, kind: Any) -> Any:

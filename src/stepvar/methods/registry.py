@@ -6,6 +6,7 @@ A class joins with the decorator :func:`register`. Another package offers its me
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 import warnings
@@ -14,6 +15,7 @@ from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from itertools import starmap
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from stepvar.core.values import nearest, shown
@@ -95,6 +97,8 @@ def find_method(name: str) -> type[Method]:
     if name not in METHODS:
         for entry in entry_points(group=ENTRY_POINTS, name=name):
             _load(entry)
+    if name not in METHODS and "=" in name:
+        raise UsageError(f"method {name!r}: a name takes no settings; give StepVAR(keep=0.4), or make_method with them")
     if name not in METHODS:
         known, near = ", ".join(all_methods()), nearest(name, all_methods())
         raise UsageError(f"method {name!r}: unknown; choose one of {known}, or give package.module:Class{near}")
@@ -113,6 +117,23 @@ def import_method(path: str) -> type[Method]:
     except Exception as error:  # a module may fail in any way
         raise UsageError(f"method {path!r}: cannot be imported: {_one_line(error)}") from error
     return check_class(method)
+
+
+def is_offered(method: type[Method]) -> bool:
+    """Whether every process finds the class by its name: one of this package, or of an entry point."""
+    if method.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return True
+    return any(entry.module == method.__module__ for entry in entry_points(group=ENTRY_POINTS, name=method.name))
+
+
+def code_digest(method: Method) -> str | None:
+    """Stands for the code of a method of another package, which may change while its settings stay; else None."""
+    parts = method.parts if isinstance(method, Compose) else (method,)
+    own = {type(part) for part in parts if type(part).__module__.partition(".")[0] != __name__.partition(".")[0]}
+    files = sorted({file for cls in own if (file := inspect.getsourcefile(cls)) is not None})
+    if not files:
+        return None
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _one_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from stepvar.errors import UsageError
 from stepvar.methods import Compose, Method, make_method
+from stepvar.methods.registry import is_offered
 from stepvar.output import Output
 from stepvar.utils.reading import check_fields, parse_json
 from stepvar.utils.version import __version__
@@ -142,6 +143,8 @@ def _method_record(method: Method) -> list[dict[str, Any]]:
     parts = method.parts if isinstance(method, Compose) else (method,)
     found = []
     for part in parts:
+        if type(part) is not Method and not is_offered(type(part)):
+            raise _CannotRepeat(f"method {part} is a class of your own: generate again from Python")
         settings = {field.name: _plain(getattr(part, field.name), field.name) for field in fields(part)}
         found.append({"name": part.name, "settings": settings})
     try:
