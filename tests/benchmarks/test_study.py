@@ -88,7 +88,7 @@ def test_shards_join_to_the_whole(whole: tuple[Path, RunFolder], shared_model: P
 
 
 def test_other_settings_are_refused(whole: tuple[Path, RunFolder], shared_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds a run with study="):
+    with pytest.raises(UsageError, match=r"holds a run with other settings \(study seeds: "):
         go(shared_model, whole[0], "--seeds", "1")
     with pytest.raises(UsageError, match=r"shard '2/2': give i/n"):
         go(shared_model, tmp_path, "--shard", "2/2")

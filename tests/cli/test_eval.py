@@ -186,7 +186,7 @@ def test_a_missing_package_is_told_before_anything_is_generated(
 
 def test_other_settings_do_not_mix(finished: Path, shared_model: Path, run: Run) -> None:
     result = run(*options(shared_model, "--seeds", "0"))
-    assert result.status == 2 and "holds a run with seeds=[0, 3], not [0]" in result.error()
+    assert result.status == 2 and "(seeds: [0, 3] there, [0] here)" in result.error()
     assert run("report", "nowhere").status == 2
     assert "must end in .html" in run("report", "run", "--out", "page.txt").error()
     assert RunFolder.read(finished).settings["seeds"] == [0, 3]

@@ -115,6 +115,22 @@ def test_prompt_files_that_cannot_be_read(generate: Any, tmp_path: Path, content
     assert "device or a pipe" in generate("--prompts", "/dev/zero").error()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("p.txt", f"{PROMPT}\n\n# comment\n", 3),
+        ("p.jsonl", f'{{"prompt": "{PROMPT}"}}\n\n{{"prompt": "hello"}}\n', 3),
+    ],
+)
+def test_a_bad_line_is_named_before_the_first_image(
+    generate: Any, tmp_path: Path, name: str, content: str, line: int
+) -> None:
+    (tmp_path / name).write_text(content)
+    result = generate("--prompts", name, "--out", "images/")
+    assert result.status == 2 and result.error().startswith(f"{name}, line {line}: prompt ")
+    assert "knows none of its words" in result.error() and not (tmp_path / "images").exists()
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_an_image_is_generated_again_from_its_file(generate: Any, run: Any, tmp_path: Path, suffix: str) -> None:
     options = ("--keep", "0.5,0.25", "--set", "scope=block", "--temperature", "0.9", "--aspect-ratio", "3:2")

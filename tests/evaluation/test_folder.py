@@ -49,9 +49,29 @@ def test_damage_in_the_middle_is_said(tmp_path: Path) -> None:
         RunFolder.read(folder.path)
 
 
+def test_only_the_settings_that_differ_are_named(tmp_path: Path) -> None:
+    def settings(power: float, *others: str, **more: int) -> dict[str, Any]:
+        labels = {
+            "my:Contrast": f"Contrast(keep=0.5, power={power}, scope='stack')",
+            **dict.fromkeys(others, "Dense()"),
+        }
+        methods = [{"label": label, "settings": text, "resampled": 0} for label, text in labels.items()]
+        return {"model": "tiny", "methods": methods, **more}
+
+    RunFolder.open(tmp_path / "run", settings(3.0))
+    for other, said in (
+        (settings(2.0), r"\(my:Contrast power: 3\.0 there, 2\.0 here\); continue"),
+        (settings(3.0, "dense"), r"\(dense: nothing there, given here\); continue"),
+        (settings(2.0, a=1, b=2, c=3), r"b: nothing there, 2 here; and 1 more\); continue"),
+    ):
+        with pytest.raises(UsageError, match=said) as caught:
+            RunFolder.open(tmp_path / "run", other)
+        assert len(str(caught.value).removeprefix(str(tmp_path))) < 250
+
+
 def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
     RunFolder.open(tmp_path / "run", {"model": "tiny"})
-    with pytest.raises(UsageError, match="holds a run with model='tiny', not 'large'"):
+    with pytest.raises(UsageError, match=r"other settings \(model: 'tiny' there, 'large' here\); "):
         RunFolder.open(tmp_path / "run", {"model": "large"})
     with pytest.raises(UsageError, match="holds no evaluation"):
         RunFolder.read(tmp_path)

@@ -121,6 +121,7 @@ def test_a_cache_in_eight_bits_stays_in_any_precision(pipe: Pipeline) -> None:
 def test_slices_are_images_decoded_alone(pipe: Pipeline) -> None:
     together = pixels(pipe)
     one_by_one = pixels(pipe.enable_vae_slicing())
+    assert "decoding one image at a time" in repr(pipe)
     torch.testing.assert_close(one_by_one, together, atol=1e-4, rtol=0)
     assert torch.equal(pixels(pipe.disable_vae_slicing()), together)
     tiled = pixels(pipe.enable_vae_slicing().enable_vae_tiling(8))

@@ -114,6 +114,8 @@ def test_numbers_of_other_libraries_mean_what_those_of_python_do(pipe, given, pl
         {"num_frames": 9},
         {"output_type": "latent"},
         {"callback_on_scale_end": 3},
+        {"callback_on_scale_end": lambda pipe, step, time, given: given},  # as diffusers calls it
+        {"callback_on_scale_end": lambda: None},
         {"generator": [torch.Generator()] * 2},
         {"generator": 1},
         {"noise": 1},

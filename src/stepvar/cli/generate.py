@@ -155,7 +155,7 @@ def generate(
     if from_ is not None:
         _repeat(context, from_, out, force, quality, quiet)
         return
-    batches = _batches(prompt, prompts)
+    batches, places = _batches(prompt, prompts)
     options.check_counts(num_images=(num_images, COUNT), runs=(runs, COUNT))
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
@@ -196,6 +196,7 @@ def generate(
     )
     memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
     pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder, memory, quantization)
+    _check_prompts(pipe, batches, places, prompt_suffix)
     fitted = None
     if speedup is not None:
         fitted = fit_settings(pipe, speedup, scope, chosen, len(batches[0]) * num_images, settings, quiet)
@@ -208,8 +209,8 @@ def generate(
         _generate(job)
 
 
-def _batches(prompts: list[str] | None, file: str | None) -> list[list[str]]:
-    """What is generated at once."""
+def _batches(prompts: list[str] | None, file: str | None) -> tuple[list[list[str]], list[str]]:
+    """What is generated at once; for a file also where each prompt stands in it, for errors."""
     if (prompts is None) == (file is None):
         raise UsageError(
             "prompts and PROMPT: give one of them"
@@ -217,10 +218,23 @@ def _batches(prompts: list[str] | None, file: str | None) -> list[list[str]]:
             else "Missing argument 'PROMPT...', or --prompts; see 'stepvar generate --help'"
         )
     if prompts is not None:
-        return [prompts]
+        return [prompts], []
     from stepvar.evaluation.prompts import load_prompts
 
-    return [[prompt.text] for prompt in load_prompts(str(file)).prompts]
+    read = load_prompts(str(file)).prompts
+    return [[prompt.text] for prompt in read], [", ".join(filter(None, [file, prompt.place])) for prompt in read]
+
+
+def _check_prompts(pipe: Pipeline, batches: list[list[str]], places: list[str], suffix: str | None) -> None:
+    """Fails now rather than in the middle of the work if a line of a file cannot be generated."""
+    from stepvar.models.inputs import GenerationInputs
+
+    for texts, place in zip(batches, places, strict=False):
+        wanted: dict[str, Any] = {pipe.inputs.argument: texts, "prompt_suffix": suffix}
+        try:
+            pipe.inputs.prepare(GenerationInputs(**wanted), 1)
+        except UsageError as error:
+            raise UsageError(f"{place}: {error}") from None
 
 
 def _makes_video(model: str, variant: str | None, seconds: float | None) -> bool:

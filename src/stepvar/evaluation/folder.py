@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 from stepvar.errors import OutputError, StepvarError, UsageError
+from stepvar.evaluation.differences import describe_differences
 from stepvar.evaluation.frames import frame_files
 from stepvar.utils.files import TEMPORARY, write_text
 from stepvar.utils.reading import check_fields, fits, parse_json, read_json, read_text
@@ -85,7 +86,7 @@ class RunFolder:
         """A new folder, or one that a run with the same settings has begun.
 
         Raises:
-            UsageError: if the run in it has other settings; the message names the first that differs.
+            UsageError: if the run in it has other settings; the message names the first that differ.
             OutputError: if it cannot be written, is no folder of an evaluation, or another process writes there.
         """
         wanted = json.loads(json.dumps(settings))
@@ -95,12 +96,11 @@ class RunFolder:
             shutil.rmtree(stale, ignore_errors=True)
         if (path / RUN).exists():
             found = cls.read(path)
-            for name in wanted.keys() | found.settings.keys():
-                if wanted.get(name) != found.settings.get(name):
-                    raise UsageError(
-                        f"{path}: holds a run with {name}={found.settings.get(name)!r}, not {wanted.get(name)!r}; "
-                        "continue it with the same settings, or name another folder"
-                    )
+            if different := describe_differences(found.settings, wanted):
+                raise UsageError(
+                    f"{path}: holds a run with other settings ({different}); "
+                    "continue it with the same ones, or name another folder"
+                )
             found.lock = lock
         else:
             write_text(path / RUN, json.dumps({**wanted, "info": info or {}}, indent=2) + "\n")

@@ -35,6 +35,7 @@ class Prompt:
         category: as the suite says, or "".
         metadata: GenEval: the line of its file, as it stands.
         scene, clip: of the embedded domains' suites, of images and of videos.
+        place: where it stands, for errors, such as ``line 3`` or the name of its file.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Prompt:
     metadata: str = ""
     scene: Scene | None = None
     clip: Clip | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,31 +131,34 @@ def _clips(source: str, count: int) -> PromptSet:
 
 
 def _lines(path: Path, text: str) -> PromptSet:
-    lines = [line.strip() for line in text.split("\n")]
-    return _some(path, [Prompt(f"{number:05}", line) for number, line in enumerate(filter(None, lines))])
+    lines = [(line.strip(), f"line {number}") for number, line in enumerate(text.split("\n"), 1)]
+    filled = [(line, place) for line, place in lines if line]
+    return _some(path, [Prompt(f"{number:05}", line, place=place) for number, (line, place) in enumerate(filled)])
 
 
 def _rows(path: Path, text: str) -> PromptSet:
     prompts: list[Prompt] = []
     tagged = False
-    for number, line in enumerate(text.split("\n")):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = parse_json(line)
             tagged |= "tag" in row
-            if not isinstance(row["prompt"], str):
+            if not isinstance(row["prompt"], str) or not row["prompt"].strip():
                 raise TypeError("no text")
-            prompts.append(Prompt(f"{len(prompts):05}", row["prompt"], str(row.get("tag", "")), line))
+            tag = str(row.get("tag", ""))
+            prompts.append(Prompt(f"{len(prompts):05}", row["prompt"], tag, line, place=f"line {number}"))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UsageError(
-                f"prompts {path}: line {number + 1} has no 'prompt'; give one JSON object per line, as GenEval does"
+                f"prompts {path}: line {number} has no 'prompt'; give one JSON object per line, as GenEval does"
             ) from None
     return _some(path, prompts, "geneval" if tagged else "plain")
 
 
 def _dpg(path: Path) -> PromptSet:
-    return _some(path, [Prompt(file.stem, read_text(file).strip()) for file in sorted(path.glob("*.txt"))], "dpg")
+    files = sorted(path.glob("*.txt"))
+    return _some(path, [Prompt(file.stem, read_text(file).strip(), place=file.name) for file in files], "dpg")
 
 
 def _some(path: Path, prompts: Sequence[Prompt], layout: Layout = "plain") -> PromptSet:

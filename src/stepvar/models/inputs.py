@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.core.values import as_list, shown
 from stepvar.errors import UsageError
-from stepvar.text import ContextFeatures, Encoder, TextFeatures
+from stepvar.text import ContextFeatures, Encoder, TextFeatures, WordEncoder
 
 Features = TypeVar("Features", TextFeatures, ContextFeatures)
 
@@ -157,6 +157,12 @@ class PromptInputs(PreparedInputs, Generic[Features]):
     encoder: Encoder[Features] | None
     prompts: list[str] | Features
     times: int
+
+    def __post_init__(self) -> None:
+        encoder = getattr(self.encoder, "encoder", self.encoder)  # behind a cache
+        if isinstance(encoder, WordEncoder) and isinstance(self.prompts, list):
+            for prompt in self.prompts:
+                encoder.check(prompt)
 
     @property
     def captions(self) -> list[str]:

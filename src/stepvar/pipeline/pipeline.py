@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -193,6 +194,7 @@ class Pipeline(MemoryOptions, Schedules):
             f"text encoder {getattr(encoder, 'name', type(encoder).__name__)}" if encoder is not None else "",
             f"engine {self.engine.name}",
             f"tiles of {self.tile}" if self.tile is not None else "",
+            "decoding one image at a time" if self.sliced else "",
         ]
         return f"Pipeline({self.name!r}: {', '.join(filter(None, parts))})"
 
@@ -488,5 +490,18 @@ class Pipeline(MemoryOptions, Schedules):
 def _check_outputs(output_type: Any, callback: Any) -> None:
     if output_type not in get_args(OutputType):
         raise UsageError(f"output_type={shown(output_type)}: must be one of {', '.join(get_args(OutputType))}")
-    if callback is not None and not callable(callback):
+    if callback is not None and not (callable(callback) and _takes_two(callback)):
         raise UsageError(f"callback_on_scale_end={shown(callback)}: must be a function of (step, state)")
+
+
+def _takes_two(callback: Callable[..., Any]) -> bool:
+    """Whether a function can be called with two arguments, as far as Python can tell."""
+    try:
+        parameters = signature(callback)
+    except (TypeError, ValueError):  # some that are written in C do not say
+        return True
+    try:
+        parameters.bind(None, None)
+    except TypeError:
+        return False
+    return True

@@ -50,8 +50,8 @@ class WordEncoder(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
 
-    def tokens(self, prompt: str) -> list[int]:
-        """Word numbers of a prompt and the end mark; unknown words are left out, with a warning.
+    def check(self, prompt: str) -> list[str]:
+        """The words of a prompt.
 
         Raises:
             UsageError: when the prompt is too long, or has no known word.
@@ -59,9 +59,18 @@ class WordEncoder(nn.Module):
         words = re.findall(r"[^\W\d_]+", prompt.lower())
         if len(words) > self.max_words:
             raise UsageError(f"prompt of {len(words)} words: this model reads at most {self.max_words}; shorten it")
-        known = [self.index[word] for word in words if word in self.index]
-        if not known:
+        if not any(word in self.index for word in words):
             raise UsageError(f"prompt {prompt!r}: this model knows none of its words; try 'a red circle on sand'")
+        return words
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Word numbers of a prompt and the end mark; unknown words are left out, with a warning.
+
+        Raises:
+            UsageError: as :meth:`check`.
+        """
+        words = self.check(prompt)
+        known = [self.index[word] for word in words if word in self.index]
         if len(known) < len(words):
             unknown = sorted({word for word in words if word not in self.index})
             warnings.warn(
