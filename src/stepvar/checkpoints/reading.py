@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stepvar.checkpoints.int8 import SCALES, unpack
+from stepvar.checkpoints.pickles import DEEPEST, depth_of_tuples
 from stepvar.errors import CheckpointError, printable
 from stepvar.utils.reading import check_regular, fits, read_json
 
@@ -29,6 +30,8 @@ _NESTING = ("trainer", "gpt_ema_fsdp", "gpt_fsdp", "var_wo_ddp", "vae")
 """Levels that training scripts put around weights, those that are preferred first."""
 
 _DEEPEST = 4
+_PICKLES = 5
+"""A file of the old format of ``torch.save`` begins with so many pickles; numbers follow."""
 _PORTIONS = 40
 """A file is mapped into memory again after each of this many equal parts of its weights."""
 
@@ -226,17 +229,34 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            deep = 0
+            for member in members:
+                if member.filename.endswith("data.pkl") and member.compress_type == zipfile.ZIP_STORED:
+                    with archive.open(member) as file:
+                        deep = max(deep, depth_of_tuples(file))
     except (zipfile.BadZipFile, OSError, NotImplementedError, OverflowError, *_ODD) as error:
         raise CheckpointError(f"{path}: damaged or truncated ({_reason(error, path)}); fetch it again") from None
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
     if packed or sum(member.file_size for member in members) > path.stat().st_size:
         named = printable(packed[0], 80) if packed else "its members overlap"
         raise CheckpointError(f"{path}: is a packed archive ({named}), which torch.save never writes; fetch it again")
+    _check_depth(deep, path)
+
+
+def _check_depth(depth: int, path: Path) -> None:
+    if depth > DEEPEST:
+        raise CheckpointError(f"{path}: holds tuples in tuples, {depth} deep, which no checkpoint does; fetch it again")
 
 
 def _read_torch(path: Path, mapped: bool) -> Mapping[str, Tensor]:
     if not mapped:
         _check_head(path)
+        try:
+            with path.open("rb") as file:
+                for _ in range(_PICKLES):
+                    _check_depth(depth_of_tuples(file), path)
+        except (ValueError, IndexError, OSError):
+            pass  # torch.load says better what is wrong
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -300,5 +320,6 @@ def _is_weight(name: Any, value: Any) -> bool:
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
+        and not value.is_nested
         and not value.is_complex()
     )

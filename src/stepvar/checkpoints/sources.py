@@ -12,6 +12,8 @@ from typing import Any, get_type_hints
 
 from stepvar.checkpoints.hub import fetch
 from stepvar.checkpoints.reading import INDEX_SUFFIX, PLAIN, TORCH_SUFFIXES
+from stepvar.core.arguments import SamplingArguments, parse_aspect_ratio
+from stepvar.core.guidance import GUIDANCE_SCHEDULES, GUIDANCE_TYPES
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.configs import check_entries
 from stepvar.models.family import Family, Variant
@@ -107,7 +109,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     by_clip = {name: value["clips"] for name, value in defaults.items() if isinstance(value, dict) and "clips" in value}
     for found in ({name: value for name, value in defaults.items() if name not in by_clip}, by_clip):
         check_fields(found, _DEFAULTS, f"{path}: defaults", CheckpointError, "correct it")
+    _check_defaults(path, {name: value for name, value in defaults.items() if name not in by_clip}, by_clip)
     return config
+
+
+def _check_defaults(path: Path, plain: Mapping[str, Any], by_clip: Mapping[str, Any]) -> None:
+    """Holds the sampling settings of a model to the bounds of a call's arguments."""
+    own = dict(plain)
+    try:
+        if (ratio := own.pop("aspect_ratio", None)) is not None:
+            parse_aspect_ratio(ratio)
+        for name, known in (("guidance_schedule", GUIDANCE_SCHEDULES), ("guidance_type", GUIDANCE_TYPES)):
+            if own.get(name) is not None and own[name] not in known:
+                raise UsageError(f"{name}={own[name]!r}: must be one of {', '.join(known)}")
+        SamplingArguments(**{name: value for name, value in own.items() if value is not None})
+        for name, values in by_clip.items():
+            if not values:
+                raise UsageError(f"{name}: clips=[]: give at least one number")
+            SamplingArguments(**{name: values})
+    except UsageError as error:
+        raise CheckpointError(f"{path}: defaults: {error}") from None
 
 
 def find_source(

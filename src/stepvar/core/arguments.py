@@ -147,7 +147,8 @@ class SamplingArguments:
             value = getattr(self, name)
             if value is not None:
                 return value
-            value = defaults.get(name, default)
+            value = defaults.get(name)
+            value = default if value is None else value
             return value[:count] if isinstance(value, (list, tuple)) else value  # of a longer schedule
 
         cfg_layers = (self.cfg_layers,) if isinstance(self.cfg_layers, int) else tuple(self.cfg_layers)

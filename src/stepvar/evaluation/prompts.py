@@ -104,7 +104,7 @@ def load_prompts(source: str) -> PromptSet:
 
 
 def _suite_size(source: str, count: str) -> int:
-    if count and not count.isdigit():
+    if count and not count.isdecimal():
         raise UsageError(f"prompts {source!r}: give a number behind the colon, such as scenes:256")
     wanted = int(count) if count else SUITE_SIZE
     if not 1 <= wanted <= SUITE_MOST:
