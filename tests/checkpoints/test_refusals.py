@@ -171,6 +171,7 @@ def test_filling_copies() -> None:
     ("change", "said"),
     [
         (lambda weight: (10 * weight).to(torch.int8), r"head\.weight holds torch\.int8; quantised"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), r"head\.weight holds torch\.float8_e4m3fn; quantised"),
         (lambda weight: torch.full_like(weight, torch.nan), r"head\.weight holds NaN or infinity"),
         (lambda weight: (1e8 * weight).half(), r"head\.weight holds NaN or infinity"),
     ],

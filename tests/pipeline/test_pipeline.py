@@ -75,7 +75,9 @@ def test_features_stand_for_their_prompt(text_pipe: Pipeline) -> None:
     negative = text_pipe.text_encoder.encode(["sand"])
     by_features = pixels(text_pipe, prompt_embeds=features.rows(), negative_prompt_embeds=negative.features[0], seed=3)
     assert torch.equal(by_words, by_features)
-    assert not torch.equal(by_words, pixels(text_pipe, PROMPTS, seed=3))
+    without = pixels(text_pipe, PROMPTS, seed=3)
+    assert not torch.equal(by_words, without)
+    assert torch.equal(pixels(text_pipe, PROMPTS, "", seed=3), without), "an empty text is none"
 
 
 def test_a_pipeline_without_text_encoder_takes_features_only(tiny_model: Infinity, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def _as_weight(stored: Tensor, dtype: torch.dtype, what: str) -> Tensor:
         CheckpointError: for whole numbers in place of real ones (quantised, without their scales), and for NaN or
             infinity (a training that diverged, or a number beyond the type).
     """
-    if dtype.is_floating_point and not stored.is_floating_point():
+    if dtype.is_floating_point and (not stored.is_floating_point() or stored.element_size() < 2):  # fp8, too
         raise CheckpointError(f"{what} holds {stored.dtype}; quantised weights cannot be read without their scales")
     tensor = stored.to(dtype, copy=True, memory_format=torch.contiguous_format)
     # One pass without a copy: a sum is not finite if a number is not.

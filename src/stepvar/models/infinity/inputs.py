@@ -59,6 +59,8 @@ class TextInputProcessor(PromptInputProcessor[TextFeatures]):
         inputs.refuse(["class_labels"], "a prompt")
         prompts = self.read_prompts(inputs)
         negatives = self.words_or_features("negative_prompt", inputs.negative_prompt, inputs.negative_prompt_embeds)
+        if isinstance(negatives, list) and not any(negative.strip() for negative in negatives):
+            negatives = None  # no text: as in the published code, the learned null text
         if negatives is not None and len(negatives) != len(prompts):
             if len(negatives) != 1:
                 raise UsageError(
