@@ -141,6 +141,27 @@ def test_an_image_is_generated_again_from_its_file(generate: Any, run: Any, tmp_
     assert (tmp_path / f"again.{suffix}").read_bytes() == (tmp_path / f"a-2.{suffix}").read_bytes()
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_the_quality_of_a_file_is_that_of_its_repetition(generate: Any, run: Any, tmp_path: Path, suffix: str) -> None:
+    first, again = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    generate(PROMPT, "--seed", 7, "--out", first.name, "--quality", 40)
+    assert read_metadata(first)["quality"] == "40"
+    assert run("generate", "--from", first.name, "--out", again.name).status == 0
+    assert again.read_bytes() == first.read_bytes()
+    assert run("generate", "--from", first.name, "--out", again.name, "--quality", 90, "--force").status == 0
+    assert read_metadata(again)["quality"] == "90" and again.stat().st_size > first.stat().st_size
+    assert run("generate", "--from", first.name, "--out", "c.png").status == 0
+    assert "quality" not in read_metadata(tmp_path / "c.png")
+
+
+def test_a_damaged_quality_is_refused(generate: Any, run: Any, tmp_path: Path) -> None:
+    generate(PROMPT, "--seed", 7, "--out", "a.jpg", "--quality", 40)
+    content = (tmp_path / "a.jpg").read_bytes()
+    for wrong in (b"4x", b"-1"):
+        (tmp_path / "b.jpg").write_bytes(content.replace(b'"quality": "40"', b'"quality": "' + wrong + b'"'))
+        assert "the file is damaged" in run("generate", "--from", "b.jpg", "--out", "c.jpg").error()
+
+
 def test_what_python_saves_is_generated_again(run: Any, shared_model: Path, tmp_path: Path) -> None:
     output = Pipeline.from_pretrained(shared_model)([PROMPT], seed=[3], method="stepvar+drop-guidance")
     output.images[0].save(tmp_path / "pil.png")

@@ -138,7 +138,7 @@ def test_metadata_of_mp4(tmp_path: Path) -> None:
 
     path = make_video().save(tmp_path / "boat.mp4", metadata={"prompt": "a boat", "seed": "7"})
     with av.open(str(path)) as container:
-        assert json.loads(container.metadata["comment"]) == {"prompt": "a boat", "seed": "7"}
+        assert json.loads(container.metadata["comment"]) == {"prompt": "a boat", "seed": "7", "quality": "65"}
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p"
         assert stream.codec_context.colorspace == 1

@@ -301,7 +301,7 @@ def sheet_texts(output: Output, prompts: list[str]) -> dict[str, str]:
 def _repeat(context: typer.Context, file: Path, out: str | None, force: bool, quality: int | None, quiet: bool) -> None:
     """Generates what a file holds again, with the settings that it states."""
     from stepvar.media.metadata import read_metadata
-    from stepvar.media.saving import save_result
+    from stepvar.media.saving import save_result, stated_quality
     from stepvar.pipeline import Pipeline
     from stepvar.pipeline.records import read_record
 
@@ -312,12 +312,15 @@ def _repeat(context: typer.Context, file: Path, out: str | None, force: bool, qu
             raise UsageError(
                 f"from and {name.rstrip('_')}: the file says all but --out, --force, --quality and --quiet"
             )
-    record = read_record(read_metadata(file), str(file))
+    texts = read_metadata(file)
+    record = read_record(texts, str(file))
     made = dict(record.pipeline)
     tile, name, variant, sliced = (made.pop(key) for key in ("tile", "name", "variant", "sliced"))
     place, precision = options.parse_device(made.pop("device")), options.parse_dtype(made.pop("dtype"))
     video = _makes_video(name, variant, record.call.get("seconds"))
     files = claim_files(out, None, None, video=video, number=1, quality=quality, force=force)
+    if quality is None:
+        quality = stated_quality(texts, file, files.results[0])
     pipe = Pipeline.from_pretrained(name, variant, device=place, dtype=precision, **made)
     pipe.sliced = sliced
     if tile is not None:

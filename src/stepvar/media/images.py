@@ -90,6 +90,7 @@ def save_image(
     """Writes an image, whole or not at all, with texts inside; the ending of the name says how.
 
     Args:
+        metadata: the texts; the quality goes with them.
         quality: of JPEG and WebP, 0 (small) to 100 (large); None: 95 for JPEG, and WebP without loss.
 
     Raises:
@@ -98,13 +99,16 @@ def save_image(
     """
     kind = image_format(path)
     given: dict[str, Any] = {}
+    texts = dict(metadata or {})
     if kind == "JPEG":
         given = {"quality": JPEG_QUALITY if quality is None else quality, "subsampling": 0}
     elif kind == "WEBP":
         given = {"lossless": True} if quality is None else {"quality": quality}
+    if texts and "quality" in given:
+        texts["quality"] = str(given["quality"])
     with atomic_path(path) as temporary:
         try:
-            image.save(temporary, format=kind, **save_parameters(kind, metadata or {}), **given)
+            image.save(temporary, format=kind, **save_parameters(kind, texts), **given)
         except (ValueError, SystemError) as error:
             raise UsageError(f"{path}: {image.size[0]}x{image.size[1]} as {kind}: {error}; save as .png") from None
 

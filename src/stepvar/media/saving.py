@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
 
+from stepvar.core.values import shown
 from stepvar.errors import UsageError
 from stepvar.media.images import FORMATS, save_image
 from stepvar.media.video import Video
@@ -63,6 +65,22 @@ def check_results(paths: Sequence[Path], video: bool, quality: int | None = None
     for path in paths:
         if path.parent.is_dir():
             check_writable(path)
+
+
+def stated_quality(texts: Mapping[str, str], source: Path, target: Path) -> int | None:
+    """The quality that the texts of one file state, for another of its format; else None, the format's own.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    kinds = [FORMATS.get(path.suffix.lower(), path.suffix.lower()) for path in (source, target)]
+    if "quality" not in texts or kinds[0] != kinds[1]:
+        return None
+    if not re.fullmatch("[0-9]{1,3}", texts["quality"]):
+        raise UsageError(f"{source}: quality {shown(texts['quality'])}: the file is damaged; give --quality")
+    quality = int(texts["quality"])
+    check_quality(quality)
+    return quality
 
 
 def save_result(

@@ -122,7 +122,7 @@ def _write_mp4(
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             if metadata:
-                container.metadata["comment"] = json.dumps(dict(metadata))
+                container.metadata["comment"] = json.dumps({**metadata, "quality": str(quality)})
             stream = container.add_stream(name, rate=_fraction(fps), options=_options(name, quality))
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = pixels
