@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from stepvar.errors import OutputError, UsageError
 from stepvar.media import video_files
@@ -253,7 +254,7 @@ def test_a_video_can_be_brought_to_another_rate() -> None:
 
 def test_a_gif_of_frames_that_last_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at most 655 seconds"):
-        make_video(fps=0.0005).save(tmp_path / "slow.gif")
+        make_video(fps=0.001).save(tmp_path / "slow.gif")
 
 
 def test_between_tensors_images_and_frames() -> None:
@@ -301,7 +302,11 @@ def test_without_pyav_only_mp4_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     ("settings", "message"),
     [
         ({"path": "boat.avi"}, "end in .mp4 or .gif"),
-        ({"quality": 101}, "quality=101: must be from 0"),
+        ({"quality": 101}, "quality=101: must be a whole number from 0 to 100"),
+        ({"quality": "95"}, "quality='95': must be a whole number"),
+        ({"quality": None}, "quality=None: must be a whole number"),
+        ({"quality": [1]}, r"quality=\[1\]: must be a whole number"),
+        ({"quality": True}, "quality=True: must be a whole number"),
         ({"pixels": "rgb24"}, "pixels='rgb24': must be yuv420p or yuv444p"),
     ],
     ids=str,
@@ -354,5 +359,71 @@ def test_frames_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 def test_frames_of_several_sizes_are_refused() -> None:
     with pytest.raises(UsageError, match="sizes 4x3, 5x3"):
         Video.of_images([Image.new("RGB", (4, 3)), Image.new("RGB", (5, 3))])
-    with pytest.raises(UsageError, match="fps=0"):
+    with pytest.raises(UsageError, match=r"fps=0"):
         Video(np.zeros((1, 2, 2, 3), np.uint8), 0)
+
+
+@pytest.mark.parametrize("fps", [0, -1, 1e9, 1e-9, True, float("nan"), float("inf"), "16", None], ids=str)
+def test_rates_that_no_video_has_are_refused(tmp_path: Path, fps: Any) -> None:
+    video = make_video()
+    path = video.save(tmp_path / "boat")
+    with pytest.raises(UsageError, match=r"fps=.*: must be a number from 0.001 to 1000"):
+        make_video(fps=fps)
+    with pytest.raises(UsageError, match=r"fps=.*: must be a number from 0.001 to 1000"):
+        video.at_rate(fps)
+    if fps is not None:  # to read at the file's own
+        with pytest.raises(UsageError, match=r"fps=.*: must be a number from 0.001 to 1000"):
+            Video.read(path, fps=fps)
+
+
+def test_rates_and_numbers_of_numpy_serve(tmp_path: Path) -> None:
+    video = make_video(fps=np.float32(8))  # type: ignore[arg-type]
+    assert type(video.fps) is float and video.at_rate(np.int64(16)).fps == 16
+    path = video.save(tmp_path / "boat.mp4", quality=np.int64(70))  # type: ignore[arg-type]
+    assert len(Video.read(path, frames=np.int64(3))) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["1e99999999", "1/1e-99999999", "nan", "1e9", "-16", "9" * 100_000, "16/0", "a"])
+def test_a_frame_that_states_no_rate_of_a_video_is_passed_over(tmp_path: Path, text: str) -> None:
+    info = PngInfo()
+    info.add_text("fps", text)
+    Image.new("RGB", (4, 3)).save(tmp_path / "frame_0.png", pnginfo=info)
+    assert Video.read(tmp_path).fps == 16 and Video.read(tmp_path, fps=24).fps == 24
+
+
+@pytest.mark.parametrize("frames", [0, 2.5, float("nan"), True, "3"], ids=str)
+def test_a_number_of_frames_is_a_whole_number(tmp_path: Path, frames: Any) -> None:
+    with pytest.raises(UsageError, match=r"frames=.*: must be a whole number of at least 1"):
+        Video.read(make_video().save(tmp_path / "boat.gif"), frames=frames)
+
+
+def test_what_is_no_array_and_no_image_is_refused() -> None:
+    for frames in (None, [make_video().frames[0]]):
+        with pytest.raises(UsageError, match=r"frames=.*: must be an array \(F, H, W, 3\)"):
+            Video(frames)  # type: ignore[arg-type]
+    for images in ([None], None, [Image.new("RGB", (4, 3)), "boat.png"]):
+        with pytest.raises(UsageError, match=r"images: .* is no image"):
+            Video.of_images(images)  # type: ignore[arg-type]
+
+
+def test_gaps_between_times_are_bounded_before_they_are_filled() -> None:
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    day = [video_files.Shown(pixels, 0.0), video_files.Shown(pixels, 72_000.0)]
+    with pytest.raises(UsageError, match=r"boat.mp4: gives more than 250,000 frames; ask for fewer with frames=, or a"):
+        next(video_files.at_rate(day, 16, 16, where="boat.mp4"))
+    assert len(list(video_files.at_rate(day, 16, 16, most=3))) == 3
+    assert len(list(video_files.at_rate(day, 16, 1))) == 72_001
+    with pytest.raises(UsageError, match=r"video: gives more than 250,000 frames"):
+        make_video(fps=0.001).at_rate(1000)
+
+
+def test_gaps_between_large_frames_are_bounded_by_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_files, "MOST_FRAMES", 100 * make_video().frames[0].nbytes)
+    assert len(make_video(fps=16).at_rate(160)) == 90
+    with pytest.raises(UsageError, match="GB of frames; ask for fewer"):
+        make_video(fps=16).at_rate(192)
+
+
+def test_names_that_are_too_long_are_refused() -> None:
+    with pytest.raises(UsageError, match="there is no such file"):
+        Video.read("x" * 5000)

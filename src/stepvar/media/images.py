@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from stepvar.core.values import Range, whole_number
 from stepvar.errors import UsageError, printable
 from stepvar.utils.files import atomic_path
 from stepvar.utils.reading import check_regular
@@ -31,6 +32,11 @@ def image_format(path: Path) -> str:
     if suffix not in FORMATS and not str(path).startswith("/dev/"):
         raise UsageError(f"{path}: images end in {', '.join(FORMATS)}")
     return FORMATS.get(suffix, "PNG")
+
+
+def check_quality(quality: Any) -> int:
+    """The quality of a JPEG, WebP or MP4 as a number of Python; a UsageError for what is none."""
+    return whole_number("quality", quality, Range(0, 100, note="small to large files"))
 
 
 def png_info(metadata: Mapping[str, str]) -> PngInfo:
@@ -94,10 +100,11 @@ def save_image(
         quality: of JPEG and WebP, 0 (small) to 100 (large); None: 95 for JPEG, and WebP without loss.
 
     Raises:
-        UsageError: for another ending, or an image that is too large for the format.
+        UsageError: for another ending or quality, or an image that is too large for the format.
         OutputError: if it cannot be written.
     """
     kind = image_format(path)
+    quality = None if quality is None else check_quality(quality)
     given: dict[str, Any] = {}
     texts = dict(metadata or {})
     if kind == "JPEG":

@@ -11,9 +11,9 @@ from PIL import Image
 
 from stepvar.core.values import shown
 from stepvar.errors import UsageError
-from stepvar.media.images import FORMATS, save_image
+from stepvar.media.images import FORMATS, check_quality, save_image
 from stepvar.media.video import Video
-from stepvar.media.video_files import check_quality, check_video_suffix
+from stepvar.media.video_files import check_video_suffix
 from stepvar.utils.files import check_folder, check_writable, is_stream
 from stepvar.utils.outputs import in_folder, is_folder_name, numbered
 

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stepvar.core.values import shown
 from stepvar.errors import UsageError
 from stepvar.media.images import as_rgb
-from stepvar.media.video_files import FPS, Frames, Shown, at_rate, read_frames, write_video
+from stepvar.media.video_files import FPS, Frames, Shown, at_rate, check_rate, read_frames, write_video
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,7 +27,7 @@ class Video:
         metadata: how it was made, as texts that go into its file.
 
     Raises:
-        UsageError: for frames of another shape or type, or a rate that is not positive.
+        UsageError: for frames of another shape or type, or a rate that is not from 0.001 to 1000.
     """
 
     frames: Frames
@@ -34,11 +35,12 @@ class Video:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.frames, np.ndarray):
+            raise UsageError(f"frames={shown(self.frames)}: must be an array (F, H, W, 3) uint8; see Video.of_images")
         shape = self.frames.shape
         if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise UsageError(f"frames of shape {shape} and type {self.frames.dtype}: must be (F, H, W, 3) uint8")
-        if not 0 < self.fps < float("inf"):
-            raise UsageError(f"fps={self.fps}: must be a positive number of frames per second")
+        object.__setattr__(self, "fps", check_rate(self.fps))
 
     @classmethod
     def of(cls, pixels: Tensor, fps: float = FPS) -> Video:
@@ -50,7 +52,10 @@ class Video:
     @classmethod
     def of_images(cls, images: Iterable[Image.Image], fps: float = FPS) -> Video:
         """From images of one size; a UsageError if there are none, or of different sizes."""
-        frames = [np.asarray(as_rgb(image)) for image in images]
+        given = list(images) if isinstance(images, Iterable) else [images]
+        if (other := next((one for one in given if not isinstance(one, Image.Image)), given)) is not given:
+            raise UsageError(f"images: {shown(other)} is no image; give a list of PIL images")
+        frames = [np.asarray(as_rgb(image)) for image in given]
         if len({frame.shape for frame in frames}) != 1:
             sizes = sorted({f"{frame.shape[1]}x{frame.shape[0]}" for frame in frames})
             raise UsageError(f"frames: sizes {', '.join(sizes) or 'of no image'}; a video needs images of one size")
@@ -105,11 +110,12 @@ class Video:
         return Path(path)
 
     def at_rate(self, fps: float) -> Video:
-        """The video at another rate, by repeating and dropping frames."""
+        """The video at another rate, by repeating and dropping frames; a UsageError if it would be too long."""
+        fps = check_rate(fps)
         if fps == self.fps:
             return self
-        shown = [Shown(frame, index / self.fps) for index, frame in enumerate(self.frames)]
-        return replace(self, frames=np.stack([one.pixels for one in at_rate(shown, self.fps, fps)]), fps=fps)
+        timed = [Shown(frame, index / self.fps) for index, frame in enumerate(self.frames)]
+        return replace(self, frames=np.stack([one.pixels for one in at_rate(timed, self.fps, fps)]), fps=fps)
 
     def __repr__(self) -> str:
         return f"Video({len(self)} frames of {self.size[0]}x{self.size[1]}, {self.fps:g} fps)"

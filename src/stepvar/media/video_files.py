@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stepvar.core.values import Range, number, whole_number
 from stepvar.errors import OutputError, UsageError
-from stepvar.media.images import FORMATS, as_rgb, opened, read_image, save_parameters
+from stepvar.media.images import FORMATS, as_rgb, check_quality, opened, read_image, save_parameters
 from stepvar.utils.files import atomic_folder, atomic_path, check_writable, is_stream
 from stepvar.utils.progress import bar
 from stepvar.utils.reading import check_regular
@@ -31,6 +33,12 @@ PIXELS = ("yuv420p", "yuv444p")
 FPS = 16.0
 """Frames per second where nothing says otherwise: the rate of the InfinityStar models."""
 
+RATES = Range(0.001, 1000, note="frames per second")
+"""Of any video: from slides that are shown for minutes to the frames of high-speed cameras."""
+
+LONGEST_RATE = 40
+"""Characters of a rate that a PNG states."""
+
 GIF_MAX_FPS = 50.0
 """GIF counts in hundredths of a second, and players slow down what is shorter than two."""
 
@@ -39,6 +47,9 @@ GIF_LONGEST = 655.0
 
 MOST_FRAMES = 16_000_000_000
 """Bytes of the frames that are read of one file: an hour of what the models take."""
+
+MOST_READ = 250_000
+"""Frames that are read of one file, however small: an hour at 60 per second, and a little more."""
 
 
 def check_video_path(path: Path) -> None:
@@ -63,17 +74,16 @@ def check_video_suffix(path: Path) -> None:
         raise UsageError(f"{path}: videos end in .mp4 or .gif; a name without an ending is a folder of PNG files")
 
 
-def check_quality(quality: int) -> None:
-    """Raises a UsageError for a quality that MP4 files cannot have."""
-    if not 0 <= quality <= 100:
-        raise UsageError(f"quality={quality}: must be from 0 (small) to 100 (large)")
+def check_rate(fps: Any) -> float:
+    """Frames per second as a number of Python; a UsageError for what no video has."""
+    return number("fps", fps, RATES)
 
 
 def write_video(
     frames: Frames, fps: float, path: Path, quality: int, pixels: str, metadata: Mapping[str, str], progress: bool
 ) -> None:
     """See :meth:`stepvar.media.video.Video.save`; frames (F, H, W, 3)."""
-    check_quality(quality)
+    quality = check_quality(quality)
     if pixels not in PIXELS:
         raise UsageError(f"pixels={pixels!r}: must be {' or '.join(PIXELS)}")
     check_video_path(path)
@@ -190,11 +200,9 @@ def _write_folder(
 
 def read_frames(path: Path, fps: float | None, frames: int | None) -> tuple[Frames, float]:
     """See :meth:`stepvar.media.video.Video.read`: frames (F, H, W, 3) and their rate."""
-    if fps is not None and not 0 < fps < float("inf"):
-        raise UsageError(f"fps={fps}: must be a positive number of frames per second")
-    if frames is not None and frames < 1:
-        raise UsageError(f"frames={frames}: must be at least 1")
-    if not path.exists():
+    fps = None if fps is None else check_rate(fps)
+    frames = None if frames is None else whole_number("frames", frames, Range(1))
+    if not os.path.exists(path):  # unlike Path.exists, also False for a name that is too long
         raise UsageError(f"{path}: there is no such file or folder; check the path")
     if path.is_dir():
         found, rate = _read_folder(path, fps, frames)
@@ -211,13 +219,19 @@ def read_frames(path: Path, fps: float | None, frames: int | None) -> tuple[Fram
 def _some(path: Path, frames: Iterable[Frames], count: int | None) -> list[Frames]:
     """The first frames, or all of them, up to a limit of memory."""
     found: list[Frames] = []
-    taken = 0
     for frame in islice(frames, count):
         found.append(frame)
-        taken += frame.nbytes
-        if taken > MOST_FRAMES:
-            raise UsageError(f"{path}: has more than {MOST_FRAMES / 1e9:.0f} GB of frames; ask for fewer with frames=")
+        _check_memory(str(path), len(found), frame.nbytes)
     return found
+
+
+def _check_memory(where: str, count: int, size: int) -> None:
+    """Raises a UsageError for more frames, of ``size`` bytes each, than are read of one file."""
+    remedy = "ask for fewer with frames=, or a lower rate with fps="
+    if count > MOST_READ:
+        raise UsageError(f"{where}: gives more than {MOST_READ:,} frames; {remedy}")
+    if count * size > MOST_FRAMES:
+        raise UsageError(f"{where}: has more than {MOST_FRAMES / 1e9:.0f} GB of frames; {remedy}")
 
 
 def frame_paths(folder: Path) -> list[Path]:
@@ -233,11 +247,24 @@ def _read_folder(folder: Path, fps: float | None, frames: int | None) -> tuple[l
     paths = frame_paths(folder)
     if not paths:
         raise UsageError(f"{folder}: holds no .png files; name a folder of frames, or a video file")
-    rate = fps or FPS
-    # Where they are not written by this package, they state none.
-    with opened(paths[0]) as image, suppress(LookupError, TypeError, ValueError, ZeroDivisionError):
-        rate = float(Fraction(image.info["fps"]))
+    with opened(paths[0]) as image:
+        rate = _stated_rate(image.info.get("fps")) or fps or FPS
     return _some(folder, (np.asarray(read_image(path, "frame")) for path in paths), frames), rate
+
+
+def _stated_rate(text: Any) -> float | None:
+    """The rate that a text such as ``16`` or ``30000/1001`` states; None if it is not one of a video.
+
+    Read as floats: an exponent of some digits would make exact fractions fill the memory.
+    """
+    if not isinstance(text, str) or len(text) > LONGEST_RATE:
+        return None
+    try:
+        above, _, below = text.partition("/")
+        rate = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return rate if RATES.holds(rate) else None
 
 
 def _read_gif(path: Path, fps: float | None, frames: int | None) -> tuple[list[Frames], float]:
@@ -249,6 +276,7 @@ def _read_gif(path: Path, fps: float | None, frames: int | None) -> tuple[list[F
             for index in range(getattr(image, "n_frames", 1)):
                 image.seek(index)
                 shown = Shown(np.asarray(as_rgb(image)), sum(lengths))
+                _check_memory(str(path), index + 1, shown.pixels.nbytes)
                 # Players show what is shorter than two hundredths of a second for ten.
                 length = image.info.get("duration", 0) / 1000
                 lengths.append(length if length >= 0.02 else 0.1)
@@ -260,7 +288,7 @@ def _read_gif(path: Path, fps: float | None, frames: int | None) -> tuple[list[F
             # Times are in hundredths of a second: 16 frames in 1.00 or in 1.01 seconds are 16 per second.
             return found, whole if whole and abs(len(lengths) / whole - sum(lengths)) <= 0.011 else rate
         every = list(timed())
-        chosen = at_rate(every, fps, fps, last=lengths[-1] - 0.01)
+        chosen = at_rate(every, fps, fps, lengths[-1] - 0.01, frames, str(path))
         return _some(path, (shown.pixels for shown in chosen), frames), fps
 
 
@@ -295,8 +323,10 @@ def _read_file(path: Path, fps: float | None, frames: int | None) -> tuple[list[
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             rate = float(stream.average_rate or stream.guessed_rate or FPS)
+            if fps is None and not RATES.holds(rate):
+                raise UsageError(f"{path}: states {rate:g} frames per second; give the rate to read it at with fps=")
             decoded = container.decode(stream)
-            chosen = decoded if fps is None else at_rate(decoded, rate, fps)
+            chosen = decoded if fps is None else at_rate(decoded, rate, fps, None, frames, str(path))
             shape = float(stream.sample_aspect_ratio or 1)
             found = _some(path, (_upright(frame, shape) for frame in chosen), frames)
     except av.FFmpegError as error:
@@ -330,12 +360,24 @@ def _upright(frame: Any, shape: float) -> Frames:
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def at_rate(frames: Iterable[Any], rate: float, fps: float, last: float | None = None) -> Iterator[Any]:
+def at_rate(
+    frames: Iterable[Any],
+    rate: float,
+    fps: float,
+    last: float | None = None,
+    most: int | None = None,
+    where: str = "video",
+) -> Iterator[Any]:
     """Of frames with the times at which they appear, those seen at multiples of ``1 / fps``.
 
     Args:
         rate: of the frames, for those without a time.
         last: for how many seconds the last one is seen; None: as the rate says.
+        most: how many are taken of them; None: all.
+        where: what errors name.
+
+    Raises:
+        UsageError: if times are so far apart that repeating a frame would take more than one may read.
     """
 
     def timed() -> Iterator[tuple[float, Any]]:
@@ -349,6 +391,9 @@ def at_rate(frames: Iterable[Any], rate: float, fps: float, last: float | None =
     for (now, frame), (until, _) in pairwise(timed()):
         start = now if start is None else start
         # Times are rounded in files, so a frame counts from a hair before its time.
-        while count / fps < until - start - 1e-3:
+        end = until - start - 1e-3
+        size = frame.pixels.nbytes if isinstance(frame, Shown) else 3 * frame.width * frame.height
+        _check_memory(where, min(math.ceil(end * fps), most or sys.maxsize), size)
+        while count / fps < end and (most is None or count < most):
             yield frame
             count += 1
