@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
+import pickle
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from stepvar.errors import UsageError
 from stepvar.media.images import GeneratedImage, as_rgb, read_image, save_image
@@ -115,3 +120,82 @@ def test_images_of_a_gigapixel_are_refused(tmp_path: Path) -> None:
     Image.new("1", (20000, 20000)).save(tmp_path / "large.png")
     with pytest.raises(UsageError, match=r"large\.png"):
         read_image(tmp_path / "large.png")
+
+
+def swapped_profile() -> bytes:
+    """An ICC profile whose red is the green of sRGB, and its green the red."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"....").replace(b"gXYZ", b"rXYZ").replace(b"....", b"gXYZ")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_of_a_profile_become_those_of_srgb(tmp_path: Path, mode: str) -> None:
+    red = Image.new("RGB", (4, 3), (250, 20, 90))
+    red = red.quantize(2) if mode == "P" else red.convert(mode)
+    red.save(tmp_path / "x.png", icc_profile=swapped_profile())
+    found = read_image(tmp_path / "x.png")
+    assert found.mode == "RGB" and np.abs(np.asarray(found).astype(int) - (20, 250, 90)).max() <= 2
+    assert np.array_equal(np.asarray(as_rgb(found)), np.asarray(found))  # once
+
+
+def test_a_profile_of_srgb_leaves_every_level(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(colours).save(tmp_path / "x.png", icc_profile=profile)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "x.png")), colours)
+
+
+@pytest.mark.parametrize("profile", [b"damaged", swapped_profile()[:200], b""], ids=["no profile", "cut", "empty"])
+def test_a_damaged_profile_is_passed_over(tmp_path: Path, profile: bytes) -> None:
+    Image.new("RGB", (4, 3), (250, 20, 90)).save(tmp_path / "x.png", icc_profile=profile)
+    assert read_image(tmp_path / "x.png").getpixel((0, 0)) == (250, 20, 90)
+
+
+def test_a_profile_for_other_images_is_passed_over() -> None:
+    grey = Image.new("CMYK", (4, 3), (0, 0, 0, 100))
+    grey.info["icc_profile"] = swapped_profile()
+    assert as_rgb(grey).getpixel((0, 0)) == (155, 155, 155)
+
+
+def write_png(path: Path, values: np.ndarray[Any, Any], transparent: tuple[int, ...] = ()) -> Path:
+    """A PNG of 16 bits per channel, (H, W, C): Pillow writes none with colours."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    clear = chunk(b"tRNS", struct.pack(f">{channels}H", *transparent)) if transparent else b""
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + clear
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_levels_of_16_bits_are_rounded_in_grey_and_in_colour(tmp_path: Path, channels: int) -> None:
+    levels = np.array([0, 128, 129, 255, 256, 40_000, 65_406, 65_407, 65_535])
+    values = np.repeat(levels[None, :, None], channels, axis=2)
+    if channels == 4:
+        values[..., 3] = 65_535
+    found = np.asarray(read_image(write_png(tmp_path / "x.png", values)))
+    assert np.array_equal(found, np.rint(levels / 257)[None, :, None].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_transparent_level_of_16_bits_is_white(tmp_path: Path, channels: int) -> None:
+    values = np.repeat(np.array([1000, 1001, 30_000])[None, :, None], channels, axis=2)
+    found = read_image(write_png(tmp_path / "x.png", values, (1000,) * channels))
+    assert np.asarray(found)[0, :, 0].tolist() == [255, 4, 117]
+
+
+def test_copies_and_pickles_keep_the_texts() -> None:
+    image = GeneratedImage.of(np.full((4, 5, 3), 7, np.uint8), TEXTS)
+    for again in (copy.copy(image), image.copy(), copy.deepcopy(image), pickle.loads(pickle.dumps(image))):
+        assert type(again) is GeneratedImage and again.metadata == TEXTS
+        assert np.array_equal(np.asarray(again), np.asarray(image))

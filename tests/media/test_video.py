@@ -378,7 +378,7 @@ def test_rates_that_no_video_has_are_refused(tmp_path: Path, fps: Any) -> None:
 
 def test_rates_and_numbers_of_numpy_serve(tmp_path: Path) -> None:
     video = make_video(fps=np.float32(8))  # type: ignore[arg-type]
-    assert type(video.fps) is float and video.at_rate(np.int64(16)).fps == 16
+    assert type(video.fps) is float and video.at_rate(np.int64(16)).fps == 16  # type: ignore[arg-type]
     path = video.save(tmp_path / "boat.mp4", quality=np.int64(70))  # type: ignore[arg-type]
     assert len(Video.read(path, frames=np.int64(3))) == 3  # type: ignore[arg-type]
 

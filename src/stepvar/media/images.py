@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from stepvar.core.values import Range, whole_number
@@ -79,9 +81,21 @@ class GeneratedImage(Image.Image):
     def of(cls, pixels: np.ndarray[Any, np.dtype[np.uint8]], metadata: Mapping[str, str]) -> GeneratedImage:
         """From pixels (H, W, 3)."""
         image = cls()
-        image.__setstate__(Image.fromarray(np.ascontiguousarray(pixels)).__getstate__())
-        image.metadata = metadata
+        image.__setstate__([*Image.fromarray(np.ascontiguousarray(pixels)).__getstate__(), metadata])
         return image
+
+    def __getstate__(self) -> list[Any]:
+        """For copies and pickles, which keep the texts."""
+        return [*super().__getstate__(), dict(self.metadata)]
+
+    def __setstate__(self, state: list[Any]) -> None:
+        *image, self.metadata = state
+        super().__setstate__(image)
+
+    def copy(self) -> GeneratedImage:
+        return deepcopy(self)
+
+    __copy__ = copy
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
         name = str(getattr(fp, "name", fp)) if format is None else ""
@@ -158,19 +172,73 @@ def read_image(path: Path, name: str = "") -> Image.Image:
 def as_rgb(image: Image.Image) -> Image.Image:
     """An image as it is meant to be seen, in 8-bit RGB.
 
-    It is turned as its EXIF orientation says; what is transparent lies on white; 16-bit levels and floats in [0, 1]
-    become 8-bit levels.
+    It is turned as its EXIF orientation says; the colours of an embedded ICC profile become those of sRGB; what is
+    transparent lies on white; 16-bit levels and floats in [0, 1] become 8-bit levels, rounded.
 
     Raises:
         UsageError: for floats outside [0, 1], whose white is unknown, or whole numbers above 16 bits.
     """
-    image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile")
+    image = _rounded(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_levels(np.asarray(image), image.mode)).convert("RGB")
+        values = np.asarray(image)
+        grey = Image.fromarray(_levels(values, image.mode))
+        clear = image.info.get("transparency")  # the one level that is not seen
+        if isinstance(clear, int):
+            grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        image = grey
     if image.has_transparency_data:
-        clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+        alpha = image.convert("RGBA").getchannel("A")
+        seen = _in_srgb(image.convert("L" if image.mode in ("L", "LA", "La") else "RGB"), profile)
+        seen.putalpha(alpha)
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return _in_srgb(image, profile)
+
+
+def _rounded(image: Image.Image) -> Image.Image:
+    """An image turned upright; a PNG with colours of 16 bits that is not decoded yet with its levels rounded to 8.
+
+    Pillow has no colours of 16 bits and keeps their upper bytes, so the lower ones are decoded on their own.
+    """
+    tiles, name = getattr(image, "tile", []), getattr(image, "filename", "")
+    layout = tiles[0].args if tiles and image.format == "PNG" else None
+    if not name or layout not in ("RGB;16B", "RGBA;16B"):
+        return ImageOps.exif_transpose(image)
+    upper = ImageOps.exif_transpose(image)
+    with Image.open(name) as again:
+        again.tile = [tile._replace(args=layout.replace("16B", "16L")) for tile in tiles]
+        lower = ImageOps.exif_transpose(again)
+    values = 256 * np.asarray(upper).astype(np.int32) + np.asarray(lower)
+    clear = upper.info.get("transparency")  # the one colour that is not seen, in 16 bits
+    if isinstance(clear, tuple) and values.shape[2] == 3:
+        alpha = np.where((values == clear).all(axis=2, keepdims=True), 0, 65535)
+        values = np.concatenate([values, alpha], axis=2)
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+
+
+_PROFILED = {"RGB ": ("RGB", "P"), "GRAY": ("L", "1"), "CMYK": ("CMYK",)}
+"""By the colour space of an ICC profile: the modes of Pillow that it is for, the one of its levels first."""
+
+
+def _in_srgb(image: Image.Image, profile: Any) -> Image.Image:
+    """An opaque image as RGB, from the colours of its ICC profile; one that is damaged or not for it is passed over."""
+    with suppress(ImageCms.PyCMSError, ImportError, OSError, TypeError, ValueError):
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        mode, *others = _PROFILED.get(source.profile.xcolor_space, ("",))
+        if image.mode in (mode, *others):
+            transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+            if mode == "CMYK" or not _is_srgb(transform, mode):
+                return transform.apply(image.convert(mode))
     return image.convert("RGB")
+
+
+def _is_srgb(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether a transform to sRGB does no more than round: then the levels are better left as they are."""
+    steps = np.arange(0, 256, 17, dtype=np.uint8)
+    levels = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3) if mode == "RGB" else steps[None]
+    probe = Image.fromarray(levels)
+    change = np.asarray(transform.apply(probe)).astype(int) - np.asarray(probe.convert("RGB"))
+    return bool(np.abs(change).max() <= 2)
 
 
 def _levels(values: np.ndarray[Any, np.dtype[Any]], mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
