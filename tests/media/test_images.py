@@ -199,3 +199,15 @@ def test_copies_and_pickles_keep_the_texts() -> None:
     for again in (copy.copy(image), image.copy(), copy.deepcopy(image), pickle.loads(pickle.dumps(image))):
         assert type(again) is GeneratedImage and again.metadata == TEXTS
         assert np.array_equal(np.asarray(again), np.asarray(image))
+
+
+@pytest.mark.parametrize(("name", "most"), [("x.jpg", 65500), ("x.webp", 16383)])
+def test_images_wider_than_a_format_holds_are_refused(tmp_path: Path, name: str, most: int) -> None:
+    with pytest.raises(UsageError, match=f"70000x2 as .*: a side has at most {most} pixels; save as .png"):
+        save_image(Image.new("RGB", (70_000, 2)), tmp_path / name)
+
+
+@pytest.mark.parametrize("quality", ["95", [1], True, 101, float("nan")], ids=str)
+def test_a_quality_is_a_whole_number(tmp_path: Path, quality: Any) -> None:
+    with pytest.raises(UsageError, match=r"quality=.*: must be a whole number from 0 to 100"):
+        save_image(Image.new("RGB", (4, 3)), tmp_path / "x.jpg", quality=quality)

@@ -427,3 +427,9 @@ def test_gaps_between_large_frames_are_bounded_by_their_memory(monkeypatch: pyte
 def test_names_that_are_too_long_are_refused() -> None:
     with pytest.raises(UsageError, match="there is no such file"):
         Video.read("x" * 5000)
+
+
+def test_a_gif_wider_than_the_format_holds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="70000x8 as GIF: a side has at most 65535 pixels; save to a folder"):
+        Video(np.zeros((2, 8, 70_000, 3), np.uint8)).save(tmp_path / "wide.gif")
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -22,6 +23,9 @@ from stepvar.utils.reading import check_regular
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """By the ending of a name."""
 
+MOST_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "GIF": 65_535}
+"""Pixels of the longest side that a format holds."""
+
 JPEG_QUALITY = 95
 _EXIF, _USER_COMMENT, _ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
 _MOST_EXIF = 60_000
@@ -39,6 +43,12 @@ def image_format(path: Path) -> str:
 def check_quality(quality: Any) -> int:
     """The quality of a JPEG, WebP or MP4 as a number of Python; a UsageError for what is none."""
     return whole_number("quality", quality, Range(0, 100, note="small to large files"))
+
+
+def check_size(size: tuple[int, int], kind: str, path: Path, remedy: str) -> None:
+    """Raises a UsageError for a width or height in pixels that a format does not hold."""
+    if max(size) > (most := MOST_SIDE.get(kind, sys.maxsize)):
+        raise UsageError(f"{path}: {size[0]}x{size[1]} as {kind}: a side has at most {most} pixels; {remedy}")
 
 
 def png_info(metadata: Mapping[str, str]) -> PngInfo:
@@ -119,6 +129,7 @@ def save_image(
     """
     kind = image_format(path)
     quality = None if quality is None else check_quality(quality)
+    check_size(image.size, kind, path, "save as .png")
     given: dict[str, Any] = {}
     texts = dict(metadata or {})
     if kind == "JPEG":
@@ -201,12 +212,13 @@ def _rounded(image: Image.Image) -> Image.Image:
     Pillow has no colours of 16 bits and keeps their upper bytes, so the lower ones are decoded on their own.
     """
     tiles, name = getattr(image, "tile", []), getattr(image, "filename", "")
-    layout = tiles[0].args if tiles and image.format == "PNG" else None
+    layout = tiles[0][3] if tiles and image.format == "PNG" else None
     if not name or layout not in ("RGB;16B", "RGBA;16B"):
         return ImageOps.exif_transpose(image)
     upper = ImageOps.exif_transpose(image)
     with Image.open(name) as again:
-        again.tile = [tile._replace(args=layout.replace("16B", "16L")) for tile in tiles]
+        lower_tiles: Any = [(*one[:3], layout.replace("16B", "16L")) for one in tiles]  # before Pillow 11 plain tuples
+        again.tile = lower_tiles
         lower = ImageOps.exif_transpose(again)
     values = 256 * np.asarray(upper).astype(np.int32) + np.asarray(lower)
     clear = upper.info.get("transparency")  # the one colour that is not seen, in 16 bits

@@ -19,7 +19,7 @@ from PIL import Image
 
 from stepvar.core.values import Range, number, whole_number
 from stepvar.errors import OutputError, UsageError
-from stepvar.media.images import FORMATS, as_rgb, check_quality, opened, read_image, save_parameters
+from stepvar.media.images import FORMATS, as_rgb, check_quality, check_size, opened, read_image, save_parameters
 from stepvar.utils.files import atomic_folder, atomic_path, check_writable, is_stream
 from stepvar.utils.progress import bar
 from stepvar.utils.reading import check_regular
@@ -88,6 +88,8 @@ def write_video(
         raise UsageError(f"pixels={pixels!r}: must be {' or '.join(PIXELS)}")
     check_video_path(path)
     suffix = ".gif" if is_stream(path) else path.suffix.lower()
+    if suffix == ".gif":
+        check_size((frames.shape[2], frames.shape[1]), "GIF", path, "save to a folder of PNG files")
     place = atomic_path(path) if suffix else atomic_folder(path)
     with bar("frames", len(frames), progress, time_left=True) as advance, place as temporary:
         if suffix == ".mp4":
