@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,7 +157,7 @@ def report(
     from stepvar.evaluation.report.tables import markdown
     from stepvar.evaluation.summary import summarise, write_results
     from stepvar.utils.files import write_text
-    from stepvar.utils.outputs import Outputs
+    from stepvar.utils.outputs import Outputs, write_new
 
     target = out or run / "report.html"
     if target.suffix.lower() != ".html":
@@ -170,8 +171,8 @@ def report(
         results = summarise(folder)
         html, table = page(results, folder), markdown(results)
         write_results(folder)
-    write_text(target, html)
-    write_text(target.with_suffix(".md"), table)
+    for path, text in ((target, html), (target.with_suffix(".md"), table)):
+        write_new(path, partial(write_text, text=text), force=force or out is None)
     if not quiet:
         print(f"{target}: the page; {target.with_suffix('.md')}: the table")
 
