@@ -42,6 +42,17 @@ def test_a_line_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
     assert manifest.read_text().count("\n") == 2 and "prom{" not in manifest.read_text()
 
 
+def test_a_row_that_lacks_only_its_newline_is_not_lost(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "run", {})
+    folder.add([row("a"), row("b")])
+    manifest = tmp_path / "run" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().rstrip("\n"))
+    again = RunFolder.read(tmp_path / "run")
+    again.add([row("c")])
+    assert list(again.rows) == list(RunFolder.read(tmp_path / "run").rows)
+    assert [prompt for _, prompt, _ in again.rows] == ["a", "b", "c"]
+
+
 def test_damage_in_the_middle_is_said(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path / "run", {})
     (tmp_path / "run" / "manifest.jsonl").write_text('{"method":\n{"method":"dense","prompt":"a","seed":0}\n')

@@ -270,7 +270,7 @@ def _lines(path: Path, kinds: Mapping[str, Any], needed: Sequence[str]) -> Itera
 
 
 def _end_line(path: Path) -> None:
-    """Removes a last line that was cut off, so that the next one starts on its own."""
+    """Ends a last line that lacks only its newline and removes one that was cut off, as :func:`_lines` reads them."""
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb+") as file:
@@ -278,7 +278,13 @@ def _end_line(path: Path) -> None:
         if file.read(1) != b"\n":
             file.seek(0)
             whole = file.read()
-            file.truncate(whole.rfind(b"\n") + 1)
+            start = whole.rfind(b"\n") + 1
+            try:
+                parse_json(whole[start:].decode("utf-8" if start else "utf-8-sig"))
+            except ValueError:
+                file.truncate(start)
+            else:
+                file.write(b"\n")
 
 
 def slug(label: str) -> str:
