@@ -96,6 +96,7 @@ def evaluate(
 
     for package in ("torchmetrics", "matplotlib"):
         require(package)  # before anything is generated
+    wanted = with_baselines(chosen)
     suite = load_prompts(prompts).limited(limit)
     settings = {
         "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
@@ -110,7 +111,7 @@ def evaluate(
         pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
     )
     features = None if measures.domain is not None and not real else load_features(pipe.device, bool(real), notes)
-    candidates = supported(pipe, with_baselines(chosen), [label for label, _ in chosen], settings, notes)
+    candidates = supported(pipe, wanted, [label for label, _ in chosen], settings, notes)
     described = {
         "stepvar": __version__,
         "model": pipe.name,
