@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stepvar.core.plan import Step
 from stepvar.core.report import Report
+from stepvar.errors import UsageError
 from stepvar.media.images import GeneratedImage
 from stepvar.media.saving import check_results, result_paths, save_result
 from stepvar.media.video import Video
@@ -71,9 +72,11 @@ class Output:
             The files.
 
         Raises:
-            UsageError: for another ending.
+            UsageError: for another ending, or an empty path.
             OutputError: if one cannot be written; the others are then not begun.
         """
+        if not str(path):
+            raise UsageError("path '': must name a file or a folder")
         results, own = self._media(), is_folder_name(path)
         paths = result_paths(path, len(results), bool(len(self.videos)))
         check_results(paths, bool(len(self.videos)), quality)

@@ -124,6 +124,30 @@ def test_names_of_its_own_move_on_when_another_process_takes_them(
     assert sorted(path.stem for path in (tmp_path / "d").iterdir()) == ["0001", "0002", "0003", "0004"]
 
 
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", PROMPT, "--out", ""],
+        ["generate", PROMPT, "--out="],
+        ["generate", PROMPT, "--report", ""],
+        ["generate", "--from", ""],
+        ["generate", "--prompts", ""],
+        ["info", ""],
+        ["demo", "--out", ""],
+        ["eval", "--out", ""],
+        ["eval", "--out", "run", "--prompts", ""],
+        ["report", ""],
+        ["convert", "scenes", ""],
+        ["verify", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_one_that_was_left_out(run: Any, tmp_path: Path, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.status == 2 and "is empty" in result.error() and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_what_is_new_takes_no_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
     def refuse(*_: object) -> None:
@@ -226,6 +250,8 @@ def test_what_python_saves_is_generated_again(run: Any, shared_model: Path, tmp_
     output = Pipeline.from_pretrained(shared_model)([PROMPT], seed=[3], method="stepvar+drop-guidance")
     output.images[0].save(tmp_path / "pil.png")
     (saved,) = output.save(tmp_path / "own.webp")
+    with pytest.raises(UsageError, match="path ''"):
+        output.save("")
     for path in (tmp_path / "pil.png", saved):
         assert run("generate", "--from", path, "--out", f"{path.stem}-again.png", "--quiet").status == 0
         again = np.asarray(read_image(tmp_path / f"{path.stem}-again.png"))

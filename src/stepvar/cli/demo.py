@@ -22,7 +22,13 @@ CAPTION = "a large red striped circle left of a small blue star on grass"
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Image file; the numbers go beside it, as JSON. Default: the next demo.png."),
+        typer.Option(
+            "--out",
+            "-o",
+            parser=options.path,
+            metavar="PATH",
+            help="Image file; the numbers go beside it, as JSON. Default: the next demo.png.",
+        ),
     ] = None,
     force: Force = False,
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 7,

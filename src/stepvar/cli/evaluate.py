@@ -43,17 +43,27 @@ Methods = Annotated[
 Prompts = Annotated[
     str,
     typer.Option(
+        parser=options.path_text,
+        metavar="PROMPTS",
         help="'scenes' or 'scenes:256', likewise 'scenes-video'; a text file with a prompt per line; GenEval's "
-        "evaluation_metadata.jsonl; DPG-Bench's folder of prompts."
+        "evaluation_metadata.jsonl; DPG-Bench's folder of prompts.",
     ),
 ]
 Scores = Annotated[str | None, typer.Option(help="Of an image against its prompt: clip, image-reward, hpsv2.")]
-Reference = Annotated[Path | None, typer.Option(help="Folder of real images for FID and KID by Inception features.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path, metavar="PATH", help="Folder of real images for FID and KID by Inception features."
+    ),
+]
 
 
 def evaluate(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a run that it holds goes on.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", parser=options.path, metavar="PATH", help="Folder; a run that it holds goes on."),
+    ],
     methods: Methods = None,
     prompts: Prompts = "scenes",
     model: options.Model = "scenes",
@@ -147,8 +157,13 @@ def evaluate(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder that 'stepvar eval --out' wrote.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: report.html in the run.")] = None,
+    run: Annotated[Path, typer.Argument(parser=options.path, help="The folder that 'stepvar eval --out' wrote.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", parser=options.path, metavar="PATH", help="HTML file; default: report.html in the run."
+        ),
+    ] = None,
     force: Force = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -54,17 +54,26 @@ Prompts = Annotated[
 ]
 PromptFile = Annotated[
     str | None,
-    typer.Option("--prompts", help="File of prompts: one per line, or JSON lines with 'prompt'; one after the other."),
+    typer.Option(
+        "--prompts",
+        parser=options.path_text,
+        metavar="PATH",
+        help="File of prompts: one per line, or JSON lines with 'prompt'; one after the other.",
+    ),
 ]
 From = Annotated[
     Path | None,
-    typer.Option("--from", metavar="FILE", help="Generate the image or video of a file again, to the bit."),
+    typer.Option(
+        "--from", parser=options.path, metavar="FILE", help="Generate the image or video of a file again, to the bit."
+    ),
 ]
 Out = Annotated[
     str | None,
     typer.Option(
         "--out",
         "-o",
+        parser=options.path_text,
+        metavar="PATH",
         help="PNG, JPEG or WebP file, for videos MP4 or GIF; several are numbered. Or a folder. Default: the next free "
         "scene.png or scene.mp4.",
     ),
@@ -88,20 +97,32 @@ MoreSmooth = Annotated[
     bool | None,
     typer.Option(help="Models with a codebook: blends of codes, which look smoother; default: the model's own."),
 ]
-ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: an image that the video begins with.")]
-VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video to go on from.")]
+ImageFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--image", parser=options.path, metavar="PATH", help="Video models: an image that the video begins with."
+    ),
+]
+VideoFile = Annotated[
+    Path | None,
+    typer.Option("--video", parser=options.path, metavar="PATH", help="Video models: a video to go on from."),
+]
 Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes after every prompt.")]
 Quality = Annotated[
     int | None,
     typer.Option(help="0 (small) to 100 (large); default: MP4 65, JPEG 95, WebP without loss."),
 ]
 NumImages = Annotated[int, typer.Option(help="Images per prompt.")]
-ReportFile = Annotated[Path | None, typer.Option(help="JSON file for what it cost, scale by scale.")]
+ReportFile = Annotated[
+    Path | None, typer.Option(parser=options.path, metavar="PATH", help="JSON file for what it cost, scale by scale.")
+]
 Compare = Annotated[
     bool,
     typer.Option("--compare", help="Generate dense too: one sheet (or video) of both, and how much faster it was."),
 ]
-PreviewFile = Annotated[Path | None, typer.Option(help="Image file for the image after each scale.")]
+PreviewFile = Annotated[
+    Path | None, typer.Option(parser=options.path, metavar="PATH", help="Image file for the image after each scale.")
+]
 
 
 def generate(
