@@ -148,6 +148,16 @@ def test_an_empty_path_is_not_one_that_was_left_out(run: Any, tmp_path: Path, ar
     assert result.status == 2 and "is empty" in result.error() and not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("file", ["new", "NEW", "new/r.json", "./new/sub/../r.json"])
+@pytest.mark.parametrize("option", ["--report", "--preview"])
+def test_a_report_in_a_folder_that_is_still_to_be_made_is_refused(
+    generate: Any, tmp_path: Path, option: str, file: str
+) -> None:
+    result = generate(PROMPT, "--out", "new", option, file)
+    assert result.status == 2 and "lies in the folder new" in result.error() and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_what_is_new_takes_no_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
     def refuse(*_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from stepvar.errors import UsageError
-from stepvar.utils.outputs import Outputs, free_name, is_folder_name, write_new
+from stepvar.utils.outputs import Outputs, check_outside, free_name, is_folder_name, write_new
 
 Force = Annotated[
     bool, typer.Option("--force", "-f", help="Replace files that are there; without it the command stops.")
@@ -73,6 +73,10 @@ def claim_files(
     own = out is None or is_folder_name(out)  # numbers in a folder are new ones
     if out is None:
         out = free_name(Path(f"scene{default_suffix(video)}"), number)
+    if is_folder_name(out):
+        for name, path in (("report", report), ("preview", preview)):
+            if path is not None:
+                check_outside(name, path, Path(out))
     results = result_paths(out, number, video)
     check_results(results, video, quality, "out")
     claims = Outputs(force)

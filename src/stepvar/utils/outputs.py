@@ -56,6 +56,22 @@ class Outputs:
             self._names.update(dict.fromkeys(_identities(path), f"{name} {str(path)!r}"))
 
 
+def check_outside(name: str, path: Path, folder: Path) -> None:
+    """Checks a file beside a folder that is made only with the results: it cannot lie in it, or be it.
+
+    Raises:
+        UsageError: if it does.
+    """
+    if folder.is_dir():
+        return
+    place, new = (Path(str(_identities(one)[0])) for one in (path, folder))
+    if place == new or new in place.parents:
+        raise UsageError(
+            f"{name} {str(path)!r}: lies in the folder {folder}, which is made with the results; "
+            "name a file outside of it, or create the folder first"
+        )
+
+
 def _identities(path: Path) -> list[object]:
     """By what a file is known to be the same: its place, as file systems that ignore case have it, and its number."""
     real = os.path.realpath(path)
