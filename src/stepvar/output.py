@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from stepvar.core.plan import Step
 from stepvar.core.report import Report
+from stepvar.errors import UsageError
 from stepvar.media.images import GeneratedImage
 from stepvar.media.saving import check_results, result_paths, save_result
 from stepvar.media.video import Video
 from stepvar.media.video_files import FPS
+from stepvar.utils.outputs import is_folder_name, write_new
 
 OutputType = Literal["pil", "np", "pt"]
 
@@ -69,15 +72,18 @@ class Output:
             The files.
 
         Raises:
-            UsageError: for another ending.
+            UsageError: for another ending, or an empty path.
             OutputError: if one cannot be written; the others are then not begun.
         """
-        results = self._media()
+        if not str(path):
+            raise UsageError("path '': must name a file or a folder")
+        results, own = self._media(), is_folder_name(path)
         paths = result_paths(path, len(results), bool(len(self.videos)))
         check_results(paths, bool(len(self.videos)), quality)
-        for one, texts, file in zip(results, self.metadata or [{}] * len(results), paths, strict=True):
-            save_result(one, file, texts, quality)
-        return paths
+        return [
+            write_new(file, partial(save_result, one, texts=texts, quality=quality), force=True, own=own)
+            for one, texts, file in zip(results, self.metadata or [{}] * len(results), paths, strict=True)
+        ]
 
     def _media(self) -> list[Image.Image | Video]:
         """The images or videos as objects, whatever the type of the output."""

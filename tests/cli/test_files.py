@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -22,7 +23,7 @@ from stepvar.cli.signals import ending_signals
 from stepvar.errors import OutputError, UsageError
 from stepvar.media.images import read_image
 from stepvar.media.metadata import read_metadata
-from stepvar.utils.files import TEMPORARY, atomic_folder, write_text
+from stepvar.utils.files import TEMPORARY, atomic_folder, keeping_files, write_text
 from stepvar.utils.outputs import Outputs
 
 PROMPT = "a large red circle on grass"
@@ -81,6 +82,99 @@ def test_names_that_nobody_gave_are_free_ones(generate: Any, tmp_path: Path) -> 
         assert name in generate(PROMPT, "--seed", 1).out
     assert "scene-2-1.png" in generate(PROMPT, "--num-images", 2).out
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Files that another process writes while the model works."""
+    load = Pipeline.from_pretrained
+
+    def arrange(*files: Path) -> None:
+        def slow(*given: Any, **more: Any) -> Pipeline:
+            for file in files:
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(b"theirs")
+            return load(*given, **more)
+
+        monkeypatch.setattr(Pipeline, "from_pretrained", slow)
+
+    return arrange
+
+
+@pytest.mark.parametrize("option", ["--out", "--report", "--preview"])
+def test_a_file_that_appears_during_the_work_stays(generate: Any, tmp_path: Path, meanwhile: Any, option: str) -> None:
+    meanwhile(tmp_path / "a.png")
+    result = generate(PROMPT, option, "a.png", "-q")
+    assert result.status == 1 and "a.png: appeared during the work" in result.error() and "--force" in result.err
+    assert (tmp_path / "a.png").read_bytes() == b"theirs" and not list(tmp_path.glob(f"{TEMPORARY}*"))
+    (tmp_path / "a.png").unlink()
+    assert generate(PROMPT, option, "a.png", "-q", "--force").status == 0
+    assert (tmp_path / "a.png").read_bytes() != b"theirs"
+
+
+def test_names_of_its_own_move_on_when_another_process_takes_them(
+    generate: Any, tmp_path: Path, meanwhile: Any
+) -> None:
+    theirs = [tmp_path / "scene.png", tmp_path / "d" / "0001.png", tmp_path / "d" / "0002.png"]
+    meanwhile(*theirs)
+    assert generate(PROMPT, "a blue star", "--out", "d", "-q").status == 0
+    (tmp_path / "scene.png").unlink()
+    assert "scene-2.png" in generate(PROMPT).out
+    assert all(path.read_bytes() == b"theirs" for path in theirs)
+    assert sorted(path.stem for path in (tmp_path / "d").iterdir()) == ["0001", "0002", "0003", "0004"]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", PROMPT, "--out", ""],
+        ["generate", PROMPT, "--out="],
+        ["generate", PROMPT, "--report", ""],
+        ["generate", "--from", ""],
+        ["generate", "--prompts", ""],
+        ["info", ""],
+        ["demo", "--out", ""],
+        ["eval", "--out", ""],
+        ["eval", "--out", "run", "--prompts", ""],
+        ["report", ""],
+        ["convert", "scenes", ""],
+        ["verify", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_one_that_was_left_out(run: Any, tmp_path: Path, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.status == 2 and "is empty" in result.error() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("file", ["new", "NEW", "new/r.json", "./new/sub/../r.json"])
+@pytest.mark.parametrize("option", ["--report", "--preview"])
+def test_a_report_in_a_folder_that_is_still_to_be_made_is_refused(
+    generate: Any, tmp_path: Path, option: str, file: str
+) -> None:
+    result = generate(PROMPT, "--out", "new", option, file)
+    assert result.status == 2 and "lies in the folder new" in result.error() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_is_new_takes_no_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    with keeping_files():
+        write_text(tmp_path / "a", "one")
+        with pytest.raises(OutputError, match="appeared"):
+            write_text(tmp_path / "a", "two")
+    with pytest.raises(OutputError, match="appeared"), atomic_folder(tmp_path / "f") as made:
+        (made / "file").touch()
+        (tmp_path / "f").mkdir()
+    assert (tmp_path / "a").read_text() == "one" and [p.name for p in sorted(tmp_path.iterdir())] == ["a", "f"]
+    write_text(tmp_path / "a", "three")
+    assert (tmp_path / "a").read_text() == "three"
 
 
 def test_a_folder_is_filled_up(generate: Any, tmp_path: Path) -> None:
@@ -166,6 +260,8 @@ def test_what_python_saves_is_generated_again(run: Any, shared_model: Path, tmp_
     output = Pipeline.from_pretrained(shared_model)([PROMPT], seed=[3], method="stepvar+drop-guidance")
     output.images[0].save(tmp_path / "pil.png")
     (saved,) = output.save(tmp_path / "own.webp")
+    with pytest.raises(UsageError, match="path ''"):
+        output.save("")
     for path in (tmp_path / "pil.png", saved):
         assert run("generate", "--from", path, "--out", f"{path.stem}-again.png", "--quiet").status == 0
         again = np.asarray(read_image(tmp_path / f"{path.stem}-again.png"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 from stepvar.errors import OutputError, UsageError
-from stepvar.evaluation.folder import RunFolder, reading_run, slug
+from stepvar.evaluation.candidates import with_baselines
+from stepvar.evaluation.folder import RunFolder, check_labels, reading_run, slug
+from stepvar.methods import StepVAR
 
 
 def row(prompt: str, **more: Any) -> dict[str, Any]:
@@ -40,6 +43,17 @@ def test_a_line_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
     again.add([row("b")])
     assert list(RunFolder.read(tmp_path / "run").rows) == [("dense", "a", 0), ("dense", "b", 0)]
     assert manifest.read_text().count("\n") == 2 and "prom{" not in manifest.read_text()
+
+
+def test_a_row_that_lacks_only_its_newline_is_not_lost(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "run", {})
+    folder.add([row("a"), row("b")])
+    manifest = tmp_path / "run" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().rstrip("\n"))
+    again = RunFolder.read(tmp_path / "run")
+    again.add([row("c")])
+    assert list(again.rows) == list(RunFolder.read(tmp_path / "run").rows)
+    assert [prompt for _, prompt, _ in again.rows] == ["a", "b", "c"]
 
 
 def test_damage_in_the_middle_is_said(tmp_path: Path) -> None:
@@ -168,3 +182,25 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: str, said: 
 def test_figures_that_do_not_fit_together_are_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="do not fit together"), reading_run(tmp_path):
         raise KeyError("loop")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_is_kept_out(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from stepvar.evaluation.folder import RunFolder\n"
+        "folder = RunFolder.open(Path(sys.argv[1]), {})\n"
+        "child = os.fork()\n"
+        "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "try: RunFolder.open(Path(sys.argv[1]), {})\n"
+        "except OSError as error: print(error, flush=True)\n"
+        "os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0 and "another process is writing it" in done.stdout
+
+
+def test_labels_that_are_one_folder_are_refused() -> None:
+    check_labels(["keep 0.3", "keep 0.30", "dense", "dense"])
+    for other in ("keep_0.3", "Keep 0.3"):
+        with pytest.raises(UsageError, match=f"'keep 0.3' and '{other}': both"):
+            with_baselines([("keep 0.3", StepVAR()), (other, StepVAR(keep=0.3))])

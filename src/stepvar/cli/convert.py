@@ -12,11 +12,16 @@ from stepvar.cli import options
 
 def convert(
     source: Annotated[str, typer.Argument(help="A model: a release on the hub, a local folder, or a weight file.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    out: Annotated[Path, typer.Argument(parser=options.path, help="The folder to write; it must not exist.")],
     variant: Annotated[str | None, typer.Option(help="Which of several models, such as 2b or d16.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="The tokenizer's file, where it does not lie beside the transformer's.")
+        Path | None,
+        typer.Option(
+            parser=options.path,
+            metavar="PATH",
+            help="The tokenizer's file, where it does not lie beside the transformer's.",
+        ),
     ] = None,
     dtype: Annotated[
         str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from stepvar.cli.files import Force
 from stepvar.cli.speedup import fit_settings
 from stepvar.core.values import COUNT
 from stepvar.utils.files import write_text
-from stepvar.utils.outputs import Outputs, free_name
+from stepvar.utils.outputs import Outputs, free_name, write_new
 
 CAPTION = "a large red striped circle left of a small blue star on grass"
 
@@ -21,7 +22,13 @@ CAPTION = "a large red striped circle left of a small blue star on grass"
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Image file; the numbers go beside it, as JSON. Default: the next demo.png."),
+        typer.Option(
+            "--out",
+            "-o",
+            parser=options.path,
+            metavar="PATH",
+            help="Image file; the numbers go beside it, as JSON. Default: the next demo.png.",
+        ),
     ] = None,
     force: Force = False,
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 7,
@@ -50,9 +57,11 @@ def demo(
     pipe = options.load_pipeline(model, device, dtype, quantization=quantization)
     chosen = StepVAR() if speedup is None else fit_settings(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
     comparison = run_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
-    save_result(sheet(comparison, [CAPTION]), target, sheet_texts(comparison.other, [CAPTION]), None)
+    shown, texts, own = sheet(comparison, [CAPTION]), sheet_texts(comparison.other, [CAPTION]), out is None
+    target = write_new(target, partial(save_result, shown, texts=texts, quality=None), force=force, own=own)
     info = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
-    write_text(numbers, json.dumps(info, indent=2) + "\n")
+    content = json.dumps(info, indent=2) + "\n"
+    numbers = write_new(target.with_suffix(".json"), partial(write_text, text=content), force=force, own=own)
     if not quiet:
         print_comparison(comparison)
         print(f"{target}: the images; {numbers}: the numbers")

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,17 +43,27 @@ Methods = Annotated[
 Prompts = Annotated[
     str,
     typer.Option(
+        parser=options.path_text,
+        metavar="PROMPTS",
         help="'scenes' or 'scenes:256', likewise 'scenes-video'; a text file with a prompt per line; GenEval's "
-        "evaluation_metadata.jsonl; DPG-Bench's folder of prompts."
+        "evaluation_metadata.jsonl; DPG-Bench's folder of prompts.",
     ),
 ]
 Scores = Annotated[str | None, typer.Option(help="Of an image against its prompt: clip, image-reward, hpsv2.")]
-Reference = Annotated[Path | None, typer.Option(help="Folder of real images for FID and KID by Inception features.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path, metavar="PATH", help="Folder of real images for FID and KID by Inception features."
+    ),
+]
 
 
 def evaluate(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a run that it holds goes on.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", parser=options.path, metavar="PATH", help="Folder; a run that it holds goes on."),
+    ],
     methods: Methods = None,
     prompts: Prompts = "scenes",
     model: options.Model = "scenes",
@@ -95,6 +106,7 @@ def evaluate(
 
     for package in ("torchmetrics", "matplotlib"):
         require(package)  # before anything is generated
+    wanted = with_baselines(chosen)
     suite = load_prompts(prompts).limited(limit)
     settings = {
         "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
@@ -109,7 +121,7 @@ def evaluate(
         pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
     )
     features = None if measures.domain is not None and not real else load_features(pipe.device, bool(real), notes)
-    candidates = supported(pipe, with_baselines(chosen), [label for label, _ in chosen], settings, notes)
+    candidates = supported(pipe, wanted, [label for label, _ in chosen], settings, notes)
     described = {
         "stepvar": __version__,
         "model": pipe.name,
@@ -145,8 +157,13 @@ def evaluate(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder that 'stepvar eval --out' wrote.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: report.html in the run.")] = None,
+    run: Annotated[Path, typer.Argument(parser=options.path, help="The folder that 'stepvar eval --out' wrote.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", parser=options.path, metavar="PATH", help="HTML file; default: report.html in the run."
+        ),
+    ] = None,
     force: Force = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -156,7 +173,7 @@ def report(
     from stepvar.evaluation.report.tables import markdown
     from stepvar.evaluation.summary import summarise, write_results
     from stepvar.utils.files import write_text
-    from stepvar.utils.outputs import Outputs
+    from stepvar.utils.outputs import Outputs, write_new
 
     target = out or run / "report.html"
     if target.suffix.lower() != ".html":
@@ -170,8 +187,8 @@ def report(
         results = summarise(folder)
         html, table = page(results, folder), markdown(results)
         write_results(folder)
-    write_text(target, html)
-    write_text(target.with_suffix(".md"), table)
+    for path, text in ((target, html), (target.with_suffix(".md"), table)):
+        write_new(path, partial(write_text, text=text), force=force or out is None)
     if not quiet:
         print(f"{target}: the page; {target.with_suffix('.md')}: the table")
 

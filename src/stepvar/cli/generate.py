@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,17 +54,26 @@ Prompts = Annotated[
 ]
 PromptFile = Annotated[
     str | None,
-    typer.Option("--prompts", help="File of prompts: one per line, or JSON lines with 'prompt'; one after the other."),
+    typer.Option(
+        "--prompts",
+        parser=options.path_text,
+        metavar="PATH",
+        help="File of prompts: one per line, or JSON lines with 'prompt'; one after the other.",
+    ),
 ]
 From = Annotated[
     Path | None,
-    typer.Option("--from", metavar="FILE", help="Generate the image or video of a file again, to the bit."),
+    typer.Option(
+        "--from", parser=options.path, metavar="FILE", help="Generate the image or video of a file again, to the bit."
+    ),
 ]
 Out = Annotated[
     str | None,
     typer.Option(
         "--out",
         "-o",
+        parser=options.path_text,
+        metavar="PATH",
         help="PNG, JPEG or WebP file, for videos MP4 or GIF; several are numbered. Or a folder. Default: the next free "
         "scene.png or scene.mp4.",
     ),
@@ -87,20 +97,32 @@ MoreSmooth = Annotated[
     bool | None,
     typer.Option(help="Models with a codebook: blends of codes, which look smoother; default: the model's own."),
 ]
-ImageFile = Annotated[Path | None, typer.Option("--image", help="Video models: an image that the video begins with.")]
-VideoFile = Annotated[Path | None, typer.Option("--video", help="Video models: a video to go on from.")]
+ImageFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--image", parser=options.path, metavar="PATH", help="Video models: an image that the video begins with."
+    ),
+]
+VideoFile = Annotated[
+    Path | None,
+    typer.Option("--video", parser=options.path, metavar="PATH", help="Video models: a video to go on from."),
+]
 Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes after every prompt.")]
 Quality = Annotated[
     int | None,
     typer.Option(help="0 (small) to 100 (large); default: MP4 65, JPEG 95, WebP without loss."),
 ]
 NumImages = Annotated[int, typer.Option(help="Images per prompt.")]
-ReportFile = Annotated[Path | None, typer.Option(help="JSON file for what it cost, scale by scale.")]
+ReportFile = Annotated[
+    Path | None, typer.Option(parser=options.path, metavar="PATH", help="JSON file for what it cost, scale by scale.")
+]
 Compare = Annotated[
     bool,
     typer.Option("--compare", help="Generate dense too: one sheet (or video) of both, and how much faster it was."),
 ]
-PreviewFile = Annotated[Path | None, typer.Option(help="Image file for the image after each scale.")]
+PreviewFile = Annotated[
+    Path | None, typer.Option(parser=options.path, metavar="PATH", help="Image file for the image after each scale.")
+]
 
 
 def generate(
@@ -260,17 +282,20 @@ def _generate(job: Job) -> None:
         inputs: dict[str, Any] = {pipe.inputs.argument: prompts, "method": job.method, "seed": seed, **job.settings}
         output = pipe(**inputs, callback_on_scale_end=on_scale_end, progress=not job.quiet)
         results = list(zip(islice(paths, len(output.captions)), output.videos or output.images, strict=True))
+        written = []
         for (path, one), texts in zip(results, output.metadata, strict=True):
-            save_result(one, path, texts, files.quality, not job.quiet)
+            save = partial(save_result, one, texts=texts, quality=files.quality, progress=not job.quiet)
+            written.append(files.write_result(path, save))
         reports.append(output.report.to_dict())
         seed += len(results)
         if not job.quiet:
-            _print_summary(output, [path for path, _ in results])
+            _print_summary(output, written)
     if files.report is not None:
         report = reports[0] if len(reports) == 1 else {"generations": reports}
-        _write_json(files.report, report | ({} if job.fitted is None else {"budget": job.fitted.to_dict()}))
+        report |= {} if job.fitted is None else {"budget": job.fitted.to_dict()}
+        files.write_other(files.report, partial(_write_json, content=report))
     if files.preview is not None:
-        save_image(_preview_sheet(stages), files.preview)
+        files.write_other(files.preview, partial(save_image, _preview_sheet(stages)))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -284,12 +309,14 @@ def _compare(job: Job, runs: int) -> None:
     (prompts,), files = job.batches, job.files
     comparison = run_comparison(job.pipe, prompts, job.fitted or job.method, job.seed, runs, job.quiet, **job.settings)
     shown = moving_sheet(comparison, prompts) if comparison.dense.videos else sheet(comparison, prompts)
-    save_result(shown, files.results[0], sheet_texts(comparison.other, prompts), files.quality, not job.quiet)
+    texts = sheet_texts(comparison.other, prompts)
+    save = partial(save_result, shown, texts=texts, quality=files.quality, progress=not job.quiet)
+    path = files.write_result(files.results[0], save)
     if files.report is not None:
-        _write_json(files.report, comparison.to_dict())
+        files.write_other(files.report, partial(_write_json, content=comparison.to_dict()))
     if not job.quiet:
         print_comparison(comparison)
-        print(files.results[0])
+        print(path)
 
 
 def sheet_texts(output: Output, prompts: list[str]) -> dict[str, str]:
@@ -327,9 +354,12 @@ def _repeat(context: typer.Context, file: Path, out: str | None, force: bool, qu
         pipe.enable_vae_tiling(tile)
     output = record.run(pipe, progress=not quiet)
     result = list(output.videos or output.images)[record.index]
-    save_result(result, files.results[0], output.metadata[record.index], quality, not quiet)
+    texts = output.metadata[record.index]
+    path = files.write_result(
+        files.results[0], partial(save_result, result, texts=texts, quality=quality, progress=not quiet)
+    )
     if not quiet:
-        print(f"{files.results[0]}: as {file}, seed {record.call['seed'][record.index]}")
+        print(f"{path}: as {file}, seed {record.call['seed'][record.index]}")
 
 
 def _preview_sheet(stages: list[tuple[Step, list[Image.Image]]]) -> Image.Image:

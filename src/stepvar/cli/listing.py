@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from stepvar.cli import options
 from stepvar.errors import StepvarError, printable
 
 if TYPE_CHECKING:
@@ -159,7 +160,13 @@ def _size(family: Family, config: Any) -> tuple[str, ...]:
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="An image, a GIF, an MP4 or a folder of frames that stepvar wrote.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            parser=options.path,
+            help="An image, a GIF, an MP4 or a folder of frames that stepvar wrote.",
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Show how an image or a video was made; 'generate --from FILE' makes it again."""

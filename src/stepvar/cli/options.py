@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
+
+def path_text(text: str) -> str:
+    """Parser of paths whose text matters, such as a slash at the end; an empty one is not the folder "."."""
+    if not text:  # as of a variable of the shell that is not set
+        raise typer.BadParameter("is empty, which is no path; give one, or leave it out")
+    return text
+
+
+def path(text: str) -> Path:
+    """Parser of all other paths on the command line."""
+    return Path(path_text(text))
+
+
 OFFLOADS = ("text-encoder", "model", "sequential")
 
 Model = Annotated[

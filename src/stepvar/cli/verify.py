@@ -13,7 +13,8 @@ from stepvar.cli.listing import print_table
 
 def verify(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Golden files, or folders of them.")
+        list[Path] | None,
+        typer.Argument(parser=options.path, metavar="[PATH]...", help="Golden files, or folders of them."),
     ] = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from stepvar.errors import UsageError
+from stepvar.evaluation.folder import check_labels
 from stepvar.methods import Compose, Dense, DropGuidance, Method, Random, SkipLast
 from stepvar.methods.pruning import Pruning
 
@@ -48,7 +49,7 @@ def with_baselines(methods: Sequence[tuple[str, Method]], floors: Sequence[int] 
         methods: (label, method), labels unique.
 
     Raises:
-        UsageError: for two methods of one label.
+        UsageError: for two methods of one label, or whose labels are one folder.
     """
     labels = [label for label, _ in methods]
     for label in labels:
@@ -61,7 +62,9 @@ def with_baselines(methods: Sequence[tuple[str, Method]], floors: Sequence[int] 
     for baseline in BASELINES:
         if not any(isinstance(candidate.method, type(baseline)) for candidate in found):
             found.append(Candidate(baseline.name, baseline))
-    return found + [noise_floor(last) for last in floors]
+    found += [noise_floor(last) for last in floors]
+    check_labels([candidate.label for candidate in found])
+    return found
 
 
 def _random(method: Method) -> list[Method]:

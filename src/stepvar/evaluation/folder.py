@@ -202,7 +202,7 @@ def _make(path: Path) -> None:
 class FolderLock:
     """Keeps other processes out of a folder, for as long as this object lives; the system lets go with the process."""
 
-    _held: ClassVar[WeakValueDictionary[str, FolderLock]] = WeakValueDictionary()
+    _held: ClassVar[WeakValueDictionary[tuple[int, str], FolderLock]] = WeakValueDictionary()
 
     def __init__(self, path: Path) -> None:
         try:
@@ -219,8 +219,8 @@ class FolderLock:
 
     @classmethod
     def of(cls, path: Path) -> FolderLock:
-        """The lock of a folder; within a process there is one."""
-        key = os.path.realpath(path)
+        """The lock of a folder; within a process there is one. A forked child inherits the object, not the lock."""
+        key = (os.getpid(), os.path.realpath(path))
         lock = cls._held.get(key)
         if lock is None:
             lock = cls._held[key] = cls(path)
@@ -270,7 +270,7 @@ def _lines(path: Path, kinds: Mapping[str, Any], needed: Sequence[str]) -> Itera
 
 
 def _end_line(path: Path) -> None:
-    """Removes a last line that was cut off, so that the next one starts on its own."""
+    """Ends a last line that lacks only its newline and removes one that was cut off, as :func:`_lines` reads them."""
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb+") as file:
@@ -278,7 +278,25 @@ def _end_line(path: Path) -> None:
         if file.read(1) != b"\n":
             file.seek(0)
             whole = file.read()
-            file.truncate(whole.rfind(b"\n") + 1)
+            start = whole.rfind(b"\n") + 1
+            try:
+                parse_json(whole[start:].decode("utf-8" if start else "utf-8-sig"))
+            except ValueError:
+                file.truncate(start)
+            else:
+                file.write(b"\n")
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raises a UsageError for two labels whose folders are the same, also where file systems ignore case."""
+    folders: dict[str, str] = {}
+    for label in labels:
+        other = folders.setdefault(slug(label).casefold(), label)
+        if other != label:
+            raise UsageError(
+                f"methods {other!r} and {label!r}: both would be written to the folder {slug(label)}; "
+                "give them labels that differ in more than such signs"
+            )
 
 
 def slug(label: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stepvar.core.report import Report
 from stepvar.evaluation.candidates import DENSE, Candidate
-from stepvar.evaluation.folder import Key, RunFolder
+from stepvar.evaluation.folder import Key, RunFolder, check_labels
 from stepvar.evaluation.frames import Frames, frames_of, middle, read_frames, sheet_of_four, to_tensor, write_frames
 from stepvar.evaluation.metrics.fidelity import fidelity
 from stepvar.evaluation.metrics.learned import Distance, Score
@@ -142,6 +142,9 @@ class Evaluation:
     images: int | None = None
     timed: bool = False
     shard: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        check_labels([candidate.label for candidate in self.candidates])
 
     @property
     def samples(self) -> list[Sample]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from stepvar.errors import OutputError
@@ -17,6 +19,25 @@ TEMPORARY = ".stepvar-"
 
 _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 _WRITE_BITS = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK)
+_keeping: ContextVar[bool] = ContextVar("keeping", default=False)
+
+
+class FileAppearedError(OutputError):
+    """A file that was not there before the work is there now, and may not be replaced."""
+
+
+@contextmanager
+def keeping_files(keep: bool = True) -> Iterator[None]:
+    """Within it, :func:`atomic_path` replaces no file: one that is there at the end is a FileAppearedError.
+
+    A check before the work alone does not do: other processes write to the same folder meanwhile.
+    """
+    token = _keeping.set(keep)
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
 
 
 def is_stream(path: Path) -> bool:
@@ -87,7 +108,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     replaced. A file that was there passes its mode on; a new one gets that of the umask. Devices are written to.
 
     Raises:
-        OutputError: if writing fails (no space, no permission).
+        OutputError: if writing fails (no space, no permission), or files are kept and there is one at the end.
     """
     check_writable(path)
     stream, target = is_stream(path), _target(path)
@@ -100,11 +121,47 @@ def atomic_path(path: Path) -> Iterator[Path]:
                     shutil.copyfileobj(written, sink)  # appended: a file behind /dev/stdout holds more
             else:
                 _set_modes(temporary, target)
-                temporary.replace(target)
+                if _keeping.get() or temporary.is_dir():
+                    _place_new(temporary, target, path)
+                else:
+                    temporary.replace(target)
     except OutputError:
         raise
     except OSError as error:
         raise _failed(path, error) from error
+
+
+def _place_new(written: Path, target: Path, path: Path) -> None:
+    """Gives what was written its name, unless the name is taken; no other process can take it in between."""
+    try:
+        if written.is_dir():
+            target.mkdir()  # an empty folder is replaced by the whole one at once
+            _replace_claimed(written, target)
+            return
+        try:
+            os.link(written, target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            _replace_claimed(written, target)
+    except FileExistsError:
+        remedy = "choose another name" if written.is_dir() else "replace it with --force, or choose another name"
+        raise FileAppearedError(
+            f"{path}: appeared during the work and stays as it is, the result is not saved; {remedy}"
+        ) from None
+
+
+def _replace_claimed(written: Path, target: Path) -> None:
+    """Replaces the empty file or folder that claims a name; if that fails, the name is free again."""
+    try:
+        written.replace(target)
+    except OSError:
+        if target.is_dir():
+            target.rmdir()
+        else:
+            target.unlink()
+        raise
 
 
 def _set_modes(written: Path, target: Path) -> None:

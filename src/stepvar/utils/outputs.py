@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
 from stepvar.errors import OutputError, UsageError
-from stepvar.utils.files import check_writable, is_stream
+from stepvar.utils.files import FileAppearedError, check_writable, is_stream, keeping_files
 
 MEDIA = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4")
 """Endings of results; a folder with one of them is rather a mistake."""
@@ -54,6 +54,22 @@ class Outputs:
             if path.exists() and not self.force and not own:
                 raise OutputError(f"{path}: exists; replace it with --force, or choose another name")
             self._names.update(dict.fromkeys(_identities(path), f"{name} {str(path)!r}"))
+
+
+def check_outside(name: str, path: Path, folder: Path) -> None:
+    """Checks a file beside a folder that is made only with the results: it cannot lie in it, or be it.
+
+    Raises:
+        UsageError: if it does.
+    """
+    if folder.is_dir():
+        return
+    place, new = (Path(str(_identities(one)[0])) for one in (path, folder))
+    if place == new or new in place.parents:
+        raise UsageError(
+            f"{name} {str(path)!r}: lies in the folder {folder}, which is made with the results; "
+            "name a file outside of it, or create the folder first"
+        )
 
 
 def _identities(path: Path) -> list[object]:
@@ -102,3 +118,29 @@ def in_folder(folder: Path, suffix: str, number: int) -> list[Path]:
     taken = [int(path.stem) for path in folder.glob("*") if re.fullmatch(r"[0-9]{1,9}", path.stem)]
     first = 1 + max(taken, default=0)
     return [folder / f"{one:04}{suffix}" for one in range(first, first + number)]
+
+
+def write_new(path: Path, write: Callable[[Path], object], *, force: bool = False, own: bool = False) -> Path:
+    """Writes a result; a file that appeared since its name was checked is not replaced.
+
+    Args:
+        write: writes it to the path that it is given, by :func:`stepvar.utils.files.atomic_path`.
+        force: whether a file that is there may be replaced.
+        own: whether the name is free for the run to choose: the next free one is taken then, and none replaced.
+
+    Returns:
+        Where it was written.
+
+    Raises:
+        OutputError: if it cannot be written, or the name that the user gave is taken by now.
+    """
+    while True:
+        try:
+            with keeping_files(own or not force):
+                write(path)
+            return path
+        except FileAppearedError:
+            if not own:
+                raise
+            numbered_name = re.fullmatch(r"[0-9]{1,9}", path.stem)
+            path = in_folder(path.parent, path.suffix, 1)[0] if numbered_name else free_name(path)
