@@ -22,7 +22,7 @@ DEV  := $(VENV)/.dev-torch-$(TORCH)
 CODE := $(wildcard src training benchmarks tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs bench clean
+.PHONY: help install demo test coverage test-slow lint format docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -32,7 +32,10 @@ install: $(BASE) ## install the package and what it needs
 demo: $(BASE) ## draw pictures with and without pruning, write demo.png and print a table
 	$(BIN)/stepvar demo
 
-test: $(DEV) ## run the tests, with coverage
+test: $(DEV) ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+coverage: $(DEV) ## run the tests and see which lines they reach; takes three times as long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term
 
 test-slow: $(DEV) ## run the long tests
