@@ -102,3 +102,22 @@ def check_replays(model: Any, row: FamilyRow, acting: Method) -> None:
         assert torch.equal(found.latent, expected.latent)
         kept, kept_again = ([t.tolist() for _, t in one.kept_maps()] for one in (recorder, again))
         assert kept == kept_again
+
+
+@torch.inference_mode()
+def test_what_says_whether_features_are_finite_is_not_in_the_pool() -> None:
+    """The pool's own would be those of the next replay, perhaps of another thread."""
+    row = ONE_EACH[0]
+    method, model = make_method("dense"), row.model()
+    plan = method.plan(make_settings(row.schedule, 3.0), model.info, 1)
+    staged = model.stage(row.condition(range(1)), plan, padded=True)
+    tape = NoiseTape(SeededNoise((9,)))
+    generate(model, staged, plan, method, tape)
+    captured, recorder = CapturedOnCPU(model, staged, plan, method, tape, {}), Recorder()
+    captured.replay(staged, SeededNoise((9,)), {}, recorder, None)
+    recorder.check_finite("dense")
+    assert [step for step, _ in recorder.totals] == list(plan.steps)
+    for _, total in captured.totals:
+        assert total is not None
+        total.fill_(torch.nan)
+    recorder.check_finite("dense")

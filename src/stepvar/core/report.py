@@ -221,13 +221,17 @@ class Recorder:
         Raises:
             StepvarError: naming the first such pass.
         """
-        for step, total in self.totals:
-            if total is not None and not total.isfinite():
-                raise StepvarError(
-                    f"pass {step.index} ({step.grid}): NaN or infinity behind the blocks, so the image would mean "
-                    f"nothing; look for it in method {method!r} if it is your own, in the weights and the text "
-                    "features, or take dtype bfloat16 or float32 if this is float16"
-                )
+        known = [(step, total) for step, total in self.totals if total is not None]
+        if not known:
+            return
+        finite: list[bool] = torch.stack([total for _, total in known]).isfinite().tolist()  # waits once, not per pass
+        if not all(finite):
+            step = known[finite.index(False)][0]
+            raise StepvarError(
+                f"pass {step.index} ({step.grid}): NaN or infinity behind the blocks, so the image would mean "
+                f"nothing; look for it in method {method!r} if it is your own, in the weights and the text "
+                "features, or take dtype bfloat16 or float32 if this is float16"
+            )
 
     def report(self, model: str, method: str, samples: int, dtype: torch.dtype, **more: Any) -> Report:
         """Waits for the device and reads all clocks."""

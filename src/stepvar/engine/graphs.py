@@ -63,7 +63,9 @@ class CapturedGeneration:
                 given = self.forced.get(step.index)
                 return run_pass(model, self.state, method, self.method_state, step, tape, given)
 
-            self.passes = [self._capture(partial(run, step)) for step in plan.steps]
+            captured = [self._capture(partial(run, step)) for step in plan.steps]
+        self.passes = [graph for graph, _ in captured]
+        self.totals = [(step, total) for step, (_, total) in zip(plan.steps, captured, strict=True)]
         torch.cuda.current_stream(model.device).wait_stream(stream)
         self.nbytes = torch.cuda.memory_allocated(model.device) - before
 
@@ -91,15 +93,18 @@ class CapturedGeneration:
             copy_into(self.forced, dict(forced))
             self.preparation.replay()
         recorder.selections = self.method_state.selections
-        for step, (graph, total) in zip(self.plan.steps, self.passes, strict=True):
+        for step, graph in zip(self.plan.steps, self.passes, strict=True):
             with recorder.scale(step):
                 self.tape.fill(step.index, noise)
                 graph.replay()
-            recorder.totals.append((step, total))
             if on_scale_end is not None:
                 on_scale_end(step, self.state)
         # The next replay, perhaps of another thread, overwrites everything in the pool.
         recorder.selections = map_tensors(dict(recorder.selections), Tensor.clone)
+        ran = [(step, total) for step, total in self.totals if total is not None]
+        if ran:
+            totals = torch.stack([total for _, total in ran]).unbind()
+            recorder.totals = [(step, total) for (step, _), total in zip(ran, totals, strict=True)]
         return _with_own_tensors(self.state)
 
 

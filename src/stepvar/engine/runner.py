@@ -141,6 +141,7 @@ class Engine:
             if not isinstance(noise, SeededNoise):  # a generator has moved on: its numbers cannot be drawn again
                 raise
         recorder.scales.clear()
+        recorder.totals.clear()
         recorder.engine = "eager: memory ran out, captured generations were dropped"
         return generate(model, staged, plan, method, noise, forced, recorder, on_scale_end)
 
