@@ -6,6 +6,7 @@ arithmetic. "fp8" multiplies in fp8: what enters the product is quantised token 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal, TypeAlias, get_args
 
@@ -33,7 +34,7 @@ def int8_rows(weight: Tensor) -> Quantised:
     return Quantised((rows / scale).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale)
 
 
-class QuantizedLinear(nn.Linear):
+class QuantizedLinear(nn.Linear, ABC):
     """A linear layer whose weight is ``weight * weight_scale``; made from an ordinary one, whose bias it keeps.
 
     Attributes:
@@ -60,13 +61,13 @@ class QuantizedLinear(nn.Linear):
         self.register_parameter("bias", linear.bias)
 
     @staticmethod
+    @abstractmethod
     def quantize(weight: Tensor) -> Quantised:
         """A weight (outputs, inputs) with one scale per output channel."""
-        raise NotImplementedError
 
+    @abstractmethod
     def product(self, x: Rows, bias: Tensor | None) -> Tensor:
         """``x W^T + b`` (..., outputs) in :attr:`dtype`, with another bias than the layer's own."""
-        raise NotImplementedError
 
     def forward(self, input: Rows) -> Tensor:
         return self.product(input, self.bias)

@@ -194,9 +194,9 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
     def info(self) -> ModelInfo:
         return ModelInfo(self.config.depth, self.sublayers)
 
+    @abstractmethod
     def shapes(self) -> Iterable[Shape]:
         """What can be generated."""
-        raise NotImplementedError
 
     def set_precision(self: Self, precision: Precision | torch.dtype | str) -> Self:
         """Brings every weight to the number format of its part, in place; a dtype stands for ``Precision.of(dtype)``.
