@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 from stepvar import Pipeline
 from stepvar.cli import main
-from stepvar.cli.signals import ending_signals
+from stepvar.cli.signals import AGAIN, ending_signals
 from stepvar.errors import OutputError, UsageError
 from stepvar.media.images import read_image
 from stepvar.media.metadata import read_metadata
@@ -381,8 +382,8 @@ def test_without_a_console_errors_have_no_place(shared_model: Path, monkeypatch:
 def test_signals_end_a_command_cleanly_at_any_moment(
     shared_model: Path, tmp_path: Path, number: signal.Signals, status: int, wait: float
 ) -> None:
-    """The first moments are those of Python itself, before the first line of this package."""
-    code = "print('x', flush=True); import sys; from stepvar.__main__ import main; sys.exit(main())"
+    """The first moments are those of the imports, which take seconds."""
+    code = "import sys; from stepvar.__main__ import main; print('x', flush=True); sys.exit(main())"
     arguments = ["generate", PROMPT, "--model", str(shared_model), "--num-images", "3000", "-q"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -398,6 +399,31 @@ def test_signals_end_a_command_cleanly_at_any_moment(
     assert process.returncode == status, said
     assert said == f"stepvar: {'interrupted' if number == signal.SIGINT else 'terminated'}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_that_somebody_drops_comes_again() -> None:
+    """Compiled modules drop what an optional import raises."""
+    with pytest.raises(KeyboardInterrupt), ending_signals() as came:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("not interrupted")
+        for _ in range(600):
+            time.sleep(0.1)
+    assert came == [signal.SIGTERM]
+
+
+def test_an_interrupt_does_not_disturb_what_it_began() -> None:
+    closed = False
+    with pytest.raises(KeyboardInterrupt), ending_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            try:
+                raise OSError
+            except OSError:
+                time.sleep(2.5 * AGAIN)
+            closed = True
+    assert closed
 
 
 def test_what_a_caller_ignores_stays_ignored() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,25 +18,67 @@ AGAIN = 1.0
 """Seconds in which a second signal does not disturb the work of the first: programs that stop others send several."""
 
 
+class _Stop:
+    """Turns signals into a ``KeyboardInterrupt``, and raises it again as long as somebody catches it on its way.
+
+    Compiled modules that try an optional import, as PyTorch does while it is imported, drop whatever that raises; a
+    command would go on as if nothing had been asked of it.
+    """
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self._done = threading.Event()
+        self._sending = threading.Lock()
+        self._last = 0.0
+        self._reminded = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self._reminded:
+            self._reminded = False
+            if self._done.is_set() or _interrupted():
+                return
+            raise KeyboardInterrupt
+        first, now = not self.came, time.monotonic()
+        self.came.append(number)
+        if first:
+            threading.Thread(target=self._remind, args=(number,), daemon=True).start()
+        if first or now - self._last > AGAIN:
+            self._last = now
+            raise KeyboardInterrupt
+
+    def _remind(self, number: int) -> None:
+        while not self._done.wait(AGAIN):
+            with self._sending:
+                if not self._done.is_set():
+                    self._reminded = True
+                    os.kill(os.getpid(), number)
+
+    def end(self) -> None:
+        """No reminder comes after this: the next signal meets another handler."""
+        with self._sending:
+            self._done.set()
+
+
+def _interrupted() -> bool:
+    """Whether the main thread is at work because of a ``KeyboardInterrupt``: closing files, or saying so."""
+    error, seen = sys.exc_info()[1], set[int]()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__context__
+    return False
+
+
 @contextmanager
 def ending_signals() -> Iterator[list[int]]:
     """Turns the first signal into a ``KeyboardInterrupt``; gives a list of those that came.
 
-    The list tells also where the exception was caught or changed on its way, as imports of compiled modules do.
+    The list tells also where the exception was changed on its way, as imports of compiled modules do.
     """
-    came: list[int] = []
-    last = 0.0
-
-    def stop(number: int, frame: Any) -> None:
-        nonlocal last
-        first, now = not came, time.monotonic()
-        came.append(number)
-        if first or now - last > AGAIN:
-            last = now
-            raise KeyboardInterrupt
-
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield came
+        yield stop.came
         return
     before = {number: signal.getsignal(number) for number in ENDING}
     # What the caller ignores, as nohup does, stays ignored.
@@ -42,7 +86,8 @@ def ending_signals() -> Iterator[list[int]]:
     for number in taken:
         signal.signal(number, stop)
     try:
-        yield came
+        yield stop.came
     finally:
+        stop.end()
         for number in taken:
             signal.signal(number, before[number])
