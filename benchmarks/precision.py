@@ -85,9 +85,11 @@ class FollowingModel(RecordingModel[Any, Any]):
         super().__init__(model, record)
         self.indices = indices
 
-    def accumulate(self, state: Any, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self, state: Any, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
         self.note(step, "indices", indices)
-        super().accumulate(state, self.indices[step.index] if self.indices else indices, step, weights)
+        super().accumulate(state, self.indices[step.index] if self.indices else indices, step, weights, mask)
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from benchmarks.workload import random_pipeline
 from stepvar.conformance.golden import Record
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Step
-from stepvar.core.stack import RunBlocks, SublayerHook
+from stepvar.core.stack import NO_HOOKS, Hooks, RunBlocks
 from stepvar.generation import generate
 from stepvar.kernels import ops
 from stepvar.kernels.linear import LAYERS, QUANTIZATIONS, FP8Linear, rows_for
@@ -42,8 +42,8 @@ SHAPES = ((6144, 2048), (2048, 2048), (8192, 2048), (2048, 8192))
 class FusingModel(FollowingModel):
     """Goes on from given indices without a hook around the sub-layers, so that blocks run fused."""
 
-    def blocks(self, state: Any, step: Step, hook: SublayerHook) -> RunBlocks:
-        return self.model.blocks(state, step, hook)
+    def blocks(self, state: Any, step: Step, hooks: Hooks = NO_HOOKS) -> RunBlocks:
+        return self.model.blocks(state, step, hooks)
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:

@@ -149,7 +149,7 @@ class SequencePositions:
         return self.cos, self.sin
 
     @torch.compiler.disable
-    def attend(self, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, _: int, q: Tensor, k: Tensor, v: Tensor, _projection: object) -> Tensor:
         """Every scale sees itself and the coarser ones.
 
         Never compiled: it differs from one aspect ratio and number of scales to the next, the rest of a block does not.

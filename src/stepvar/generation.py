@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +13,9 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
 from stepvar.core.sampling import sample_pass
-from stepvar.core.stack import Sublayer, SublayerRef, run_dense
-from stepvar.core.tokens import TokenMap
+from stepvar.core.stack import PassResult
 from stepvar.methods.base import Method, MethodState
-from stepvar.methods.contract import blaming, checked_map, checked_state, checked_update
+from stepvar.methods.contract import blaming, checked_map, checked_mask, checked_state, chosen_plan, hooks_of
 from stepvar.models.model import NextScaleModel
 from stepvar.utils.ambient import stated_formats
 
@@ -55,15 +54,35 @@ def generate(
             state = model.start(condition, plan)
             with blaming(method):
                 method_state = checked_state(method.start(plan), method)
+        method_state.use(noise)
         recorder.selections = method_state.selections
-        for step in plan.steps:
+        steps = list(plan.steps)
+        while steps:
+            step = steps.pop(0)
             with recorder.scale(step), blaming(method):
-                total = run_pass(model, state, method, method_state, step, noise, (forced or {}).get(step.index))
-            recorder.totals.append((step, total))
+                ran = run_pass(model, state, method, method_state, step, noise, (forced or {}).get(step.index))
+                if plan.decision is not None and step.index == plan.decision.after:
+                    assert ran.result is not None
+                    plan = chosen_plan(plan, method.decide(ran.result, step, method_state), method)
+                    steps = [later for later in plan.steps if later.index > step.index]
+            recorder.totals.append((step, ran.total))
             if on_scale_end is not None:
                 on_scale_end(step, state)
+    recorder.plan = plan
     model.finish(state)
     return state
+
+
+class Ran(NamedTuple):
+    """A pass that was run.
+
+    Attributes:
+        total: the sum of all features behind the blocks, which is not finite if one of them is not; None if none ran.
+        result: what it left, where the method looks at that.
+    """
+
+    total: Tensor | None
+    result: PassResult | None
 
 
 def run_pass(
@@ -74,26 +93,26 @@ def run_pass(
     step: Step,
     noise: Noise,
     forced: Tensor | None = None,
-) -> Tensor | None:
-    """One pass: the tokens of a scale through the blocks, from logits to codes, and their sum into the image.
-
-    Returns:
-        The sum of all features behind the blocks, which is not finite if one of them is not; None if none ran.
-    """
-
-    def hook(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
-        return checked_update(method.run_sublayer(sublayer, tokens, ref, step, method_state), tokens, method, step)
-
-    total = None
+) -> Ran:
+    """One pass: the tokens of a scale through the blocks, from logits to codes, and their sum into the image."""
+    total = logits = None
     if step.computed:
         entered = model.embed(state, step)
-        blocks = model.blocks(state, step, hook if method.acts_on_sublayers(step) else run_dense)
+        blocks = model.blocks(state, step, hooks_of(method, step, method_state))
         tokens = checked_map(method.run_stack(blocks, entered, step, method_state), entered, method, step)
         total = tokens.features.sum(dtype=torch.float32)
     if forced is not None:
-        model.accumulate(state, forced, step)
-        return total
-    indices, weights = sample_pass(model.predict(state, tokens, step), noise, step)
-    model.accumulate(state, indices, step, weights)
-    model.refine(state, tokens, indices, step, noise)
-    return total
+        indices = forced
+        model.accumulate(state, indices, step)
+    else:
+        logits = model.predict(state, tokens, step)
+        indices, weights = sample_pass(logits, noise, step)
+        logits = logits if method.reads_results else None
+        mask = checked_mask(method.code_mask(step, method_state), indices, method, step)
+        model.accumulate(state, indices, step, weights, mask)
+        model.refine(state, tokens, indices, step, noise)
+    if not method.reads_results:
+        return Ran(total, None)
+    result = PassResult(logits, indices, model.latent(state), model.decode_latent)
+    method.after_pass(result, step, method_state)
+    return Ran(total, result)

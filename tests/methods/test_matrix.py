@@ -5,7 +5,7 @@ A method joins by its row in the registry, a family by its row in ``families.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.report import Recorder, Report
-from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerRef
+from stepvar.core.stack import Attention, AttentionInputs, ModelInfo, PassResult, RunBlocks, Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods import METHODS, Compose, Method, MethodState, make_method
@@ -66,8 +66,37 @@ class Seen(Method):
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         return self.method.tokens_at(step, layer, depth)
 
+    def cached_tokens(self, step: Step, layer: int, depth: int, keys: int) -> int:
+        return self.method.cached_tokens(step, layer, depth, keys)
+
+    def alternatives(self, settings: Settings) -> tuple[int, Mapping[str, Settings]] | None:
+        return self.method.alternatives(settings)
+
     def start(self, plan: Plan) -> MethodState:
         return self.method.start(plan)
+
+    def run_attention(
+        self, attend: Attention, inputs: AttentionInputs, ref: SublayerRef, step: Step, state: MethodState
+    ) -> Tensor:
+        return self.method.run_attention(attend, inputs, ref, step, state)
+
+    def select_cached(
+        self, inputs: AttentionInputs, count: int, ref: SublayerRef, step: Step, state: MethodState
+    ) -> Tensor:
+        return self.method.select_cached(inputs, count, ref, step, state)
+
+    def code_mask(self, step: Step, state: MethodState) -> Tensor | None:
+        return self.method.code_mask(step, state)
+
+    def after_pass(self, result: PassResult, step: Step, state: MethodState) -> None:
+        self.method.after_pass(result, step, state)
+
+    def decide(self, result: PassResult, step: Step, state: MethodState) -> str:
+        return self.method.decide(result, step, state)
+
+    @property
+    def acts_on_cache(self) -> bool:
+        return self.method.acts_on_cache
 
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: MethodState) -> TokenMap:
         dense = self.method.run_stack(run, tokens, step, state)
@@ -98,9 +127,11 @@ class Recording:
         self.logits.append(self.model.predict(*arguments))
         return self.logits[-1]
 
-    def accumulate(self, state: Any, indices: Tensor, step: Step, weights: Tensor | None) -> None:
+    def accumulate(
+        self, state: Any, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
         self.indices.append(indices)
-        self.model.accumulate(state, indices, step, weights)
+        self.model.accumulate(state, indices, step, weights, mask)
 
 
 @dataclass(frozen=True)

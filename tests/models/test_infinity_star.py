@@ -57,7 +57,7 @@ def test_a_whole_video_at_once_under_a_mask_gives_the_same_logits(star: Infinity
         coordinates.append(token_coordinates(places, grid, CLIPS.frame, TINY_STAR.text_maxlen + index, frames))
     mask = torch.tensor([[sees(query, key) for key in owner] for query in owner])
 
-    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(_: int, q: Tensor, k: Tensor, v: Tensor, _projection: object) -> Tensor:
         k, v = (x.repeat_interleave(TINY_STAR.heads // TINY_STAR.kv_heads, dim=1) for x in (k, v))
         scores = q @ k.transpose(-1, -2) / TINY_STAR.head_dim**0.5
         return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v

@@ -136,7 +136,7 @@ def all_at_once(model: VAR, generated: Generation[Any], labels: Sequence[int]) -
     for layer, block in enumerate(transformer.blocks):
         context = BlockContext(
             condition.modulation[layer],
-            lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, mask, scale=1.0),
+            lambda _, q, k, v, projection: F.scaled_dot_product_attention(q, k, v, mask, scale=1.0),
             run_dense,
         )
         tokens = block(tokens, layer, context)

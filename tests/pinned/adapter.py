@@ -154,9 +154,11 @@ class Listening:
         self.logits.append(self.model.predict(*arguments))
         return self.logits[-1]
 
-    def accumulate(self, state: Any, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self, state: Any, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
         self.codes.append(indices)
-        self.model.accumulate(state, indices, step, weights)
+        self.model.accumulate(state, indices, step, weights, mask)
 
 
 @torch.inference_mode()

@@ -38,8 +38,8 @@ def test_all_scales_at_once_equal_scale_by_scale() -> None:
             logits.append(super().predict(state, tokens, step))
             return logits[-1]
 
-        def accumulate(self, state, indices, step, weights=None):
-            super().accumulate(state, indices, step, weights)
+        def accumulate(self, state, indices, step, weights=None, mask=None):
+            super().accumulate(state, indices, step, weights, mask)
             sums.append(state.latent.clone())
 
     model.__class__ = Spy

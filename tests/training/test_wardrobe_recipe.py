@@ -169,7 +169,7 @@ def test_a_block_in_plain_tensors_is_the_librarys_block() -> None:
         modulation=condition.modulation[0],
         text=memory,
         rotary=lambda _: (places.cos, places.sin),
-        attend=lambda _, q, k, v: attend(q, k, v, *reach),
+        attend=lambda _, q, k, v, projection: attend(q, k, v, *reach),
         hook=run_dense,
     )
     wanted = block(TokenMap(x, x, Grid(1, 1, 1)), 0, context).features

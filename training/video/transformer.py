@@ -98,7 +98,7 @@ class Sequence:
         sees = self.sees(places[:, None], places[None, :])
         mask = (sees & filled(places, lengths[:, None, None], self.room)).unsqueeze(1)
 
-        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(_: int, q: Tensor, k: Tensor, v: Tensor, _projection: object) -> Tensor:
             return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, enable_gqa=True)
 
         return attend
@@ -118,7 +118,7 @@ def run_sparse_block(block: Block, x: Tensor, rotary: Rotary, lengths: Tensor, b
     def score(value: Tensor, row: Tensor, _h: Tensor, _q: Tensor, key: Tensor) -> Tensor:
         return torch.where(filled(key, lengths[row], room), value, -torch.inf)
 
-    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(_: int, q: Tensor, k: Tensor, v: Tensor, _projection: object) -> Tensor:
         seen = flex_attention(q.to(v.dtype), k.to(v.dtype), v, score, blocks, enable_gqa=True)
         assert isinstance(seen, Tensor)
         return seen

@@ -88,7 +88,7 @@ def run_block(
     gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
     keys, values, mask = text
 
-    def attend_self(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend_self(_: int, q: Tensor, k: Tensor, v: Tensor, _projection: object) -> Tensor:
         return attend(q, k, v, *reach)
 
     update = gate1 * block.sa(Norm("layer", scale=scale1, shift=shift1)(x), 0, attend_self, rotary)

@@ -62,8 +62,10 @@ class RecordingHART(RecordingModel[ContextFeatures, HARTState]):
         self.note(step, "logits", self.model.transformer.logits(last, state.condition.pooled[: len(last)]))
         return guided
 
-    def accumulate(self, state: HARTState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        super().accumulate(state, indices, step, weights)
+    def accumulate(
+        self, state: HARTState, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        super().accumulate(state, indices, step, weights, mask)
         self.record[f"idx_{step.index}"] = indices
         self.note(step, "idx", indices.flatten())
         self.note(step, "f_hat", state.latent.clone())

@@ -36,9 +36,16 @@ class RecordingInfinity(RecordingModel[TextCondition, InfinityState]):
         self.record["cond_BD"] = state.condition.pooled
         return state
 
-    def accumulate(self, state: InfinityState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self,
+        state: InfinityState,
+        indices: Tensor,
+        step: Step,
+        weights: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
         self.note(step, "bits", frames_last(self.model.latent_bits(indices, step)))
-        super().accumulate(state, indices, step, weights)
+        super().accumulate(state, indices, step, weights, mask)
 
 
 def frames_last(bits: Tensor) -> Tensor:

@@ -61,10 +61,12 @@ class RecordingStar(RecordingModel[VideoCondition, StarState]):
         self.note(step, "logits", self.model.transformer.logits(tokens.features, step.scale).flatten(2))
         return self.model.predict(state, tokens, step)
 
-    def accumulate(self, state: StarState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self, state: StarState, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
         if not step.forced:
             self.note(step, "bits", indices.flatten())
-        self.model.accumulate(state, self.forced.get(step.index, indices), step)
+        self.model.accumulate(state, self.forced.get(step.index, indices), step, weights, mask)
 
 
 def run_generation(golden: Golden) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from stepvar.conformance.golden import Golden, Record
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerHook, SublayerRef
+from stepvar.core.stack import NO_HOOKS, Hooks, ModelInfo, RunBlocks, Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap
 from stepvar.models.blocks import GenerationState
 from stepvar.models.model import Condition_contra, NextScaleModel, Staged
@@ -59,14 +60,14 @@ class RecordingModel(Generic[Condition_contra, State]):
             self.note(step, "tokens_in", self.next_tokens(state.latent, step).clone())
         return self.model.embed(state, step)
 
-    def blocks(self, state: State, step: Step, hook: SublayerHook) -> RunBlocks:
+    def blocks(self, state: State, step: Step, hooks: Hooks = NO_HOOKS) -> RunBlocks:
         def noted(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
-            update = hook(sublayer, tokens, ref)
+            update = sublayer(tokens) if hooks.sublayer is None else hooks.sublayer(sublayer, tokens, ref)
             if ref.name == "ffn":  # the last of a block
                 self.record[f"blockout_s{step.index}_l{ref.layer}"] = tokens.features + update
             return update
 
-        return self.model.blocks(state, step, noted)
+        return self.model.blocks(state, step, replace(hooks, sublayer=noted))
 
     def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
         logits = self.model.predict(state, tokens, step)
@@ -74,8 +75,16 @@ class RecordingModel(Generic[Condition_contra, State]):
         self.note(step, "logits", logits.flatten(2))
         return logits
 
-    def accumulate(self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
-        self.model.accumulate(state, indices, step, weights)
+    def accumulate(
+        self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        self.model.accumulate(state, indices, step, weights, mask)
+
+    def latent(self, state: State) -> Tensor:
+        return self.model.latent(state)
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        return self.model.decode_latent(latent)
 
     def refine(self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
         self.model.refine(state, tokens, indices, step, noise)

@@ -22,9 +22,11 @@ from stepvar.models.var.tokenizer import POLICY, VQTokenizer, as_tokens, shrink
 class RecordingVAR(RecordingModel[ClassCondition, VARState]):
     """Also notes the indices."""
 
-    def accumulate(self, state: VARState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self, state: VARState, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
         self.note(step, "idx", indices)
-        super().accumulate(state, indices, step, weights)
+        super().accumulate(state, indices, step, weights, mask)
 
 
 def run_generation(golden: Golden) -> Record:

@@ -35,6 +35,10 @@ class Buffers:
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         """Stores entries that were written into the end of what :meth:`read` gave: here they are in place already."""
 
+    def select(self, layer: int, rows: slice, end: int, index: Tensor) -> None:
+        """Moves the entries at ``index`` (R, heads, K) of the first ``end`` ones to the front."""
+        _to_front(self.layers[layer][rows], end, index)
+
 
 class QuantizedBuffers(Buffers):
     """Keys or values in eight bits, each head of each token with a scale of its own, in float32.
@@ -64,15 +68,25 @@ class QuantizedBuffers(Buffers):
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         self.write(layer, rows, start, end, entries)
 
+    def select(self, layer: int, rows: slice, end: int, index: Tensor) -> None:
+        super().select(layer, rows, end, index)
+        _to_front(self.scales[layer][rows], end, index)
+
+
+def _to_front(buffer: Tensor, end: int, index: Tensor) -> None:
+    """Moves entries of a buffer (R, heads, capacity, D) at ``index`` (R, heads, K) below ``end`` to its front."""
+    picked = index.unsqueeze(-1).expand(-1, -1, -1, buffer.shape[-1])
+    buffer[:, :, : index.shape[-1]] = buffer[:, :, :end].gather(2, picked)
+
 
 class KVCache:
     """One (rows, heads, capacity, head_dim) pair of buffers per layer.
 
-    The capacity of a layer is the number of tokens that it will see in the whole generation, which is known
-    beforehand: no buffer grows, and the views handed to attention have shapes known on the host.
+    The capacity of a layer is the largest number of tokens that it holds at a time, which is known beforehand: no
+    buffer grows, and the views handed to attention have shapes known on the host.
 
     Args:
-        capacities: tokens that each layer will see.
+        capacities: tokens that each layer will hold at most.
         rows: guidance branches times samples. Later scales may use fewer rows, those of one branch, when
             the other is no longer needed.
         dtype: of the keys and values that are stored and read.
@@ -176,6 +190,16 @@ class KVCache:
         """Keys and values of all tokens so far."""
         end = self.lengths[layer]
         return self._keys.read(layer, rows, end), self._values.read(layer, rows, end)
+
+    def select(self, layer: int, rows: slice, index: Tensor) -> None:
+        """Drops all tokens of a layer but those at ``index`` (R, heads, K), each row and head its own.
+
+        Rows that do not run any more are not moved: nothing may be read of them afterwards.
+        """
+        end = self.lengths[layer]
+        for part in (self._keys, self._values):
+            part.select(layer, rows, end, index)
+        self.lengths[layer] = index.shape[-1]
 
     def forget(self, layer: int, length: int) -> None:
         """Drops all tokens of a layer but the first ``length``; others will take their place."""

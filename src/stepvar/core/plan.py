@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
+from typing import Literal
 
 from torch import Tensor
 
 from stepvar.core.guidance import UNCONDITIONAL, Combine, branches_for, classifier_free_guidance
 from stepvar.core.tokens import Grid, ScaleSchedule
 
+Resampling = Literal["model", "area"]
+
 TokensAt = Callable[["Step", int, int], int]
 """How many tokens run through a block at a pass: (step, layer, depth) -> count."""
+
+CachedTokens = Callable[["Step", int, int, int], int]
+"""How many keys of a block stay in the cache behind a pass: (step, layer, depth, keys that are there) -> count."""
 
 PAIRS = 8192
 """Attended tokens whose attention takes about as long as the products of one token (6 x width, widths around 1400)."""
@@ -34,6 +40,8 @@ class Settings:
         top_p: probability mass kept before sampling; 0 keeps all.
         passes: the passes that are run, ascending; empty: all. The image is decoded from the sum of their codes.
         forced: the passes whose codes are given (of an image or a video to go on from) and therefore not sampled.
+        resampling: how the accumulated latent is brought to the grid of a pass: as the ``"model"`` does, or by
+            ``"area"``, the mean over what a cell covers.
         smooth: for models with a codebook: add soft codes, blends of the codebook, in place of the sampled ones.
             One number per pass, the relative scale by which they sharpen; empty adds the sampled codes.
     """
@@ -48,6 +56,7 @@ class Settings:
     smooth: tuple[float, ...] = ()
     combine: Combine = classifier_free_guidance
     forced: frozenset[int] = frozenset()
+    resampling: Resampling = "model"
 
     def __post_init__(self) -> None:
         count = len(self.schedule)
@@ -170,6 +179,7 @@ class Step:
         is_last: whether no later pass is run.
         settings: those of the whole generation.
         tokens: how many tokens run through each block.
+        dropped: how many keys and values of each block leave the cache behind the pass.
     """
 
     index: int
@@ -192,6 +202,7 @@ class Step:
     is_last: bool
     settings: Settings
     tokens: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -240,6 +251,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """A choice that a method makes while a generation runs.
+
+    Attributes:
+        after: the pass behind which it is made.
+        plans: what may follow, by name; up to that pass they all do the same.
+    """
+
+    after: int
+    plans: Mapping[str, Plan]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A generation resolved: everything that its passes need, known before anything is computed.
 
@@ -247,13 +271,15 @@ class Plan:
         settings: what it was resolved from, as edited by the method.
         samples: number of images.
         depth: number of blocks of the model.
-        steps: the passes that are run, in order.
+        steps: the passes that are run, in order; where there is a decision, those of the most costly choice.
+        decision: the choice that decides which passes follow; None: all is known.
     """
 
     settings: Settings
     samples: int
     depth: int
     steps: tuple[Step, ...]
+    decision: Decision | None = None
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -288,15 +314,27 @@ class Plan:
 
     def attended(self, step: Step) -> tuple[int, ...]:
         """For each block, how many tokens a pass attends to: its own and those of the passes that it reads."""
+        if self.schedule.kv_scope == "all":
+            return self._attended.get(step.index, step.tokens)
         read = [step.tokens, *(self.step(index).tokens for index in step.attends_to)]
         return tuple(map(sum, zip(*read, strict=True)))
+
+    @cached_property
+    def _attended(self) -> dict[int, tuple[int, ...]]:
+        """For each computed pass the keys of each block, its own included, before any of them leave the cache."""
+        found: dict[int, tuple[int, ...]] = {}
+        held = (0,) * self.depth
+        for step in self.computed:
+            seen = tuple(before + own for before, own in zip(held, step.tokens, strict=True))
+            held = tuple(keys - gone for keys, gone in zip(seen, step.dropped or (0,) * self.depth, strict=True))
+            found[step.index] = seen
+        return found
 
     @property
     def cache_tokens(self) -> tuple[int, ...]:
         """For each block, how many tokens of keys and values have to be kept at most."""
         if self.schedule.kv_scope == "all":
-            kept = [step.tokens for step in self.computed]
-            return tuple(map(sum, zip(*kept, strict=True)))
+            return tuple(map(max, zip(*self._attended.values(), strict=True)))
         kept = [step.tokens for step in self.computed if step.is_read]
         return tuple(map(max, zip(*kept, strict=True))) if kept else (0,) * self.depth
 
@@ -311,18 +349,39 @@ class Plan:
         return {step.index: weight(step) if step.computed else 0.0 for step in self.steps}
 
 
-def resolve(settings: Settings, samples: int, depth: int, tokens_at: TokensAt | None = None) -> Plan:
+def resolve(
+    settings: Settings,
+    samples: int,
+    depth: int,
+    tokens_at: TokensAt | None = None,
+    cached_tokens: CachedTokens | None = None,
+) -> Plan:
     """The plan of a generation.
 
     Args:
         samples: number of images.
         depth: number of blocks of the model.
         tokens_at: how many tokens a method lets run through each block; None: all of them.
+        cached_tokens: how many keys a method lets stay in the cache behind each pass; None: all of them.
     """
     steps = (_row(settings, index, samples) for index in settings.passes)
     count = tokens_at or (lambda step, layer, depth: step.grid.size)
+    counted: Iterable[Step]
     counted = (replace(step, tokens=tuple(count(step, layer, depth) for layer in range(depth))) for step in steps)
+    if cached_tokens is not None:
+        counted = _with_dropped(counted, depth, cached_tokens)
     return Plan(settings, samples, depth, tuple(counted))
+
+
+def _with_dropped(steps: Iterable[Step], depth: int, cached_tokens: CachedTokens) -> Iterator[Step]:
+    """The passes with what leaves the cache behind each."""
+    held = [0] * depth
+    for step in steps:
+        if step.computed:
+            seen = [before + own for before, own in zip(held, step.tokens, strict=True)]
+            held = [cached_tokens(step, layer, depth, keys) for layer, keys in enumerate(seen)]
+            step = replace(step, dropped=tuple(keys - stay for keys, stay in zip(seen, held, strict=True)))
+        yield step
 
 
 def _row(settings: Settings, index: int, samples: int) -> Step:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stepvar.core.plan import Step
+from stepvar.core.plan import Plan, Step
 from stepvar.errors import StepvarError
 
 if TYPE_CHECKING:
@@ -186,6 +186,7 @@ class Recorder:
         selections: for each pass the indices (R, K) of the tokens that the method kept, in order.
         engine: how the generation ran, and why.
         totals: per pass the sum of all features behind the blocks; see :meth:`check_finite`.
+        plan: what was run, all decisions made; None until it is.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -194,6 +195,7 @@ class Recorder:
     selections: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
     engine: str = "eager"
     totals: list[tuple[Step, Tensor | None]] = field(default_factory=list)
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":

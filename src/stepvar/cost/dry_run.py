@@ -12,7 +12,7 @@ is done once for all of them (such as looking up rotary positions), the second c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import RunBlocks, SublayerHook
+from stepvar.core.stack import NO_HOOKS, Hooks, RunBlocks
 from stepvar.core.tokens import TokenMap
 from stepvar.cost.meter import Meter, Spent, describe
 from stepvar.generation import generate
@@ -97,12 +97,13 @@ def dry_run(
     Args:
         model: of any family, on any device, or its :class:`ModelSpec`.
         condition: what to generate, in the family's own form, on any device.
-        plan: as the method resolved it.
+        plan: as the method resolved it; of one that leaves a decision, the passes of its most costly choice.
         forced: codes of forced passes, on any device; the shape of those that are missing is found out.
         tile: side of the tiles of decoding in latent cells; None: in one piece.
         sliced: whether samples are decoded one by one.
     """
     spec = model if isinstance(model, ModelSpec) else ModelSpec.of(model)
+    plan = replace(plan, decision=None)
     given, codes = to_meta(condition), to_meta(dict(forced or {}))
     key = (
         spec,
@@ -224,8 +225,8 @@ class DryModel:
         self.prepare_flops, self.cache_bytes = self._meter.flops, self.state.cache.nbytes
         return self.state
 
-    def blocks(self, state: Any, step: Step, hook: SublayerHook) -> AlikeBlocks:
-        return AlikeBlocks(self._model.blocks(state, step, hook), self._meter, self._kinds)
+    def blocks(self, state: Any, step: Step, hooks: Hooks = NO_HOOKS) -> AlikeBlocks:
+        return AlikeBlocks(self._model.blocks(state, step, hooks), self._meter, self._kinds)
 
     def codes(self, step: Step) -> Tensor:
         """Indices or bits of a pass, of the shape that would be sampled."""
@@ -236,7 +237,9 @@ class DryModel:
 
 def kinds_of_blocks(plan: Plan) -> list[tuple[int, int]]:
     """For each block the first block that is like it, and how many like it there are in front of it."""
-    columns = list(zip(*(step.tokens for step in plan.computed), strict=True))
+    none = (0,) * plan.depth
+    counts = ((step.tokens, step.dropped or none) for step in plan.computed)
+    columns = list(zip(*(zip(*both, strict=True) for both in counts), strict=True))
     return [(columns.index(column), columns[:layer].count(column)) for layer, column in enumerate(columns)]
 
 

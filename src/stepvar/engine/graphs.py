@@ -58,10 +58,11 @@ class CapturedGeneration:
         with torch.cuda.stream(stream):
             self.preparation, self.state = self._capture(lambda: model.begin(self.staged, plan))
             self.method_state = method.start(plan)
+            self.method_state.use(tape)
 
             def run(step: Step) -> Tensor | None:
                 given = self.forced.get(step.index)
-                return run_pass(model, self.state, method, self.method_state, step, tape, given)
+                return run_pass(model, self.state, method, self.method_state, step, tape, given).total
 
             captured = [self._capture(partial(run, step)) for step in plan.steps]
         self.passes = [graph for graph, _ in captured]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Generic
 
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from stepvar.core.plan import Plan, Settings, Step, resolve
-from stepvar.core.stack import ModelInfo, RunBlocks, Sublayer, SublayerRef
+from stepvar.core.noise import Noise
+from stepvar.core.plan import Decision, Plan, Settings, Step, resolve
+from stepvar.core.stack import Attention, AttentionInputs, ModelInfo, PassResult, RunBlocks, Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap
 from stepvar.core.values import check_fields, shown
 from stepvar.errors import UsageError
@@ -26,9 +27,15 @@ class MethodState:
     Attributes:
         selections: by pass, the indices (R, K) of the tokens that were kept, one tensor for each selection; read by
             the report.
+        noise: random numbers tied to the seeds of the images, for methods that need some; set before the first pass.
     """
 
     selections: dict[int, list[Tensor]] = field(default_factory=dict)
+    noise: Noise | None = None
+
+    def use(self, noise: Noise) -> None:
+        """Hands over a source of random numbers."""
+        self.noise = noise
 
     def record(self, step: Step, kept: Tensor) -> None:
         """Notes the tokens (R, K) that a selection kept at a pass."""
@@ -44,8 +51,15 @@ class Method(Generic[State]):
 
     A method is a frozen dataclass whose fields are its settings, checked and converted by their annotations (see
     :mod:`stepvar.core.values`); a ``__post_init__`` of its own calls this one first. It knows no model: it sees
-    settings and a plan before the generation, and token maps during it. It may act on the schedule (:meth:`edit`),
-    around the whole stack of blocks (:meth:`run_stack`) and around each residual sub-layer (:meth:`run_sublayer`).
+    settings and a plan before the generation, and token maps during it. It may act
+
+    - on the schedule: :meth:`edit`, and :meth:`alternatives` where a choice has to wait for the image;
+    - around the whole stack of blocks: :meth:`run_stack`, and :meth:`tokens_at` for how many tokens run;
+    - around each residual sub-layer: :meth:`run_sublayer`;
+    - on the self-attention of each layer: :meth:`run_attention`;
+    - on the cache behind it: :meth:`select_cached`, and :meth:`cached_tokens` for how many keys stay;
+    - on what a pass leaves: :meth:`code_mask` and :meth:`after_pass`.
+
     What it remembers from pass to pass is in the state that :meth:`start` makes, so that one method serves any number
     of generations.
 
@@ -75,6 +89,21 @@ class Method(Generic[State]):
         """
         return step.grid.size
 
+    def cached_tokens(self, step: Step, layer: int, depth: int, keys: int) -> int:
+        """How many of the ``keys`` of a layer stay in the cache behind a pass; what leaves, no later pass sees.
+
+        Asked when the plan is resolved. ``keys`` are those of the passes so far, without those of a text that some
+        families keep in front. Only where all passes see all earlier ones (``kv_scope`` "all").
+        """
+        return keys
+
+    def alternatives(self, settings: Settings) -> tuple[int, Mapping[str, Settings]] | None:
+        """A pass and what may follow it, by name: :meth:`decide` chooses one behind that pass.
+
+        Up to that pass all must do the same as ``settings``, and none may cost more. None: nothing is left to decide.
+        """
+        return None
+
     def check(self, plan: Plan, info: ModelInfo) -> None:
         """Says whether the method can serve a plan on a model; called before any work.
 
@@ -91,15 +120,22 @@ class Method(Generic[State]):
         edited = self.edit(settings)
         if not isinstance(edited, Settings):
             raise UsageError(f"method {str(self)!r}: edit() gave a {type(edited).__name__}; return the settings")
-        plan = resolve(edited, samples, info.depth, self.tokens_at)
-        for step in plan.steps:
-            for count in set(step.tokens):
-                if not isinstance(count, int) or not 1 <= count <= step.grid.size:
-                    raise UsageError(
-                        f"method {str(self)!r}: tokens_at() gave {shown(count)} at pass {step.index} ({step.grid}); "
-                        f"give a whole number from 1 to {step.grid.size}"
-                    )
+        plan = self._resolve(edited, info, samples)
+        found = self.alternatives(edited)
+        if found is not None:
+            after, choices = found
+            plans = {name: self._resolve(choice, info, samples) for name, choice in choices.items()}
+            plan = replace(plan, decision=Decision(after, plans))
         self.check(plan, info)
+        return plan
+
+    def _resolve(self, settings: Settings, info: ModelInfo, samples: int) -> Plan:
+        cached = self.cached_tokens if self.acts_on_cache else None
+        if cached is not None and settings.schedule.kv_scope != "all":
+            scope = settings.schedule.kv_scope
+            raise UsageError(f"method {str(self)!r}: drops keys that every later scale sees; here they see {scope!r}")
+        plan = resolve(settings, samples, info.depth, self.tokens_at, cached)
+        check_counts(plan, str(self))
         return plan
 
     def start(self, plan: Plan) -> MethodState:
@@ -113,6 +149,30 @@ class Method(Generic[State]):
     def run_sublayer(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: State) -> Tensor:
         """Returns the update (R, N, C) that the sub-layer adds to ``tokens``."""
         return run(tokens)
+
+    def run_attention(
+        self, attend: Attention, inputs: AttentionInputs, ref: SublayerRef, step: Step, state: State
+    ) -> Tensor:
+        """The self-attention of a layer: (R, heads, N, head_dim); ``attend`` is the model's own, to all keys."""
+        return attend(inputs)
+
+    def select_cached(self, inputs: AttentionInputs, count: int, ref: SublayerRef, step: Step, state: State) -> Tensor:
+        """Which ``count`` keys of a layer stay behind its attention: ascending indices (R, kv_heads, count).
+
+        Called where :meth:`cached_tokens` lets fewer stay than there are.
+        """
+        raise UsageError(f"method {str(self)!r}: cached_tokens() drops keys; define select_cached(), which says which")
+
+    def code_mask(self, step: Step, state: State) -> Tensor | None:
+        """The tokens (B, N), bool, whose codes are added to the image; None: those of all."""
+        return None
+
+    def after_pass(self, result: PassResult, step: Step, state: State) -> None:
+        """Looks at what a pass left; nothing of it may be written into."""
+
+    def decide(self, result: PassResult, step: Step, state: State) -> str:
+        """The name of the one of :meth:`alternatives` that follows; called behind its pass."""
+        raise UsageError(f"method {str(self)!r}: alternatives() leaves a choice; define decide(), which makes it")
 
     def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
         """How the method saves work, the gentlest stage first: a search for a speed-up goes through them in order."""
@@ -130,13 +190,57 @@ class Method(Generic[State]):
     @property
     def static(self) -> bool:
         """Whether the plan says all that the method will do, so that a captured generation can be replayed."""
-        return True
+        return not self.makes_a_choice
+
+    def _overrides(self, *names: str) -> bool:
+        """Whether the class has its own form of one of these methods of this one."""
+        return any(getattr(type(self), name) is not getattr(Method, name) for name in names)
 
     @property
     def acts_on_tokens(self) -> bool:
-        """Whether the method does anything but edit settings."""
-        acts = ("tokens_at", "run_stack", "run_sublayer")
-        return any(getattr(type(self), act) is not getattr(Method, act) for act in acts)
+        """Whether the method changes which tokens run through the blocks."""
+        return self._overrides("tokens_at", "run_stack", "run_sublayer")
+
+    @property
+    def acts_on_attention(self) -> bool:
+        """Whether the method changes the self-attention."""
+        return self._overrides("run_attention")
+
+    @property
+    def acts_on_cache(self) -> bool:
+        """Whether keys and values leave the cache."""
+        return self._overrides("cached_tokens")
+
+    @property
+    def makes_a_choice(self) -> bool:
+        """Whether it is decided while the image is generated which scales follow."""
+        return self._overrides("alternatives")
+
+    @property
+    def reads_results(self) -> bool:
+        """Whether the method looks at what passes leave."""
+        return self._overrides("after_pass", "alternatives")
 
     def __str__(self) -> str:
         return self.name
+
+
+def check_counts(plan: Plan, method: str) -> None:
+    """Checks the counts that a method gave for a plan.
+
+    Raises:
+        UsageError: if one is impossible.
+    """
+    for step in plan.steps:
+        for count in set(step.tokens):
+            if not isinstance(count, int) or not 1 <= count <= step.grid.size:
+                raise UsageError(
+                    f"method {method!r}: tokens_at() gave {shown(count)} at pass {step.index} ({step.grid}); "
+                    f"give a whole number from 1 to {step.grid.size}"
+                )
+        for gone, keys in zip(step.dropped, plan.attended(step), strict=False):
+            if not isinstance(gone, int) or not 0 <= gone < keys:
+                raise UsageError(
+                    f"method {method!r}: cached_tokens() gave {shown(keys - gone)} at pass {step.index} ({step.grid}); "
+                    f"give a whole number from 1 to {keys}"
+                )

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from stepvar.core.plan import Step
+from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import Attention, AttentionInputs, Hooks, Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap
+from stepvar.core.values import shown
 from stepvar.errors import MethodError, StepvarError, UsageError
 from stepvar.methods.base import Method, MethodState
 from stepvar.methods.compose import Compose
@@ -76,15 +78,61 @@ def checked_map(tokens: Any, entered: TokenMap, method: Method, step: Step) -> T
     return tokens
 
 
+def hooks_of(method: Method, step: Step, state: MethodState) -> Hooks:
+    """What a method does inside the blocks of a pass, each answer of it checked."""
+
+    def sublayer(run: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
+        return checked_update(method.run_sublayer(run, tokens, ref, step, state), tokens, method, step)
+
+    def attention(attend: Attention, inputs: AttentionInputs, ref: SublayerRef) -> Tensor:
+        attended = method.run_attention(attend, inputs, ref, step, state)
+        return _checked(attended, tuple(inputs.queries.shape), "run_attention", method, step)
+
+    def cache(inputs: AttentionInputs, count: int, ref: SublayerRef) -> Tensor:
+        index = method.select_cached(inputs, count, ref, step, state)
+        return _checked(index, (*inputs.keys.shape[:2], count), "select_cached", method, step)
+
+    return Hooks(
+        sublayer if method.acts_on_sublayers(step) else None,
+        attention if method.acts_on_attention else None,
+        cache if method.acts_on_cache else None,
+    )
+
+
+def checked_mask(mask: Any, indices: Tensor, method: Method, step: Step) -> Tensor | None:
+    """What ``code_mask`` gave.
+
+    Raises:
+        UsageError: if it is not one bool for each token, or None.
+    """
+    return None if mask is None else _checked(mask, tuple(indices.shape[:2]), "code_mask", method, step)
+
+
+def chosen_plan(plan: Plan, name: Any, method: Method) -> Plan:
+    """The plan that ``decide`` chose by its name.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    assert plan.decision is not None
+    if name not in plan.decision.plans:
+        known = ", ".join(plan.decision.plans)
+        raise UsageError(f"method {str(method)!r}: decide() gave {shown(name)}; give one of its alternatives: {known}")
+    return plan.decision.plans[name]
+
+
+def _checked(values: Any, shape: tuple[int, ...], name: str, method: Method, step: Step) -> Tensor:
+    if not isinstance(values, Tensor) or tuple(values.shape) != shape:
+        given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        place = f"at pass {step.index} ({step.grid})"
+        raise UsageError(f"method {str(method)!r}: {name}() gave {given} {place}; give a tensor {shape}")
+    return values
+
+
 def checked_update(update: Any, tokens: TokenMap, method: Method, step: Step) -> Tensor:
     """What ``run_sublayer`` gave for a map.
 
     Raises:
         UsageError: if it is not one vector for each token.
     """
-    shape = tokens.features.shape
-    if not isinstance(update, Tensor) or update.shape != shape:
-        given = tuple(update.shape) if isinstance(update, Tensor) else type(update).__name__
-        place = f"at pass {step.index} ({step.grid})"
-        raise UsageError(f"method {str(method)!r}: run_sublayer() gave {given} {place}; give a tensor {tuple(shape)}")
-    return update
+    return _checked(update, tuple(tokens.features.shape), "run_sublayer", method, step)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stepvar.core.cache import KVCache
 from stepvar.core.guidance import classifier_free_guidance
 from stepvar.core.plan import Step
-from stepvar.core.stack import Sublayer, SublayerHook, SublayerRef, run_dense
+from stepvar.core.stack import AttentionInputs, Hooks, Projection, Sublayer, SublayerHook, SublayerRef
 from stepvar.core.tokens import TokenMap
 from stepvar.kernels import ops
 from stepvar.kernels.fp8 import add_norm_quantised
@@ -92,8 +92,8 @@ class ResidualStream:
 class BlockRun(ABC, Generic[Model, State]):
     """The blocks of one pass; a family says what a block is."""
 
-    def __init__(self, model: Model, state: State, step: Step, hook: SublayerHook) -> None:
-        self.model, self.state, self.step, self._hook = model, state, step, hook
+    def __init__(self, model: Model, state: State, step: Step, hooks: Hooks) -> None:
+        self.model, self.state, self.step, self.hooks = model, state, step, hooks
         self.depth: int = model.config.depth
         self.cfg_blocks = step.cfg_blocks(self.depth)
         self.rows = step.row_slice
@@ -123,7 +123,7 @@ class BlockRun(ABC, Generic[Model, State]):
         Not in float32, which is for exact comparison with the reference implementations.
         """
         exact = self.state.cache.dtype == torch.float32
-        return not exact and self._hook is run_dense and ops.use_triton(tokens.features)
+        return not exact and self.hooks.sublayer is None and ops.use_triton(tokens.features)
 
     def _run_fused(self, tokens: TokenMap, first: int, last: int) -> TokenMap:
         stream = ResidualStream(tokens.features)
@@ -148,10 +148,27 @@ class BlockRun(ABC, Generic[Model, State]):
         return tokens
 
     def hook(self, sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
-        """The hook, which is told how many blocks there are."""
-        return self._hook(sublayer, tokens, ref._replace(depth=self.depth))
+        """The hook around sub-layers, which is told how many blocks there are."""
+        if self.hooks.sublayer is None:
+            return sublayer(tokens)
+        return self.hooks.sublayer(sublayer, tokens, ref._replace(depth=self.depth))
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention over the tokens of this pass and all earlier ones."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, projection: Projection) -> Tensor:
+        """Attention over the tokens of this pass and all earlier ones; see :data:`~stepvar.models.layers.Attend`."""
         keys, values = self.state.cache.append(layer, k, v, self.rows)
-        return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
+        return self.attend_cached(layer, AttentionInputs(q, keys, values, projection))
+
+    def attend_cached(self, layer: int, inputs: AttentionInputs) -> Tensor:
+        """Attention to keys that the cache holds already, of which some may leave it afterwards."""
+        ref = SublayerRef(layer, "self", self.depth)
+        hooks, dropped = self.hooks, self.step.dropped[layer] if self.step.dropped else 0
+        plain = self.plain_attention
+        attended = plain(inputs) if hooks.attention is None else hooks.attention(plain, inputs, ref)
+        if dropped and hooks.cache is not None:
+            index = hooks.cache(inputs, inputs.keys.shape[2] - dropped, ref)
+            self.state.cache.select(layer, self.rows, index)
+        return attended
+
+    def plain_attention(self, inputs: AttentionInputs) -> Tensor:
+        """The family's own attention."""
+        return F.scaled_dot_product_attention(inputs.queries, inputs.keys, inputs.values, scale=1.0)

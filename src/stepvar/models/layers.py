@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.core.cache import KVCache
+from stepvar.core.stack import AttentionInputs, Projection
 from stepvar.kernels import ops
 from stepvar.kernels.linear import Rows, product, product_gelu, products_swiglu, rows_for
 from stepvar.kernels.norm import EPS, HeadsNorm, Norm, Rotation, rms_norm, rotate
@@ -19,8 +20,14 @@ from stepvar.models.precision import for_weight
 
 MAX_LOG_SCALE = math.log(100)
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Self-attention of a layer over everything computed so far: (layer, q, k, v), each (R, heads, N, head_dim)."""
+Attend = Callable[[int, Tensor, Tensor, Tensor, Projection], Tensor]
+"""Self-attention of a layer over everything computed so far: (layer, q, k, v, projection of the queries).
+
+Queries, keys and values are (R, heads, N, head_dim).
+"""
+
+AttendCached = Callable[[int, AttentionInputs], Tensor]
+"""As :data:`Attend`, of keys and values that are in the cache already: (layer, inputs)."""
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines (R, 1, N, head_dim / 2) of the tokens' positions."""
@@ -36,6 +43,7 @@ class FusedAttention:
         rotary: tables of cosines and sines, of which ``positions`` picks rows; None: no rotary positions.
         positions: (R, N), the tokens of the map; None: the tables are those of the tokens themselves.
         constants: what follows from weights alone, by module, made once per generation.
+        attend: the attention itself.
     """
 
     cache: KVCache
@@ -43,6 +51,7 @@ class FusedAttention:
     rotary: tuple[Tensor | None, Tensor | None]
     positions: Tensor | None
     constants: dict[tuple[int, str], Tensor]
+    attend: AttendCached
 
     def rotation(self, halves: bool) -> Rotation:
         return Rotation(*self.rotary, self.positions, halves)
@@ -149,7 +158,8 @@ class SelfAttention(nn.Module):
         new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
         q = self.fused_queries(qkv, new_keys, new_values, context)
         context.cache.keep(layer, context.rows, new_keys, new_values)
-        return self.proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, scale=1.0)))
+        projection = Projection(split_heads(qkv.chunk(3, dim=-1)[0], self.heads), self.q_bias)
+        return self.proj(merge_heads(context.attend(layer, AttentionInputs(q, keys, values, projection))))
 
     def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
         """Queries (R, heads, N, head_dim) from qkv (R, N, 3C), as keys and values are written where they belong."""
@@ -161,8 +171,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None = None) -> Tensor:
         parts = product(self.joint, x, self.bias()).chunk(3, dim=-1)
         q, k, v = (split_heads(part, self.heads) for part in parts)
+        projection = Projection(q, self.q_bias)
         q, k = self.place(q, k, rotary)
-        return self.proj(merge_heads(attend(layer, q, k, v)))
+        return self.proj(merge_heads(attend(layer, q, k, v, projection)))
 
     def place(self, q: Tensor, k: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
         """Queries and keys (R, heads, N, head_dim) scaled and turned by their positions."""

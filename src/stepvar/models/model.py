@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stepvar.core.cache import KVCache
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import ModelInfo, RunBlocks, SublayerHook
+from stepvar.core.stack import NO_HOOKS, Hooks, ModelInfo, RunBlocks
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.core.values import device_of, dtype_of, placement
 from stepvar.errors import UsageError
@@ -76,11 +76,11 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """The dense map of a pass before the blocks, ``step.rows`` rows."""
         ...
 
-    def blocks(self, state: State, step: Step, hook: SublayerHook) -> RunBlocks:
+    def blocks(self, state: State, step: Step, hooks: Hooks = NO_HOOKS) -> RunBlocks:
         """The blocks of this pass, to be run on a map or on parts of it.
 
         Args:
-            hook: runs every residual sub-layer; :func:`~stepvar.core.stack.run_dense` leaves them as they are.
+            hooks: what is done inside the blocks.
         """
         ...
 
@@ -89,11 +89,14 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         ...
 
     @abstractmethod
-    def accumulate(self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
         """Adds the codes of the sampled indices or bits (B, N, ...) to the accumulated latent.
 
         Args:
             weights: (B, N, classes), when soft codes are asked for: how much each code of the codebook is to weigh.
+            mask: (B, N) bool, the tokens whose codes count; the others add zeros. None: all count.
         """
         ...
 
@@ -108,6 +111,14 @@ class NextScaleModel(Protocol[Condition_contra, State]):
 
     def on_device(self, part: Part) -> AbstractContextManager[None]:
         """Has a part of an offloaded model on its device for as long as the block of code runs."""
+        ...
+
+    def latent(self, state: State) -> Tensor:
+        """The sum of all codes so far at full size: (B, d, H, W) or (B, d, T, H, W)."""
+        ...
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """The image of any accumulated latent, also of another size: (B, d, h, w) -> (B, 3, H, W) in [-1, 1]."""
         ...
 
     def finish(self, state: State) -> None:
@@ -326,8 +337,8 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         tokens: Tensor = embed(for_weight(self.next_tokens(state.latent, step), embed.weight))
         return tokens.repeat(step.branches, 1, 1)
 
-    def blocks(self, state: Any, step: Step, hook: SublayerHook) -> RunBlocks:
-        return self.run(self, state, step, hook)
+    def blocks(self, state: Any, step: Step, hooks: Hooks = NO_HOOKS) -> RunBlocks:
+        return self.run(self, state, step, hooks)
 
     def row_logits(self, state: Any, features: Tensor, step: Step) -> Tensor:
         """Logits of the first rows of a pass (R, N, ..., classes), from their features (R, N, C)."""
@@ -357,6 +368,14 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
                 return self.pixels(state, slice(None), tile)
             samples = range(len(state.latent))
             return torch.cat([self.pixels(state, slice(sample, sample + 1), tile) for sample in samples])
+
+    def latent(self, state: GenerationState) -> Tensor:
+        return state.latent
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        with self.on_device("decoder"):
+            pixels: Tensor = self.tokenizer.decode(latent, None)
+            return pixels.clamp(-1, 1)
 
     def pixels(self, state: Any, samples: slice, tile: int | None) -> Tensor:
         """The images so far of some of the samples; see :meth:`decode`."""

@@ -421,7 +421,7 @@ class Pipeline(MemoryOptions, Schedules):
             schedule=plan.schedule.name,
             settings=method.settings(),
             quantization=self.quantization,
-            count=flop_counter(self.model, encoded.condition, plan, method, encoded.forced),
+            count=flop_counter(self.model, encoded.condition, recorder.plan or plan, method, encoded.forced),
         )
         images, videos = to_media(pixels, self._fps, output_type, metadata)
         following = inputs.next_continuation(state.latent)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import SublayerHook, run_dense
+from stepvar.core.stack import Hooks, Projection, run_dense
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.blocks import GenerationState
@@ -55,8 +55,8 @@ class HARTState(GenerationState):
 class HARTRun(VARRun):
     """The blocks of one scale. The first runs on the text, with both branches on that of the conditional one only."""
 
-    def __init__(self, model: HART, state: HARTState, step: Step, hook: SublayerHook) -> None:
-        super().__init__(model, state, step, hook)
+    def __init__(self, model: HART, state: HARTState, step: Step, hooks: Hooks) -> None:
+        super().__init__(model, state, step, hooks)
         self.rows = model.rows(step)
         if step.index == 0:
             self.cfg_blocks = frozenset()  # of the text, guidance combines the logits at most
@@ -119,7 +119,7 @@ class HART(CodebookModel):
         if self.config.positions == "rotary":
             rotary = text_rotary(torch.zeros(1, 1, device=self.device), self.config.head_dim)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _: Projection) -> Tensor:
             state.cache.place(layer, slice(samples, None), count, k, v)
             return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 

@@ -121,7 +121,7 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
             stream.add(transformer.lvl_embed.weight[self.step.index].expand_as(stream.read()))
         state = self.state
         rotary = state.rotary[self.step.index]
-        attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants)
+        attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants, self.attend_cached)
         modulation = state.condition.modulation[layer][self.rows]
         text = state.condition.memory[layer].rows(self.rows)
         self.model.block_list[layer].fused(stream, layer, modulation, text, attention)
@@ -183,13 +183,25 @@ class Infinity(VARModel):
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
         """The accumulated latent, resampled to the grid of a scale: (B, N, token_bits)."""
         _, height, width = self.config.latent_size(step.grid)
-        here = resize(latent, (height, width))
+        if step.settings.resampling == "area":
+            here = F.interpolate(latent, size=(height, width), mode="area")
+        else:
+            here = resize(latent, (height, width))
         if self.config.patchify:
             here = F.pixel_unshuffle(here, 2)
         return here.flatten(2).transpose(1, 2)
 
-    def accumulate(self, state: InfinityState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self,
+        state: InfinityState,
+        indices: Tensor,
+        step: Step,
+        weights: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
         codes = self.tokenizer.codes(self.latent_bits(indices, step))
+        if mask is not None:
+            codes = codes * self.latent_bits(mask.unsqueeze(-1).expand_as(indices), step)
         state.latent += resize(codes, (state.latent.shape[-2], state.latent.shape[-1]))
 
     def latent_bits(self, indices: Tensor, step: Step) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
+from stepvar.core.stack import AttentionInputs, Projection
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
@@ -94,17 +95,17 @@ class StarRun(BlockRun["InfinityStar", StarState]):
         context = BlockContext(self.rotary_at, self.attend, self.hook)
         return self.model.block_list[layer](tokens, layer, context)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, projection: Projection) -> Tensor:
         """Attention over the text, the end of the clip before, and this pass, which is cached only if it is read."""
         new_keys, new_values, attend = self._join(layer, k.shape[2])
         new_keys.copy_(k)
         new_values.copy_(v)
-        return attend(q)
+        return attend(q, projection)
 
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
         self.model.block_list[layer].fused(stream, layer, self.rotary_at(positions), self._join)
 
-    def _join(self, layer: int, count: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def _join(self, layer: int, count: int) -> tuple[Tensor, Tensor, Callable[[Tensor, Projection], Tensor]]:
         cache, rows = self.state.cache, self.rows
         old = cache.read(layer, rows)
         start, end = old[0].shape[2], old[0].shape[2] + count
@@ -112,14 +113,17 @@ class StarRun(BlockRun["InfinityStar", StarState]):
         keys[:, :, :start], values[:, :, :start] = old
         new_keys, new_values = keys[:, :, start:], values[:, :, start:]
 
-        def attend(q: Tensor) -> Tensor:
-            result = grouped_attention(q, keys, values, self._mask(end))
+        def attend(q: Tensor, projection: Projection) -> Tensor:
+            result = self.attend_cached(layer, AttentionInputs(q, keys, values, projection, self._mask(end)))
             if self.step.is_read:
                 cache.forget(layer, self.state.prefix)
                 cache.append(layer, new_keys, new_values, rows)
             return result
 
         return new_keys, new_values, attend
+
+    def plain_attention(self, inputs: AttentionInputs) -> Tensor:
+        return grouped_attention(inputs.queries, inputs.keys, inputs.values, inputs.mask)
 
     def _mask(self, seen: int) -> Tensor | None:
         if self.state.text_mask is None:
@@ -228,7 +232,7 @@ class InfinityStar(VARModel):
         """
         times = state.cache.rows // len(tokens)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, _: Projection) -> Tensor:
             state.cache.append(layer, k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1))
             return grouped_attention(q, k, v, mask)
 
@@ -245,9 +249,13 @@ class InfinityStar(VARModel):
     def row_logits(self, state: StarState, features: Tensor, step: Step) -> Tensor:
         return self.transformer.logits(features, step.scale)
 
-    def accumulate(self, state: StarState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self, state: StarState, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
         clip = state.clip(step)
         codes = codes_of(self.latent_bits(indices, step))
+        if mask is not None:
+            codes = codes * mask.unflatten(1, step.grid.shape).unsqueeze(1)
         clip += enlarge_codes(codes, clip.shape[1], (clip.shape[3], clip.shape[4]))
         state.decoded = state.clips[step.clip].stop
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stepvar.core.stack import SublayerHook, run_dense
+from stepvar.core.stack import Projection, SublayerHook, run_dense
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.kernels import ops
 from stepvar.kernels.linear import Rows, rows_for
@@ -44,7 +44,7 @@ class BlockContext:
     hook: SublayerHook
 
 
-Join = Callable[[int, int], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
+Join = Callable[[int, int], tuple[Tensor, Tensor, Callable[[Tensor, Projection], Tensor]]]
 """(layer, N) -> room for the keys and values (R, kv_heads, N, head_dim), and the attention of queries to all."""
 
 
@@ -68,14 +68,15 @@ class Attention(nn.Module):
         norm = HeadsNorm("rms", q_weight=self.q_norm.weight, k_weight=self.k_norm.weight)
         qkv, heads = (self.q_proj(x), self.k_proj(x), self.v_proj(x)), (self.heads, self.kv_heads)
         q = ops.attention_inputs(qkv, heads, norm, Rotation(cos, sin), new_keys, new_values)
-        return self.o_proj(merge_heads(attend(q)))
+        return self.o_proj(merge_heads(attend(q, Projection(split_heads(qkv[0], self.heads)))))
 
     def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary) -> Tensor:
         rows = rows_for(self.q_proj, x)
         v = split_heads(self.v_proj(rows), self.kv_heads)
-        q = rotate(self.q_norm(split_heads(self.q_proj(rows), self.heads)), rotary).to(v.dtype)
+        projected = split_heads(self.q_proj(rows), self.heads)
+        q = rotate(self.q_norm(projected), rotary).to(v.dtype)
         k = rotate(self.k_norm(split_heads(self.k_proj(rows), self.kv_heads)), rotary).to(v.dtype)
-        return self.o_proj(merge_heads(attend(layer, q, k, v)))
+        return self.o_proj(merge_heads(attend(layer, q, k, v, Projection(projected))))
 
 
 class Block(StreamedModule):

@@ -53,7 +53,8 @@ class VARRun(BlockRun[Any, Any]):
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
         rotary = self.rotary_at(positions)
         cos, sin = (None, None) if rotary is None else (part.squeeze(1) for part in rotary)
-        attention = FusedAttention(self.state.cache, self.rows, (cos, sin), None, self.state.constants)
+        state = self.state
+        attention = FusedAttention(state.cache, self.rows, (cos, sin), None, state.constants, self.attend_cached)
         self.model.transformer.ordered_blocks[layer].fused(stream, layer, self._modulation(layer), attention)
 
     def _modulation(self, layer: int) -> Tensor | None:
@@ -87,12 +88,21 @@ class CodebookModel(VARModel):
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
         return as_tokens(shrink(latent, step.grid))
 
-    def accumulate(self, state: GenerationState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self,
+        state: GenerationState,
+        indices: Tensor,
+        step: Step,
+        weights: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
         """Adds the codes of the indices (B, N), or blends of all by ``weights`` (B, N, vocabulary)."""
         if weights is None:
             codes = self.tokenizer.codes(indices, step.grid)
         else:
             codes = self.tokenizer.soft_codes(weights, step.grid)
+        if mask is not None:
+            codes = codes * mask.unflatten(1, (step.grid.h, step.grid.w)).unsqueeze(1)
         state.latent += self.tokenizer.contribution(codes, step.index, step.settings.schedule)
 
 
