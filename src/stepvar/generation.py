@@ -14,6 +14,7 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
 from stepvar.core.sampling import sample_pass
 from stepvar.core.stack import PassResult
+from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, MethodState
 from stepvar.methods.contract import blaming, checked_map, checked_mask, checked_state, chosen_plan, hooks_of
 from stepvar.models.model import NextScaleModel
@@ -97,9 +98,7 @@ def run_pass(
     """One pass: the tokens of a scale through the blocks, from logits to codes, and their sum into the image."""
     total = logits = None
     if step.computed:
-        entered = model.embed(state, step)
-        blocks = model.blocks(state, step, hooks_of(method, step, method_state))
-        tokens = checked_map(method.run_stack(blocks, entered, step, method_state), entered, method, step)
+        tokens = run_blocks(model, state, method, method_state, step)
         total = tokens.features.sum(dtype=torch.float32)
     if forced is not None:
         indices = forced
@@ -110,9 +109,26 @@ def run_pass(
         logits = logits if method.reads_results else None
         mask = checked_mask(method.code_mask(step, method_state), indices, method, step)
         model.accumulate(state, indices, step, weights, mask)
-        model.refine(state, tokens, indices, step, noise)
+        model.refine(state, tokens, indices, step, noise, mask)
     if not method.reads_results:
         return Ran(total, None)
     result = PassResult(logits, indices, model.latent(state), model.decode_latent)
     method.after_pass(result, step, method_state)
     return Ran(total, result)
+
+
+def run_blocks(
+    model: NextScaleModel[Condition, State], state: State, method: Method, method_state: MethodState, step: Step
+) -> TokenMap:
+    """The dense map behind the blocks; at the first pass of a group those of the others are computed, too."""
+    if step.index in method_state.ahead:
+        return method_state.ahead.pop(step.index)
+    steps = step.together or (step,)
+    entered = [model.embed(state, each) for each in steps]
+    blocks = model.blocks(state, step, hooks_of(method, step, method_state))
+    if not step.together:
+        return checked_map(method.run_stack(blocks, entered[0], step, method_state), entered[0], method, step)
+    maps = method.run_group(blocks, entered, steps, method_state)
+    for each, tokens, before in zip(steps, maps, entered, strict=True):
+        method_state.ahead[each.index] = checked_map(tokens, before, method, each, "run_group")
+    return method_state.ahead.pop(step.index)

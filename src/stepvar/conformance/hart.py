@@ -70,8 +70,10 @@ class RecordingHART(RecordingModel[ContextFeatures, HARTState]):
         self.note(step, "idx", indices.flatten())
         self.note(step, "f_hat", state.latent.clone())
 
-    def refine(self, state: HARTState, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
-        super().refine(state, tokens, indices, step, noise)
+    def refine(
+        self, state: HARTState, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise, mask: Tensor | None = None
+    ) -> None:
+        super().refine(state, tokens, indices, step, noise, mask)
         if not step.is_last:
             return
         condition = self.model.residual_condition(tokens, indices)

@@ -86,8 +86,10 @@ class RecordingModel(Generic[Condition_contra, State]):
     def decode_latent(self, latent: Tensor) -> Tensor:
         return self.model.decode_latent(latent)
 
-    def refine(self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
-        self.model.refine(state, tokens, indices, step, noise)
+    def refine(
+        self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise, mask: Tensor | None = None
+    ) -> None:
+        self.model.refine(state, tokens, indices, step, noise, mask)
 
     def on_device(self, part: Part) -> AbstractContextManager[None]:
         return self.model.on_device(part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -42,6 +42,8 @@ class Settings:
         forced: the passes whose codes are given (of an image or a video to go on from) and therefore not sampled.
         resampling: how the accumulated latent is brought to the grid of a pass: as the ``"model"`` does, or by
             ``"area"``, the mean over what a cell covers.
+        groups: passes that run through the blocks together, each group ascending and without a gap. They all start
+            from the image in front of the first; each sees the keys of those before it.
         smooth: for models with a codebook: add soft codes, blends of the codebook, in place of the sampled ones.
             One number per pass, the relative scale by which they sharpen; empty adds the sampled codes.
     """
@@ -57,6 +59,7 @@ class Settings:
     combine: Combine = classifier_free_guidance
     forced: frozenset[int] = frozenset()
     resampling: Resampling = "model"
+    groups: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.schedule)
@@ -180,6 +183,7 @@ class Step:
         settings: those of the whole generation.
         tokens: how many tokens run through each block.
         dropped: how many keys and values of each block leave the cache behind the pass.
+        together: of the first pass of a group, all its passes; else empty.
     """
 
     index: int
@@ -203,6 +207,7 @@ class Step:
     settings: Settings
     tokens: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
+    together: tuple[Step, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -370,7 +375,16 @@ def resolve(
     counted = (replace(step, tokens=tuple(count(step, layer, depth) for layer in range(depth))) for step in steps)
     if cached_tokens is not None:
         counted = _with_dropped(counted, depth, cached_tokens)
-    return Plan(settings, samples, depth, tuple(counted))
+    return Plan(settings, samples, depth, tuple(_with_groups(tuple(counted), settings.groups)))
+
+
+def _with_groups(steps: Sequence[Step], groups: Sequence[Sequence[int]]) -> Iterator[Step]:
+    """The passes, the first of each group with all that are run of it."""
+    by_index = {step.index: step for step in steps}
+    found = [tuple(by_index[index] for index in group if index in by_index) for group in groups]
+    first = {group[0].index: group for group in found if len(group) > 1}
+    for step in steps:
+        yield replace(step, together=first[step.index]) if step.index in first else step
 
 
 def _with_dropped(steps: Iterable[Step], depth: int, cached_tokens: CachedTokens) -> Iterator[Step]:

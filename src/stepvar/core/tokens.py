@@ -145,17 +145,33 @@ class TokenMap:
         features: (R, N, C). R rows: the samples' conditional branches, then their unconditional ones if there are any.
         positions: (R, N) int64, each token's row-major index in ``grid``, ascending.
         grid: the grid of the scale, also when only some of its tokens are present.
+        counts: of a map that joins those of several scales, how many tokens are of each; positions are then those in
+            the grid of their own scale, and ``grid`` is the last one. Empty: the map is of one scale.
     """
 
     features: Tensor
     positions: Tensor
     grid: Grid
+    counts: tuple[int, ...] = ()
 
     @classmethod
     def dense(cls, features: Tensor, grid: Grid) -> TokenMap:
         """All tokens of ``grid``: features (R, grid.size, C)."""
         positions = torch.arange(grid.size, device=features.device)
         return cls(features, positions.expand(features.shape[0], -1), grid)
+
+    @classmethod
+    def joined(cls, maps: Sequence[TokenMap]) -> TokenMap:
+        """The tokens of several scales in a row, to run through the blocks together."""
+        features, positions = (
+            torch.cat(parts, dim=1) for parts in ([each.features for each in maps], [each.positions for each in maps])
+        )
+        return cls(features, positions, maps[-1].grid, tuple(each.features.shape[1] for each in maps))
+
+    def parts(self, maps: Sequence[TokenMap]) -> list[TokenMap]:
+        """The maps that were joined, with the features of this one."""
+        features = self.features.split(self.counts, dim=1)
+        return [each.with_features(own) for each, own in zip(maps, features, strict=True)]
 
     @property
     def is_dense(self) -> bool:

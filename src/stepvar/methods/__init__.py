@@ -13,6 +13,7 @@ from stepvar.methods.coverage import Coverage as Coverage
 from stepvar.methods.drop_guidance import DropGuidance as DropGuidance
 from stepvar.methods.fastvar import FastVAR as FastVAR
 from stepvar.methods.latent_delta import LatentDelta as LatentDelta
+from stepvar.methods.lazyvar import LazyVAR as LazyVAR
 from stepvar.methods.pruning import Pruning as Pruning
 from stepvar.methods.pruning import PruningState as PruningState
 from stepvar.methods.registry import METHODS as METHODS

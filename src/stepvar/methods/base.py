@@ -28,10 +28,12 @@ class MethodState:
         selections: by pass, the indices (R, K) of the tokens that were kept, one tensor for each selection; read by
             the report.
         noise: random numbers tied to the seeds of the images, for methods that need some; set before the first pass.
+        ahead: by pass, the maps behind the blocks of passes that ran together with an earlier one.
     """
 
     selections: dict[int, list[Tensor]] = field(default_factory=dict)
     noise: Noise | None = None
+    ahead: dict[int, TokenMap] = field(default_factory=dict)
 
     def use(self, noise: Noise) -> None:
         """Hands over a source of random numbers."""
@@ -55,6 +57,7 @@ class Method(Generic[State]):
 
     - on the schedule: :meth:`edit`, and :meth:`alternatives` where a choice has to wait for the image;
     - around the whole stack of blocks: :meth:`run_stack`, and :meth:`tokens_at` for how many tokens run;
+    - around the blocks of several scales that run together, where :meth:`edit` groups them: :meth:`run_group`;
     - around each residual sub-layer: :meth:`run_sublayer`;
     - on the self-attention of each layer: :meth:`run_attention`;
     - on the cache behind it: :meth:`select_cached`, and :meth:`cached_tokens` for how many keys stay;
@@ -136,6 +139,7 @@ class Method(Generic[State]):
             raise UsageError(f"method {str(self)!r}: drops keys that every later scale sees; here they see {scope!r}")
         plan = resolve(settings, samples, info.depth, self.tokens_at, cached)
         check_counts(plan, str(self))
+        check_groups(plan, self)
         return plan
 
     def start(self, plan: Plan) -> MethodState:
@@ -145,6 +149,12 @@ class Method(Generic[State]):
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: State) -> TokenMap:
         """Takes a dense map in front of the first block, returns a dense map behind the last one."""
         return run(tokens)
+
+    def run_group(
+        self, run: RunBlocks, maps: Sequence[TokenMap], steps: Sequence[Step], state: State
+    ) -> Sequence[TokenMap]:
+        """As :meth:`run_stack` for passes that run together: ``run`` takes their maps joined."""
+        return run(TokenMap.joined(maps)).parts(maps)
 
     def run_sublayer(self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: State) -> Tensor:
         """Returns the update (R, N, C) that the sub-layer adds to ``tokens``."""
@@ -244,3 +254,27 @@ def check_counts(plan: Plan, method: str) -> None:
                     f"method {method!r}: cached_tokens() gave {shown(keys - gone)} at pass {step.index} ({step.grid}); "
                     f"give a whole number from 1 to {keys}"
                 )
+
+
+def check_groups(plan: Plan, method: Method) -> None:
+    """Checks that passes which are to run together can.
+
+    Raises:
+        UsageError: if they cannot.
+    """
+    groups = [step.together for step in plan.steps if step.together]
+    if not groups:
+        return
+    if method.acts_on_attention or method.acts_on_cache:
+        raise UsageError(f"method {str(method)!r}: scales that run together keep the model's attention and cache")
+    if plan.schedule.kv_scope != "all" or any(place != 0 for place in plan.settings.cfg_layers):
+        raise UsageError(
+            f"method {str(method)!r}: runs scales together, which needs scales that see all earlier ones and guidance "
+            "on the logits; leave cfg_layers at 0, and take another method for videos"
+        )
+    for group in groups:
+        if len({(step.branches, step.first_row) for step in group}) > 1:
+            grids = ", ".join(str(step.grid) for step in group)
+            raise UsageError(
+                f"method {str(method)!r}: the scales {grids} run together, so guidance ends at all of them or at none"
+            )

@@ -126,6 +126,12 @@ class Compose(Method):
         part, own = self._with_state("tokens", state)
         return part.run_stack(run, tokens, step, own)
 
+    def run_group(
+        self, run: RunBlocks, maps: Sequence[TokenMap], steps: Sequence[Step], state: ComposedState
+    ) -> Sequence[TokenMap]:
+        part, own = self._with_state("tokens", state)
+        return part.run_group(run, maps, steps, own)
+
     def run_sublayer(
         self, run: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step, state: ComposedState
     ) -> Tensor:

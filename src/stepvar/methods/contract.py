@@ -62,8 +62,8 @@ def checked_state(state: Any, method: Method) -> MethodState:
     return state
 
 
-def checked_map(tokens: Any, entered: TokenMap, method: Method, step: Step) -> TokenMap:
-    """What ``run_stack`` gave for a map.
+def checked_map(tokens: Any, entered: TokenMap, method: Method, step: Step, name: str = "run_stack") -> TokenMap:
+    """What ``run_stack``, or another that is named, gave for a map.
 
     Raises:
         UsageError: if it is not a dense map of the same shape.
@@ -71,10 +71,10 @@ def checked_map(tokens: Any, entered: TokenMap, method: Method, step: Step) -> T
     shape, place = tuple(entered.features.shape), f"at pass {step.index} ({step.grid})"
     if not isinstance(tokens, TokenMap):
         kind = type(tokens).__name__
-        raise UsageError(f"method {str(method)!r}: run_stack() gave a {kind} {place}; give a TokenMap {shape}")
+        raise UsageError(f"method {str(method)!r}: {name}() gave a {kind} {place}; give a TokenMap {shape}")
     if tuple(tokens.features.shape) != shape:
         given = tuple(tokens.features.shape)
-        raise UsageError(f"method {str(method)!r}: run_stack() gave features {given} {place}; give all tokens, {shape}")
+        raise UsageError(f"method {str(method)!r}: {name}() gave features {given} {place}; give all tokens, {shape}")
     return tokens
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -97,6 +97,8 @@ class BlockRun(ABC, Generic[Model, State]):
         self.depth: int = model.config.depth
         self.cfg_blocks = step.cfg_blocks(self.depth)
         self.rows = step.row_slice
+        self.steps = step.together or (step,)
+        self.counts: tuple[int, ...] = ()
         self._rotary: tuple[Tensor, Any] | None = None
 
     @abstractmethod
@@ -107,14 +109,16 @@ class BlockRun(ABC, Generic[Model, State]):
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
         """Runs one block on a stream with fused kernels, without a hook."""
 
-    def rotary(self, positions: Tensor) -> Any:
-        """Cosines and sines of the tokens at ``positions`` (R, N); None without rotary positions."""
+    def rotary(self, positions: Tensor, step: Step) -> Any:
+        """Cosines and sines of the tokens of a scale at ``positions`` (R, N); None without rotary positions."""
         return None
 
     def rotary_at(self, positions: Tensor) -> Any:
-        """As :meth:`rotary`, computed once for consecutive blocks that see the same positions."""
+        """As :meth:`rotary` for all scales that run, computed once for consecutive blocks that see the same tokens."""
         if self._rotary is None or self._rotary[0] is not positions:
-            self._rotary = (positions, self.rotary(positions))
+            split = positions.split(self.counts, dim=1) if len(self.steps) > 1 else (positions,)
+            parts = zip(split, self.steps, strict=True)
+            self._rotary = (positions, _joined([self.rotary(own, step) for own, step in parts]))
         return self._rotary[1]
 
     def can_fuse(self, tokens: TokenMap) -> bool:
@@ -137,6 +141,7 @@ class BlockRun(ABC, Generic[Model, State]):
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         last = self.depth if last is None else last
+        self.counts = tokens.counts or (tokens.features.shape[1],)
         if self.can_fuse(tokens):
             return self._run_fused(tokens, first, last)
         for layer in range(first, last):
@@ -160,6 +165,8 @@ class BlockRun(ABC, Generic[Model, State]):
 
     def attend_cached(self, layer: int, inputs: AttentionInputs) -> Tensor:
         """Attention to keys that the cache holds already, of which some may leave it afterwards."""
+        if len(self.counts) > 1:
+            return self._attend_by_scale(inputs)
         ref = SublayerRef(layer, "self", self.depth)
         hooks, dropped = self.hooks, self.step.dropped[layer] if self.step.dropped else 0
         plain = self.plain_attention
@@ -169,6 +176,22 @@ class BlockRun(ABC, Generic[Model, State]):
             self.state.cache.select(layer, self.rows, index)
         return attended
 
+    def _attend_by_scale(self, inputs: AttentionInputs) -> Tensor:
+        """The attention of scales that run together: each sees its own keys and those before them."""
+        seen, attended = inputs.keys.shape[2] - sum(self.counts), []
+        for queries in inputs.queries.split(self.counts, dim=2):
+            seen += queries.shape[2]
+            keys, values = inputs.keys[:, :, :seen], inputs.values[:, :, :seen]
+            attended.append(self.plain_attention(replace(inputs, queries=queries, keys=keys, values=values)))
+        return torch.cat(attended, dim=2)
+
     def plain_attention(self, inputs: AttentionInputs) -> Tensor:
         """The family's own attention."""
         return F.scaled_dot_product_attention(inputs.queries, inputs.keys, inputs.values, scale=1.0)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Cosines and sines (R, 1, N, D) of several scales in a row; None if they have none."""
+    if len(parts) == 1 or parts[0] is None:
+        return parts[0]
+    return tuple(torch.cat(part, dim=2) for part in zip(*parts, strict=True))

@@ -100,7 +100,9 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         """
         ...
 
-    def refine(self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+    def refine(
+        self, state: State, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise, mask: Tensor | None = None
+    ) -> None:
         """Adds to the accumulated latent what no index says: the residual of a diffusion head, for families with one.
 
         Args:
@@ -347,7 +349,9 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
     def predict(self, state: Any, tokens: TokenMap, step: Step) -> Tensor:
         return step.guided_logits(lambda rows: self.row_logits(state, tokens.features[:rows], step))
 
-    def refine(self, state: Any, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+    def refine(
+        self, state: Any, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise, mask: Tensor | None = None
+    ) -> None:
         """Nothing: in most families the indices say all."""
 
     def on_device(self, part: Part) -> AbstractContextManager[None]:

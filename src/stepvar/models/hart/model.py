@@ -61,8 +61,8 @@ class HARTRun(VARRun):
         if step.index == 0:
             self.cfg_blocks = frozenset()  # of the text, guidance combines the logits at most
 
-    def rotary(self, positions: Tensor) -> Rotary | None:
-        config, condition, step = self.model.config, self.state.condition, self.step
+    def rotary(self, positions: Tensor, step: Step) -> Rotary | None:
+        config, condition = self.model.config, self.state.condition
         if config.positions == "learned":
             return None
         if step.index == 0:
@@ -154,7 +154,9 @@ class HART(CodebookModel):
             tokens = tokens.with_features(features)
         return super().predict(state, tokens, step)
 
-    def refine(self, state: HARTState, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise) -> None:
+    def refine(
+        self, state: HARTState, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise, mask: Tensor | None = None
+    ) -> None:
         """Adds the residual that the diffusion head samples at the last scale of the schedule.
 
         Its condition takes the sampled codes even where soft ones were added.
@@ -165,6 +167,8 @@ class HART(CodebookModel):
         shape = (step.samples, step.grid.size, channels)
         draw = partial(noise.normal, step.index, shape=shape, device=self.device)
         rest = self.transformer.diffloss.sample(self.residual_condition(tokens, indices), step.guidance, draw)
+        if mask is not None:
+            rest = rest * mask.unsqueeze(-1)
         state.latent += rest.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))
 
     def residual_condition(self, tokens: TokenMap, indices: Tensor) -> Tensor:

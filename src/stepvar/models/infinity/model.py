@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +105,7 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
         if self._adds_level(layer):
-            level = self.model.transformer.lvl_embed.weight[self.step.index]
-            tokens = tokens.with_features(tokens.features + level)
+            tokens = tokens.with_features(tokens.features + self._levels())
         context = BlockContext(
             modulation=self.state.condition.modulation[layer][self.rows],
             text=self.state.condition.memory[layer].rows(self.rows),
@@ -116,11 +116,10 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
         return self.model.block_list[layer](tokens, layer, context)
 
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
-        transformer = self.model.transformer
         if self._adds_level(layer):
-            stream.add(transformer.lvl_embed.weight[self.step.index].expand_as(stream.read()))
+            stream.add(self._levels().expand_as(stream.read()))
         state = self.state
-        rotary = state.rotary[self.step.index]
+        rotary, positions = self._tables(positions)
         attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants, self.attend_cached)
         modulation = state.condition.modulation[layer][self.rows]
         text = state.condition.memory[layer].rows(self.rows)
@@ -131,8 +130,27 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
         config = self.model.config
         return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
 
-    def rotary(self, positions: Tensor) -> Rotary:
-        cos, sin = self.state.rotary[self.step.index]
+    def _levels(self) -> Tensor:
+        """The embeddings of the scales of the tokens: (C,), or (N, C) where several scales run."""
+        weight = self.model.transformer.lvl_embed.weight
+        if len(self.steps) == 1:
+            return weight[self.step.index]
+        return torch.cat(
+            [weight[step.index].expand(count, -1) for step, count in zip(self.steps, self.counts, strict=True)]
+        )
+
+    def _tables(self, positions: Tensor) -> tuple[Rotary, Tensor]:
+        """Cosines and sines of all positions of the scales that run, and the rows of them that tokens take (R, N)."""
+        tables = [self.state.rotary[step.index] for step in self.steps]
+        if len(tables) == 1:
+            return tables[0], positions
+        starts = accumulate((len(cos) for cos, _ in tables[:-1]), initial=0)
+        rows = [own + start for own, start in zip(positions.split(self.counts, dim=1), starts, strict=True)]
+        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        return (cos, sin), torch.cat(rows, dim=1)
+
+    def rotary(self, positions: Tensor, step: Step) -> Rotary:
+        cos, sin = self.state.rotary[step.index]
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
 

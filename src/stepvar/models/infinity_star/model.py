@@ -130,8 +130,8 @@ class StarRun(BlockRun["InfinityStar", StarState]):
             return None
         return _extend(self.state.text_mask[self.rows], seen)
 
-    def rotary(self, positions: Tensor) -> Rotary:
-        step, state = self.step, self.state
+    def rotary(self, positions: Tensor, step: Step) -> Rotary:
+        state = self.state
         frame = step.settings.schedule.frame or step.grid
         first = state.clips[step.clip].start
         scale = self.model.config.text_maxlen + step.index
