@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from html import escape
 from io import BytesIO
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from stepvar.core.plan import Step
 from stepvar.core.report import Report
-from stepvar.errors import UsageError
+from stepvar.core.values import nearest
+from stepvar.errors import UnknownAttribute, UsageError
 from stepvar.media.images import GeneratedImage
 from stepvar.media.saving import check_results, result_paths, save_result
 from stepvar.media.video import Video
@@ -84,6 +85,19 @@ class Output:
             write_new(file, partial(save_result, one, texts=texts, quality=quality), force=True, own=own)
             for one, texts, file in zip(results, self.metadata or [{}] * len(results), paths, strict=True)
         ]
+
+    def __getitem__(self, index: int) -> Any:
+        """``out[0]`` is the images, or the videos, as of the outputs of diffusers' pipelines."""
+        return (self.videos if len(self.videos) else self.images, self.report)[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name == "frames":
+            raise UnknownAttribute("Output.frames: videos are .videos, each with .frames (F, H, W, 3) and .save(path)")
+        known = [one.name for one in fields(self)]
+        has = nearest(name, known) or f"; it has {', '.join(known)}"
+        raise UnknownAttribute(f"Output.{name}: there is no such attribute{has}")
 
     def _media(self) -> list[Image.Image | Video]:
         """The images or videos as objects, whatever the type of the output."""

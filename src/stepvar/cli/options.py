@@ -226,7 +226,10 @@ def parse_method(name: str, given: dict[str, str | None], settings: Sequence[str
         if not equals:
             raise UsageError(f"set {setting!r}: give name=value, such as --set last=2")
         owner, dot, key = key.strip().rpartition(".")
-        texts[f"{owner}{dot}{key.replace('-', '_')}"] = text.strip()
+        whole = f"{owner}{dot}{key.replace('-', '_')}"
+        if texts.get(whole, text.strip()) != text.strip():
+            raise UsageError(f"set {setting!r}: {whole} is {texts[whole]!r} already; give one of the two")
+        texts[whole] = text.strip()
     find_own_classes(name)
     parts = parse_names(name)
     owned = assign_settings(parts, texts)

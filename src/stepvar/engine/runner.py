@@ -58,6 +58,10 @@ class Engine:
         self._seen: OrderedDict[Hashable, CapturedGeneration | NoiseTape | str] = OrderedDict()
         self._count = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy begins with nothing captured: graphs belong to the tensors of one pipeline."""
+        return Engine, (self.name, self.memory)
+
     def clear(self) -> None:
         """Drops all captured generations and their memory."""
         self._seen.clear()

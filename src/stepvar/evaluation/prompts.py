@@ -21,6 +21,7 @@ Layout = Literal["plain", "geneval", "dpg"]
 SUITE_SEED = 7
 SUITE_SIZE = 128
 SUITE_MOST = 4096
+MOST_PROMPTS = 100_000
 DPG_IMAGES = 4
 """Images of a prompt on one sheet, which the judge of DPG-Bench cuts apart again."""
 
@@ -164,4 +165,6 @@ def _dpg(path: Path) -> PromptSet:
 def _some(path: Path, prompts: Sequence[Prompt], layout: Layout = "plain") -> PromptSet:
     if not prompts or not all(prompt.text for prompt in prompts):
         raise UsageError(f"prompts {path}: no prompts, or an empty one; give one per line, or one per .txt file")
+    if len(prompts) > MOST_PROMPTS:
+        raise UsageError(f"prompts {path}: {len(prompts):,} prompts; at most {MOST_PROMPTS:,}, split the file")
     return PromptSet(str(path), tuple(prompts), layout)

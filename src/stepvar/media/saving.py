@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -60,10 +61,10 @@ def check_results(paths: Sequence[Path], video: bool, quality: int | None = None
             raise UsageError(f"{where}: must end in .png, .jpg or .webp; this generates an image")
         if video:
             check_video_suffix(path)
-    for folder in {path.parent for path in paths if not path.parent.is_dir()}:
+    for folder in {path.parent for path in paths if not os.path.isdir(path.parent)}:
         check_folder(folder)
     for path in paths:
-        if path.parent.is_dir():
+        if os.path.isdir(path.parent):
             check_writable(path)
 
 
@@ -87,7 +88,7 @@ def save_result(
     result: Image.Image | Video, path: Path, texts: Mapping[str, str], quality: int | None, progress: bool = False
 ) -> None:
     """Writes one result; a folder that is missing is made."""
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         path.parent.mkdir(exist_ok=True)
     if isinstance(result, Video):
         chosen = MP4_QUALITY if quality is None else quality

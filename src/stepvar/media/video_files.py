@@ -342,12 +342,18 @@ def _read_file(path: Path, fps: float | None, frames: int | None) -> tuple[list[
     return found, fps or rate
 
 
+_HDR = {16: "PQ", 18: "HLG"}
+"""Transfer functions that are not those of a screen, by the numbers of H.273."""
+
+
 def _upright(frame: Any, shape: float) -> Frames:
     """A decoded frame as it is meant to be seen, (H, W, 3).
 
     Args:
         shape: width over height of a pixel, where the file states another than 1.
     """
+    if frame.color_trc in _HDR:
+        raise UsageError(f"video: its levels are HDR ({_HDR[frame.color_trc]}); convert it to BT.709 first")
     image: Frames = frame.to_ndarray(format="rgb24")
     if 0.1 <= shape <= 10 and shape != 1:
         size = (max(1, round(image.shape[1] * shape)), image.shape[0])

@@ -18,6 +18,9 @@ LARGEST: tuple[tuple[tuple[str, ...], int], ...] = (
 LARGEST_COUNT = 4096
 """That of other numbers: scales, sides, repetitions, heads."""
 
+MAY_BE_ZERO = ("semantic_scales",)
+"""Fields that count something of which there may be none; whatever else is counted is at least 1."""
+
 LONGEST_TUPLE = 256
 
 Self = TypeVar("Self", bound="ModelConfig")
@@ -110,8 +113,11 @@ def check_entries(given: Mapping[str, Any], hints: Mapping[str, Any], where: str
     for name, value in given.items():
         most = next((most for words, most in LARGEST if any(word in name for word in words)), LARGEST_COUNT)
         for one in numbers_in(value):
-            if abs(one) > most:
+            if not one <= most:
                 raise CheckpointError(f"{where}: {name}={one}: at most {most}; no model is larger")
+            least = 0 if isinstance(one, (bool, float)) or name in MAY_BE_ZERO else 1
+            if one < least:
+                raise CheckpointError(f"{where}: {name}={one}: at least {least}; fetch it again")
 
 
 def numbers_in(value: Any) -> list[float]:

@@ -155,6 +155,8 @@ class Pipeline(MemoryOptions, Schedules):
         logger.debug("loaded %s in %.1f s: %r", pipe.name, time.perf_counter() - started, pipe)
         return pipe
 
+    from_single_file = from_pretrained
+
     def _remember(self, name: Any, variant: Any, revision: Any, tokenizer: Any, text_encoder: Any) -> None:
         """Keeps what was asked for as texts; local files by their whole path."""
         if text_encoder is not None and not isinstance(text_encoder, (str, Path)):

@@ -63,20 +63,20 @@ def check_writable(path: Path) -> None:
         return
     target = _target(path)
     place = target.parent if os.path.islink(path) else path.parent
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise OutputError(f"{path}: folder {place} does not exist; create it first")
     longest = os.pathconf(target.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     if len(os.fsencode(target.name)) > longest:
         raise OutputError(f"{path}: a name of {len(os.fsencode(target.name))} bytes; at most {longest} are possible")
     if os.path.islink(target):
         raise OutputError(f"{path}: is a link that leads back to itself; remove it, or choose another name")
-    if target.is_dir():
+    if os.path.isdir(target):
         raise OutputError(f"{path}: is a folder; name a file in it")
-    mode = target.stat().st_mode if target.exists() else stat.S_IFREG | _WRITE_BITS
+    mode = target.stat().st_mode if os.path.exists(target) else stat.S_IFREG | _WRITE_BITS
     if not stat.S_ISREG(mode):  # a pipe without a reader would wait for ever
         raise OutputError(f"{path}: is a pipe, a socket or a disk; name a file, or /dev/stdout")
     # The superuser may write everything, but a file without any such bit is meant to stay as it is.
-    if not mode & _WRITE_BITS or (target.exists() and not os.access(target, os.W_OK)):
+    if not mode & _WRITE_BITS or (os.path.exists(target) and not os.access(target, os.W_OK)):
         raise OutputError(f"{path}: is write-protected; allow writing to it (chmod u+w) or choose another name")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{path}: folder {place} cannot be written; choose another place")
@@ -88,7 +88,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         OutputError: if it cannot be made, or cannot be written.
     """
-    check_writable(folder / f"{TEMPORARY}file" if folder.is_dir() else folder)
+    check_writable(folder / f"{TEMPORARY}file" if os.path.isdir(folder) else folder)
 
 
 def _target(path: Path) -> Path:
@@ -121,7 +121,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                     shutil.copyfileobj(written, sink)  # appended: a file behind /dev/stdout holds more
             else:
                 _set_modes(temporary, target)
-                if _keeping.get() or temporary.is_dir():
+                if _keeping.get() or os.path.isdir(temporary):
                     _place_new(temporary, target, path)
                 else:
                     temporary.replace(target)
@@ -134,7 +134,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def _place_new(written: Path, target: Path, path: Path) -> None:
     """Gives what was written its name, unless the name is taken; no other process can take it in between."""
     try:
-        if written.is_dir():
+        if os.path.isdir(written):
             target.mkdir()  # an empty folder is replaced by the whole one at once
             _replace_claimed(written, target)
             return
@@ -146,7 +146,7 @@ def _place_new(written: Path, target: Path, path: Path) -> None:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             _replace_claimed(written, target)
     except FileExistsError:
-        remedy = "choose another name" if written.is_dir() else "replace it with --force, or choose another name"
+        remedy = "choose another name" if os.path.isdir(written) else "replace it with --force, or choose another name"
         raise FileAppearedError(
             f"{path}: appeared during the work and stays as it is, the result is not saved; {remedy}"
         ) from None
@@ -157,7 +157,7 @@ def _replace_claimed(written: Path, target: Path) -> None:
     try:
         written.replace(target)
     except OSError:
-        if target.is_dir():
+        if os.path.isdir(target):
             target.rmdir()
         else:
             target.unlink()
@@ -169,11 +169,11 @@ def _set_modes(written: Path, target: Path) -> None:
     usual = written.parent / f"{TEMPORARY}mode"
     usual.touch()
     mode = stat.S_IMODE(usual.stat().st_mode)
-    if written.is_dir():
+    if os.path.isdir(written):
         for file in (path for path in written.rglob("*") if path.is_file()):
             file.chmod(mode)
     else:
-        written.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else mode)
+        written.chmod(stat.S_IMODE(target.stat().st_mode) if os.path.exists(target) else mode)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Outputs:
             OutputError: if one cannot be written, or exists.
         """
         for path in paths:
-            if path.parent.is_dir() or not own:  # its own folders may still have to be made
+            if os.path.isdir(path.parent) or not own:  # its own folders may still have to be made
                 check_writable(path)
             if is_stream(path):
                 continue
@@ -51,7 +51,7 @@ class Outputs:
                 if key in self._names:
                     other = self._names[key]
                     raise UsageError(f"{name} and {other}: both would be written to {path}; give different files")
-            if path.exists() and not self.force and not own:
+            if os.path.exists(path) and not self.force and not own:
                 raise OutputError(f"{path}: exists; replace it with --force, or choose another name")
             self._names.update(dict.fromkeys(_identities(path), f"{name} {str(path)!r}"))
 
@@ -62,7 +62,7 @@ def check_outside(name: str, path: Path, folder: Path) -> None:
     Raises:
         UsageError: if it does.
     """
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return
     place, new = (Path(str(_identities(one)[0])) for one in (path, folder))
     if place == new or new in place.parents:
@@ -87,7 +87,9 @@ def is_folder_name(path: Path | str) -> bool:
     if str(path).endswith(("/", os.sep)):
         return True
     place = Path(path)
-    return place.suffix.lower() not in MEDIA and (place.is_dir() or (not place.suffix and not os.path.lexists(path)))
+    if place.suffix.lower() in MEDIA:
+        return False
+    return os.path.isdir(place) or (not place.suffix and not os.path.lexists(path))
 
 
 def numbered(path: Path, number: int) -> list[Path]:
