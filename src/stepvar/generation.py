@@ -12,7 +12,6 @@ from torch import Tensor
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
-from stepvar.core.sampling import sample_pass
 from stepvar.core.stack import PassResult
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, MethodState
@@ -105,7 +104,7 @@ def run_pass(
         model.accumulate(state, indices, step)
     else:
         logits = model.predict(state, tokens, step)
-        indices, weights = sample_pass(logits, noise, step)
+        indices, weights = model.sample(state, tokens, logits, step, noise)
         logits = logits if method.reads_results else None
         mask = checked_mask(method.code_mask(step, method_state), indices, method, step)
         model.accumulate(state, indices, step, weights, mask)

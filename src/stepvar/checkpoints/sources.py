@@ -236,9 +236,16 @@ def _on_hub(
     family: Family, name: str, revision: str | None, tokenizer: str | Path | None, local_files_only: bool
 ) -> Source:
     variant = _variant(family, name)
+    if not variant.transformer:
+        raise UsageError(
+            f"variant {name!r}: the name of its file in {family.repos[0]} is not known; fetch the file and give its "
+            f"path, with variant={name!r}"
+        )
     # The small file first: what is wrong shows before gigabytes are fetched.
     if tokenizer is not None:
         path = _existing(tokenizer)
+    elif family.tokenizer_repos:
+        path = fetch(family.tokenizer_repos, variant.tokenizer, None, local_files_only)
     else:
         path = fetch(family.repos, variant.tokenizer, revision, local_files_only)
     transformer = fetch(family.repos, variant.transformer, revision, local_files_only)

@@ -75,6 +75,11 @@ class RecordingModel(Generic[Condition_contra, State]):
         self.note(step, "logits", logits.flatten(2))
         return logits
 
+    def sample(
+        self, state: State, tokens: TokenMap, logits: Tensor, step: Step, noise: Noise
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.model.sample(state, tokens, logits, step, noise)
+
     def accumulate(
         self, state: State, indices: Tensor, step: Step, weights: Tensor | None = None, mask: Tensor | None = None
     ) -> None:

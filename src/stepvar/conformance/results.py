@@ -40,8 +40,8 @@ GROUPS: dict[str, Group] = {
     ),
     "blocks": Group(r"blockout_s\d+_l\d+", 5e-4, 0.25, 0.03),
     "hidden": Group(r"hidden_\d+|h|f|enc_moments|raw_features|(step|s)\d+\.hidden|diff\.z", 5e-4, 0.25, 0.03, 2e-3),
-    "logits": Group(r"logits_\d+|(step|s)\d+\.logits", 2e-4, 0.5, 0.06, 2e-3),
-    "latents": Group(r"summed_codes|z|f_hat(_last)?|s\d+\.f_hat", 1e-5, 1e-5, 1e-5, 2e-3),
+    "logits": Group(r"logits_\d+|(sampler_)?logits_\d+_\d+|(step|s)\d+\.logits", 2e-4, 0.5, 0.06, 2e-3),
+    "latents": Group(r"summed_codes|codes_\d+|z|f_hat(_last)?|s\d+\.f_hat", 1e-5, 1e-5, 1e-5, 2e-3),
     "image": Group(r"img_f32(_crop)?|rec|decoded|recon_from_raw|image", 1e-3, 0.4, 0.05),
     "residual": Group(r"f_hat_final|diff\.(out|step\d+\.\w+)", 2e-4, 2e-4, 2e-4, 2e-3),
     "draws": Group(r"diff\.cfg|s\d+\.gumbel_\w+", 1e-5, 1e-5, 1e-5),
@@ -56,7 +56,7 @@ rounded one, and no more. What is computed in float32 there, too, keeps its boun
 
 DISCRETE: dict[str, tuple[str, int]] = {
     "bits": (r"bits_\d+|step\d+\.bits|gt_bits\d+", 0),
-    "indices": (r"idx_\d+|s\d+\.idx", 0),
+    "indices": (r"idx_\d+(_\d+)?|s\d+\.idx", 0),
     "pixels": (r"img_u8_bgr|frames_u8_bgr(_last4)?", 1),
     "kept": (r"kept_\w+", 0),
 }

@@ -50,12 +50,13 @@ def build_model(golden: Golden) -> VAR:
         patch_nums=tuple(golden.setting("patch_nums")),
         shared_adaln=bool(golden.setting("shared_aln")),
         classes=golden.setting("num_classes"),
-        tokenizer=_tokenizer_config(golden),
+        tokenizer=tokenizer_config(golden),
     )
     return build(golden, lambda: VAR(config), {"transformer": "transformer_state_dict", "tokenizer": "vae_state_dict"})
 
 
-def _tokenizer_config(golden: Golden) -> VQConfig:
+def tokenizer_config(golden: Golden) -> VQConfig:
+    """The tokenizer of a golden."""
     return VQConfig(golden.setting("V"), golden.setting("Cvae"), golden.setting("vae_ch"))
 
 
@@ -84,7 +85,7 @@ def read_settings(golden: Golden, model: VAR) -> Settings:
 
 def run_tokenizer(golden: Golden) -> Record:
     """Encodes the golden's image, quantises it scale by scale, decodes it."""
-    tokenizer = build(golden, lambda: VQTokenizer(_tokenizer_config(golden)), {"": "vae_state_dict"})
+    tokenizer = build(golden, lambda: VQTokenizer(tokenizer_config(golden)), {"": "vae_state_dict"})
     apply_precision(tokenizer, Precision.of(golden.dtype), POLICY)
     schedule = ScaleSchedule.of([(side, side) for side in golden.setting("patch_nums")])
     encoded = tokenizer.encode_latent(golden.tensor("img"))

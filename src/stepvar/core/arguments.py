@@ -172,6 +172,7 @@ class SamplingArguments:
             top_p=given("top_p", 0.0),
             smooth=soft_scales(count) if given("more_smooth", False) else (),
             combine=GUIDANCE_TYPES[kind],
+            full_guidance=float(scale) if isinstance(scale, (int, float)) else None,
         )
 
 

@@ -27,8 +27,12 @@ FORMAT = torch.float32
 class Noise(Protocol):
     """A source of random variables for the draws of each scale."""
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Exp(1) variables of the shape (B, N, ..., classes) for the scale with this index."""
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
+        """Exp(1) variables of the shape (B, N, ..., classes) for the scale with this index.
+
+        Args:
+            turn: counts the draws of a scale that is sampled in several steps, from 0.
+        """
         ...
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
@@ -56,9 +60,9 @@ class SeededNoise:
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = tuple(seeds)
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
         size = tuple(shape[1:])
-        names = [f"{seed}/{scale}" for seed in self.seeds]
+        names = [f"{seed}/{scale}/{turn}" if turn else f"{seed}/{scale}" for seed in self.seeds]
         if size[-1] > 2:
             return _hashed(names, prod(size), device).view(-1, *size)
         draws = [
@@ -107,7 +111,9 @@ def _hashed(names: Sequence[str], count: int, device: torch.device) -> Tensor:
 
 
 class StreamNoise:
-    """One draw per scale from the caller's generator, in row-major order (batch, token, bit); another for soft codes.
+    """One draw per scale, or per step of one, from the caller's generator, in row-major order (batch, token, bit).
+
+    Soft codes take another.
 
     This is the order of the published implementations, so their seeds give their samples on the same device type.
 
@@ -118,7 +124,7 @@ class StreamNoise:
     def __init__(self, generator: torch.Generator | Sequence[torch.Generator]) -> None:
         self.generators = (generator,) if isinstance(generator, torch.Generator) else tuple(generator)
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
         return self._drawn(shape, device, lambda draws, stream: draws.exponential_(generator=stream))
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Settings:
         top_k: classes kept before sampling, one number or one per pass; 0 keeps all, 1 takes the most likely.
         top_p: probability mass kept before sampling; 0 keeps all.
         passes: the passes that are run, ascending; empty: all. The image is decoded from the sum of their codes.
+        full_guidance: the one guidance scale that ``guidance`` was spread from; None: one number per pass was given.
         forced: the passes whose codes are given (of an image or a video to go on from) and therefore not sampled.
         resampling: how the accumulated latent is brought to the grid of a pass: as the ``"model"`` does, or by
             ``"area"``, the mean over what a cell covers.
@@ -57,6 +58,7 @@ class Settings:
     passes: tuple[int, ...] = ()
     smooth: tuple[float, ...] = ()
     combine: Combine = classifier_free_guidance
+    full_guidance: float | None = None
     forced: frozenset[int] = frozenset()
     resampling: Resampling = "model"
     groups: tuple[tuple[int, ...], ...] = ()

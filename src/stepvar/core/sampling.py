@@ -50,7 +50,7 @@ def sample(logits: Tensor, noise: Noise, scale: int, top_k: int = 0, top_p: floa
     """
     if top_k == 1:
         return logits.argmax(dim=-1)
-    return _exponential_race(truncate(logits, top_k, top_p), noise.exponential(scale, logits.shape, logits.device))
+    return exponential_race(truncate(logits, top_k, top_p), noise.exponential(scale, logits.shape, logits.device))
 
 
 def gumbel_sample(
@@ -61,10 +61,11 @@ def gumbel_sample(
     drawn = noise.exponential(scale, logits.shape, logits.device)
     if top_k == 1:
         return logits.argmax(dim=-1), soft_weights(kept, drawn, relative_scale)
-    return _exponential_race(kept, drawn), soft_weights(kept, noise.soft(scale, drawn), relative_scale)
+    return exponential_race(kept, drawn), soft_weights(kept, noise.soft(scale, drawn), relative_scale)
 
 
-def _exponential_race(logits: Tensor, exponential: Tensor) -> Tensor:
+def exponential_race(logits: Tensor, exponential: Tensor) -> Tensor:
+    """A sample (B, N, ...) of the distribution of logits (..., classes), by Exp(1) variables of the same shape."""
     return (logits.softmax(dim=-1) / exponential).argmax(dim=-1)
 
 

@@ -20,10 +20,10 @@ class CachedNoise:
         self.noise = noise
         self.kept: dict[tuple[object, ...], Tensor] = {}
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        key = ("exponential", scale, *shape)
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
+        key = ("exponential", scale, turn, *shape)
         if key not in self.kept:
-            self.kept[key] = self.noise.exponential(scale, shape, device)
+            self.kept[key] = self.noise.exponential(scale, shape, device, turn)
         return self.kept[key]
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
@@ -56,8 +56,8 @@ class ResampledNoise:
         """The same numbers, with another scale from which on they are the other ones."""
         return ResampledNoise(self.early, self.late, first)
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        return self._at(scale).exponential(scale, shape, device)
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
+        return self._at(scale).exponential(scale, shape, device, turn)
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return self._at(scale).soft(scale, drawn)

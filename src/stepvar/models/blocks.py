@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -188,6 +189,26 @@ class BlockRun(ABC, Generic[Model, State]):
     def plain_attention(self, inputs: AttentionInputs) -> Tensor:
         """The family's own attention."""
         return F.scaled_dot_product_attention(inputs.queries, inputs.keys, inputs.values, scale=1.0)
+
+
+class RotaryRun(BlockRun[Model, State]):
+    """Blocks whose rotary positions are rows of a table for each scale: ``state.rotary``."""
+
+    state: Any
+
+    def tables(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Cosines and sines of all positions of the scales that run, and the rows of them that tokens take (R, N)."""
+        tables = [self.state.rotary[step.index] for step in self.steps]
+        if len(tables) == 1:
+            return tables[0], positions
+        starts = accumulate((len(cos) for cos, _ in tables[:-1]), initial=0)
+        rows = [own + start for own, start in zip(positions.split(self.counts, dim=1), starts, strict=True)]
+        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        return (cos, sin), torch.cat(rows, dim=1)
+
+    def rotary(self, positions: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        cos, sin = self.state.rotary[step.index]
+        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
 
 def _joined(parts: Sequence[Any]) -> Any:

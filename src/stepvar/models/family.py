@@ -36,7 +36,7 @@ class Variant:
 
     Attributes:
         config: of the family's configuration class.
-        transformer: its file or folder on the hub, and other spellings of that name.
+        transformer: its file or folder on the hub, and other spellings of that name; empty: the name is not known.
         tokenizer: likewise.
         defaults: sampling settings of its authors.
     """
@@ -55,6 +55,7 @@ class Family:
         name: in ``config.json`` of model folders.
         repos: its repository on the hub, and other spellings of that name.
         variants: the released models by name.
+        tokenizer_repos: likewise of the tokenizer, where that lies in another one; its main branch is taken.
         default: the variant that a repository name alone stands for.
         config: from the ``model`` of a ``config.json`` to a configuration; raises CheckpointError.
         build: from a configuration to a module with the children ``transformer`` and ``tokenizer``; a class, by
@@ -83,3 +84,4 @@ class Family:
     relative_scales: Callable[[int], tuple[float, ...]] = relative_scales
     video: bool = False
     guidance_schedule: str = "constant"
+    tokenizer_repos: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stepvar.core.cache import KVCache
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
+from stepvar.core.sampling import sample_pass
 from stepvar.core.stack import NO_HOOKS, Hooks, ModelInfo, RunBlocks
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.core.values import device_of, dtype_of, placement
@@ -86,6 +87,20 @@ class NextScaleModel(Protocol[Condition_contra, State]):
 
     def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
         """Logits (B, N, ..., classes) in float32 with temperature and guidance applied."""
+        ...
+
+    def sample(
+        self, state: State, tokens: TokenMap, logits: Tensor, step: Step, noise: Noise
+    ) -> tuple[Tensor, Tensor | None]:
+        """The indices or bits (B, N, ...) of a pass, and the weights of soft codes where they are asked for.
+
+        Families whose late scales are sampled in several steps do so here.
+
+        Args:
+            tokens: the dense map after the blocks.
+            logits: what :meth:`predict` made of it.
+            noise: where random numbers come from.
+        """
         ...
 
     @abstractmethod
@@ -348,6 +363,11 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
 
     def predict(self, state: Any, tokens: TokenMap, step: Step) -> Tensor:
         return step.guided_logits(lambda rows: self.row_logits(state, tokens.features[:rows], step))
+
+    def sample(
+        self, state: Any, tokens: TokenMap, logits: Tensor, step: Step, noise: Noise
+    ) -> tuple[Tensor, Tensor | None]:
+        return sample_pass(logits, noise, step)
 
     def refine(
         self, state: Any, tokens: TokenMap, indices: Tensor, step: Step, noise: Noise, mask: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stepvar.text.cached import CachedEncoder
+from stepvar.text.clip import CLIPEncoder
 from stepvar.text.features import (
     ContextFeatures,
     Encoder,
@@ -18,6 +19,7 @@ from stepvar.text.t5 import T5Encoder
 from stepvar.text.words import UnknownWordWarning, WordEncoder
 
 __all__ = [
+    "CLIPEncoder",
     "CachedEncoder",
     "ContextFeatures",
     "Encoder",

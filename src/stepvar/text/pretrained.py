@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -162,7 +163,8 @@ def check_source(source: str | Path) -> None:
         try:
             from huggingface_hub import hf_hub_download
 
-            hf_hub_download(str(source), "config.json", **hub_options())
+            repo, inside = _repository(source)
+            hf_hub_download(repo, posixpath.join(inside, "config.json"), **hub_options())
         except Exception as error:  # the client's and its network stack's have no common base
             raise _not_found(source, error) from error
         return
@@ -170,6 +172,12 @@ def check_source(source: str | Path) -> None:
         raise CheckpointError(f"{folder}: no model.safetensors or pytorch_model.bin; give the folder of a text encoder")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json; give the whole folder of a text encoder")
+
+
+def _repository(source: str | Path) -> tuple[str, str]:
+    """The repository that "owner/name/folder" names, and the folder in it; "" for none."""
+    parts = str(source).split("/")
+    return "/".join(parts[:2]), "/".join(parts[2:])
 
 
 def _not_found(source: str | Path, error: Exception) -> UsageError:
@@ -180,7 +188,8 @@ def _not_found(source: str | Path, error: Exception) -> UsageError:
 def find_folder(source: str | Path, revision: str | None, small: Sequence[str]) -> Path:
     """A local folder as it is, or that of a model on the hub, where ``HF_HOME`` and its like hold.
 
-    Only the weights of one format are fetched, and the ``small`` files beside them: names or patterns.
+    Only the weights of one format are fetched, and the ``small`` files beside them: names or patterns. Of a model in a
+    folder of its repository, "owner/name/folder", names count from that folder.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -190,9 +199,11 @@ def find_folder(source: str | Path, revision: str | None, small: Sequence[str]) 
     import_transformers()  # names the extra to install; the hub's client comes with it
     from huggingface_hub import snapshot_download
 
+    repo, inside = _repository(source)
+
     def fetch(*patterns: str) -> Path:
-        wanted = [*small, *patterns]
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted, **hub_options()))
+        wanted = [posixpath.normpath(posixpath.join(inside, name)) for name in (*small, *patterns)]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, **hub_options())) / inside
 
     try:
         found = fetch(*_SAFE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor
 from stepvar.core.plan import Plan, Step
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
+from stepvar.models.blocks import GenerationState, ResidualStream, RotaryRun
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import rotary_tables
 from stepvar.models.infinity.schedules import RATIOS, RESOLUTIONS, schedule_for
@@ -100,7 +99,7 @@ class InfinityState(GenerationState):
     rotary: tuple[Rotary, ...]
 
 
-class InfinityRun(BlockRun["Infinity", InfinityState]):
+class InfinityRun(RotaryRun["Infinity", InfinityState]):
     """The blocks of one scale."""
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
@@ -119,7 +118,7 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
         if self._adds_level(layer):
             stream.add(self._levels().expand_as(stream.read()))
         state = self.state
-        rotary, positions = self._tables(positions)
+        rotary, positions = self.tables(positions)
         attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants, self.attend_cached)
         modulation = state.condition.modulation[layer][self.rows]
         text = state.condition.memory[layer].rows(self.rows)
@@ -138,20 +137,6 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
         return torch.cat(
             [weight[step.index].expand(count, -1) for step, count in zip(self.steps, self.counts, strict=True)]
         )
-
-    def _tables(self, positions: Tensor) -> tuple[Rotary, Tensor]:
-        """Cosines and sines of all positions of the scales that run, and the rows of them that tokens take (R, N)."""
-        tables = [self.state.rotary[step.index] for step in self.steps]
-        if len(tables) == 1:
-            return tables[0], positions
-        starts = accumulate((len(cos) for cos, _ in tables[:-1]), initial=0)
-        rows = [own + start for own, start in zip(positions.split(self.counts, dim=1), starts, strict=True)]
-        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-        return (cos, sin), torch.cat(rows, dim=1)
-
-    def rotary(self, positions: Tensor, step: Step) -> Rotary:
-        cos, sin = self.state.rotary[step.index]
-        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
 
 class Infinity(VARModel):
