@@ -13,6 +13,7 @@ from stepvar.conformance.hart import RecordingHART
 from stepvar.conformance.infinity import RecordingInfinity
 from stepvar.conformance.infinity_star import RecordingStar
 from stepvar.conformance.recording import RecordingModel, State
+from stepvar.conformance.star import RecordingSTAR
 from stepvar.conformance.var import RecordingVAR
 from stepvar.conformance.weights import HART_RULE, INFINITY_RULE, STAR_RULE, WeightRule
 from stepvar.core.noise import SeededNoise
@@ -30,6 +31,8 @@ from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
+from stepvar.models.star import STAR, STARConfig
+from stepvar.models.star.model import STARState
 from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
 from stepvar.models.var.model import VARState
 from stepvar.text import ContextFeatures, TextFeatures
@@ -106,6 +109,24 @@ TINY_HART = HARTConfig(
 """Its schedule is SQUARE."""
 
 
+TINY_STAR_T2I = STARConfig(
+    depth=3,
+    width=48,
+    heads=2,
+    patch_nums=(1, 2, 4, 6, 8),
+    text_channels=24,
+    text_maxlen=9,
+    sampler="1024",
+    sampler_first=4,
+    tokenizer=VQConfig(vocabulary=48, channels=6, base_channels=32, multipliers=(1, 2)),
+)
+"""Its schedule is SQUARE, of which the last scale is sampled in steps."""
+
+
+EVEN_RULE = replace(INFINITY_RULE, patterns=((r".*scale_mul_1H11", 1.0, 0.1), *INFINITY_RULE.patterns))
+"""Attention to many tokens at once: with that of the goldens to one, the two of STAR multiply rounding a thousandfold."""
+
+
 def fill_by_rule(module: torch.nn.Module, seed: int, rule: WeightRule = INFINITY_RULE) -> None:
     """Overwrites all parameters and buffers of a module, in place."""
     weights = {name: rule(name, tuple(tensor.shape), seed) for name, tensor in module.state_dict().items()}
@@ -142,6 +163,20 @@ def make_hart(config: HARTConfig = TINY_HART, seed: int = 0) -> HART:
     fill_by_rule(model.transformer, seed, HART_RULE)
     fill_by_rule(model.tokenizer, seed, HART_RULE)
     return model
+
+
+def make_star_t2i(config: STARConfig = TINY_STAR_T2I, seed: int = 0) -> STAR:
+    """A text-to-image model of the STAR family with weights by the rule."""
+    model = STAR(config).eval().requires_grad_(False)
+    fill_by_rule(model.transformer, seed, EVEN_RULE)
+    fill_by_rule(model.tokenizer, seed, EVEN_RULE)
+    return model
+
+
+def make_star_text(lengths: Sequence[int] = (5,), first: int = 0) -> TextCondition:
+    """Features of one prompt per length, and of as many empty negative prompts."""
+    channels = TINY_STAR_T2I.text_channels
+    return TextCondition(make_text(lengths, first, channels), make_text([2], 90, channels).repeat(len(lengths)))
 
 
 def make_context(words: Sequence[int] = (3, 5), first: int = 0, config: HARTConfig = TINY_HART) -> ContextFeatures:
@@ -246,6 +281,14 @@ def generate_hart(
     """Generates; image i has the seed ``first + i``."""
     text = text or make_context((3,), first)
     return _generate(RecordingHART(model, {}), text, len(text), settings, method, first)
+
+
+def generate_star_t2i(
+    model: STAR, settings: Settings, method: Method | None = None, text: TextCondition | None = None, first: int = 0
+) -> Generation[STARState]:
+    """Generates; image i has the seed ``first + i``."""
+    text = text or make_star_text((5,), first)
+    return _generate(RecordingSTAR(model, {}), text, len(text.prompts), settings, method, first)
 
 
 def _generate(

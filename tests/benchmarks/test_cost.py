@@ -16,9 +16,15 @@ from stepvar.cost.speedup import Fitted
 from stepvar.errors import UsageError
 from stepvar.methods import Method, StepVAR
 from stepvar.models.registry import FAMILIES
-from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_VAR, make_settings
+from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_STAR_T2I, TINY_VAR, make_settings
 
-CONFIGS: dict[str, Any] = {"infinity": TINY, "var": TINY_VAR, "hart": TINY_HART, "infinity_star": TINY_STAR}
+CONFIGS: dict[str, Any] = {
+    "infinity": TINY,
+    "var": TINY_VAR,
+    "hart": TINY_HART,
+    "infinity_star": TINY_STAR,
+    "star": TINY_STAR_T2I,
+}
 
 
 def tiny_workload(family: str, dtype: torch.dtype = torch.float32) -> Workload:

@@ -22,6 +22,8 @@ from tests.helpers import (
     make_hart,
     make_model,
     make_star,
+    make_star_t2i,
+    make_star_text,
     make_text,
     make_var,
 )
@@ -79,6 +81,13 @@ ROWS = (
         cache(make_hart),
         contexts,
         first_tokens=TINY_HART.prefix,
+    ),
+    FamilyRow(
+        "star",
+        "square",
+        SQUARE,
+        cache(make_star_t2i),
+        lambda places: make_star_text([LENGTHS[place] for place in places], places.start),
     ),
     FamilyRow("infinity-star", "video-wide", CLIPS, cache(make_star), lambda places: VideoCondition(texts(places))),
     FamilyRow(

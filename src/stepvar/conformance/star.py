@@ -69,6 +69,7 @@ class RecordingSTAR(RecordingModel[TextCondition, STARState]):
         for turn, draw in enumerate(sampler.draws(logits, noise)):
             self.record[f"logits_{step.index}_{turn}"] = draw.logits
             self.record[f"idx_{step.index}_{turn}"] = draw.sampled
+        self.note(step, "idx", draw.indices)
         self.note(step, "codes", as_tokens(self.model.tokenizer.codes(draw.indices, step.grid)))
         return draw.indices, None
 

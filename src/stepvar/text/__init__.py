@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from stepvar.text.cached import CachedEncoder
-from stepvar.text.clip import CLIPEncoder
 from stepvar.text.features import (
     ContextFeatures,
     Encoder,
@@ -15,17 +14,18 @@ from stepvar.text.features import (
 )
 from stepvar.text.pretrained import LongPromptWarning, OffloadableEncoder, check_source
 from stepvar.text.qwen2 import Qwen2Encoder
+from stepvar.text.stable_diffusion import StableDiffusionEncoder
 from stepvar.text.t5 import T5Encoder
 from stepvar.text.words import UnknownWordWarning, WordEncoder
 
 __all__ = [
-    "CLIPEncoder",
     "CachedEncoder",
     "ContextFeatures",
     "Encoder",
     "LongPromptWarning",
     "OffloadableEncoder",
     "Qwen2Encoder",
+    "StableDiffusionEncoder",
     "T5Encoder",
     "TextEncoder",
     "TextFeatures",

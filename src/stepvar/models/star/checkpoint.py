@@ -6,8 +6,8 @@ from stepvar.models.family import Family, Part, Variant
 from stepvar.models.star.config import CONFIGS, STARConfig
 from stepvar.models.star.inputs import STARInputProcessor
 from stepvar.models.star.model import STAR
-from stepvar.text import CLIPEncoder
-from stepvar.text.clip import STABLE_DIFFUSION_2_1
+from stepvar.text import StableDiffusionEncoder
+from stepvar.text.stable_diffusion import STABLE_DIFFUSION_2_1
 
 DEFAULTS = {"guidance_scale": 5.0, "temperature": 1.0, "top_k": 0, "top_p": 0.8}
 """Those of the published evaluation; guidance as this package counts it, one more than STAR does."""
@@ -35,6 +35,6 @@ FAMILY = Family(
     },
     inputs=lambda model, encoder: STARInputProcessor(encoder, model.config.text_channels),
     text_encoder=STABLE_DIFFUSION_2_1,
-    encoder=lambda source, config: CLIPEncoder(source, max_length=config.text_maxlen),
+    encoder=lambda source, config: StableDiffusionEncoder(source, max_length=config.text_maxlen),
     guidance_schedule="linear",
 )

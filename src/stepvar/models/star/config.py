@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from stepvar.errors import CheckpointError
@@ -40,7 +40,7 @@ class STARConfig(SquareConfig):
     width: int
     heads: int
     patch_nums: tuple[int, ...]
-    tokenizer: VQConfig = VQConfig()
+    tokenizer: VQConfig = field(default_factory=VQConfig)
     text_channels: int = 1024
     text_maxlen: int = 77
     rope_base: float = 10000.0

@@ -1,4 +1,4 @@
-"""A CLIP text tower as text encoder: that of Stable Diffusion 2.1 for the STAR models."""
+"""The CLIP text tower of a Stable Diffusion pipeline as text encoder: that of version 2.1 for the STAR models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKENIZER = "tokenizer"
 """The folder beside that of the weights in which pipelines of diffusers keep the tokenizer."""
 
 
-class CLIPEncoder(OffloadableEncoder):
+class StableDiffusionEncoder(OffloadableEncoder):
     """The text tower of a CLIP model: prompts to its last hidden states after the last norm, in float32.
 
     A prompt's features are those of its tokens between the marks of beginning and end, both included. The tower is
