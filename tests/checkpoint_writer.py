@@ -18,9 +18,22 @@ from stepvar.models.infinity import checkpoint as infinity
 from stepvar.models.infinity_star import InfinityStarConfig
 from stepvar.models.infinity_star import checkpoint as infinity_star
 from stepvar.models.registry import FAMILIES
+from stepvar.models.star import STARConfig
+from stepvar.models.star import checkpoint as star
 from stepvar.models.var import VARConfig
 from stepvar.models.var import checkpoint as var
-from tests.helpers import TINY, TINY_HART, TINY_STAR, TINY_VAR, make_hart, make_model, make_star, make_var
+from tests.helpers import (
+    TINY,
+    TINY_HART,
+    TINY_STAR,
+    TINY_STAR_T2I,
+    TINY_VAR,
+    make_hart,
+    make_model,
+    make_star,
+    make_star_t2i,
+    make_var,
+)
 
 Layout = Literal["flat", "legacy", "trainer", "ema", "safetensors", "shards", "bin shards"]
 Style = Literal["wrapped", "plain"]
@@ -160,6 +173,26 @@ def write_hart(folder: Path, config: HARTConfig = TINY_HART, layout: HartLayout 
     save_file(codes, tokenizer / "model.safetensors")
     for part, values in zip((transformer, tokenizer), published_hart(config), strict=True):
         (part / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return Release(folder, transformer, tokenizer, model)
+
+
+def write_star_t2i(
+    folder: Path, config: STARConfig = TINY_STAR_T2I, variant: str = "d30-1024-sampler", name: str = ""
+) -> Release:
+    """A training checkpoint of STAR, and VAR's tokenizer.
+
+    Args:
+        name: of the transformer's file; "": the published one.
+    """
+    model, released = make_star_t2i(config), star.VARIANTS[variant]
+    folder.mkdir(parents=True, exist_ok=True)
+    transformer = folder / (name or released.transformer[0])
+    tokenizer = folder / released.tokenizer[0]
+    state = model.transformer.state_dict() | {"class_emb.weight": torch.zeros(11, config.width)}
+    torch.save({"epoch": 2, "trainer": {"var_wo_ddp": state, "var_opt": {"step": 3}}}, transformer)
+    hits = {"quantize.ema_vocab_hit_SV": torch.zeros(len(config.patch_nums), config.tokenizer.vocabulary)}
+    torch.save(model.tokenizer.state_dict() | hits, tokenizer)
+    write_sizes(folder, "star", config)
     return Release(folder, transformer, tokenizer, model)
 
 

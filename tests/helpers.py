@@ -124,7 +124,7 @@ TINY_STAR_T2I = STARConfig(
 
 
 EVEN_RULE = replace(INFINITY_RULE, patterns=((r".*scale_mul_1H11", 1.0, 0.1), *INFINITY_RULE.patterns))
-"""Attention to many tokens at once: with that of the goldens to one, the two of STAR multiply rounding a thousandfold."""
+"""Attention to several tokens at once: as sharp as in the goldens, STAR's two multiply rounding a thousandfold."""
 
 
 def fill_by_rule(module: torch.nn.Module, seed: int, rule: WeightRule = INFINITY_RULE) -> None:

@@ -34,6 +34,20 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
 ONE_EACH = list({row.family: row for row in ROWS}.values())
 """One schedule of each family."""
 
+QUICK = ("dense", "stepvar", "sublayer")
+
+EVERY_CASE = [
+    pytest.param(
+        row,
+        case,
+        id=f"{row}-{case}",
+        marks=[pytest.mark.slow] if row.family == "star" and case not in QUICK else [],
+    )
+    for row in ONE_EACH
+    for case in METHOD_CASES
+]
+"""STAR, which samples a scale in many steps, runs most methods with the slow tests only."""
+
 
 @cache
 def on_meta(row: FamilyRow) -> Any:
@@ -70,8 +84,7 @@ class RefuseCopies(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("case", METHOD_CASES)
-@pytest.mark.parametrize("row", ONE_EACH, ids=str)
+@pytest.mark.parametrize(("row", "case"), EVERY_CASE)
 def test_a_pass_takes_nothing_from_the_host(row: FamilyRow, case: str) -> None:
     settings = dict(METHOD_CASES[case])
     if case in REFUSED and REFUSED[case](row, "guided"):

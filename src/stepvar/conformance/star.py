@@ -95,7 +95,7 @@ def build_model(golden: Golden) -> STAR:
         patch_nums=tuple(golden.setting("patch_nums")),
         tokenizer=tokenizer_config(golden),
         text_channels=golden.setting("text_dim"),
-        rope_base=golden.setting("rope_theta"),
+        rope_theta=golden.setting("rope_theta"),
         rope_span=golden.setting("rope_norm"),
         head_norm=golden.setting("logit_norm"),
         first_row_cross=True,

@@ -11,7 +11,7 @@ from stepvar.utils.reading import check_fields
 
 LARGEST: tuple[tuple[tuple[str, ...], int], ...] = (
     (("depth", "blocks", "layers", "multipliers"), 512),
-    (("width", "channels", "vocabulary", "classes", "maxlen", "tokens", "hidden"), 1_000_000),
+    (("width", "channels", "vocabulary", "classes", "maxlen", "tokens", "hidden", "theta"), 1_000_000),
 )
 """The largest values of fields by the words in their names: modules are built one by one, and channels are not."""
 

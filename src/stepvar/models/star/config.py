@@ -26,7 +26,7 @@ class STARConfig(SquareConfig):
         patch_nums: side of each scale's square grid.
         text_channels: channels of the text features.
         text_maxlen: most text tokens per prompt.
-        rope_base: of the frequencies of rotary positions.
+        rope_theta: of the frequencies of rotary positions.
         rope_span: the coordinate of the last row and column of every grid; that of the first is 0.
         head_norm: whether features are normalised before the head. No weight tells.
         first_row_cross: whether the attention to the text updates all rows as it does the first one (the first prompt),
@@ -43,7 +43,7 @@ class STARConfig(SquareConfig):
     tokenizer: VQConfig = field(default_factory=VQConfig)
     text_channels: int = 1024
     text_maxlen: int = 77
-    rope_base: float = 10000.0
+    rope_theta: float = 10000.0
     rope_span: float = 64.0
     head_norm: bool = True
     first_row_cross: bool = False
@@ -54,8 +54,8 @@ class STARConfig(SquareConfig):
         self.check_heads(4)
         if len(self.patch_nums) < 2 or min(self.patch_nums) < 1 or self.patch_nums[0] != 1:
             raise CheckpointError(f"patch_nums={self.patch_nums}: needs the side of each scale, of the first one 1")
-        if not self.rope_base > 1:
-            raise CheckpointError(f"rope_base={self.rope_base:g}: must be above 1")
+        if not self.rope_theta > 1:
+            raise CheckpointError(f"rope_theta={self.rope_theta:g}: must be above 1")
         if self.sampler is not None and not 0 < self.sampler_first < len(self.patch_nums):
             raise CheckpointError(
                 f"sampler_first={self.sampler_first}: must be a scale from 1 to {len(self.patch_nums) - 1}"

@@ -120,7 +120,7 @@ class STAR(CodebookModel):
         config, schedule = self.config, plan.schedule
         rotary = self.table(
             schedule,
-            lambda: rotary_tables(schedule, config.head_dim, config.rope_base, config.rope_span, self.device),
+            lambda: rotary_tables(schedule, config.head_dim, config.rope_theta, config.rope_span, self.device),
         )
         text = staged.prompts if staged.negative is None else torch.cat([staged.prompts, staged.negative])
         condition = self.transformer.condition(text, staged.mask, staged.pooled)
