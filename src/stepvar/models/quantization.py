@@ -1,7 +1,8 @@
 """Which weights of a model are stored in eight bits: those of the products inside the blocks.
 
-Modulations, embeddings, norms, heads and tokenizers stay in the model's precision, and so does the diffusion head of
-HART: they are few or sensitive. VAR's projection of the class in each block is a modulation, too.
+Modulations, embeddings, norms, heads and tokenizers stay in the model's precision, and so do the diffusion head of
+HART and the projection into STAR's sampler: they are few or sensitive. VAR's projection of the class in each block is
+a modulation, too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import nn
 from stepvar.kernels.linear import Quantization, quantize_linears
 from stepvar.models.precision import Policy, part_of
 
-KEPT = re.compile(r".*\b(ada_lin|diffloss)\.")
+KEPT = re.compile(r".*\b(ada_lin|diffloss|head_proj)\b")
 """Linear layers in the format of the blocks that are not quantised."""
 
 
