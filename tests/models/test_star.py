@@ -15,6 +15,7 @@ from torch import Tensor
 from stepvar.core.guidance import linear
 from stepvar.core.noise import Noise, SeededNoise
 from stepvar.core.sampling import soft_weights
+from stepvar.core.stack import NO_HOOKS
 from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.generation import generate
@@ -240,7 +241,7 @@ def draws_of(model: STAR, seed: int = 0) -> list[Draw]:
     plan = make_method("dense").plan(make_settings(SQUARE, RAMP, top_p=0.9), model.info, 1)
     noise, state = SeededNoise([seed]), model.start(make_star_text(), plan)
     for step in plan.steps:
-        tokens = model.blocks(state, step, lambda sublayer, tokens, _: sublayer(tokens))(model.embed(state, step))
+        tokens = model.blocks(state, step, NO_HOOKS)(model.embed(state, step))
         logits = model.predict(state, tokens, step)
         if model.in_steps(step):
             list(Noting(model, state, tokens, step).draws(logits, noise))
@@ -270,9 +271,8 @@ def test_no_position_is_left_out_by_a_probability_of_zero(model: STAR) -> None:
     """A position whose sampled class has next to no probability comes last, and still before those that are known."""
     plan = make_method("dense").plan(make_settings(SQUARE, RAMP), model.info, 1)
     step = plan.steps[-1]
-    tokens = model.blocks(state := model.start(make_star_text(), plan), step, lambda run, tokens, _: run(tokens))(
-        model.embed(state, step)
-    )
+    state = model.start(make_star_text(), plan)
+    tokens = model.blocks(state, step, NO_HOOKS)(model.embed(state, step))
 
     class Doubtful(Sampler):
         def _sample(self, logits: Tensor, noise: Noise, turn: int) -> tuple[Tensor, Tensor]:
