@@ -106,14 +106,16 @@ def summary(runs: Sequence[Run]) -> Run:
 
 
 def inputs_of(pipe: Pipeline, batch: int, index: int) -> dict[str, Any]:
-    """Text features on the host, or classes; other ones for every index."""
-    config, generator = pipe.model.config, torch.Generator().manual_seed(index)
+    """Text features on the host, of the sizes that the family measures with, or classes; other ones for every index."""
+    example, generator = pipe.inputs.example(), torch.Generator().manual_seed(index)
     if pipe.inputs.argument == "class_labels":
-        return {"class_labels": [(7 * index + image) % config.classes for image in range(batch)]}
-    if pipe.family.name == "hart":
-        size = (batch, config.context_tokens, config.context_channels)
-        return {"prompt_embeds": torch.randn(size, generator=generator)}
-    return {"prompt_embeds": [torch.randn(16, config.text_channels, generator=generator) for _ in range(batch)]}
+        return {"class_labels": [(7 * index + image) % pipe.model.config.classes for image in range(batch)]}
+    sizes = {name: getattr(example, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    return {
+        name: [torch.randn(features.shape[1:], generator=generator) for _ in range(batch)]
+        for name, features in sizes.items()
+        if features is not None
+    }
 
 
 def generate(pipe: Pipeline, engine: Engine, method: Method, arguments: argparse.Namespace, index: int) -> Run:

@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.core.cache import KVCache
@@ -140,7 +141,7 @@ class Sampler:
         by_head = head_steps(config, scale)
         for turn, count in enumerate(reveal_counts(self.step.grid.size, step_count(config, scale))):
             if turn and turn >= by_head:
-                logits = self.logits(self.model.tokenizer.codebook[indices] * known.unsqueeze(-1))
+                logits = self.logits(F.embedding(indices, self.model.tokenizer.codebook) * known.unsqueeze(-1))
             sampled, confidence = self._sample(logits, noise, turn)
             before, order = known, confidence
             if turn < by_head:
