@@ -36,6 +36,8 @@ def test_the_noise_floor_samples_the_last_scales_again() -> None:
         place: tuple[int, tuple[int, ...], torch.device] = (scale, (1, 4, 2), torch.device("cpu"))
         assert torch.equal(noise.exponential(*place), wanted.exponential(*place))
         assert noise.exponential(*place) is noise.exponential(*place)
+        assert torch.equal(noise.exponential(*place, 1), wanted.exponential(*place, 1))
+        assert not torch.equal(noise.exponential(*place, 1), noise.exponential(*place))
         normal = noise.normal(scale, 1, *place[1:])
         assert normal is noise.normal(scale, 1, *place[1:])
         assert torch.equal(normal, wanted.normal(scale, 1, *place[1:]))

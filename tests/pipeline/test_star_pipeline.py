@@ -60,6 +60,13 @@ def test_guidance_leads_away_from_the_empty_prompt(pipe: Pipeline) -> None:
     assert pixels(pipe, [PROMPT] * 2, negative_prompt="sand").shape == (2, 3, 16, 16)
 
 
+def test_a_stream_of_random_numbers_repeats(pipe: Pipeline) -> None:
+    first, again = (
+        pipe(PROMPT, generator=torch.Generator().manual_seed(5), output_type="pt", progress=False).images for _ in "ab"
+    )
+    assert torch.equal(first, again) and not torch.equal(first, pixels(pipe, PROMPT))
+
+
 def test_one_branch(pipe: Pipeline) -> None:
     output = pipe(PROMPT, seed=0, guidance_scale=1.0, progress=False)
     assert [scale.branches for scale in output.report.scales] == [1] * 5
