@@ -50,9 +50,9 @@ class CapturedGeneration:
         self.used = 0
         self.staged, self.forced = static_copy(staged), static_copy(dict(forced))
         self.tape = tape
+        before = torch.cuda.memory_allocated(model.device)
         tape.allocate(model.device)
         self.pool = torch.cuda.graph_pool_handle()
-        before = torch.cuda.memory_allocated(model.device)
         stream = torch.cuda.Stream(model.device)
         stream.wait_stream(torch.cuda.current_stream(model.device))
         with torch.cuda.stream(stream):

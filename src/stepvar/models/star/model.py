@@ -152,8 +152,7 @@ class STAR(CodebookModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Soft codes weigh all codes, whatever truncation says; passes in several steps have none."""
         if self.in_steps(step):
-            *_, last = Sampler(self, state, tokens, step).draws(logits, noise)
-            return last.indices, None
+            return Sampler(self, state, tokens, step).sample(logits, noise), None
         if step.relative_scale is None:
             return sample_pass(logits, noise, step)
         drawn = noise.exponential(step.index, logits.shape, logits.device)

@@ -127,13 +127,19 @@ class Sampler:
     def blocks(self) -> SamplerRun:
         return SamplerRun(self.model, self.state, replace(self.step, together=()), NO_HOOKS)
 
+    def sample(self, logits: Tensor, noise: Noise) -> Tensor:
+        """The indices (B, N); arguments as for :meth:`draws`."""
+        for draw in self.draws(logits, noise):  # one at a time: logits are the largest tensors of a pass
+            indices = draw.indices
+        return indices
+
     def draws(self, logits: Tensor, noise: Noise) -> Iterator[Draw]:
         """The steps, one after the other.
 
-        Every step takes random numbers for its sample, and those that reveal at random others.
-
         Args:
-            logits: those of the first step.
+            logits: those of the first step, (B, N, vocabulary).
+            noise: where random numbers come from: each step asks for those of its sample, and for others if it reveals
+                positions at random.
         """
         config, scale, device = self.model.config, self.step.index, logits.device
         known = torch.zeros(self.shape, dtype=torch.bool, device=device)
