@@ -203,7 +203,7 @@ def test_truncated_classes_are_never_sampled() -> None:
 class NoNoise:
     """Fails the test that asks for draws."""
 
-    def exponential(self, scale: int, shape: object, device: torch.device, turn: int = 0) -> Tensor:
+    def exponential(self, scale: int, shape: object, device: torch.device, name: str | None = None) -> Tensor:
         raise AssertionError("no draw is needed")
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def on_meta(row: FamilyRow) -> Any:
 class MetaNoise:
     """Random numbers of which only the shape matters."""
 
-    def exponential(self, scale: int, shape: Any, device: Any, turn: int = 0) -> Tensor:
+    def exponential(self, scale: int, shape: Any, device: Any, name: str | None = None) -> Tensor:
         return torch.empty(tuple(shape), device="meta")
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:

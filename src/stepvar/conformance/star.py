@@ -31,9 +31,12 @@ class GoldenNoise(StreamNoise):
         super().__init__(golden.generator())
         self.golden = golden
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
-        name = f"exp_{scale}" if f"exp_{scale}" in self.golden.tensors else f"exp_{scale}_{turn // 2}"
-        return self.golden.tensor(f"rand_{scale}_{turn // 2}" if turn % 2 else name).view(tuple(shape)).to(device)
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
+        kind, turn = (name or "step 0").split()
+        stored = f"{'exp' if kind == 'step' else 'rand'}_{scale}_{turn}"
+        if name is None and f"exp_{scale}" in self.golden.tensors:
+            stored = f"exp_{scale}"
+        return self.golden.tensor(stored).view(tuple(shape)).to(device)
 
 
 class RecordingSampler(Sampler):

@@ -27,11 +27,11 @@ FORMAT = torch.float32
 class Noise(Protocol):
     """A source of random variables for the draws of each scale."""
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
         """Exp(1) variables of the shape (B, N, ..., classes) for the scale with this index.
 
         Args:
-            turn: counts the draws of a scale that is sampled in several steps, from 0.
+            name: of another draw, each with numbers of its own; None: those that codes are sampled with.
         """
         ...
 
@@ -60,9 +60,12 @@ class SeededNoise:
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = tuple(seeds)
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
         size = tuple(shape[1:])
-        names = [f"{seed}/{scale}/{turn}" if turn else f"{seed}/{scale}" for seed in self.seeds]
+        if name is not None:
+            names = [f"{seed}/{scale}/exponential/{name}" for seed in self.seeds]
+            return _hashed(names, prod(size), device).view(-1, *size)
+        names = [f"{seed}/{scale}" for seed in self.seeds]
         if size[-1] > 2:
             return _hashed(names, prod(size), device).view(-1, *size)
         draws = [
@@ -124,7 +127,7 @@ class StreamNoise:
     def __init__(self, generator: torch.Generator | Sequence[torch.Generator]) -> None:
         self.generators = (generator,) if isinstance(generator, torch.Generator) else tuple(generator)
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
         return self._drawn(shape, device, lambda draws, stream: draws.exponential_(generator=stream))
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ def meta_model(spec: ModelSpec) -> tuple[Any, dict[Any, Any]]:
 class MetaNoise:
     """Random numbers without numbers; see :class:`~stepvar.core.noise.Noise`."""
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
         return torch.empty(tuple(shape), device=device)
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:

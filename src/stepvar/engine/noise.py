@@ -32,9 +32,9 @@ class NoiseTape:
         self._tensors: dict[int, list[Tensor]] | None = None
         self._place: dict[int, int] = {}
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
         size = tuple(shape)
-        return self._answer(scale, lambda noise: noise.exponential(scale, size, device, turn))
+        return self._answer(scale, lambda noise: noise.exponential(scale, size, device, name))
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         if self._reuses:

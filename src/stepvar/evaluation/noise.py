@@ -20,10 +20,12 @@ class CachedNoise:
         self.noise = noise
         self.kept: dict[tuple[object, ...], Tensor] = {}
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
-        key = ("exponential", scale, turn, *shape)
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
+        if name is not None:  # steps of a scale, each as large as the scale
+            return self.noise.exponential(scale, shape, device, name)
+        key = ("exponential", scale, *shape)
         if key not in self.kept:
-            self.kept[key] = self.noise.exponential(scale, shape, device, turn)
+            self.kept[key] = self.noise.exponential(scale, shape, device)
         return self.kept[key]
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
@@ -56,8 +58,8 @@ class ResampledNoise:
         """The same numbers, with another scale from which on they are the other ones."""
         return ResampledNoise(self.early, self.late, first)
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, turn: int = 0) -> Tensor:
-        return self._at(scale).exponential(scale, shape, device, turn)
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
+        return self._at(scale).exponential(scale, shape, device, name)
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return self._at(scale).soft(scale, drawn)

@@ -153,7 +153,7 @@ class Sampler:
             if turn < by_head:
                 known = known | highest(confidence, count)
             if turn < RANDOM_STEPS:
-                order = noise.exponential(scale, self.shape, device, 2 * turn + 1)
+                order = noise.exponential(scale, self.shape, device, f"order {turn}")
             known = known | highest(order.masked_fill(known, -1.0), count)
             indices = torch.where(known & ~before, sampled, indices)
             yield Draw(logits, sampled, indices, known)
@@ -178,11 +178,12 @@ class Sampler:
 
     def _sample(self, logits: Tensor, noise: Noise, turn: int) -> tuple[Tensor, Tensor]:
         """The indices (B, N) and the probability of each after truncation."""
-        kept = truncate(logits, self.step.top_k, self.step.settings.top_p)
-        if self.step.top_k == 1:
+        step, name = self.step, f"step {turn}" if turn else None
+        kept = truncate(logits, step.top_k, step.settings.top_p)
+        if step.top_k == 1:
             sampled = logits.argmax(dim=-1)
         else:
-            sampled = exponential_race(kept, noise.exponential(self.step.index, logits.shape, logits.device, 2 * turn))
+            sampled = exponential_race(kept, noise.exponential(step.index, logits.shape, logits.device, name))
         return sampled, kept.softmax(dim=-1).gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
 
 
