@@ -182,8 +182,13 @@ class STARTransformer(nn.Module):
         return [block for block in self.feat_extract_blocks if isinstance(block, SamplerBlock)]
 
     def condition(self, text: Tensor, mask: Tensor | None, pooled: Tensor) -> Conditioning:
-        """Text features (R, L, text_channels), of which ``mask`` (R, 1, 1, L) is there, and pooled (R, text_channels)
-        -> what the blocks need."""
+        """What the blocks need of a text.
+
+        Args:
+            text: features (R, L, text_channels).
+            mask: (R, 1, 1, L), which of them are there; None: all.
+            pooled: (R, text_channels).
+        """
         memory = tuple(TextMemory(*block.cross_attn.keys_values(text), mask) for block in in_turn(self.ordered_blocks))
         sampler = None
         if self.config.sampler is not None:
