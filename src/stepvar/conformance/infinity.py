@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stepvar.conformance.golden import Golden, Kind, Record, build
 from stepvar.conformance.recording import RecordingModel, image_record
-from stepvar.core.noise import StreamNoise
+from stepvar.core.noise import Noise, StreamNoise
 from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.report import Recorder
 from stepvar.core.tokens import ScaleSchedule
@@ -56,15 +56,23 @@ def frames_last(bits: Tensor) -> Tensor:
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
     model = build_model(golden).to(golden.dtype)
-    condition, settings = read_condition(golden), read_settings(golden, model)
-    method = read_method(golden, settings.schedule)
-    plan = method.plan(settings, model.info, len(condition.prompts))
-    record, recorder = Record(), Recorder()
-    recording, noise = RecordingInfinity(model, record), StreamNoise(golden.generator())
-    state = generate(recording, condition, plan, method, noise, recorder=recorder)
-    record["ca_kv"] = _packed(state.condition.text, condition, plan)
+    settings = read_settings(golden, model)
+    method, recorder = read_method(golden, settings.schedule), Recorder()
+    record = record_method(golden, model, settings, method, StreamNoise(golden.generator()), recorder)
     for index, kept in recorder.selections.items():
         record |= dict(zip(_selections(golden, index), kept, strict=True))
+    return record
+
+
+def record_method(
+    golden: Golden, model: Infinity, settings: Settings, method: Method, noise: Noise, recorder: Recorder | None = None
+) -> Record:
+    """Generates with a method; everything that a golden may store but what the method alone knows."""
+    condition = read_condition(golden)
+    plan = method.plan(settings, model.info, len(condition.prompts))
+    record = Record()
+    state = generate(RecordingInfinity(model, record), condition, plan, method, noise, recorder=recorder)
+    record["ca_kv"] = _packed(state.condition.text, condition, plan)
     for skipped in Method().plan(settings, model.info, plan.samples).steps[len(plan.steps) :][:1]:
         # The original prepares the next scale before it skips it.
         record[f"tokens_in_{skipped.index}"] = model.next_tokens(state.latent, skipped)

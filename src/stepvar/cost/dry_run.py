@@ -192,13 +192,13 @@ def meta_model(spec: ModelSpec) -> tuple[Any, dict[Any, Any]]:
 class MetaNoise:
     """Random numbers without numbers; see :class:`~stepvar.core.noise.Noise`."""
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
         return torch.empty(tuple(shape), device=device)
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return drawn
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         return torch.empty(tuple(shape), device=device)
 
 
@@ -257,6 +257,9 @@ class AlikeBlocks:
     @property
     def depth(self) -> int:
         return self._run.depth
+
+    def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
+        return self._run.enter(tokens, first)
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         entered = tokens

@@ -32,9 +32,9 @@ class NoiseTape:
         self._tensors: dict[int, list[Tensor]] | None = None
         self._place: dict[int, int] = {}
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
         size = tuple(shape)
-        return self._answer(scale, lambda noise: noise.exponential(scale, size, device))
+        return self._answer(scale, lambda noise: noise.exponential(scale, size, device, name))
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         if self._reuses:
@@ -42,7 +42,7 @@ class NoiseTape:
         size, device = drawn.shape, drawn.device
         return self._answer(scale, lambda noise: noise.soft(scale, torch.empty(size, device=device)))
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         size = tuple(shape)
         return self._answer(scale, lambda noise: noise.normal(scale, turn, size, device))
 

@@ -14,13 +14,18 @@ SHIFT = 1_000_003
 
 
 class CachedNoise:
-    """The numbers of another noise, made once and kept on the device: many methods sample with the same ones."""
+    """The numbers of another noise, made once and kept on the device: many methods sample with the same ones.
+
+    Those that a method names are its own, and may be many: they are not kept.
+    """
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
         self.kept: dict[tuple[object, ...], Tensor] = {}
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
+        if name is not None:
+            return self.noise.exponential(scale, shape, device, name)
         key = ("exponential", scale, *shape)
         if key not in self.kept:
             self.kept[key] = self.noise.exponential(scale, shape, device)
@@ -29,7 +34,9 @@ class CachedNoise:
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return drawn
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
+        if isinstance(turn, str):
+            return self.noise.normal(scale, turn, shape, device)
         key = ("normal", scale, turn, *shape)
         if key not in self.kept:
             self.kept[key] = self.noise.normal(scale, turn, shape, device)
@@ -56,13 +63,13 @@ class ResampledNoise:
         """The same numbers, with another scale from which on they are the other ones."""
         return ResampledNoise(self.early, self.late, first)
 
-    def exponential(self, scale: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        return self._at(scale).exponential(scale, shape, device)
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
+        return self._at(scale).exponential(scale, shape, device, name)
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return self._at(scale).soft(scale, drawn)
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         return self._at(scale).normal(scale, turn, shape, device)
 
     def _at(self, scale: int) -> Noise:
