@@ -30,9 +30,7 @@ class RecordedDraws(StreamNoise):
         super().__init__(golden.generator())
         self.golden = golden
 
-    def exponential(
-        self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None
-    ) -> Tensor:
+    def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
         if name is None:
             return super().exponential(scale, shape, device)
         draw = f"s{scale}_c{_span(name)}"

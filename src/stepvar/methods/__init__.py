@@ -12,6 +12,7 @@ from stepvar.methods.compose import Compose as Compose
 from stepvar.methods.coverage import Coverage as Coverage
 from stepvar.methods.drop_guidance import DropGuidance as DropGuidance
 from stepvar.methods.fastervar import FasterVAR as FasterVAR
+from stepvar.methods.faststar import FastSTAR as FastSTAR
 from stepvar.methods.fastvar import FastVAR as FastVAR
 from stepvar.methods.latent_delta import LatentDelta as LatentDelta
 from stepvar.methods.lazyvar import LazyVAR as LazyVAR

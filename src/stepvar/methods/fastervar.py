@@ -246,9 +246,7 @@ class FasterVAR(Method[FasterVARState]):
         filled = state.cached[span.first].at(step, len(after), "area")
         return tokens.with_features(scatter_tokens(filled, places, after))
 
-    def draw(
-        self, weights: Tensor, rank: int, span: Span, step: Step, state: FasterVARState
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, weights: Tensor, rank: int, span: Span, step: Step, state: FasterVARState) -> tuple[Tensor, Tensor]:
         """The places (B, r) that are drawn by weights (B, N), and the matrix of the mixtures (B, N, r) in float32.
 
         Mixtures are alike, so that the places of those with positions of their own may be put in order.
