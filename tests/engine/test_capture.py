@@ -44,13 +44,13 @@ def on_meta(row: FamilyRow) -> Any:
 class MetaNoise:
     """Random numbers of which only the shape matters."""
 
-    def exponential(self, scale: int, shape: Any, device: Any) -> Tensor:
+    def exponential(self, scale: int, shape: Any, device: Any, name: str | None = None) -> Tensor:
         return torch.empty(tuple(shape), device="meta")
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return torch.empty_like(drawn)
 
-    def normal(self, scale: int, turn: int, shape: Any, device: Any) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Any, device: Any) -> Tensor:
         return torch.empty(tuple(shape), device="meta")
 
 

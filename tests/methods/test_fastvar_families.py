@@ -31,6 +31,8 @@ from tests.methods.helpers import plan_of
 from tests.methods.test_matrix import Recording
 from tests.models.hart_reference import Reference
 
+Shape = tuple[int, ...]
+
 RAMP = (1.0, 1 + 4.5 / 4, 1 + 4.5 / 2, 1 + 4.5 * 3 / 4, 1 + 4.5 * 3 / 4)
 """HART's guidance of 4.5 on five scales."""
 

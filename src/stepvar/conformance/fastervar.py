@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from stepvar.conformance import infinity
 from stepvar.conformance.golden import Golden, Record
-from stepvar.conformance.infinity import KINDS as INFINITY_KINDS
-from stepvar.conformance.infinity import build_model, read_settings, record_method
 from stepvar.core.noise import StreamNoise
 from stepvar.core.plan import Step
 from stepvar.core.stack import RunBlocks
@@ -75,33 +74,33 @@ def read_method(golden: Golden, schedule: ScaleSchedule, guidance: Sequence[floa
     Raises:
         CheckpointError: if others than the last scale that is run are projected, or others than the last are skipped.
     """
-    settings = golden.setting("fastervar")
-    widths = [grid.w for grid in schedule]
-    run = [width for width in widths if width not in settings["skip_w"]]
-    projected = [width for width in run if width in settings["project_w"]]
-    if run != widths[: len(run)] or projected != run[-1:]:
+    skipped, widths = golden.constant("fastervar", "skip_w"), [grid.w for grid in schedule]
+    run = [width for width in widths if width not in skipped]
+    projected = [width for width in run if width in golden.constant("fastervar", "project_w")]
+    shares = golden.constant("fastervar", "share").get(str(run[-1]), ()) if run else ()
+    if run != widths[: len(run)] or projected != run[-1:] or not shares:
+        settings = golden.setting("fastervar")
         raise CheckpointError(f"{golden.path}: fastervar settings {settings} are not those of the last scales")
     alone = next((count for count, scale in enumerate(reversed(guidance)) if scale != 0), len(guidance))
-    shares = tuple(settings["share"][str(run[-1])])
-    return RecordedFasterVAR(alone, len(widths) - len(run), shares, positions="first")
+    return RecordedFasterVAR(alone, len(widths) - len(run), tuple(shares), positions="first")
 
 
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
-    model = build_model(golden).to(golden.dtype)
-    settings = read_settings(golden, model)
+    model = infinity.build_model(golden).to(golden.dtype)
+    settings = infinity.read_settings(golden, model)
     method = read_method(golden, settings.schedule, settings.guidance)
-    return record_method(golden, model, settings, method, RecordedDraws(golden)) | method.record
+    record, _ = infinity.record_generation(golden, model, settings, method, RecordedDraws(golden))
+    return record | method.record
 
 
-INFINITY = INFINITY_KINDS[0]
-
-KINDS = (
+KINDS = tuple(
     replace(
-        INFINITY,
+        kind,
         name="fastervar",
         run=run_generation,
-        inputs=rf"{INFINITY.inputs}|rp_(idx|q)_\w+",
-        settings=INFINITY.settings | {"fastervar"},
-    ),
+        inputs=rf"{kind.inputs}|rp_(idx|q)_\w+",
+        settings=kind.settings | {"fastervar"},
+    )
+    for kind in infinity.KINDS[:1]
 )

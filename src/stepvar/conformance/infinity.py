@@ -57,21 +57,25 @@ def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
     model = build_model(golden).to(golden.dtype)
     settings = read_settings(golden, model)
-    method, recorder = read_method(golden, settings.schedule), Recorder()
-    record = record_method(golden, model, settings, method, StreamNoise(golden.generator()), recorder)
+    record, recorder = record_generation(golden, model, settings, read_method(golden, settings.schedule))
     for index, kept in recorder.selections.items():
         record |= dict(zip(_selections(golden, index), kept, strict=True))
     return record
 
 
-def record_method(
-    golden: Golden, model: Infinity, settings: Settings, method: Method, noise: Noise, recorder: Recorder | None = None
-) -> Record:
-    """Generates with a method; everything that a golden may store but what the method alone knows."""
+def record_generation(
+    golden: Golden, model: Infinity, settings: Settings, method: Method, noise: Noise | None = None
+) -> tuple[Record, Recorder]:
+    """What a generation leaves of what goldens store, by name, and its report.
+
+    Args:
+        noise: where random numbers come from; None: the golden's generator.
+    """
     condition = read_condition(golden)
     plan = method.plan(settings, model.info, len(condition.prompts))
-    record = Record()
-    state = generate(RecordingInfinity(model, record), condition, plan, method, noise, recorder=recorder)
+    record, recorder = Record(), Recorder()
+    recording, noise = RecordingInfinity(model, record), noise or StreamNoise(golden.generator())
+    state = generate(recording, condition, plan, method, noise, recorder=recorder)
     record["ca_kv"] = _packed(state.condition.text, condition, plan)
     for skipped in Method().plan(settings, model.info, plan.samples).steps[len(plan.steps) :][:1]:
         # The original prepares the next scale before it skips it.
@@ -81,7 +85,7 @@ def record_method(
         # The original cuts numbers off instead of rounding them, and puts blue first.
         levels = ((record["img_f32"] + 1) / 2).permute(0, 2, 3, 1) * 255
         record["img_u8_bgr"] = levels.to(torch.uint8).flip(-1)
-    return record
+    return record, recorder
 
 
 def build_model(golden: Golden) -> Infinity:

@@ -15,7 +15,13 @@ from stepvar.conformance.results import GoldenResult, Status, compare, limits
 from stepvar.errors import StepvarError, UsageError
 from stepvar.utils.device import full_precision
 
-KINDS: tuple[Kind, ...] = (*fastervar.KINDS, *infinity.KINDS, *var.KINDS, *hart.KINDS, *infinity_star.KINDS)
+KINDS: tuple[Kind, ...] = (
+    *fastervar.KINDS,
+    *infinity.KINDS,
+    *var.KINDS,
+    *hart.KINDS,
+    *infinity_star.KINDS,
+)
 
 
 def verify(
