@@ -118,7 +118,7 @@ def test_entering_adds_what_the_blocks_would_have_added(tiny_model: Infinity) ->
         def run_stack(self, run: Any, tokens: TokenMap, step: Step, state: Any) -> TokenMap:
             entered = run.enter(tokens)
             assert not torch.equal(entered.features, tokens.features)
-            return run(run(entered, 0, 1), 1)  # type: ignore[no-any-return]
+            return run(run(entered, 0, 1), 1)
 
     dense, entering = (generate_infinity(tiny_model, make_settings(SQUARE), method) for method in (None, Entering()))
     assert equal_everywhere(dense.logits, entering.logits)
@@ -178,7 +178,7 @@ def test_what_cannot_be_served_is_refused(tiny_model: Infinity) -> None:
         ({"positions": "all"}, r"positions='all': must be one of drawn, first"),
     ):
         with pytest.raises(UsageError, match=said):
-            generate_infinity(tiny_model, settings, FasterVAR(**changes))  # type: ignore[arg-type]
+            generate_infinity(tiny_model, settings, FasterVAR(**changes))
 
 
 def test_for_a_speedup_fewer_tokens_and_then_fewer_scales() -> None:

@@ -60,11 +60,11 @@ class RecordedFasterVAR(FasterVAR):
         self, run: RunBlocks, tokens: TokenMap, span: Span, step: Step, state: FasterVARState
     ) -> TokenMap:
         tokens = super().run_projected(run, tokens, span, step, state)
-        self.record[f"rp_out_s{step.index}_c{span.index}"] = tokens.features
+        self.record[f"rp_out_s{step.index}_c{span.number}"] = tokens.features
         return tokens
 
     def draw(self, weights: Tensor, rank: int, span: Span, step: Step, state: FasterVARState) -> tuple[Tensor, Tensor]:
-        self.record[f"rp_prob_s{step.index}_c{span.index}"] = weights / weights.sum(dim=1, keepdim=True)
+        self.record[f"rp_prob_s{step.index}_c{span.number}"] = weights / weights.sum(dim=1, keepdim=True)
         return super().draw(weights, rank, span, step, state)
 
 

@@ -55,12 +55,12 @@ class Span(NamedTuple):
     """Blocks that are projected together.
 
     Attributes:
-        index: counts the spans from 0.
+        number: counts the spans from 0.
         first, last: the blocks, the last one exclusive.
         share: of the tokens, how many they run on.
     """
 
-    index: int
+    number: int
     first: int
     last: int
     share: float
@@ -183,7 +183,7 @@ class FasterVAR(Method[FasterVARState]):
         groups = [self.shares[place * given // count : (place + 1) * given // count] for place in range(count)]
         starts = [place * depth // count for place in range(count + 1)]
         return [
-            Span(index, starts[index], starts[index + 1], sum(group) / len(group)) for index, group in enumerate(groups)
+            Span(place, starts[place], starts[place + 1], sum(group) / len(group)) for place, group in enumerate(groups)
         ]
 
     def rank(self, step: Step, share: float) -> int:
@@ -252,7 +252,7 @@ class FasterVAR(Method[FasterVARState]):
         Mixtures are alike, so that the places of those with positions of their own may be put in order.
         """
         assert state.noise is not None  # handed over before the first pass
-        name, device = f"{self.name}/{span.index}", weights.device
+        name, device = f"{self.name}/{span.number}", weights.device
         race = state.noise.exponential(step.index, weights.shape, device, name)
         places = weighted_choice(weights, race, rank)
         mixing = state.noise.normal(step.index, name, (*weights.shape, rank), device) * rank**-0.5
