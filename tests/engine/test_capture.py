@@ -91,6 +91,7 @@ def run_refusing_copies(model: Any, row: FamilyRow, method: Method) -> None:
     tape = NoiseTape(MetaNoise())
     with torch.inference_mode():
         method_state = method.start(plan)
+        method_state.use(tape)
         for attempt in range(2):  # tables are made in the first generation, which is never captured
             if attempt:
                 tape.allocate(torch.device("meta"))

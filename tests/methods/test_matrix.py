@@ -43,7 +43,6 @@ CASES: dict[str, Callable[[], Method]] = {
     "unconditional": lambda: make_method("drop-guidance", branch="unconditional"),
     "sublayers": lambda: make_method("stepvar", scope="sublayer", propagate="update", restore="cached"),
     "first-positions": lambda: make_method("fastervar", skip=0, unconditional=0, shares=(0.3,), positions="first"),
-    "no-projection": lambda: make_method("fastervar:no-projection", skip=1, unconditional=2),
     "masked-update": lambda: make_method("faststar:masked-update", prune=(0.5,), selection="frame"),
     "frames": lambda: make_method("coverage", keep=0.4, selection="frame", restore="blend", temporal_weight=2.5),
     "blend": lambda: make_method("stepvar:blend"),
