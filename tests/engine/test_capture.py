@@ -64,7 +64,7 @@ class MetaNoise:
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return torch.empty_like(drawn)
 
-    def normal(self, scale: int, turn: int, shape: Any, device: Any) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Any, device: Any) -> Tensor:
         return torch.empty(tuple(shape), device="meta")
 
 
@@ -104,6 +104,7 @@ def run_refusing_copies(model: Any, row: FamilyRow, method: Method) -> None:
     tape = NoiseTape(MetaNoise())
     with torch.inference_mode():
         method_state = method.start(plan)
+        method_state.use(tape)
         for attempt in range(2):  # tables are made in the first generation, which is never captured
             if attempt:
                 tape.allocate(torch.device("meta"))

@@ -64,11 +64,17 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
 
 
-@pytest.mark.parametrize("method", ["dense", "stepvar", "fastvar", "stepvar+drop-guidance", "sparsevar"])
+@pytest.mark.parametrize(
+    "method", ["dense", "stepvar", "fastvar", "stepvar+drop-guidance", "sparsevar", "fastervar", "faststar"]
+)
 @pytest.mark.parametrize("row", ONE_EACH, ids=str)
 @torch.inference_mode()
 def test_a_replay_is_an_eager_generation_with_other_prompts_and_seeds(row: FamilyRow, method: str) -> None:
-    changes = {"fastvar": {"prune": (0.5,), "skip": 0, "blocks_before": 0, "blocks_after": 1}}
+    changes: dict[str, dict[str, Any]] = {
+        "fastvar": {"prune": (0.5,), "skip": 0, "blocks_before": 0, "blocks_after": 1},
+        "fastervar": {"skip": 0, "unconditional": 1},
+        "faststar": {"prune": (0.5,)},
+    }
     check_replays(row.model(), row, make_method(method, **changes.get(method, {})))
 
 

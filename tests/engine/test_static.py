@@ -58,7 +58,8 @@ def test_a_tape_gives_the_numbers_of_its_source(make) -> None:
 
     def ask(noise):
         drawn = noise.exponential(2, (2, 3, 6), device)
-        return drawn, noise.soft(2, drawn), noise.normal(2, 0, (2, 3), device)
+        own = noise.exponential(2, (2, 3), device, "own"), noise.normal(2, "own", (2, 3), device)
+        return drawn, noise.soft(2, drawn), noise.normal(2, 0, (2, 3), device), *own
 
     tape = NoiseTape(make())
     recorded, expected = ask(tape), ask(make())

@@ -41,3 +41,6 @@ def test_the_noise_floor_samples_the_last_scales_again() -> None:
         normal = noise.normal(scale, 1, *place[1:])
         assert normal is noise.normal(scale, 1, *place[1:])
         assert torch.equal(normal, wanted.normal(scale, 1, *place[1:]))
+        assert torch.equal(noise.normal(scale, "own", *place[1:]), wanted.normal(scale, "own", *place[1:]))
+        assert torch.equal(noise.exponential(*place, "own"), wanted.exponential(*place, "own"))
+    assert all("own" not in key for source in (noise.early, noise.late) for key in source.kept)  # type: ignore[attr-defined]

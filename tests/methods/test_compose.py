@@ -100,7 +100,7 @@ def test_texts_stand_for_settings_of_parts() -> None:
     [
         ("stepvar+fast", {}, "method 'fast': unknown; choose one of stepvar"),
         ("stepvar+", {}, "method '': unknown"),
-        ("fastvar:huge", {}, "preset 'huge': not one of method 'fastvar'; it has infinity, hart"),
+        ("fastvar:huge", {}, "preset 'huge': not one of method 'fastvar'; it has infinity, hart, infinity-star"),
         ("dense:huge", {}, "preset 'huge': not one of method 'dense'; it has none"),
         ("stepvar+drop-guidance", {"last": 2}, "say which: stepvar.last or drop-guidance.last"),
         ("stepvar+skip-last", {"prune": 2}, "prune: not a setting of method 'stepvar'"),

@@ -27,6 +27,8 @@ from tests.methods.families import LENGTHS, ROWS, FamilyRow
 from tests.methods.helpers import work
 
 SMALLER: dict[str, dict[str, Any]] = {
+    "fastervar": {"skip": 1, "unconditional": 2, "shares": (0.2, 0.45)},
+    "faststar": {"prune": (0.3, 0.6)},
     "fastvar": {"prune": (0.5,), "skip": 1, "blocks_before": 1, "blocks_after": 1},
     "coverage": {"keep": 0.4},
     "lazyvar": {"keep": (0.4, 0.3)},
@@ -40,6 +42,8 @@ CASES: dict[str, Callable[[], Method]] = {
     **{name: lambda name=name: make_method(name, **SMALLER.get(name, {})) for name in METHODS},  # type: ignore[misc]
     "unconditional": lambda: make_method("drop-guidance", branch="unconditional"),
     "sublayers": lambda: make_method("stepvar", scope="sublayer", propagate="update", restore="cached"),
+    "first-positions": lambda: make_method("fastervar", skip=0, unconditional=0, shares=(0.3,), positions="first"),
+    "masked-update": lambda: make_method("faststar:masked-update", prune=(0.5,), selection="frame"),
     "frames": lambda: make_method("coverage", keep=0.4, selection="frame", restore="blend", temporal_weight=2.5),
     "blend": lambda: make_method("stepvar:blend"),
     "taper": lambda: make_method("stepvar:taper", keep=0.4, last=2),

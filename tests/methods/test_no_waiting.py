@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from stepvar.core.plan import Step
-from stepvar.core.stack import Sublayer, SublayerRef
+from stepvar.core.stack import PassResult, Sublayer, SublayerRef
 from stepvar.core.tokens import ScaleSchedule, TokenMap
+from stepvar.cost.dry_run import MetaNoise
+from stepvar.errors import UsageError
 from stepvar.methods import METHODS, Method, MethodState, make_method
 from stepvar.methods.restoration import RESTORATIONS
 from tests.helpers import CLIPS, WIDE
@@ -28,6 +30,9 @@ class Blocks:
 
     depth = DEPTH
 
+    def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
+        return tokens
+
     def __init__(self, method: Method, step: Step, state: MethodState) -> None:
         self.method, self.step, self.state = method, step, state
 
@@ -45,9 +50,17 @@ class Blocks:
 def test_everything_runs_without_numbers(case: str, schedule: ScaleSchedule) -> None:
     settings = dict(CASES[case])
     method = make_method(settings.pop("method"), **settings)
+    if case == "lazyvar" and schedule.kv_scope != "all":
+        with pytest.raises(UsageError):
+            plan_of(method, schedule, samples=2)
+        return
     plan = plan_of(method, schedule, samples=2)
     state = method.start(plan)
+    state.use(MetaNoise())
+    grid, frames = schedule.grids[-1], schedule.clip_slices[-1].stop
+    latent = torch.empty(2, 4, *([frames] if frames > 1 else []), grid.h, grid.w, device="meta")
     for step in plan.steps:
         tokens = TokenMap.dense(torch.empty(step.rows, step.grid.size, 8, device="meta"), step.grid)
         dense = method.run_stack(Blocks(method, step, state), tokens, step, state)
         assert dense.features.is_meta and dense.features.shape == tokens.features.shape
+        method.after_pass(PassResult(None, torch.empty(2, step.grid.size), latent, lambda values: values), step, state)

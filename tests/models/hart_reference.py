@@ -47,13 +47,13 @@ class Reference:
         table = self.config.levels == "table"
         return self.w["lvl_embed.weight"][scale] if table else self.sinusoid(scale, "lvl_embed")
 
-    def turned(self, x: Tensor, row: int, scale: int) -> Tensor:
-        """x (heads, N, D) of one row."""
+    def turned(self, x: Tensor, row: int, scale: int, tokens: Tensor | None) -> Tensor:
+        """x (heads, N, D) of the tokens (N,) of one row; None: of all."""
         if (row, scale) not in self.angles:
-            dim = x.shape[-1]
-            table = [[self.angle(row, scale, token, i, dim) for i in range(dim)] for token in range(x.shape[1])]
+            dim, count = x.shape[-1], self.config.patch_nums[scale] ** 2 if scale else x.shape[1]
+            table = [[self.angle(row, scale, token, i, dim) for i in range(dim)] for token in range(count)]
             self.angles[row, scale] = torch.tensor(table, dtype=torch.float64)
-        angles = self.angles[row, scale]
+        angles = self.angles[row, scale] if tokens is None else self.angles[row, scale][tokens]
         first, second = x.chunk(2, dim=-1)
         return x * angles.cos().float() + torch.cat([-second, first], dim=-1) * angles.sin().float()
 
@@ -65,7 +65,7 @@ class Reference:
         place = cell * last / side + float(self.places[row, -1])
         return place * 10000 ** (-4 * (channel % (dim // 4)) / dim)
 
-    def attention(self, x: Tensor, layer: int, scale: int) -> Tensor:
+    def attention(self, x: Tensor, layer: int, scale: int, tokens: Tensor | None) -> Tensor:
         name, config = f"blocks.{layer}.attn", self.config
         key = "qkv_proj" if config.positions == "rotary" else "mat_qkv"
         joined = x @ self.w[f"{name}.{key}.weight"].T
@@ -77,7 +77,8 @@ class Reference:
             q, k, factor = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True), 1.0
             q = q * self.w[f"{name}.scale_mul_1H11"].clamp(max=math.log(100)).exp()
         if config.positions == "rotary":
-            q, k = (torch.stack([self.turned(p[r], r, scale) for r in range(len(p))]) for p in (q, k))
+            rows = [(r, scale, None if tokens is None else tokens[r]) for r in range(len(q))]
+            q, k = (torch.stack([self.turned(p[row[0]], *row) for row in rows]) for p in (q, k))
         self.keys[layer].append(k)
         self.values[layer].append(v)
         shares = (q @ torch.cat(self.keys[layer], 2).transpose(2, 3) * factor).softmax(-1)
@@ -93,6 +94,11 @@ class Reference:
         return self.linear(h, f"{name}.fc2")
 
     def block(self, x: Tensor, layer: int, scale: int) -> Tensor:
+        x = x + self.update("attn", x, layer, scale)
+        return x + self.update("ffn", x, layer, scale)
+
+    def update(self, sublayer: str, x: Tensor, layer: int, scale: int, tokens: Tensor | None = None) -> Tensor:
+        """What a sub-layer adds to x (R, N, C), all tokens of a scale or those at ``tokens`` (R, N)."""
         name, config = f"blocks.{layer}", self.config
         mean = (self.cond * self.mask[..., None]).sum(1) / self.mask.sum(1, keepdim=True).clamp(min=1)
         if config.modulation == "shared":
@@ -103,8 +109,10 @@ class Reference:
         else:
             six = torch.tensor([1.0, 1, 0, 0, 0, 0]).view(1, 6, 1).expand(len(x), 6, x.shape[-1])
         g1, g2, s1, s2, b1, b2 = (six[:, i, None] for i in range(6))
-        x = x + g1 * self.attention(self.norm(x, f"{name}.ln_wo_grad") * (1 + s1) + b1, layer, scale)
-        return x + g2 * self.feed_forward(self.norm(x, f"{name}.ln_wo_grad") * (1 + s2) + b2, layer)
+        normed = self.norm(x, f"{name}.ln_wo_grad")
+        if sublayer == "attn":
+            return g1 * self.attention(normed * (1 + s1) + b1, layer, scale, tokens)
+        return g2 * self.feed_forward(normed * (1 + s2) + b2, layer)
 
     def logits(self, x: Tensor) -> Tensor:
         pooled = self.cond.max(dim=1).values

@@ -9,7 +9,7 @@ import pytest
 from stepvar.core.tokens import Grid
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.infinity_star.config import CONFIGS, InfinityStarConfig
-from stepvar.models.infinity_star.schedules import RATIOS, clip_slices, code_passes, latents_of, schedule_for
+from stepvar.models.infinity_star.schedules import RATIOS, code_passes, latents_of, schedule_for
 from tests.helpers import TINY_STAR
 
 
@@ -22,7 +22,7 @@ def test_released_settings(variant: str, latents: int, passes: int, tokens: int)
     assert (len(schedule), schedule.size, schedule.ratio) == (passes, tokens, 0.562)
     h, w = (schedule[-1].h, schedule[-1].w)
     assert (16 * h, 16 * w) == ((480, 848) if variant == "480p" else (720, 1280))
-    assert clip_slices(schedule)[:2] == (slice(0, 1), slice(1, 21))
+    assert schedule.clip_slices[:2] == (slice(0, 1), slice(1, 21))
 
 
 def test_fifteen_shapes_and_their_mirror_images() -> None:

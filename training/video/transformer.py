@@ -20,7 +20,6 @@ from stepvar.checkpoints import fill_module, read_state, save_weights
 from stepvar.checkpoints.saving import write_config
 from stepvar.models.infinity_star.model import as_cells
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
-from stepvar.models.infinity_star.schedules import clip_slices
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import Block, InfinityStarTransformer, run_block
 from stepvar.models.layers import Attend, Rotary
@@ -63,7 +62,7 @@ class Sequence:
     @classmethod
     def of(cls, preset: VideoPreset, device: torch.device) -> Sequence:
         schedule, config, room = preset.schedule, preset.model, preset.words
-        frame, clips = schedule.frame or schedule.grids[-1], clip_slices(schedule)
+        frame, clips = schedule.frame or schedule.grids[-1], schedule.clip_slices
         sizes, context = [room], [-1]
         coordinates = [text_coordinates(room, device)]
         last: dict[int, int] = {}

@@ -63,11 +63,20 @@ def show_method(name: str, as_json: bool) -> None:
     print(f"{described['name']}\n\n{described['description']}\n")
     table = Table("setting", "default", "must be")
     for setting in described["settings"]:
-        table.add_row(setting["name"], str(setting["default"]), setting["allowed"])
+        table.add_row(setting["name"], brief(setting["default"]), setting["allowed"])
     if described["settings"]:
         print_table(table, whole=True)
     for preset, values in described["presets"].items():
-        print(f"preset {described['name']}:{preset} is {', '.join(f'{key}={value}' for key, value in values.items())}")
+        given = ", ".join(f"{key}={brief(value)}" for key, value in values.items())
+        print(f"preset {described['name']}:{preset} is {given}")
+
+
+def brief(value: Any) -> str:
+    """A setting in one line; of a long list the first entries."""
+    from stepvar.core.values import LONGEST_SHOWN
+
+    text = str(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN].rpartition(',')[0]}, ...)"
 
 
 def summary_of(method: type[Method]) -> str:

@@ -37,7 +37,7 @@ class GoldenNoise(StreamNoise):
         numbers = self.record[f"s{scale:02}.gumbel_exponential"] = super().soft(scale, drawn)
         return numbers
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         rows = torch.Size(shape[:2]).numel()
         return self.golden.tensor(f"noise{turn}")[:rows].view(tuple(shape)).to(device)
 

@@ -38,13 +38,13 @@ GROUPS: dict[str, Group] = {
     "tokens": Group(
         r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens|s\d+\.tokens_in", 1e-5, 1e-5, 1e-5, 2e-3
     ),
-    "blocks": Group(r"blockout_s\d+_l\d+", 5e-4, 0.25, 0.03),
+    "blocks": Group(r"blockout_s\d+_l\d+|rp_out_s\d+_c\d+", 5e-4, 0.25, 0.03),
     "hidden": Group(r"hidden_\d+|h|f|enc_moments|raw_features|(step|s)\d+\.hidden|diff\.z", 5e-4, 0.25, 0.03, 2e-3),
     "logits": Group(r"logits_\d+|(sampler_)?logits_\d+_\d+|(step|s)\d+\.logits", 2e-4, 0.5, 0.06, 2e-3),
     "latents": Group(r"summed_codes|codes_\d+|z|f_hat(_last)?|s\d+\.f_hat", 1e-5, 1e-5, 1e-5, 2e-3),
     "image": Group(r"img_f32(_crop)?|rec|decoded|recon_from_raw|image", 1e-3, 0.4, 0.05),
     "residual": Group(r"f_hat_final|diff\.(out|step\d+\.\w+)", 2e-4, 2e-4, 2e-4, 2e-3),
-    "draws": Group(r"diff\.cfg|s\d+\.gumbel_\w+", 1e-5, 1e-5, 1e-5),
+    "draws": Group(r"diff\.cfg|s\d+\.gumbel_\w+|rp_prob_s\d+_c\d+", 1e-5, 1e-5, 1e-5),
 }
 """Groups of numbers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Protocol
@@ -39,8 +40,12 @@ class Noise(Protocol):
         """Exp(1) variables for the soft codes of a scale, after those that its symbols were ``drawn`` with."""
         ...
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Standard normal variables of the shape (B, N, ...) for the scale with this index; ``turn`` counts from 0."""
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Standard normal variables of the shape (B, N, ...) for the scale with this index.
+
+        Args:
+            turn: which draw of the model, from 0; or the name of a draw that a method makes.
+        """
         ...
 
 
@@ -54,7 +59,8 @@ class SeededNoise:
 
     The few numbers of bits (two classes) and of residuals are sampled on the CPU. Codebooks have thousands of classes,
     of which a CPU samples a large scale more slowly than a GPU runs it: their numbers are hashed on the device of the
-    logits. The integers are the same on every device, their logarithms up to rounding.
+    logits, and so are those of the draws that methods name. The integers are the same on every device, their logarithms
+    up to rounding.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -76,9 +82,12 @@ class SeededNoise:
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return drawn
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         size = tuple(shape[1:])
-        streams = (_generator(f"{seed}/{scale}/normal/{turn}") for seed in self.seeds)
+        names = [f"{seed}/{scale}/normal/{turn}" for seed in self.seeds]
+        if isinstance(turn, str):
+            return _hashed_normal(names, prod(size), device).view(-1, *size)
+        streams = map(_generator, names)
         draws = [torch.empty(size, dtype=FORMAT, device="cpu").normal_(generator=stream) for stream in streams]
         return to_device_async(torch.stack(draws), device)
 
@@ -113,6 +122,15 @@ def _hashed(names: Sequence[str], count: int, device: torch.device) -> Tensor:
     return draws.log_().neg_()
 
 
+def _hashed_normal(names: Sequence[str], count: int, device: torch.device) -> Tensor:
+    """Standard normal variables (B, count), from pairs of exponential ones (Box and Muller)."""
+    pairs = -(-count // 2)
+    radius, angle = _hashed(names, 2 * pairs, device).split(pairs, dim=1)
+    radius = radius.mul(2).sqrt_()
+    angle = angle.neg().exp_().mul_(2 * math.pi)  # the exponential of minus an Exp(1) variable is uniform
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+
+
 class StreamNoise:
     """One draw per scale, or per step of one, from the caller's generator, in row-major order (batch, token, bit).
 
@@ -133,7 +151,7 @@ class StreamNoise:
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return self.exponential(scale, drawn.shape, drawn.device)
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         return self._drawn(shape, device, lambda draws, stream: draws.normal_(generator=stream))
 
     def _drawn(

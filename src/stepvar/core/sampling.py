@@ -69,6 +69,19 @@ def exponential_race(logits: Tensor, exponential: Tensor) -> Tensor:
     return (logits.softmax(dim=-1) / exponential).argmax(dim=-1)
 
 
+def weighted_choice(weights: Tensor, exponential: Tensor, count: int) -> Tensor:
+    """Draws without replacement: indices (R, count), in the order in which they are drawn.
+
+    Each draw takes one of those that are left with a probability in proportion to its weight: the ``count`` largest of
+    ``weight / e`` with ``e`` ~ Exp(1), an exponential race (which ``torch.multinomial`` runs too).
+
+    Args:
+        weights: (R, N), not negative.
+        exponential: Exp(1) variables of the same shape.
+    """
+    return (weights / exponential).sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
 def soft_weights(logits: Tensor, exponential: Tensor, relative_scale: float) -> Tensor:
     """Weights of all classes by a Gumbel softmax: logits (B, N, classes) -> float32 of the same shape, sums of 1.
 

@@ -56,6 +56,13 @@ class RunBlocks(Protocol):
     @property
     def depth(self) -> int: ...
 
+    def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
+        """Adds what a family adds to a map right in front of block ``first``, such as the embedding of the scale.
+
+        For methods that combine tokens there: blocks that are run later in the pass do not add it again.
+        """
+        ...
+
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap: ...
 
 

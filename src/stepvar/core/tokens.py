@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -119,6 +120,13 @@ class ScaleSchedule:
             clip = self.clip(index)
             counts[clip] = max(counts.get(clip, 0), self.scale(index) + 1)
         return tuple(counts[clip] for clip in sorted(counts))
+
+    @property
+    def clip_slices(self) -> tuple[slice, ...]:
+        """Where the frames of each clip lie in the latent video."""
+        lengths = {self.clip(index): grid.t for index, grid in enumerate(self.grids)}
+        ends = list(accumulate(lengths[clip] for clip in sorted(lengths)))
+        return tuple(slice(start, end) for start, end in pairwise([0, *ends]))
 
     def late_scales(self, share: float = 0.5) -> int:
         """How many scales of the last clip, counted from its end, hold more than ``share`` of its tokens (at least 1).

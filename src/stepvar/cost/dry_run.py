@@ -198,7 +198,7 @@ class MetaNoise:
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return drawn
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         return torch.empty(tuple(shape), device=device)
 
 
@@ -257,6 +257,9 @@ class AlikeBlocks:
     @property
     def depth(self) -> int:
         return self._run.depth
+
+    def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
+        return self._run.enter(tokens, first)
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         entered = tokens

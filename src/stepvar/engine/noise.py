@@ -42,7 +42,7 @@ class NoiseTape:
         size, device = drawn.shape, drawn.device
         return self._answer(scale, lambda noise: noise.soft(scale, torch.empty(size, device=device)))
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         size = tuple(shape)
         return self._answer(scale, lambda noise: noise.normal(scale, turn, size, device))
 

@@ -14,7 +14,10 @@ SHIFT = 1_000_003
 
 
 class CachedNoise:
-    """The numbers of another noise, made once and kept on the device: many methods sample with the same ones."""
+    """The numbers of another noise, made once and kept on the device: many methods sample with the same ones.
+
+    Those that a method names are its own, and may be many: they are not kept.
+    """
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
@@ -31,7 +34,9 @@ class CachedNoise:
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return drawn
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
+        if isinstance(turn, str):
+            return self.noise.normal(scale, turn, shape, device)
         key = ("normal", scale, turn, *shape)
         if key not in self.kept:
             self.kept[key] = self.noise.normal(scale, turn, shape, device)
@@ -64,7 +69,7 @@ class ResampledNoise:
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return self._at(scale).soft(scale, drawn)
 
-    def normal(self, scale: int, turn: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         return self._at(scale).normal(scale, turn, shape, device)
 
     def _at(self, scale: int) -> Noise:

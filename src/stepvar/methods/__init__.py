@@ -11,6 +11,8 @@ from stepvar.methods.baselines import SkipLast as SkipLast
 from stepvar.methods.compose import Compose as Compose
 from stepvar.methods.coverage import Coverage as Coverage
 from stepvar.methods.drop_guidance import DropGuidance as DropGuidance
+from stepvar.methods.fastervar import FasterVAR as FasterVAR
+from stepvar.methods.faststar import FastSTAR as FastSTAR
 from stepvar.methods.fastvar import FastVAR as FastVAR
 from stepvar.methods.latent_delta import LatentDelta as LatentDelta
 from stepvar.methods.lazyvar import LazyVAR as LazyVAR

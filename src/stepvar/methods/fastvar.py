@@ -42,7 +42,9 @@ class FastVAR(Method[FastVARState]):
     one that the same sub-layer made at the last unpruned scale, resized by area. The last scales are not run at all.
     Scales are counted from the end, so every aspect ratio, batch and guidance works. Released presets: ``infinity``
     (the default; of Infinity-2B at 1024x1024: 40 % pruned at 32x32 and 50 % at 40x40, scales 48 and 64 skipped) and
-    ``hart`` (50 % pruned at 48x48 and 75 % at 64x64 in all blocks, nothing skipped).
+    ``hart`` (50 % pruned at 48x48 and 75 % at 64x64 in all blocks, nothing skipped). ``infinity-star`` is what a public
+    reproduction of FastSTAR compares with on videos: the last four scales, 20, 30, 40 and 70 % pruned, in all but the
+    first 4 and the last 5 of 36 blocks; the mean is that of the whole clip.
 
     Attributes:
         prune: share of tokens dropped at each pruned scale; the last entry is the last scale that is run.
@@ -56,6 +58,7 @@ class FastVAR(Method[FastVARState]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "infinity": {"prune": (0.4, 0.5), "skip": 2, "blocks_before": 3, "blocks_after": 4},
         "hart": {"prune": (0.5, 0.75), "skip": 0, "blocks_before": 0, "blocks_after": 0},
+        "infinity-star": {"prune": (0.2, 0.3, 0.4, 0.7), "skip": 0, "blocks_before": 4, "blocks_after": 5},
     }
     neutral: ClassVar[Mapping[str, Any] | None] = {"prune": (0.0,), "skip": 0}
 

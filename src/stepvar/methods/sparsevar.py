@@ -98,6 +98,9 @@ class WatchedBlocks:
     def depth(self) -> int:
         return self.run.depth
 
+    def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
+        return self.run.enter(tokens, first)
+
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         last = self.depth if last is None else last
         if not first <= self.block < last:

@@ -101,6 +101,7 @@ class BlockRun(ABC, Generic[Model, State]):
         self.steps = step.together or (step,)
         self.counts: tuple[int, ...] = ()
         self._rotary: tuple[Tensor, Any] | None = None
+        self._entered: set[int] = set()
 
     @abstractmethod
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
@@ -109,6 +110,20 @@ class BlockRun(ABC, Generic[Model, State]):
     @abstractmethod
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
         """Runs one block on a stream with fused kernels, without a hook."""
+
+    def embedding_before(self, layer: int) -> Tensor | None:
+        """What is added to the tokens in front of a block, (C,), or (N, C) where several scales run; None: nothing."""
+        return None
+
+    def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
+        self.counts = tokens.counts or (tokens.features.shape[1],)
+        added = self.added_before(first)
+        self._entered.add(first)
+        return tokens if added is None else tokens.with_features(tokens.features + added)
+
+    def added_before(self, layer: int) -> Tensor | None:
+        """As :meth:`embedding_before`, as long as it was not added yet."""
+        return None if layer in self._entered else self.embedding_before(layer)
 
     def rotary(self, positions: Tensor, step: Step) -> Any:
         """Cosines and sines of the tokens of a scale at ``positions`` (R, N); None without rotary positions."""

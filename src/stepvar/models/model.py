@@ -123,6 +123,7 @@ class NextScaleModel(Protocol[Condition_contra, State]):
         Args:
             tokens: the dense map after the blocks, from which the indices were predicted.
             noise: where random numbers come from.
+            mask: (B, N) bool, the tokens that add something; None: all.
         """
         ...
 

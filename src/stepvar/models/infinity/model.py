@@ -103,8 +103,9 @@ class InfinityRun(RotaryRun["Infinity", InfinityState]):
     """The blocks of one scale."""
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        if self._adds_level(layer):
-            tokens = tokens.with_features(tokens.features + self._levels())
+        level = self.added_before(layer)
+        if level is not None:
+            tokens = tokens.with_features(tokens.features + level)
         context = BlockContext(
             modulation=self.state.condition.modulation[layer][self.rows],
             text=self.state.condition.memory[layer].rows(self.rows),
@@ -115,8 +116,9 @@ class InfinityRun(RotaryRun["Infinity", InfinityState]):
         return self.model.block_list[layer](tokens, layer, context)
 
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
-        if self._adds_level(layer):
-            stream.add(self._levels().expand_as(stream.read()))
+        level = self.added_before(layer)
+        if level is not None:
+            stream.add(level.expand_as(stream.read()))
         state = self.state
         rotary, positions = self.tables(positions)
         attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants, self.attend_cached)
@@ -124,10 +126,12 @@ class InfinityRun(RotaryRun["Infinity", InfinityState]):
         text = state.condition.memory[layer].rows(self.rows)
         self.model.block_list[layer].fused(stream, layer, modulation, text, attention)
 
-    def _adds_level(self, layer: int) -> bool:
-        """Whether the embedding of the scale is added before a block."""
+    def embedding_before(self, layer: int) -> Tensor | None:
+        """That of the scale, in front of the first block or of every chunk of them."""
         config = self.model.config
-        return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
+        if layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0):
+            return self._levels()
+        return None
 
     def _levels(self) -> Tensor:
         """The embeddings of the scales of the tokens: (C,), or (N, C) where several scales run."""

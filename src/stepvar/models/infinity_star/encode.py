@@ -18,7 +18,7 @@ from stepvar.media.images import as_rgb, read_image
 from stepvar.media.video import Video
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar
-from stepvar.models.infinity_star.schedules import clip_slices, code_passes
+from stepvar.models.infinity_star.schedules import code_passes
 from stepvar.utils.ambient import stated_formats
 
 
@@ -43,7 +43,7 @@ def forced_bits(
 
 def covered_clips(schedule: ScaleSchedule, latents: int) -> int:
     """How many clips of a schedule, from the first, a number of latent frames covers."""
-    clips = clip_slices(schedule)
+    clips = schedule.clip_slices
     return sum(clip.stop <= latents for clip in clips)
 
 

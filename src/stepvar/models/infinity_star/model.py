@@ -17,7 +17,7 @@ from stepvar.models.infinity.model import StagedText, TextCondition, stage_text
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, shrink
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
-from stepvar.models.infinity_star.schedules import clip_slices, latents_of, schedule_for, shapes
+from stepvar.models.infinity_star.schedules import latents_of, schedule_for, shapes
 from stepvar.models.infinity_star.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import POLICY, BlockContext, InfinityStarTransformer
@@ -191,7 +191,7 @@ class InfinityStar(VARModel):
         config, batch = self.config, plan.samples
         text, mask = self.text(staged.text, plan.guided), staged.text.mask
         prefix = text.shape[1] + sum(segment.latent[0, 0].numel() for segment in staged.segments)
-        clips = clip_slices(plan.schedule)
+        clips = plan.schedule.clip_slices
         full = plan.schedule.grids[-1]
         coordinates = [config.text_maxlen + len(plan.schedule), clips[-1].stop, *full.shape]
         length = max(*coordinates, *(config.text_maxlen + segment.scale + 1 for segment in staged.segments))
@@ -243,7 +243,7 @@ class InfinityStar(VARModel):
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
         """What a pass starts from: its clip so far, averaged down to its grid (B, N, d); zeros where a clip begins."""
-        clip = latent[:, :, clip_slices(step.settings.schedule)[step.clip]]
+        clip = latent[:, :, step.settings.schedule.clip_slices[step.clip]]
         return as_cells(shrink(clip, step.grid))
 
     def row_logits(self, state: StarState, features: Tensor, step: Step) -> Tensor:

@@ -142,13 +142,3 @@ def code_passes(config: InfinityStarConfig, schedule: ScaleSchedule) -> list[lis
     for index, grid in enumerate(schedule):
         clips[schedule.clip(index)].append((grid, config.bits_at(schedule.scale(index))))
     return clips
-
-
-def clip_slices(schedule: ScaleSchedule) -> tuple[slice, ...]:
-    """Where each clip lies in the latent video."""
-    lengths = {schedule.clip(index): grid.t for index, grid in enumerate(schedule)}
-    slices, start = [], 0
-    for clip in sorted(lengths):
-        slices.append(slice(start, start + lengths[clip]))
-        start += lengths[clip]
-    return tuple(slices)
