@@ -109,6 +109,7 @@ def dry_run(
         spec,
         plan.settings,
         plan.samples,
+        tuple((step.tokens, step.dropped) for step in plan.steps),  # known only behind a run of some methods
         repr(method),
         tile,
         sliced,
@@ -257,6 +258,9 @@ class AlikeBlocks:
     @property
     def depth(self) -> int:
         return self._run.depth
+
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        return self._run.entered(tokens, layer)
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         entered = tokens

@@ -109,6 +109,10 @@ class BlockRun(ABC, Generic[Model, State]):
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
         """Runs one block on a stream with fused kernels, without a hook."""
 
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        """The map with what the family adds in front of a block."""
+        return tokens
+
     def rotary(self, positions: Tensor, step: Step) -> Any:
         """Cosines and sines of the tokens of a scale at ``positions`` (R, N); None without rotary positions."""
         return None

@@ -103,9 +103,13 @@ class InfinityState(GenerationState):
 class InfinityRun(BlockRun["Infinity", InfinityState]):
     """The blocks of one scale."""
 
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        if not self._adds_level(layer):
+            return tokens
+        return tokens.with_features(tokens.features + self._levels())
+
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        if self._adds_level(layer):
-            tokens = tokens.with_features(tokens.features + self._levels())
+        tokens = self.entered(tokens, layer)
         context = BlockContext(
             modulation=self.state.condition.modulation[layer][self.rows],
             text=self.state.condition.memory[layer].rows(self.rows),
