@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepvar.core.plan import Step
-from stepvar.core.stack import Sublayer, SublayerRef
+from stepvar.core.stack import PassResult, Sublayer, SublayerRef
 from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.methods import METHODS, Method, MethodState, make_method
 from stepvar.methods.restoration import RESTORATIONS
@@ -17,7 +17,7 @@ from tests.methods.helpers import DEPTH, plan_of
 from tests.methods.test_matrix import SMALLER
 
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"method": name, **SMALLER.get(name, {})} for name in METHODS},
+    **{name: {"method": name, **SMALLER.get(name, {})} for name in METHODS if make_method(name).static},
     **{f"stepvar-{restore}": {"method": "stepvar", "restore": restore, "scope": "block"} for restore in RESTORATIONS},
     "sublayer": {"method": "stepvar", "restore": "cached", "scope": "sublayer", "propagate": "update"},
 }
@@ -30,6 +30,9 @@ class Blocks:
 
     def __init__(self, method: Method, step: Step, state: MethodState) -> None:
         self.method, self.step, self.state = method, step, state
+
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        return tokens
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         for layer in range(first, DEPTH if last is None else last):
@@ -51,3 +54,6 @@ def test_everything_runs_without_numbers(case: str, schedule: ScaleSchedule) -> 
         tokens = TokenMap.dense(torch.empty(step.rows, step.grid.size, 8, device="meta"), step.grid)
         dense = method.run_stack(Blocks(method, step, state), tokens, step, state)
         assert dense.features.is_meta and dense.features.shape == tokens.features.shape
+        logits = torch.empty(step.samples, step.grid.size, 6, 2, device="meta")
+        latent = torch.empty(step.samples, 6, 8, 8, device="meta")
+        method.after_pass(PassResult(logits, logits[..., 0], latent, lambda latent: latent[:, :3]), step, state)

@@ -72,6 +72,13 @@ class Golden:
                 return settings[name]
         raise CheckpointError(f"{self.path}: lacks the setting {name!r}; copy the golden again")
 
+    def constant(self, method: str, name: str) -> Any:
+        """One constant of the method that the golden ran; a CheckpointError if there is none."""
+        constants = self.setting(method)
+        if not isinstance(constants, dict) or name not in constants:
+            raise CheckpointError(f"{self.path}: lacks the setting {method}.{name}; copy the golden again")
+        return constants[name]
+
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the device; a CheckpointError if there is none."""
         if name not in self.tensors:
