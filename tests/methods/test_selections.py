@@ -28,6 +28,9 @@ class Blocks:
 
     depth = 3
 
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        return tokens
+
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         for block in range(first, self.depth if last is None else last):
             odd = (tokens.positions % 2).unsqueeze(-1)

@@ -203,7 +203,7 @@ def test_only_an_image_that_is_not_stopped_is_asked_for_its_branch() -> None:
 @pytest.mark.parametrize(
     ("method", "schedule", "samples", "said"),
     [
-        (SkipVAR(), SQUARE, 2, "2 cannot run together; generate them one by one .*--batch 1"),
+        (SkipVAR(), SQUARE, 2, "2 cannot run together; generate them one by one"),
         (SkipVAR(), CLIPS, 1, "decides by one image, and this model generates videos"),
         (SkipVAR(), ScaleSchedule(SQUARE.grids[:4]), 1, "needs 5 scales .*; this schedule has 4"),
         (SkipVAR(decide_after=2), SQUARE, 1, "decide_after=2: .* among the last 3 of 5 scales; give at most 1"),

@@ -243,7 +243,7 @@ class SkipVAR(Method[SkipVARState]):
         if plan.samples > 1:
             raise UsageError(
                 f"{self.name}: decides for each image which scales follow, so {plan.samples} cannot run together; "
-                "generate them one by one (in eval: --batch 1), or use 'drop-guidance' or 'skip-last'"
+                "generate them one by one, or use 'drop-guidance' or 'skip-last'"
             )
 
     # At a pass.

@@ -168,16 +168,13 @@ class SparseVAR(Method[SparseVARState]):
 
     def source(self, step: Step) -> int | None:
         """The pass whose errors and logits decide which tokens of this one stay; None: all do."""
-        passes = step.settings.passes
-        if (
-            step.forced
-            or step.is_context
-            or step.scales_from_end > self.reach(step.settings)
-            or step.index == passes[0]
-        ):
+        settings = step.settings
+        late = step.scales_from_end <= self.reach(settings)
+        if not late or step.is_context or step.forced or step.index == settings.passes[0]:
             return None
-        before = passes[passes.index(step.index) - 1]
-        return before if step.settings.schedule.clip(before) == step.clip else None
+        before = settings.passes[settings.passes.index(step.index) - 1]
+        usable = settings.schedule.clip(before) == step.clip and before not in settings.forced
+        return before if usable else None
 
     def fewest(self, grid: Grid) -> int:
         """How many tokens stay whatever their errors are."""
@@ -220,7 +217,7 @@ class SparseVAR(Method[SparseVARState]):
         if self.threshold is not None and plan.samples > 1:
             raise UsageError(
                 f"threshold={self.threshold}: each image says how many of its tokens stay, so {plan.samples} cannot "
-                "run together; generate them one by one (in eval: --batch 1), or leave the threshold out and give keep"
+                "run together; generate them one by one, or leave the threshold out and give keep"
             )
         if last >= shortest or not last:
             raise UsageError(
@@ -255,7 +252,8 @@ class SparseVAR(Method[SparseVARState]):
         state.zeroed = (step.index, exclusion.excluded & ~exclusion.recoverable)
         kept, source = (index.repeat(step.branches, 1) for index in (exclusion.kept, exclusion.source))
         after = self._measure(run, tokens.take(kept), step, state)
-        whole = scatter_tokens(run.entered(tokens).features, kept, after.features)
+        entered = run.entered(tokens).features.to(after.features.dtype)
+        whole = scatter_tokens(entered, kept, after.features)
         return tokens.with_features(gather_tokens(whole, source))
 
     def _measure(self, run: RunBlocks, tokens: TokenMap, step: Step, state: SparseVARState) -> TokenMap:
