@@ -46,6 +46,8 @@ class Blocks:
 @pytest.mark.parametrize("schedule", [WIDE, CLIPS], ids=["image", "video"])
 @pytest.mark.parametrize("case", CASES)
 def test_everything_runs_without_numbers(case: str, schedule: ScaleSchedule) -> None:
+    if case == "lazyvar" and schedule is CLIPS:
+        pytest.skip("it serves images only, see test_matrix.py")
     settings = dict(CASES[case])
     method = make_method(settings.pop("method"), **settings)
     plan = plan_of(method, schedule, samples=2)

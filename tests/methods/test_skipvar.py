@@ -15,7 +15,7 @@ from stepvar.core.report import Recorder
 from stepvar.core.stack import ModelInfo
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
-from stepvar.methods import Compose, DropGuidance, Method, SkipLast, SkipVAR, StepVAR, make_method
+from stepvar.methods import Compose, DropGuidance, LazyVAR, Method, SkipLast, SkipVAR, StepVAR, make_method
 from stepvar.methods.skipvar import (
     CLASSIFIERS,
     Classifiers,
@@ -214,6 +214,11 @@ def test_only_an_image_that_is_not_stopped_is_asked_for_its_branch() -> None:
 def test_what_cannot_be_served_is_refused(method: Method, schedule: Any, samples: int, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         plan_of(method, schedule, samples=samples)
+
+
+def test_scales_that_run_together_are_not_parted_by_a_decision() -> None:
+    with pytest.raises(UsageError, match="chooses among the last scales, and another method runs them together"):
+        Compose(LazyVAR(keep=(0.4, 0.3)), SkipVAR()).plan(make_settings(SQUARE, 1.0), ModelInfo(4), 1)
 
 
 def test_it_composes_with_a_method_that_skips() -> None:

@@ -245,6 +245,11 @@ class SkipVAR(Method[SkipVARState]):
                 f"{self.name}: decides for each image which scales follow, so {plan.samples} cannot run together; "
                 "generate them one by one, or use 'drop-guidance' or 'skip-last'"
             )
+        if any(group[-1] > self.decision_pass(plan.settings) for group in plan.settings.groups):
+            raise UsageError(
+                f"{self.name}: chooses among the last scales, and another method runs them together; "
+                "take one of the two"
+            )
 
     # At a pass.
 
