@@ -110,7 +110,7 @@ CLASSIFIERS: dict[Target, Classifiers] = {
         ),
     ),
 }
-"""Those that were released for Infinity-2B at 1024x1024, by the SSIM to the dense image that they aim at."""
+"""Those released for Infinity-2B at 1024x1024, to three or four decimals, by the SSIM to dense that they aim at."""
 
 
 class Probe(NamedTuple):
