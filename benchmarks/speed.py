@@ -40,6 +40,9 @@ class NoBlocks:
 
     depth = 1
 
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        return tokens
+
     def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
         return tokens
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine, memory, precision, quality_video, speed, upstream
+from benchmarks import engine, memory, precision, quality_video, rules, speed, upstream
 from benchmarks.study.tables import single, write_tables
 from stepvar.utils.files import write_text
 
@@ -45,6 +45,7 @@ def quality(result: dict[str, Any]) -> str:
 WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "quality": quality,
     "clips": lambda result: quality_video.markdown(result["rows"]) + info(result),
+    "rules": lambda result: rules.markdown(result) + info(result),
     "precision": lambda result: precision.markdown(result) + "\n" + info(result),
     "engine": lambda result: engine.markdown(result) + info(result),
     "memory": lambda result: memory.table(result["rows"]) + "\n" + info(result),

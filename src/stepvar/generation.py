@@ -68,7 +68,7 @@ def generate(
             recorder.totals.append((step, ran.total))
             if on_scale_end is not None:
                 on_scale_end(step, state)
-    recorder.plan = plan
+    recorder.plan = plan.with_tokens(method_state.counts) if method_state.counts else plan
     model.finish(state)
     return state
 

@@ -228,3 +228,15 @@ def test_a_method_of_another_package_takes_part(
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     own = next(entry for entry in results["methods"] if entry["label"] == method)
     assert own["images"] == 2 and own["cost"]["kept_share"] < 1 and own["settings"].startswith("Mine(")
+
+
+def test_methods_that_decide_by_the_image_run_image_by_image(shared_model: Path, run: Run, tmp_path: Path) -> None:
+    """In the same batches as the others, with the same random numbers."""
+    threshold, all_kept = "sparsevar:threshold threshold=0.97", "sparsevar:threshold threshold=0"
+    command = ["eval", "--model", str(shared_model), "--prompts", "scenes:3", "--out", "run", "--rounds", "1"]
+    done = run(*command, "--methods", threshold, "--methods", all_kept, "--batch", "3")
+    assert done.status == 0, done.err
+    rows = [row for row in manifest(tmp_path / "run") if row["method"] in (threshold, all_kept)]
+    assert len({(row["method"], row["prompt"]) for row in rows}) == len(rows) == 6
+    assert all(row["psnr"] > 60 for row in rows if row["method"] == all_kept)  # dense, with other roundings
+    assert all(row["psnr"] < 60 for row in rows if row["method"] == threshold)

@@ -97,3 +97,20 @@ def test_quantised_weights_are_planned(run: Any) -> None:
         assert numbers(result.out, "all") == operations
         assert float(numbers(result.out, "scales")[-1]) < 1.2 * float(numbers(plain.out, "scales")[-1])
     assert run(*model, "--quantization", "int4").status == 2
+
+
+def test_a_decision_is_planned_with_all_that_may_follow(run: Any) -> None:
+    result = run("plan", "--method", "skipvar:ssim-0.88", "--resolution", "0.06M")
+    assert result.status == 0, result.err
+    assert "decided behind scale 3 (6x6)" in result.out
+    names = ("skip 3", "skip 2", "skip 1", "conditional 3", "conditional 2", "conditional 1", "all")
+    rows = [next(line for line in result.out.splitlines() if re.match(rf"\W*{name}\b.*%", line)) for name in names]
+    shares = [float(row.replace("│", " ").split()[-2]) for row in rows]
+    assert shares == sorted(shares) and shares[0] < 20 and 100 < shares[-1] < 120  # small images are decoded, too
+    assert float(rows[-1].replace("│", " ").split()[-3]) == float(numbers(result.out, "all")[4])
+
+
+def test_counts_that_the_image_decides_are_planned_at_most(run: Any) -> None:
+    result = run("plan", "--method", "sparsevar:threshold", "--resolution", "0.06M")
+    assert result.status == 0 and "kept: at most; sparsevar decides by the image how many" in result.out
+    assert "at most" not in run("plan", "--method", "sparsevar", "--resolution", "0.06M").out

@@ -195,6 +195,12 @@ def test_dense_has_nothing_to_spare(pipe: Pipeline) -> None:
         measure_ahead(pipe, Dense(), progress=False)
 
 
+@pytest.mark.parametrize("name", ["skipvar", "sparsevar:threshold"])
+def test_what_the_image_decides_cannot_be_asked_for(pipe: Pipeline, name: str) -> None:
+    with pytest.raises(UsageError, match=r"speedup=2: .* decides by the image what is run, .*; choose another"):
+        fit_speedup(pipe, 2.0, name, progress=False)
+
+
 def test_a_real_model_is_measured(tiny_model: Infinity, own_cache: Path) -> None:
     pipe = Pipeline(LoadedModel("tiny", "infinity", tiny_model, None, {}), None)
     fitted = fit_speedup(pipe, 1.0, "random", pipe.settings(resolution="0.06M"), progress=False)

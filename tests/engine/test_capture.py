@@ -21,8 +21,10 @@ from tests.helpers import make_settings
 from tests.methods.families import ROWS, FamilyRow
 from tests.methods.test_matrix import REFUSED, SMALLER
 
+CAPTURED = [name for name in METHODS if make_method(name).static]
+
 METHOD_CASES: dict[str, dict[str, Any]] = {
-    **{name: {"method": name, **SMALLER.get(name, {})} for name in METHODS if name != "random"},
+    **{name: {"method": name, **SMALLER.get(name, {})} for name in CAPTURED if name != "random"},
     "blend": {"method": "stepvar", "restore": "blend"},
     "anchors": {"method": "stepvar", "restore": "anchors"},
     "cached": {"method": "stepvar", "restore": "cached"},

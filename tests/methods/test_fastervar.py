@@ -32,15 +32,18 @@ class Doubling:
 
     depth: int = DEPTH
     given: list[TokenMap] = field(default_factory=list)
-    entered: bool = False
+    added: bool = False
 
     def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
-        self.entered = True
-        return tokens if first else tokens.with_features(tokens.features + 1)
+        self.added = True
+        return self.entered(tokens, first)
+
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        return tokens if layer else tokens.with_features(tokens.features + 1)
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         self.given.append(tokens)
-        added = 0 if first or self.entered else 1
+        added = 0 if first or self.added else 1
         return tokens.with_features((tokens.features + added) * 2 ** ((last or self.depth) - first))
 
 

@@ -136,8 +136,8 @@ def test_the_last_scale_that_is_not_pruned_is_cached(tiny_model: Infinity) -> No
     assert past.grid == SQUARE[3] and past.values.shape == (2, 36, 64)
 
 
-@pytest.mark.parametrize("method", [LatentDelta(last=4), SparseVAR(keep=(0.1,) * 4)], ids=str)
-def test_the_first_scale_has_nothing_before_it(tiny_model: Infinity, method: Pruning) -> None:
+@pytest.mark.parametrize("method", [LatentDelta(last=4), SparseVAR(last=4)], ids=str)
+def test_the_first_scale_has_nothing_before_it(tiny_model: Infinity, method: Method) -> None:
     with pytest.raises(UsageError, match=r"selects by the scale before.*prune at most the last 3 scales"):
         generate_infinity(tiny_model, make_settings(ScaleSchedule(SQUARE.grids[1:])), method)
 

@@ -44,6 +44,9 @@ class FakeBlocks:
     depth: int = 4
     calls: list[tuple[TokenMap, int, int | None]] = field(default_factory=list)
 
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        return tokens
+
     def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
         return tokens
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
-from stepvar.methods import Coverage, LatentDelta, Magnitude, SparseVAR, StepVAR, make_method
+from stepvar.methods import Coverage, LatentDelta, Magnitude, StepVAR, make_method
 from stepvar.methods.coverage import cell_sides, lattice
 from stepvar.methods.pruning import Pruning, taper_factor
 from stepvar.methods.restoration import cell_positions, nearest_kept
 from stepvar.models.infinity import Infinity
 from tests.helpers import SQUARE, WIDE, Watch, generate_infinity, make_settings
-from tests.methods.helpers import noting_states, plan_of
+from tests.methods.helpers import plan_of
 
 CPU = torch.device("cpu")
 
@@ -27,6 +27,9 @@ class Blocks:
     """Blocks that add their number to every token, and ten times as much to the odd ones."""
 
     depth = 3
+
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        return tokens
 
     def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
         return tokens
@@ -77,44 +80,6 @@ def test_latent_delta_sees_what_enters_the_blocks(tiny_model: Infinity) -> None:
     outside = generate_infinity(tiny_model, settings, LatentDelta(last=1)).selections[5]
     assert torch.equal(inside[0], outside[0])
     assert len(watch.seen) == len(WIDE) * 12
-
-
-def test_sparsevar_keeps_what_a_block_changed_at_the_scale_before() -> None:
-    schedule = ScaleSchedule.of([(1, 8), (1, 8)])
-    maps = [torch.zeros(8, 1)] * 2
-    assert kept_at_last(SparseVAR(keep=(0.5,), block=1, restore="nearest"), maps, schedule) == [1, 3, 5, 7]
-    # The first block changes nothing: all tie, and the first ones stay.
-    assert kept_at_last(SparseVAR(keep=(0.5,), block=0, restore="nearest"), maps, schedule) == [0, 1, 2, 3]
-    # Anchors are at 2 and 6.
-    assert kept_at_last(SparseVAR(keep=(0.5,)), maps, schedule) == [1, 2, 3, 6]
-
-
-def test_sparsevar_fills_from_anchors() -> None:
-    schedule = ScaleSchedule.of([(1, 8), (1, 8)])
-    method = SparseVAR(keep=(0.5,))
-    plan = plan_of(method, schedule, 1.0)
-    state = method.start(plan)
-    for step in plan.steps:
-        tokens = TokenMap.dense(10.0 * torch.arange(8.0).view(1, 8, 1), step.grid)
-        out = method.run_stack(Blocks(), tokens, step, state).features.flatten().tolist()
-    # Kept: 1, 2, 3, 6. Blocks add 3 to the even ones and 30 to the odd ones; 0 takes anchor 2, the others anchor 6.
-    assert out == [23.0, 40.0, 23.0, 60.0, 23.0, 63.0, 63.0, 63.0]
-
-
-def test_sparsevar_goes_on_from_pruned_scales(tiny_model: Infinity) -> None:
-    kind, states = noting_states(SparseVAR)
-    generated = generate_infinity(tiny_model, make_settings(SQUARE), kind(keep=(0.5, 0.5)))
-    assert [len(generated.kept(step)) for step in generated.steps] == [0, 0, 0, 1, 1]
-    assert states[0].block_error.values.shape == (2, 64, 1)
-
-
-@pytest.mark.parametrize(
-    ("method", "said"),
-    [(SparseVAR(block=4), "block=4: the model has 4 blocks"), (SparseVAR(block=9), "block=9")],
-)
-def test_the_measuring_block_exists(tiny_model: Infinity, method: SparseVAR, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        generate_infinity(tiny_model, make_settings(SQUARE), method)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "fastervar-released": ("fastervar:infinity-released", {"skip": 0, "unconditional": 0}),
     "faststar": ("faststar", {"prune": [0.3, 0.6]}),
     "sparsevar": ("sparsevar", {}),
+    "skipvar": ("skipvar", {}),
     "high-pass": ("high-pass", {}),
     "pca": ("pca", {}),
     "l2-norm": ("l2-norm", {}),
@@ -39,7 +40,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "mean-distance",
         {"scope": "sublayer", "propagate": "update", "restore": "cached", "branches": "separate"},
     ),
-    "sparsevar-block": ("sparsevar", {"block": 0, "keep": 0.3}),
+    "sparsevar-blocks": ("sparsevar", {"blocks": [0, 1], "keep": 0.3}),
+    "sparsevar-reproduction": ("sparsevar:reproduction", {"threshold": 0.97}),
     "pca-iterations": ("pca", {"power_iterations": 2}),
     "random-seed": ("random", {"seed": 7, "keep": 0.3}),
     "skip-two": ("skip-last", {"count": 2}),
@@ -88,7 +90,6 @@ VIDEO_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "recalled-pruned": ("stepvar", {"recalled": "pruned"}),
     "recalled-pruned-cached": ("stepvar", {"recalled": "pruned", "restore": "cached", "propagate": "update"}),
     "recalled-pruned-separate": ("stepvar", {"recalled": "pruned", "branches": "separate", "keep": 0.2}),
-    "sparsevar-recalled": ("sparsevar", {"recalled": "pruned"}),
     "latent-change-recalled": ("latent-change", {"recalled": "pruned", "last": 1}),
 }
 
@@ -156,6 +157,8 @@ def generations() -> dict[str, dict[str, Any]]:
     for family in FAMILIES:
         known = METHODS | (VIDEO_METHODS if family == "infinity-star" else {})
         for name, (method, settings) in known.items():
+            if method == "skipvar" and family == "infinity-star":
+                continue  # it decides by an image
             found[f"{family}/{name}"] = {"family": family, "method": method, "settings": settings}
         rows = {f"{kind}-{name}": (name, more) for kind, more in SAMPLING.items() for name in ("dense", "stepvar")}
         rows |= {"plain-fastvar": ("fastvar", SAMPLING["plain"]), "batch-fastvar": ("fastvar", SAMPLING["batch"])}

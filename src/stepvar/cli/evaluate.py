@@ -121,7 +121,7 @@ def evaluate(
         pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
     )
     features = None if measures.domain is not None and not real else load_features(pipe.device, bool(real), notes)
-    candidates = supported(pipe, wanted, [label for label, _ in chosen], settings, notes)
+    candidates = supported(pipe, wanted, [label for label, _ in chosen], settings, timed, notes)
     described = {
         "stepvar": __version__,
         "model": pipe.name,
@@ -271,9 +271,13 @@ def supported(
     candidates: Sequence[Candidate],
     asked: Sequence[str],
     settings: dict[str, Any],
+    timed: int,
     notes: dict[str, str],
 ) -> list[Candidate]:
     """The candidates that can serve the model; baselines that cannot are left out with a note.
+
+    Args:
+        timed: images at once while methods are timed.
 
     Raises:
         UsageError: if a method that was asked for cannot, before anything is generated.
@@ -281,7 +285,7 @@ def supported(
     plain, found = pipe.settings(**settings), []
     for candidate in candidates:
         try:
-            candidate.method.plan(plain, pipe.model.info, 1)
+            candidate.method.plan(plain, pipe.model.info, timed)
         except UsageError as error:
             if candidate.label in asked:
                 raise

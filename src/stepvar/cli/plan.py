@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,6 +63,7 @@ def plan(
     from stepvar.checkpoints.loading import meta_model
     from stepvar.cost.memory import check_fits
     from stepvar.methods import Method
+    from stepvar.methods.contract import chosen_plan
     from stepvar.models.meta import without_compiler
     from stepvar.pipeline import Pipeline
 
@@ -83,6 +85,13 @@ def plan(
     title = f"{pipe.name} {settings.schedule.name}, {chosen}, {num_images} at once, {formats}"
     title += "".join(f", {words}" for words in saving.describe())
     print_table(scales_table(title, *own, dense[0][1] if dense else None), whole=True)
+    if not chosen.knows_counts:
+        print(f"kept: at most; {chosen} decides by the image how many")
+    if own[0].decision is not None:
+        with without_compiler():
+            ways = {name: chosen_plan(own[0], name, chosen) for name in own[0].decision.plans}
+            spent = {name: pipe.dry_run(way, chosen, text) for name, way in ways.items()}
+        print_table(decision_table(own[0], ways, spent, (dense[0][1] if dense else own[1]).flops), whole=True)
     print_table(memory_table(own[1], dense[0][1] if dense else None))
     available, where = _available(memory)
     if available is not None:
@@ -130,6 +139,32 @@ def scales_table(title: str, plan: Plan, taken: DryRun, dense: DryRun | None) ->
     table.add_section()
     cells = ["all", "", "", len(plan.computed), tokens, kept, "", _tera(total), ""]
     table.add_row(*map(str, cells if dense is None else [*cells, _tera(sum(dense.flops.values()))]))
+    return table
+
+
+def decision_table(
+    plan: Plan, ways: Mapping[str, Plan], spent: Mapping[str, DryRun], dense: Mapping[int, int]
+) -> Table:
+    """What may follow a decision, the cheapest first; the other tables show the most that it may cost.
+
+    Args:
+        plan: the one with the decision.
+        ways, spent: what may be chosen, and what a generation takes then.
+        dense: operations of each pass of dense generation.
+    """
+    from rich.table import Table
+
+    assert plan.decision is not None
+    step = plan.step(plan.decision.after)
+    table = Table(title=f"decided behind scale {step.scale} ({step.grid}); the other tables show the most")
+    for column in ("decision", "passes", "tokens", "TFLOP", "of dense"):
+        table.add_column(column, justify="right")
+    totals = {name: sum(one.flops.values()) for name, one in spent.items()}
+    for name in sorted(ways, key=lambda name: totals[name]):
+        steps = ways[name].computed
+        share = totals[name] / (sum(dense.values()) or 1)
+        cells = (name, len(steps), sum(step.grid.size for step in steps), _tera(totals[name]), f"{100 * share:.1f} %")
+        table.add_row(*map(str, cells))
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -53,13 +55,19 @@ def frames_last(bits: Tensor) -> Tensor:
     return bits.movedim(1, -1).unsqueeze(1)
 
 
-def run_generation(golden: Golden) -> Record:
-    """Generates what the golden describes and returns everything that it may store, by name."""
+def run_generation(golden: Golden, method_of: Callable[[ScaleSchedule], Method] | None = None) -> Record:
+    """Generates what the golden describes and returns everything that it may store, by name.
+
+    Args:
+        method_of: the golden's method on a schedule; None: dense or FastVAR.
+    """
     model = build_model(golden).to(golden.dtype)
     settings = read_settings(golden, model)
-    record, recorder = record_generation(golden, model, settings, read_method(golden, settings.schedule))
-    for index, kept in recorder.selections.items():
-        record |= dict(zip(_selections(golden, index), kept, strict=True))
+    method = (method_of or partial(read_method, golden))(settings.schedule)
+    record, recorder = record_generation(golden, model, settings, method)
+    if method_of is None:
+        for index, kept in recorder.selections.items():
+            record |= dict(zip(_selections(golden, index), kept, strict=True))
     return record
 
 
@@ -215,15 +223,18 @@ def _coarse_inputs(tokenizer: BitTokenizer, bits: list[Tensor], schedule: ScaleS
     return {f"var_input_{index}": latent.unsqueeze(2) for index, latent in enumerate(coarse)}
 
 
+GENERATION = Kind(
+    "infinity",
+    run_generation,
+    inputs=r"text_\w+|neg_\w+",
+    settings=frozenset({"cfg_insertion_layer", "embed_dim", "Ct5"}),
+    early=r"cond_BD|ca_kv|hidden_0|logits_0|blockout_s0_\w+|img_f32(_crop)?",
+    reduced="the text, the first scale, and the decoder on the golden's codes",
+)
+"""Whole generations; those with a method that has goldens of its own name it in ``config.kind``."""
+
 KINDS = (
-    Kind(
-        "infinity",
-        run_generation,
-        inputs=r"text_\w+|neg_\w+",
-        settings=frozenset({"cfg_insertion_layer", "embed_dim", "Ct5"}),
-        early=r"cond_BD|ca_kv|hidden_0|logits_0|blockout_s0_\w+|img_f32(_crop)?",
-        reduced="the text, the first scale, and the decoder on the golden's codes",
-    ),
+    GENERATION,
     Kind(
         "bit tokenizer",
         run_tokenizer,

@@ -41,9 +41,11 @@ GROUPS: dict[str, Group] = {
     "blocks": Group(r"blockout_s\d+_l\d+|rp_out_s\d+_c\d+", 5e-4, 0.25, 0.03),
     "hidden": Group(r"hidden_\d+|h|f|enc_moments|raw_features|(step|s)\d+\.hidden|diff\.z", 5e-4, 0.25, 0.03, 2e-3),
     "logits": Group(r"logits_\d+|(sampler_)?logits_\d+_\d+|(step|s)\d+\.logits", 2e-4, 0.5, 0.06, 2e-3),
-    "latents": Group(r"summed_codes|codes_\d+|z|f_hat(_last)?|s\d+\.f_hat", 1e-5, 1e-5, 1e-5, 2e-3),
-    "image": Group(r"img_f32(_crop)?|rec|decoded|recon_from_raw|image", 1e-3, 0.4, 0.05),
+    "latents": Group(r"summed_codes|codes_\d+|z|f_hat(_last)?|s\d+\.f_hat|probe_latent_\w+", 1e-5, 1e-5, 1e-5, 2e-3),
+    "image": Group(r"img_f32(_crop)?|rec|decoded|recon_from_raw|image|probe_image_\w+", 1e-3, 0.4, 0.05),
     "residual": Group(r"f_hat_final|diff\.(out|step\d+\.\w+)", 2e-4, 2e-4, 2e-4, 2e-3),
+    "selection": Group(r"(error|share)_\d+|similarity_s\d+|features", 1e-5, 1e-5, 1e-5),
+    "scores": Group(r"(skip|branch)_scores", 1e-3, 1e-3, 1e-3),
     "draws": Group(r"diff\.cfg|s\d+\.gumbel_\w+|rp_prob_s\d+_c\d+", 1e-5, 1e-5, 1e-5),
 }
 """Groups of numbers.
@@ -58,7 +60,8 @@ DISCRETE: dict[str, tuple[str, int]] = {
     "bits": (r"bits_\d+|step\d+\.bits|gt_bits\d+", 0),
     "indices": (r"idx_\d+(_\d+)?|s\d+\.idx", 0),
     "pixels": (r"img_u8_bgr|frames_u8_bgr(_last4)?", 1),
-    "kept": (r"kept_\w+", 0),
+    "kept": (r"kept_\w+|(excluded|recoverable|anchor|zeroed)_s\d+", 0),
+    "decision": (r"(skip|branch)_class", 0),
 }
 """Groups of whole numbers, by the tensors' names, and how far two may be apart and count as equal."""
 

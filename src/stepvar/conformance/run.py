@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from stepvar.conformance import fastervar, hart, infinity, infinity_star, star, var
+from stepvar.conformance import fastervar, hart, infinity, infinity_star, skipvar, sparsevar, star, var
 from stepvar.conformance.golden import PACKAGED, Golden, Kind, find_goldens, read_tensors
 from stepvar.conformance.results import GoldenResult, Status, compare, limits
 from stepvar.errors import StepvarError, UsageError
@@ -17,6 +17,8 @@ from stepvar.utils.device import full_precision
 
 KINDS: tuple[Kind, ...] = (
     *fastervar.KINDS,
+    *sparsevar.KINDS,
+    *skipvar.KINDS,
     *infinity.KINDS,
     *var.KINDS,
     *hart.KINDS,

@@ -280,6 +280,7 @@ class Plan:
         depth: number of blocks of the model.
         steps: the passes that are run, in order; where there is a decision, those of the most costly choice.
         decision: the choice that decides which passes follow; None: all is known.
+        choice: the name of what was chosen, of a plan that goes on behind a decision.
     """
 
     settings: Settings
@@ -287,6 +288,7 @@ class Plan:
     depth: int
     steps: tuple[Step, ...]
     decision: Decision | None = None
+    choice: str | None = None
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -310,6 +312,14 @@ class Plan:
     @cached_property
     def _by_index(self) -> dict[int, Step]:
         return {step.index: step for step in self.steps}
+
+    def with_tokens(self, counts: Mapping[int, int]) -> Plan:
+        """The plan in which so many tokens run through every block of some passes, by their index."""
+        steps = (
+            replace(step, tokens=(counts[step.index],) * self.depth) if step.index in counts else step
+            for step in self.steps
+        )
+        return replace(self, steps=tuple(steps))
 
     def step(self, index: int) -> Step:
         """The pass at a place of the schedule.

@@ -67,6 +67,7 @@ class Report:
         schedule: name of the scale schedule.
         settings: the method's.
         quantization: how the weights of the blocks are stored; None: in ``dtype``.
+        choice: what the method decided during the generation, by its name; None: nothing was left to decide.
         count: counts the floating-point operations of each pass, by its index, when they are asked for.
     """
 
@@ -83,6 +84,7 @@ class Report:
     schedule: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     quantization: str | None = None
+    choice: str | None = None
     count: Callable[[], Mapping[int, int]] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -156,7 +158,8 @@ class Report:
         for name, seconds in self.stages.items():
             table.add_row(name, "", "", "", "", f"{1e3 * seconds:.1f}", "")
         table.add_row("total", "", "", "", "", f"{1e3 * self.seconds:.1f}", "")
-        table.caption = f"peak memory {self.peak_memory / 2**20:.0f} MiB"
+        decided = "" if self.choice is None else f"; decided while it ran: {self.choice}"
+        table.caption = f"peak memory {self.peak_memory / 2**20:.0f} MiB{decided}"
         return table
 
     def __repr__(self) -> str:
@@ -186,7 +189,7 @@ class Recorder:
         selections: for each pass the indices (R, K) of the tokens that the method kept, in order.
         engine: how the generation ran, and why.
         totals: per pass the sum of all features behind the blocks; see :meth:`check_finite`.
-        plan: what was run, all decisions made; None until it is.
+        plan: what was run, all decisions made and all tokens counted; None until it is, and of a captured generation.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -239,7 +242,8 @@ class Recorder:
         """Waits for the device and reads all clocks."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        scales = tuple(_scale_report(step, read()) for step, read in self.scales)
+        ran = {} if self.plan is None else {step.index: step for step in self.plan.steps}
+        scales = tuple(_scale_report(ran.get(step.index, step), read()) for step, read in self.scales)
         return Report(
             model=model,
             method=method,
@@ -250,6 +254,7 @@ class Recorder:
             stages={name: read() for name, read in self.stages.items()},
             peak_memory=peak_memory(self.device),
             engine=self.engine,
+            choice=None if self.plan is None else self.plan.choice,
             **more,
         )
 

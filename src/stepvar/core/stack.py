@@ -63,6 +63,10 @@ class RunBlocks(Protocol):
         """
         ...
 
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        """The map as a block sees it: with what some families add in front of it, such as the level embedding."""
+        ...
+
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap: ...
 
 

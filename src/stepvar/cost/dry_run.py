@@ -109,6 +109,7 @@ def dry_run(
         spec,
         plan.settings,
         plan.samples,
+        tuple((step.tokens, step.dropped) for step in plan.steps),  # known only behind a run of some methods
         repr(method),
         tile,
         sliced,
@@ -260,6 +261,9 @@ class AlikeBlocks:
 
     def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
         return self._run.enter(tokens, first)
+
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        return self._run.entered(tokens, layer)
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
         entered = tokens

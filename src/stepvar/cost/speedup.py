@@ -134,7 +134,7 @@ def fit_speedup(
         pipe, as_method(method), settings or pipe.settings(), whole_number("samples", samples, COUNT), scope
     )
     if not search.stages:
-        raise UsageError(f"speedup={speedup:g}: method {str(search.method)!r} has nothing to spare; choose another")
+        raise UsageError(f"speedup={speedup:g}: {nothing_to_find(search.method)}; choose another")
     with bar("measuring", None, progress) as advance:
         search.measure_ends(advance)
         fitted = search.fit(speedup)
@@ -144,6 +144,13 @@ def fit_speedup(
             search.measure([fitted.method], advance)  # as often as the ends: the shortest of more times is shorter
             fitted = search.fit(speedup)
     return fitted
+
+
+def nothing_to_find(method: Method) -> str:
+    """Why no settings of a method can be sought for a speed-up."""
+    if method.static:
+        return f"method {str(method)!r} has nothing to spare"
+    return f"method {str(method)!r} decides by the image what is run, so how much it saves is not known before"
 
 
 def measure_ahead(
@@ -161,7 +168,7 @@ def measure_ahead(
     """
     search = Search(pipe, as_method(method), settings or pipe.settings(), samples, "image", Timings())
     if not search.stages:
-        raise UsageError(f"method {str(search.method)!r} has nothing to spare; choose another")
+        raise UsageError(f"{nothing_to_find(search.method)}; choose another")
     with bar("measuring", None, progress) as advance:
         search.measure_ends(advance)
         search.measure([stage(0.5) for stage in search.stages], advance)

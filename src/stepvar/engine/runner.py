@@ -154,7 +154,7 @@ class Engine:
     ) -> CapturedGeneration | NoiseTape | str:
         """The captured generation; its tape, if there is no room for one; or why there can be none."""
         if not method.static:
-            return f"{method} decides token counts at run time"
+            return f"{method} decides by the image what is run"
         if not self._make_room(tape.nbytes, model.device):
             return tape
         _free_unused(model.device)

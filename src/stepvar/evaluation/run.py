@@ -200,20 +200,44 @@ class Evaluation:
             missing = [place for place, sample in enumerate(batch) if self._missing(candidate, sample)]
             if not missing and candidate is not dense:
                 continue
-            output = self._output(candidate, batch, noise)
-            frames = frames_of(output)
-            videos = to_tensor(frames, self.pipe.device)
-            if reference is None:
-                reference = videos
-                self._renders(batch, videos)
-            rows = self._measured(candidate, batch, frames, videos, reference)
-            self._write(candidate, [batch[place] for place in missing], [frames[place] for place in missing])
-            self._write_maps(candidate, batch, output, frames)
-            self.folder.add([rows[place] for place in missing])
-            if self.timed:
-                self.folder.add_timing([self._timing_row(candidate, timing, output.report)])
+            if reference is None or candidate.method.static:
+                videos = self._part(candidate, batch, missing, noise, reference, timing)
+                reference = videos if reference is None else reference
+            else:  # each image says what is run, and is generated alone
+                for place in missing:
+                    sample = batch[place]
+                    own = ResampledNoise.of([sample.noise_seed], 0)
+                    self._part(candidate, [sample], [0], own, reference[place : place + 1], timing)
             for _ in missing:
                 tick()
+
+    def _part(
+        self,
+        candidate: Candidate,
+        batch: Sequence[Sample],
+        missing: Sequence[int],
+        noise: ResampledNoise,
+        reference: Tensor | None,
+        timing: int,
+    ) -> Tensor:
+        """One candidate on some samples, of which those at the places that are missing are kept; gives the pixels.
+
+        Args:
+            reference: the dense pixels; None: these are dense.
+            timing: the number of the round.
+        """
+        output = self._output(candidate, batch, noise)
+        frames = frames_of(output)
+        videos = to_tensor(frames, self.pipe.device)
+        if reference is None:
+            self._renders(batch, videos)
+        rows = self._measured(candidate, batch, frames, videos, videos if reference is None else reference)
+        self._write(candidate, [batch[place] for place in missing], [frames[place] for place in missing])
+        self._write_maps(candidate, batch, output, frames)
+        self.folder.add([rows[place] for place in missing])
+        if self.timed:
+            self.folder.add_timing([self._timing_row(candidate, timing, output.report)])
+        return videos
 
     def _output(self, candidate: Candidate, batch: Sequence[Sample], noise: ResampledNoise | None = None) -> Output:
         """What the pipeline generates; the noise floor takes other random numbers at the last scales."""

@@ -27,11 +27,13 @@ class MethodState:
     Attributes:
         selections: by pass, the indices (R, K) of the tokens that were kept, one tensor for each selection; read by
             the report.
+        counts: by pass, how many tokens ran through the blocks, where only the image could say it.
         noise: random numbers tied to the seeds of the images, for methods that need some; set before the first pass.
         ahead: by pass, the maps behind the blocks of passes that ran together with an earlier one.
     """
 
     selections: dict[int, list[Tensor]] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
     noise: Noise | None = None
     ahead: dict[int, TokenMap] = field(default_factory=dict)
 
@@ -88,7 +90,9 @@ class Method(Generic[State]):
     def tokens_at(self, step: Step, layer: int, depth: int) -> int:
         """How many tokens run through block ``layer`` of ``depth`` at a pass.
 
-        Asked when the plan is resolved, so it must follow from the step and its settings alone.
+        Asked when the plan is resolved, so it must follow from the step and its settings alone. A method whose count
+        follows from the image gives the most that may run, is not :attr:`static`, and says in the state's ``counts``
+        how many did.
         """
         return step.grid.size
 
@@ -127,7 +131,9 @@ class Method(Generic[State]):
         found = self.alternatives(edited)
         if found is not None:
             after, choices = found
-            plans = {name: self._resolve(choice, info, samples) for name, choice in choices.items()}
+            plans = {
+                name: replace(self._resolve(choice, info, samples), choice=name) for name, choice in choices.items()
+            }
             plan = replace(plan, decision=Decision(after, plans))
         self.check(plan, info)
         return plan
@@ -200,7 +206,12 @@ class Method(Generic[State]):
     @property
     def static(self) -> bool:
         """Whether the plan says all that the method will do, so that a captured generation can be replayed."""
-        return not self.makes_a_choice
+        return self.knows_counts and not self.makes_a_choice
+
+    @property
+    def knows_counts(self) -> bool:
+        """Whether :meth:`tokens_at` gives what runs, rather than the most that may."""
+        return True
 
     def _overrides(self, *names: str) -> bool:
         """Whether the class has its own form of one of these methods of this one."""

@@ -115,8 +115,8 @@ class Compose(Method):
 
     def start(self, plan: Plan) -> ComposedState:
         states = {part.name: part.start(plan) for part in self.parts}
-        acting = states.get(self.acting.name)
-        return ComposedState({} if acting is None else acting.selections, parts=states)
+        acting = states.get(self.acting.name, MethodState())
+        return ComposedState(acting.selections, acting.counts, parts=states)
 
     def _with_state(self, place: str, state: ComposedState) -> tuple[Method, MethodState]:
         part = self._at(place)
@@ -185,6 +185,10 @@ class Compose(Method):
     @property
     def reads_results(self) -> bool:
         return any(part.reads_results for part in self.parts)
+
+    @property
+    def knows_counts(self) -> bool:
+        return all(part.knows_counts for part in self.parts)
 
     @property
     def static(self) -> bool:

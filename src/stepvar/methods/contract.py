@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def checked_mask(mask: Any, indices: Tensor, method: Method, step: Step) -> Tens
 
 
 def chosen_plan(plan: Plan, name: Any, method: Method) -> Plan:
-    """The plan that ``decide`` chose by its name.
+    """The plan that ``decide`` chose by its name, behind the passes that have run.
 
     Raises:
         UsageError: if there is none.
@@ -118,7 +119,9 @@ def chosen_plan(plan: Plan, name: Any, method: Method) -> Plan:
     if name not in plan.decision.plans:
         known = ", ".join(plan.decision.plans)
         raise UsageError(f"method {str(method)!r}: decide() gave {shown(name)}; give one of its alternatives: {known}")
-    return plan.decision.plans[name]
+    chosen = plan.decision.plans[name]
+    later = (step for step in chosen.steps if step.index > plan.decision.after)
+    return replace(chosen, steps=(*(step for step in plan.steps if step.index <= plan.decision.after), *later))
 
 
 def _checked(values: Any, shape: tuple[int, ...], name: str, method: Method, step: Step) -> Tensor:

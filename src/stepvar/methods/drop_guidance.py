@@ -21,9 +21,9 @@ Branch = Literal["conditional", "unconditional"]
 class DropGuidance(Method):
     """Runs one guidance branch alone at the last scales: half of their work, every token of them.
 
-    Keeping the conditional branch is what SkipVAR (arXiv 2506.08908) does where its classifier says so, here at fixed
-    scales; FasterVAR (arXiv 2512.16483) keeps the unconditional one at the last three. A generation without guidance
-    has one branch and stays as it is.
+    Keeping the conditional branch is what :class:`~stepvar.methods.skipvar.SkipVAR` does where its classifier says so,
+    here at fixed scales; FasterVAR (arXiv 2512.16483) keeps the unconditional one at the last three. A generation
+    without guidance has one branch and stays as it is.
 
     Attributes:
         last: how many scales, counted from the end of every clip; scales that are not run count too. Where a later

@@ -125,6 +125,10 @@ class BlockRun(ABC, Generic[Model, State]):
         """As :meth:`embedding_before`, as long as it was not added yet."""
         return None if layer in self._entered else self.embedding_before(layer)
 
+    def entered(self, tokens: TokenMap, layer: int = 0) -> TokenMap:
+        added = self.embedding_before(layer)
+        return tokens if added is None else tokens.with_features(tokens.features + added)
+
     def rotary(self, positions: Tensor, step: Step) -> Any:
         """Cosines and sines of the tokens of a scale at ``positions`` (R, N); None without rotary positions."""
         return None
