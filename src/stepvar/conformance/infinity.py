@@ -56,15 +56,21 @@ def frames_last(bits: Tensor) -> Tensor:
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
     model = build_model(golden).to(golden.dtype)
-    condition, settings = read_condition(golden), read_settings(golden, model)
-    method = read_method(golden, settings.schedule)
+    settings = read_settings(golden, model)
+    record, recorder = record_generation(golden, model, settings, read_method(golden, settings.schedule))
+    for index, kept in recorder.selections.items():
+        record |= dict(zip(_selections(golden, index), kept, strict=True))
+    return record
+
+
+def record_generation(golden: Golden, model: Infinity, settings: Settings, method: Method) -> tuple[Record, Recorder]:
+    """What a generation leaves of what goldens store, by name, and its report."""
+    condition = read_condition(golden)
     plan = method.plan(settings, model.info, len(condition.prompts))
     record, recorder = Record(), Recorder()
     recording, noise = RecordingInfinity(model, record), StreamNoise(golden.generator())
     state = generate(recording, condition, plan, method, noise, recorder=recorder)
     record["ca_kv"] = _packed(state.condition.text, condition, plan)
-    for index, kept in recorder.selections.items():
-        record |= dict(zip(_selections(golden, index), kept, strict=True))
     for skipped in Method().plan(settings, model.info, plan.samples).steps[len(plan.steps) :][:1]:
         # The original prepares the next scale before it skips it.
         record[f"tokens_in_{skipped.index}"] = model.next_tokens(state.latent, skipped)
@@ -73,7 +79,7 @@ def run_generation(golden: Golden) -> Record:
         # The original cuts numbers off instead of rounding them, and puts blue first.
         levels = ((record["img_f32"] + 1) / 2).permute(0, 2, 3, 1) * 255
         record["img_u8_bgr"] = levels.to(torch.uint8).flip(-1)
-    return record
+    return record, recorder
 
 
 def build_model(golden: Golden) -> Infinity:

@@ -44,6 +44,7 @@ GROUPS: dict[str, Group] = {
     "latents": Group(r"summed_codes|z|f_hat(_last)?|s\d+\.f_hat", 1e-5, 1e-5, 1e-5, 2e-3),
     "image": Group(r"img_f32(_crop)?|rec|decoded|recon_from_raw|image", 1e-3, 0.4, 0.05),
     "residual": Group(r"f_hat_final|diff\.(out|step\d+\.\w+)", 2e-4, 2e-4, 2e-4, 2e-3),
+    "rest": Group(r"rest_l\d+", 1e-4, 0.25, 0.03),
     "draws": Group(r"diff\.cfg|s\d+\.gumbel_\w+", 1e-5, 1e-5, 1e-5),
 }
 """Groups of numbers.
@@ -59,6 +60,8 @@ DISCRETE: dict[str, tuple[str, int]] = {
     "indices": (r"idx_\d+|s\d+\.idx", 0),
     "pixels": (r"img_u8_bgr|frames_u8_bgr(_last4)?", 1),
     "kept": (r"kept_\w+", 0),
+    "cache": (r"cache_len", 0),
+    "keys": (r"keys_s\d+_l\d+|blocks_s\d+", 0),
 }
 """Groups of whole numbers, by the tensors' names, and how far two may be apart and count as equal."""
 

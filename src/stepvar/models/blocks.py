@@ -171,7 +171,7 @@ class BlockRun(ABC, Generic[Model, State]):
         hooks, dropped = self.hooks, self.step.dropped[layer] if self.step.dropped else 0
         plain = self.plain_attention
         attended = plain(inputs) if hooks.attention is None else hooks.attention(plain, inputs, ref)
-        if dropped and hooks.cache is not None:
+        if dropped and hooks.cache is not None and self.step.is_read:
             index = hooks.cache(inputs, inputs.keys.shape[2] - dropped, ref)
             self.state.cache.select(layer, self.rows, index)
         return attended
