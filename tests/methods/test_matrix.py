@@ -76,6 +76,9 @@ class Seen(Method):
     def cached_tokens(self, step: Step, layer: int, depth: int, keys: int) -> int:
         return self.method.cached_tokens(step, layer, depth, keys)
 
+    def keys_per_query(self, step: Step, layer: int, depth: int, keys: int) -> int:
+        return self.method.keys_per_query(step, layer, depth, keys)
+
     def alternatives(self, settings: Settings) -> tuple[int, Mapping[str, Settings]] | None:
         return self.method.alternatives(settings)
 

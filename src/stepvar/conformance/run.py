@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from stepvar.conformance import hart, infinity, infinity_star, scalekv, var
+from stepvar.conformance import hart, infinity, infinity_star, scalekv, sparvar, var
 from stepvar.conformance.golden import PACKAGED, Golden, Kind, find_goldens, read_tensors
 from stepvar.conformance.results import GoldenResult, Status, compare, limits
 from stepvar.errors import StepvarError, UsageError
@@ -17,6 +17,7 @@ from stepvar.utils.device import full_precision
 
 KINDS: tuple[Kind, ...] = (
     *scalekv.KINDS,
+    *sparvar.KINDS,
     *infinity.KINDS,
     *var.KINDS,
     *hart.KINDS,

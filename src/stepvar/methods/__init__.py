@@ -24,4 +24,5 @@ from stepvar.methods.registry import register as register
 from stepvar.methods.scalekv import Capacities as Capacities
 from stepvar.methods.scalekv import ScaleKV as ScaleKV
 from stepvar.methods.sparsevar import SparseVAR as SparseVAR
+from stepvar.methods.sparvar import SparVAR as SparVAR
 from stepvar.methods.stepvar import StepVAR as StepVAR

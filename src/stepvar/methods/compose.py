@@ -110,6 +110,9 @@ class Compose(Method):
     def cached_tokens(self, step: Step, layer: int, depth: int, keys: int) -> int:
         return self._at("the cache").cached_tokens(step, layer, depth, keys)
 
+    def keys_per_query(self, step: Step, layer: int, depth: int, keys: int) -> int:
+        return self._at("attention").keys_per_query(step, layer, depth, keys)
+
     def alternatives(self, settings: Settings) -> tuple[int, Mapping[str, Settings]] | None:
         return self._at("which scales follow").alternatives(settings)
 
