@@ -35,7 +35,7 @@ class RecordingSparVAR(SparVAR):
             self.record[f"blocks_s{step.index}"] = self.block_map(step, attended.device)
         elif ref.layer in state.chosen:
             chosen = state.chosen[ref.layer]
-            self.record[f"keys_s{step.index}_l{ref.layer}"] = chosen.index.sort(dim=-1).values
+            self.record[f"keys_s{step.index}_l{ref.layer}"] = chosen.places.sort(dim=-1).values
             self.record.setdefault(f"rest_l{ref.layer}", chosen.rest.flatten(3).transpose(2, 3))
         return attended
 

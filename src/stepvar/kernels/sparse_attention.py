@@ -1,4 +1,4 @@
-"""Attention of groups of queries to lists of keys, and what each group attends to most; see :mod:`stepvar.kernels.ops`."""
+"""Attention of groups of queries to lists of keys, and what each group attends to most."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class KeyLists(NamedTuple):
     """Which keys each group of neighbouring queries attends to, no key twice.
 
     Attributes:
-        index: (R or 1, H or 1, G, K) int32, places of the keys.
+        places: (R or 1, H or 1, G, K) int32, of the keys.
         group: queries of a group; the last group may have fewer.
         counts: (G,) int32, how many entries of each list hold, from the front; None: all of them.
         keys_per_query: how many hold on average, a number of the host.
     """
 
-    index: Tensor
+    places: Tensor
     group: int
     counts: Tensor | None
     keys_per_query: int
@@ -51,13 +51,13 @@ def attend_to_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists) -> Tensor:
     if half and regular and use_triton(q, k, v):
         from stepvar.kernels import triton_sparse
 
-        return triton_sparse.attend_to_lists(q, k, v, lists)
+        return triton_sparse.attend_to_lists(q, k, v, lists.places, lists.group, lists.counts)
     return _attend_masked(q, k, v, lists)
 
 
 def _attend_masked(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists) -> Tensor:
     """Attention of each group to all keys, of which a mask hides those that are not on its list."""
-    index, total = lists.index.long(), k.shape[2]
+    index, total = lists.places.long(), k.shape[2]
     if lists.counts is not None:
         behind = torch.arange(index.shape[-1], device=index.device) >= lists.counts.unsqueeze(-1)
         index = index.masked_fill(behind, total)

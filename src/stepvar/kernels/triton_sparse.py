@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stepvar.kernels.sparse_attention import KeyLists
 from stepvar.kernels.triton_ops import on_device
 
 QUERIES, KEYS = 64, 64
@@ -48,7 +47,7 @@ def _attend_to_lists(
     BQ: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Some queries of one group and head: softmax over the listed keys, running maximum and sum as in flash attention."""
+    """Some queries of one group and head: softmax over the listed keys, in one go as in flash attention."""
     TILES: tl.constexpr = (GROUP + BQ - 1) // BQ
     group = tl.program_id(0) // TILES
     row = (tl.program_id(1) // H).to(tl.int64)
@@ -87,14 +86,14 @@ def _attend_to_lists(
     tl.store(target, (sums / total[:, None]).to(out.dtype.element_ty), mask=there)
 
 
-def attend_to_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists) -> Tensor:
-    """:func:`stepvar.kernels.sparse_attention.attend_to_lists`."""
+def attend_to_lists(q: Tensor, k: Tensor, v: Tensor, places: Tensor, group: int, counts: Tensor | None) -> Tensor:
+    """:func:`stepvar.kernels.sparse_attention.attend_to_lists`; places (R or 1, H or 1, G, K), counts (G,)."""
     rows, heads, tokens, head_dim = q.shape
     q = q if q.stride(3) == 1 else q.contiguous()
-    index = lists.index if lists.index.stride(3) == 1 else lists.index.contiguous()
+    index = places if places.stride(3) == 1 else places.contiguous()
     index = index.expand(rows, heads, -1, -1)
     out = torch.empty(rows, tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    tiles = triton.cdiv(lists.group, QUERIES)
+    tiles = triton.cdiv(group, QUERIES)
     with on_device(q):
         _attend_to_lists[(index.shape[2] * tiles, rows * heads)](
             q,
@@ -102,7 +101,7 @@ def attend_to_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists) -> Tensor:
             v,
             out,
             index,
-            lists.counts,
+            counts,
             tokens,
             index.shape[3],
             *q.stride()[:3],
@@ -113,7 +112,7 @@ def attend_to_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists) -> Tensor:
             H=heads,
             D=head_dim,
             WIDTH=max(16, triton.next_power_of_2(head_dim)),
-            GROUP=lists.group,
+            GROUP=group,
             BQ=QUERIES,
             BK=KEYS,
             num_warps=4,

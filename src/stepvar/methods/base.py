@@ -145,8 +145,8 @@ class Method(Generic[State]):
         if cached is not None and settings.schedule.kv_scope != "all":
             scope = settings.schedule.kv_scope
             raise UsageError(
-                f"method {str(self)!r}: drops keys that every later scale sees; here they see {scope!r} alone, the last "
-                "pass of the clip before; use a method that prunes tokens, such as stepvar"
+                f"method {str(self)!r}: drops keys that every later scale sees; here they see {scope!r} alone, the "
+                "last pass of the clip before; use a method that prunes tokens, such as stepvar"
             )
         keys = self.keys_per_query if self.acts_on_attention else None
         plan = resolve(settings, samples, info.depth, self.tokens_at, cached, keys)

@@ -144,34 +144,29 @@ class ScaleKV(Method):
 
     def capacity(self, step: Step, layer: int, depth: int) -> int | None:
         """What a layer keeps behind a pass at most; None: everything."""
-        table = self._table
-        tokens = _tokens_so_far(step)
-        base = self._mean_capacity(step.settings) if self.base is None else self.base
-        if table is not None:
-            capacity = table.at(step, layer, depth)
+        if self.capacities == "shares":
+            capacity = self._by_shares(step, layer, depth)
         else:
-            capacity = self._by_shares(step, layer, depth, tokens)
-        return None if capacity is None or tokens <= base else max(capacity, min(self.window, step.grid.size))
-
-    @property
-    def _table(self) -> Capacities | None:
-        if isinstance(self.capacities, Capacities):
-            return self.capacities
-        return PUBLISHED.get(self.capacities)
+            table = self.capacities if isinstance(self.capacities, Capacities) else PUBLISHED[self.capacities]
+            capacity = table.at(step, layer, depth)
+        base = self._mean_capacity(step.settings) if self.base is None else self.base
+        if capacity is None or _tokens_so_far(step) <= base:
+            return None
+        return max(capacity, min(self.window, step.grid.size))
 
     def _mean_capacity(self, settings: Settings) -> int:
         """The share of the tokens of all passes but the last."""
         sizes = [settings.schedule[index].size for index in settings.computed]
         return round(self.keep * sum(sizes[:-1]))
 
-    def _by_shares(self, step: Step, layer: int, depth: int, tokens: int) -> int | None:
+    def _by_shares(self, step: Step, layer: int, depth: int) -> int | None:
         """As the published tables: the same for all layers together at each scale, of which the drafters take theirs.
 
         Fewer drafters are left as the keys become more, so that they never take almost all.
         """
         if self.keep == 1:
             return None
-        together = depth * self._mean_capacity(step.settings)
+        together, tokens = depth * self._mean_capacity(step.settings), _tokens_so_far(step)
         drafters = min(max(1, round(DRAFTERS * depth)), int(MOST_FOR_DRAFTERS * together / tokens))
         return None if layer < drafters else max(1, (together - drafters * tokens) // (depth - drafters))
 

@@ -28,12 +28,12 @@ class ChosenKeys(NamedTuple):
     """What a layer hands on from one sparse scale to the next.
 
     Attributes:
-        index: (R, H, G, K) int32, the keys of each group of queries.
+        places: (R, H, G, K) int32, of the keys of each group of queries.
         rest: (R, H, D, h, w), what dense attention gave beyond that to these keys, at the first sparse scale.
         first_row: which row of a state that holds both branches is the first of these.
     """
 
-    index: Tensor
+    places: Tensor
     rest: Tensor
     first_row: int
 
@@ -75,8 +75,8 @@ class SparVAR(Method[SparVARState]):
         group: neighbouring queries, in the order of the raster, that share the chosen keys.
         keep: share of the keys at the decision scale that are chosen, rounded to a multiple.
         multiple: numbers of chosen keys, and of the run of own keys, are multiples of it.
-        local_windows: sides of the neighbourhoods in CS4A at the scales behind the decision scale; the last entry is the
-            last scale, and scales in front of those listed have the first entry.
+        local_windows: sides of the neighbourhoods in CS4A at the scales behind the decision scale; the last entry is
+            the last scale, and scales in front of those listed have the first entry.
         sink: scales from the start that CSLA always sees.
         windows: sides of the windows of CSLA, by the scale of the keys; the last entry is the last scale. -1: not seen,
             as are scales in front of those listed that are no sink.
@@ -198,8 +198,8 @@ class SparVAR(Method[SparVARState]):
         chosen = state.chosen[layer]
         rows = slice(step.first_row - chosen.first_row, step.first_row - chosen.first_row + len(q))
         runs = self._own_runs(step, k.shape[2], k.device)
-        parents = _groups_before(len(runs), chosen.index.shape[2], k.device)
-        before = chosen.index[rows, :, parents]
+        parents = _groups_before(len(runs), chosen.places.shape[2], k.device)
+        before = chosen.places[rows, :, parents]
         index = torch.cat([before, runs.expand(*before.shape[:2], -1, -1)], dim=-1)
         rest = chosen.rest[rows]
         state.chosen[layer] = ChosenKeys(index, rest, step.first_row)
