@@ -342,9 +342,19 @@ class Plan:
 
     @property
     def cache_tokens(self) -> tuple[int, ...]:
-        """For each block, how many tokens of keys and values have to be kept at most."""
+        """For each block, how many tokens of keys and values have to be kept at most.
+
+        Of a pass behind which some leave a block, those that stay, or none if no pass follows.
+        """
         if self.schedule.kv_scope == "all":
-            return tuple(map(max, zip(*self._attended.values(), strict=True)))
+            held = (
+                tuple(
+                    keys if not gone else (keys - gone) * step.is_read
+                    for keys, gone in zip(self.attended(step), step.dropped or (0,) * self.depth, strict=True)
+                )
+                for step in self.computed
+            )
+            return tuple(map(max, zip(*held, strict=True)))
         kept = [step.tokens for step in self.computed if step.is_read]
         return tuple(map(max, zip(*kept, strict=True))) if kept else (0,) * self.depth
 

@@ -168,7 +168,9 @@ class ScaleKV(Method):
             return None
         together, tokens = depth * self._mean_capacity(step.settings), _tokens_so_far(step)
         drafters = min(max(1, round(DRAFTERS * depth)), int(MOST_FOR_DRAFTERS * together / tokens))
-        return None if layer < drafters else max(1, (together - drafters * tokens) // (depth - drafters))
+        if layer < drafters:
+            return None if step.is_read else tokens - step.grid.size  # what was there before: nothing follows
+        return max(1, (together - drafters * tokens) // (depth - drafters))
 
     def check(self, plan: Plan, info: ModelInfo) -> None:
         if self.capacities == "shares" and self.keep == 1:

@@ -100,6 +100,7 @@ class BlockRun(ABC, Generic[Model, State]):
         self.steps = step.together or (step,)
         self.counts: tuple[int, ...] = ()
         self._rotary: tuple[Tensor, Any] | None = None
+        state.cache.start_pass(step.dropped)
 
     @abstractmethod
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
@@ -173,7 +174,7 @@ class BlockRun(ABC, Generic[Model, State]):
         attended = plain(inputs) if hooks.attention is None else hooks.attention(plain, inputs, ref)
         if dropped and hooks.cache is not None and self.step.is_read:
             index = hooks.cache(inputs, inputs.keys.shape[2] - dropped, ref)
-            self.state.cache.select(layer, self.rows, index)
+            self.state.cache.select(layer, self.rows, index, inputs.keys, inputs.values)
         return attended
 
     def _attend_by_scale(self, inputs: AttentionInputs) -> Tensor:
