@@ -93,12 +93,12 @@ def _picked(entries: Tensor, index: Tensor) -> Tensor:
 class KVCache:
     """One (rows, heads, capacity, head_dim) pair of buffers per layer.
 
-    The capacity of a layer is the largest number of tokens that it holds between its calls, which is known beforehand:
-    no buffer grows, and the views handed to attention have shapes known on the host. At a pass behind which some of them
-    leave a layer (:meth:`start_pass`), its tokens stand together in tensors of their own only while it runs.
+    The capacity of a layer is the largest number of tokens that later passes read of it, which is known beforehand: no
+    buffer grows, and the views handed to attention have shapes known on the host. At a pass behind which some tokens
+    leave a layer (:meth:`start_pass`), those of the layer stand together in tensors of their own while it runs.
 
     Args:
-        capacities: tokens that each layer will hold at most.
+        capacities: tokens that each layer will store at most.
         rows: guidance branches times samples. Later scales may use fewer rows, those of one branch, when
             the other is no longer needed.
         dtype: of the keys and values that are stored and read.

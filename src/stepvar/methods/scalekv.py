@@ -167,7 +167,9 @@ class ScaleKV(Method):
         if self.keep == 1:
             return None
         together, tokens = depth * self._mean_capacity(step.settings), _tokens_so_far(step)
-        drafters = min(max(1, round(DRAFTERS * depth)), int(MOST_FOR_DRAFTERS * together / tokens))
+        beside_windows = max(0, together - depth * self.window) // max(1, tokens - self.window)
+        held = min(int(MOST_FOR_DRAFTERS * together / tokens), beside_windows)
+        drafters = min(max(1, round(DRAFTERS * depth)), held)
         if layer < drafters:
             return None if step.is_read else tokens - step.grid.size  # what was there before: nothing follows
         return max(1, (together - drafters * tokens) // (depth - drafters))
