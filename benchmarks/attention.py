@@ -70,7 +70,7 @@ def table(variant: str, device: torch.device, small: bool) -> list[str]:
         "|---" * 6 + "|",
     ]
     whole = {"dense": 0.0, "sparse": 0.0}
-    for step in plan.steps[-method.last :]:
+    for step in plan.steps[-method.sparse_scales :]:
         inputs = inputs_of(given, plan, step, heads, config.head_dim)
         reference = milliseconds(lambda inputs=inputs: dense(inputs), device)  # type: ignore[misc]
         for kind, count in counts.items():

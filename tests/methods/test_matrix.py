@@ -32,8 +32,8 @@ SMALLER: dict[str, dict[str, Any]] = {
     "fastvar": {"prune": (0.5,), "skip": 1, "blocks_before": 1, "blocks_after": 1},
     "coverage": {"keep": 0.4},
     "lazyvar": {"keep": (0.4, 0.3)},
-    "scalekv": {"keep": 0.3, "window": 4},
-    "sparvar": {"last": 2, **SMALL_SPARVAR},
+    "scalekv": {"budget": 0.3, "window": 4},
+    "sparvar": {"sparse_scales": 2, **SMALL_SPARVAR},
 }
 """Settings for methods whose defaults speak of more scales and blocks than the tiny models have.
 
@@ -52,10 +52,10 @@ CASES: dict[str, Callable[[], Method]] = {
     "taper": lambda: make_method("stepvar:taper", keep=0.4, last=2),
     "mean-distance": lambda: make_method("magnitude:mean-distance"),
     "few-keys": lambda: make_method(
-        "scalekv+stepvar+drop-guidance", **{"scalekv.keep": 0.3, "scalekv.window": 4, "stepvar.last": 2}
+        "scalekv+stepvar+drop-guidance", **{"scalekv.budget": 0.3, "scalekv.window": 4, "stepvar.last": 2}
     ),
     "few-pairs": lambda: make_method(
-        "sparvar+stepvar+drop-guidance", **{"stepvar.last": 1, "sparvar.last": 3, **SMALL_SPARVAR}
+        "sparvar+stepvar+drop-guidance", **{"stepvar.last": 1, "sparvar.sparse_scales": 3, **SMALL_SPARVAR}
     ),
     "together": lambda: make_method(
         "stepvar+drop-guidance+skip-last", **{"drop-guidance.last": 2, "stepvar.last": 2, "stepvar.keep": 0.4}

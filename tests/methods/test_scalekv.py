@@ -26,7 +26,7 @@ from tests.methods.test_matrix import Recording
 
 IMAGES = [row for row in ROWS if row.schedule.kv_scope == "all"]
 HART = ROWS[4]
-METHOD = ScaleKV(keep=0.3, window=4, kernel=3)
+METHOD = ScaleKV(budget=0.3, window=4, kernel=3)
 
 
 def make_inputs(rows: int, heads: int, kv_heads: int, own: int, keys: int, seed: int = 0) -> AttentionInputs:
@@ -120,7 +120,7 @@ def test_shares_hold_on_average_on_every_schedule(depth: int, keep: float, ratio
     near = min(RATIOS, key=lambda one: abs(one - ratio))
     for resolution in ("0.06M", "1M"):
         settings = make_settings(schedule_for(resolution, near))
-        plan = ScaleKV(keep=keep).plan(settings, ModelInfo(depth), samples=1)
+        plan = ScaleKV(budget=keep).plan(settings, ModelInfo(depth), samples=1)
         whole = sum(grid.size for grid in plan.schedule.grids[:-1])
         for step in plan.steps[:-1]:
             held = sum(keys - gone for keys, gone in zip(plan.attended(step), step.dropped, strict=True))
@@ -137,7 +137,7 @@ def test_few_layers_keep_everything_as_in_the_published_tables() -> None:
         assert not any(step.dropped[:2]) and all(step.dropped[2:])
     kept = [keys - gone for keys, gone in zip(plan.attended(late), late.dropped, strict=True)]
     assert kept[1] == 6425 and kept[2] == (32 * 642 - 2 * 6425) // 30
-    small = ScaleKV(keep=0.02).plan(plan.settings, ModelInfo(32), samples=1).steps[11]  # the others need windows
+    small = ScaleKV(budget=0.02).plan(plan.settings, ModelInfo(32), samples=1).steps[11]  # the others need windows
     assert all(small.dropped)
 
 
@@ -188,7 +188,7 @@ def test_eight_bits_round_what_stays_once(row: FamilyRow) -> None:
 
 def test_other_parts_see_what_stays() -> None:
     pruned, dropped = StepVAR(keep=0.5, last=2), DropGuidance(last=1)
-    logits, cache, plan = run(ROWS[1], Compose(METHOD, pruned, dropped))
+    logits, _, plan = run(ROWS[1], Compose(METHOD, pruned, dropped))
     assert plan.steps[-1].branches == 1 and plan.steps[-1].tokens == (27,) * DEPTH
     assert plan.steps[-2].tokens == (18,) * DEPTH and plan.attended(plan.steps[-1])[1] < 60
     assert torch.isfinite(logits[-1]).all()
@@ -204,7 +204,7 @@ def test_other_parts_see_what_stays() -> None:
     [
         ({"window": 15}, "window=15: must be a square number"),
         ({"kernel": 4}, "kernel=4: must be odd"),
-        ({"keep": 0}, "keep=0: must be a number above 0 and at most 1"),
+        ({"budget": 0}, "budget=0: must be a number above 0 and at most 1"),
         ({"capacities": "4b"}, "capacities='4b': must be one of shares, 2b, 8b, or a Capacities"),
     ],
 )
@@ -214,7 +214,7 @@ def test_wrong_settings_are_named(settings: dict[str, Any], said: str) -> None:
 
 
 def test_tables_for_other_models_are_refused() -> None:
-    with pytest.raises(UsageError, match="are those of 32 layers and 13 scales; this model has 4 layers .* 6 scales"):
+    with pytest.raises(UsageError, match=r"are those of 32 layers and 13 scales; this model has 4 layers .* 6 scales"):
         plan_of(make_method("scalekv:2b"), WIDE)
     with pytest.raises(UsageError, match="give at least one, each with a number per layer"):
         Capacities(((3, 4), (3,)))
@@ -227,4 +227,4 @@ def test_tables_for_other_models_are_refused() -> None:
 def test_a_schedule_that_drops_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="no layer would drop a key at this schedule; keep a smaller share"):
         plan_of(ScaleKV(base=10**6), WIDE)
-    assert not any(any(step.dropped) for step in plan_of(ScaleKV(keep=1), WIDE).steps)
+    assert not any(any(step.dropped) for step in plan_of(ScaleKV(budget=1), WIDE).steps)

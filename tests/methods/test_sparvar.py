@@ -23,7 +23,7 @@ from tests.methods.helpers import plan_of
 from tests.methods.test_matrix import Recording
 
 SMALL = {"group": 7, "multiple": 3, "local_windows": (3, 3), "sink": 2, "windows": (1, 1, 3), "block": 4}
-METHOD = SparVAR(last=3, **SMALL)  # type: ignore[arg-type]
+METHOD = SparVAR(sparse_scales=3, **SMALL)  # type: ignore[arg-type]
 ROUNDED = {"atol": 1e-5, "rtol": 1e-5}
 """The probabilities are computed in float32."""
 WIDE_IMAGE, HART_WIDE = ROWS[1], ROWS[4]
@@ -143,7 +143,7 @@ def neighbourhood(queries: range, height: int, width: int) -> set[int]:
 
 
 def test_seeing_everything_is_dense() -> None:
-    everything = SparVAR(last=2, cs4a_layers=0, sink=100)
+    everything = SparVAR(sparse_scales=2, cs4a_layers=0, sink=100)
     for row in (WIDE_IMAGE, HART_WIDE):
         for one, other in zip(run(row, everything)[0], run(row, Method())[0], strict=True):
             torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
@@ -193,10 +193,10 @@ def test_attention_is_left_alone_where_tokens_are_pruned() -> None:
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        (Compose(METHOD, SkipLast(3)), r"last=3: the last 3 scales are not run, .* give at least 4"),
-        (Compose(METHOD, ScaleKV(keep=0.2, window=4)), r"chooses among all keys, and another method drops some"),
+        (Compose(METHOD, SkipLast(3)), r"sparse_scales=3: the last 3 scales are not run, .* give at least 4"),
+        (Compose(METHOD, ScaleKV(budget=0.2, window=4)), r"chooses among all keys, and another method drops some"),
         (Compose(METHOD, StepVAR(keep=0.5, last=3)), r"prunes tokens at each of the last 3 scales"),
-        (SparVAR(last=6), r"last=6: the schedule has 6 scales"),
+        (SparVAR(sparse_scales=6), r"sparse_scales=6: the schedule has 6 scales"),
     ],
 )
 def test_what_it_cannot_serve(method: Method, said: str) -> None:

@@ -60,10 +60,10 @@ def read_method(golden: Golden, scales: int) -> tuple[RecordingSparVAR, list[Met
         raise CheckpointError(f"{golden.path}: sparvar settings {settings} need a window for each of {scales} scales")
     last = scales - settings["decision_scale"]
     sparse = RecordingSparVAR(
-        last=last,
+        sparse_scales=last,
         cs4a_layers=settings["bound_layer"] + 1,
         group=settings["group_rows"],
-        keep=settings["top_keys"],
+        key_share=settings["top_keys"],
         multiple=settings["key_multiple"],
         local_windows=settings["cs4a_window"][-last + 1 :],
         sink=settings["sink_scales"],

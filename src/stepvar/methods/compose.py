@@ -80,8 +80,9 @@ class Compose(Method):
 
     @property
     def varied(self) -> Method:
-        """The part whose settings a speed-up decides: the one that acts on tokens, else the first."""
-        return next((part for part in self.parts if part.acts_on_tokens), self.parts[0] if self.parts else Method())
+        """The part whose settings a speed-up decides: the one that acts on tokens, else the first that has some."""
+        able = [part for part in self.parts if part.acts_on_tokens or part.speedup_settings]
+        return next((part for part in able if part.acts_on_tokens), (*able, Method())[0])
 
     def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
         """That of the varied part, beside the others as they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -16,7 +16,7 @@ from stepvar.core.stack import AttentionInputs, ModelInfo, SublayerRef
 from stepvar.core.tokens import Grid
 from stepvar.core.values import Range, check_fields
 from stepvar.errors import UsageError
-from stepvar.methods.base import Method, MethodState, Stage
+from stepvar.methods.base import Method, MethodState
 from stepvar.methods.registry import register
 from stepvar.methods.scores import top_tokens
 
@@ -27,9 +27,6 @@ DRAFTERS = 1 / 16
 
 MOST_FOR_DRAFTERS = 0.75
 """Share of the capacity of all layers that these may take: 0.72 in the published table of 8B."""
-
-LOWEST = 0.02
-"""The smallest share that is kept for a speed-up."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +105,8 @@ class ScaleKV(Method):
     on any model and schedule.
 
     Attributes:
-        keep: for ``capacities="shares"``: how many keys a layer keeps on average, as a share of all that the last scale
-            would see of the others. 1 keeps every key.
+        budget: for ``capacities="shares"``: how many keys a layer keeps on average, as a share of all that the last
+            scale would see of the others. 1 keeps every key.
         capacities: ``"shares"``, the table of ``"2b"`` or ``"8b"``, or :class:`Capacities`.
         base: no layer drops keys as long as the passes so far had no more tokens; None: as many as a layer keeps on
             average.
@@ -120,10 +117,9 @@ class ScaleKV(Method):
 
     name: ClassVar[str] = "scalekv"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: {"capacities": name, "base": 650} for name in PUBLISHED}
-    neutral: ClassVar[Mapping[str, Any] | None] = {"keep": 1.0}
-    speedup_settings: ClassVar[tuple[str, ...]] = ("keep",)
+    neutral: ClassVar[Mapping[str, Any] | None] = {"budget": 1.0}
 
-    keep: Annotated[float, Range(above=0, most=1, note="1 keeps every key")] = 0.1
+    budget: Annotated[float, Range(above=0, most=1, note="1 keeps every key")] = 0.1
     capacities: CapacityName | Capacities = "shares"
     base: Annotated[int | None, Range(1, 10**9, none="for what a layer keeps on average")] = None
     window: Annotated[int, Range(1, 4096)] = 16
@@ -157,14 +153,14 @@ class ScaleKV(Method):
     def _mean_capacity(self, settings: Settings) -> int:
         """The share of the tokens of all passes but the last."""
         sizes = [settings.schedule[index].size for index in settings.computed]
-        return round(self.keep * sum(sizes[:-1]))
+        return round(self.budget * sum(sizes[:-1]))
 
     def _by_shares(self, step: Step, layer: int, depth: int) -> int | None:
         """As the published tables: the same for all layers together at each scale, of which the drafters take theirs.
 
         Fewer drafters are left as the keys become more, so that they never take almost all.
         """
-        if self.keep == 1:
+        if self.budget == 1:
             return None
         together, tokens = depth * self._mean_capacity(step.settings), _tokens_so_far(step)
         beside_windows = max(0, together - depth * self.window) // max(1, tokens - self.window)
@@ -175,17 +171,13 @@ class ScaleKV(Method):
         return max(1, (together - drafters * tokens) // (depth - drafters))
 
     def check(self, plan: Plan, info: ModelInfo) -> None:
-        if self.capacities == "shares" and self.keep == 1:
+        if self.capacities == "shares" and self.budget == 1:
             return
         if not any(any(step.dropped) for step in plan.computed if step.is_read):
             raise UsageError(
                 f"method {str(self)!r}: no layer would drop a key at this schedule; "
                 "keep a smaller share, or use capacities 'shares'"
             )
-
-    def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
-        """A smaller share, by the rule of shares: few keys are attended to faster."""
-        return [lambda share: replace(self, keep=round(1 - share * (1 - LOWEST), 4), capacities="shares")]
 
     # Which keys stay.
 

@@ -70,10 +70,10 @@ class SparVAR(Method[SparVARState]):
     layers of CS4A for 2B and 8B (preset ``infinity``).
 
     Attributes:
-        last: how many scales from the end have sparse attention; scales that are not run count too.
+        sparse_scales: how many scales from the end have sparse attention; scales that are not run count too.
         cs4a_layers: the first layers, in which keys are chosen; None: a third of them.
         group: neighbouring queries, in the order of the raster, that share the chosen keys.
-        keep: share of the keys at the decision scale that are chosen, rounded to a multiple.
+        key_share: share of the keys at the decision scale that are chosen, rounded to a multiple.
         multiple: numbers of chosen keys, and of the run of own keys, are multiples of it.
         local_windows: sides of the neighbourhoods in CS4A at the scales behind the decision scale; the last entry is
             the last scale, and scales in front of those listed have the first entry.
@@ -86,10 +86,10 @@ class SparVAR(Method[SparVARState]):
     name: ClassVar[str] = "sparvar"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"infinity": {"cs4a_layers": 11}}
 
-    last: Annotated[int, Range(1, 1000)] = 3
+    sparse_scales: Annotated[int, Range(1, 1000)] = 3
     cs4a_layers: Annotated[int | None, Range(0, 1000, none="for a third of the layers")] = None
     group: Annotated[int, Range(1, 10**6)] = 192
-    keep: Annotated[float, Range(above=0, most=1)] = 0.2
+    key_share: Annotated[float, Range(above=0, most=1)] = 0.2
     multiple: Annotated[int, Range(1, 10**6)] = 112
     local_windows: Annotated[Sequence[int], Range(1, 1000)] = (7, 9)
     sink: Annotated[int, Range(0, 1000)] = 5
@@ -113,18 +113,20 @@ class SparVAR(Method[SparVARState]):
                 f"{named}: chooses among the keys of earlier scales of an image; this schedule, {schedule.name!r}, is "
                 "of clips that do not see them; use a method that prunes tokens, such as stepvar"
             )
-        if self.last <= settings.skipped:
+        if self.sparse_scales <= settings.skipped:
             raise UsageError(
-                f"last={self.last}: the last {settings.skipped} scales are not run, so no attention is left to be "
+                f"sparse_scales={self.sparse_scales}: the last {settings.skipped} scales are not run, so no attention is left to be "
                 f"sparse; give at least {settings.skipped + 1}"
             )
-        if self.last >= len(schedule):
-            raise UsageError(f"last={self.last}: the schedule has {len(schedule)} scales; the first stays dense")
+        if self.sparse_scales >= len(schedule):
+            raise UsageError(
+                f"sparse_scales={self.sparse_scales}: the schedule has {len(schedule)} scales; the first stays dense"
+            )
         if any(any(step.dropped) for step in plan.computed):
             raise UsageError(f"{named}: chooses among all keys, and another method drops some; use one of them")
-        if not any(plan.step(index).scales_from_end <= self.last for index, _ in self._complete(plan)):
+        if not any(plan.step(index).scales_from_end <= self.sparse_scales for index, _ in self._complete(plan)):
             raise UsageError(
-                f"{named}: another method prunes tokens at each of the last {self.last} scales, which leaves their "
+                f"{named}: another method prunes tokens at each of the last {self.sparse_scales} scales, which leaves their "
                 "attention as it is; prune fewer scales, or use one of them"
             )
 
@@ -139,7 +141,7 @@ class SparVAR(Method[SparVARState]):
         )
 
     def _is_sparse(self, step: Step) -> bool:
-        return step.scales_from_end <= self.last
+        return step.scales_from_end <= self.sparse_scales
 
     def _chooses_keys(self, layer: int, depth: int) -> bool:
         return layer < (round(depth / 3) if self.cs4a_layers is None else self.cs4a_layers)
@@ -149,8 +151,8 @@ class SparVAR(Method[SparVARState]):
             return keys
         if not self._chooses_keys(layer, depth):
             return self._seen_per_query(step)
-        decision = next((one for one in _passes_so_far(step) if _from_end(step, one) == self.last), None)
-        if decision is None or step.scales_from_end == self.last:
+        decision = next((one for one in _passes_so_far(step) if _from_end(step, one) == self.sparse_scales), None)
+        if decision is None or step.scales_from_end == self.sparse_scales:
             return keys
         schedule, later = step.settings.schedule, (one for one in _passes_so_far(step) if one > decision)
         chosen = self._count(sum(schedule[one].size for one in _passes_so_far(step) if one <= decision))
@@ -172,7 +174,7 @@ class SparVAR(Method[SparVARState]):
             if step.index not in state.blocks:
                 state.blocks[step.index] = self._visible_blocks(step, k)
             return attend_to_lists(q, k, v, state.blocks[step.index])
-        if step.scales_from_end == self.last:
+        if step.scales_from_end == self.sparse_scales:
             used = any(index > step.index and layer == ref.layer for index, layer in state.complete)
             return self._choose(q, k, v, ref.layer, step, state) if used else attend(inputs)
         return self._reuse(q, k, v, ref.layer, step, state) if ref.layer in state.chosen else attend(inputs)
@@ -191,7 +193,7 @@ class SparVAR(Method[SparVARState]):
 
     def _count(self, keys: int) -> int:
         """How many of so many keys are chosen; at least one multiple, where there are so many."""
-        return min(keys, max(1, round(self.keep * keys / self.multiple)) * self.multiple)
+        return min(keys, max(1, round(self.key_share * keys / self.multiple)) * self.multiple)
 
     def _reuse(self, q: Tensor, k: Tensor, v: Tensor, layer: int, step: Step, state: SparVARState) -> Tensor:
         """Attention to the keys of the scale before and a run of this scale's own, and the resized rest."""
