@@ -211,5 +211,7 @@ def test_clips_are_refused() -> None:
 
 
 def test_windows_that_see_nothing_are_refused() -> None:
-    with pytest.raises(UsageError, match="nothing is left to attend to"):
-        SparVAR(sink=0, windows=(-1,))
+    for windows in ((-1,), (3, -1, 3), (3, 3)):
+        with pytest.raises(UsageError, match="sink=0: a scale without a window of its own sees nothing"):
+            SparVAR(sink=0, windows=windows)
+    assert SparVAR(sink=0, windows=(0, 0, 0)).sink == 0

@@ -100,33 +100,35 @@ class SparVAR(Method[SparVARState]):
         super().__post_init__()
         if not self.local_windows or not self.windows:
             raise UsageError("local_windows and windows: give at least one side each, counted from the last scale")
-        if self.sink == 0 and self.windows[-1] < 0:
-            raise UsageError("sink=0 and windows that end in -1: nothing is left to attend to; let one see something")
+        own = self.windows[-self.sparse_scales :]
+        if self.sink == 0 and (len(own) < self.sparse_scales or min(own) < 0):
+            raise UsageError(
+                f"sink=0: a scale without a window of its own sees nothing; give the last {self.sparse_scales} scales "
+                "windows of at least 0, or a sink"
+            )
 
     # Whether a plan can be served, and what it takes.
 
     def check(self, plan: Plan, info: ModelInfo) -> None:
         settings, named = plan.settings, f"method {str(self)!r}"
-        schedule = settings.schedule
+        schedule, last = settings.schedule, self.sparse_scales
         if schedule.kv_scope != "all" or any(grid.t > 1 for grid in schedule):
             raise UsageError(
                 f"{named}: chooses among the keys of earlier scales of an image; this schedule, {schedule.name!r}, is "
                 "of clips that do not see them; use a method that prunes tokens, such as stepvar"
             )
-        if self.sparse_scales <= settings.skipped:
+        if last <= settings.skipped:
             raise UsageError(
-                f"sparse_scales={self.sparse_scales}: the last {settings.skipped} scales are not run, so no attention is left to be "
+                f"sparse_scales={last}: the last {settings.skipped} scales are not run, so no attention is left to be "
                 f"sparse; give at least {settings.skipped + 1}"
             )
-        if self.sparse_scales >= len(schedule):
-            raise UsageError(
-                f"sparse_scales={self.sparse_scales}: the schedule has {len(schedule)} scales; the first stays dense"
-            )
+        if last >= len(schedule):
+            raise UsageError(f"sparse_scales={last}: the schedule has {len(schedule)} scales; the first stays dense")
         if any(any(step.dropped) for step in plan.computed):
             raise UsageError(f"{named}: chooses among all keys, and another method drops some; use one of them")
-        if not any(plan.step(index).scales_from_end <= self.sparse_scales for index, _ in self._complete(plan)):
+        if not any(plan.step(index).scales_from_end <= last for index, _ in self._complete(plan)):
             raise UsageError(
-                f"{named}: another method prunes tokens at each of the last {self.sparse_scales} scales, which leaves their "
+                f"{named}: another method prunes tokens at each of the last {last} scales, which leaves their "
                 "attention as it is; prune fewer scales, or use one of them"
             )
 
