@@ -80,8 +80,9 @@ def table(variant: str, device: torch.device, small: bool) -> list[str]:
             whole["dense"] += count * reference
             whole["sparse"] += count * taken
             seen = f"{step.keys_per_query[layer]} of {plan.attended(step)[layer]}"
-            gain = f"{reference / taken:.2f}x"
-            lines.append(f"| {step.grid} | {count} {kind} | {seen} | {reference:.3f} | {taken:.3f} | {gain} |")
+            lines.append(
+                f"| {step.grid} | {count} {kind} | {seen} | {reference:.3f} | {taken:.3f} | {reference / taken:.2f}x |"
+            )
     verdict = "faster" if whole["sparse"] < whole["dense"] else "not faster"
     gain = whole["dense"] / whole["sparse"]
     lines.append(f"| all, {verdict} | {config.depth} | | {whole['dense']:.2f} | {whole['sparse']:.2f} | {gain:.2f}x |")

@@ -24,8 +24,6 @@ from tests.methods.test_matrix import Recording
 
 SMALL = {"group": 7, "multiple": 3, "local_windows": (3, 3), "sink": 2, "windows": (1, 1, 3), "block": 4}
 METHOD = SparVAR(sparse_scales=3, **SMALL)  # type: ignore[arg-type]
-ROUNDED = {"atol": 1e-5, "rtol": 1e-5}
-"""The probabilities are computed in float32."""
 WIDE_IMAGE, HART_WIDE = ROWS[1], ROWS[4]
 
 
@@ -110,7 +108,7 @@ def test_keys_chosen_once_serve_the_scales_behind() -> None:
             count = max(1, round(0.2 * before / 3)) * 3
             for g in range(groups):
                 lists.append(shares[:, :, g * 7 : g * 7 + 7].sum(2).topk(count).indices)
-            torch.testing.assert_close(attended, shares @ v, **ROUNDED)
+            torch.testing.assert_close(attended, shares @ v, atol=1e-5, rtol=1e-5)
         else:
             attended = METHOD._reuse(q, k, v, 0, step, state)
             places = [min(max(round((g + 0.5) / groups * len(lists) - 0.5), 0), len(lists) - 1) for g in range(groups)]
@@ -130,7 +128,9 @@ def test_keys_chosen_once_serve_the_scales_behind() -> None:
             rest = (shares @ v - sparse).transpose(2, 3).reshape(4, 4, step.grid.h, step.grid.w)
         else:
             resized = torch.nn.functional.interpolate(rest, (step.grid.h, step.grid.w), mode="bilinear")
-            torch.testing.assert_close(attended, sparse + resized.reshape(2, 2, 4, -1).transpose(2, 3), **ROUNDED)
+            torch.testing.assert_close(
+                attended, sparse + resized.reshape(2, 2, 4, -1).transpose(2, 3), atol=1e-5, rtol=1e-5
+            )
 
 
 def neighbourhood(queries: range, height: int, width: int) -> set[int]:
@@ -172,7 +172,7 @@ def test_flops_are_those_of_the_lists(row: FamilyRow) -> None:
 
 def test_one_branch_goes_on_from_the_keys_of_both() -> None:
     for branch in ("conditional", "unconditional"):
-        drop = DropGuidance(last=1, branch=branch)  # type: ignore[arg-type]
+        drop = DropGuidance(last=1, branch=branch)
         alone, state, plan = run(WIDE_IMAGE, Compose(METHOD, drop))
         both, _, _ = run(WIDE_IMAGE, METHOD)
         assert equal_everywhere(alone[:-1], both[:-1]) and not torch.equal(alone[-1], both[-1])
