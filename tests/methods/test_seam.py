@@ -215,6 +215,13 @@ class Wrong(Method):
         ),
         ({"cached_tokens": lambda self, step, layer, depth, keys: keys + 1}, r"cached_tokens\(\) gave"),
         ({"cached_tokens": lambda self, step, layer, depth, keys: 1}, r"define select_cached\(\)"),
+        (
+            {
+                "run_attention": lambda self, attend, inputs, *_: attend(inputs),
+                "keys_per_query": lambda self, step, layer, depth, keys: keys + 1,
+            },
+            r"keys_per_query\(\) gave 2 at pass 0 .*; give a whole number from 1 to 1",
+        ),
         ({"code_mask": lambda self, *_: torch.ones(3)}, r"code_mask\(\) gave \(3,\)"),
         ({"alternatives": lambda self, settings: (0, {"a": settings})}, r"define decide\(\)"),
         (
