@@ -16,7 +16,8 @@ from stepvar.core.stack import Attention, AttentionInputs, PassResult, SublayerR
 from stepvar.cost.dry_run import dry_run
 from stepvar.errors import UsageError
 from stepvar.generation import generate
-from stepvar.methods import Compose, DropGuidance, Method, MethodState, SkipLast, StepVAR
+from stepvar.methods import Compose, DropGuidance, Method, MethodState, SkipLast, StepVAR, make_method
+from stepvar.models.blocks import BlockRun
 from tests.helpers import equal_everywhere, make_settings
 from tests.methods.families import ROWS, FamilyRow
 from tests.methods.test_matrix import Recording
@@ -199,6 +200,25 @@ def test_random_numbers_are_those_of_the_images() -> None:
     half = len(drawn) // 2
     assert equal_everywhere(drawn[:half], drawn[half:])
     torch.testing.assert_close(drawn[0], SeededNoise(range(2)).normal(0, 1000, (2, 3), torch.device("cpu")))
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize("row", IMAGES, ids=str)
+def test_fused_blocks_leave_attention_and_cache_to_the_method(
+    row: FamilyRow, quantized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks that a GPU runs, here with plain kernels: keys that leave stand beside the cache there, too."""
+    method = make_method("scalekv+drop-guidance", **{"scalekv.budget": 0.3, "scalekv.window": 4})
+    sparse = make_method("sparvar", group=8, multiple=4, sink=2, block=8)
+    if quantized:
+        model = row.model.__wrapped__().set_cache_dtype("int8")  # type: ignore[attr-defined]
+        row = replace(row, model=lambda: model)
+    expected = [run(row, one)[2] for one in (method, sparse)]
+    monkeypatch.setattr(BlockRun, "can_fuse", lambda self, tokens: True)
+    fused = [run(row, one)[2] for one in (method, sparse)]
+    for one, other in zip(expected, fused, strict=True):
+        for place in range(3 if quantized else len(one)):  # in eight bits a difference of rounding becomes a step
+            torch.testing.assert_close(one[place], other[place], atol=1e-2 if quantized else 2e-4, rtol=0)
 
 
 class Wrong(Method):
