@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks import command_line
 from stepvar.kernels import decoder, fp8, ops
 from stepvar.kernels.norm import HeadsNorm, Norm, Rotation
+from stepvar.kernels.sparse_attention import KeyLists, attend_to_lists
 from stepvar.models.hart.config import RELEASED as HART
 from stepvar.models.infinity.config import CONFIGS as INFINITY
 from stepvar.models.infinity_star.config import CONFIGS as STAR
@@ -186,6 +187,36 @@ def attention_cases(given: Inputs) -> Iterator[Case]:
     yield case("attention_inputs, InfinityStar", 128, (star.heads, star.kv_heads), star.head_dim, "rms")
 
 
+def sparse_cases(given: Inputs) -> Iterator[Case]:
+    config = INFINITY["2b"]
+    tokens, group, block = given.tokens(40), 5 if given.small else 192, 4 if given.small else 128
+    keys = 2 * tokens + 25
+    q, k, v = (given.random(1, config.heads, count, config.head_dim) for count in (tokens, keys, keys))
+    q, k, v = (5 * F.normalize(q, dim=-1)).to(HALF), F.normalize(k, dim=-1).to(HALF), v.to(HALF)
+
+    def case(name: str, heads: int, group: int, counted: bool) -> Case:
+        groups = -(-tokens // group)
+        places = given.random(1, heads, groups, keys).argsort(dim=-1)[..., : keys // 3].int()
+        listed = places.shape[-1]
+        counts = torch.arange(groups, device=given.device, dtype=torch.int32) % listed + 1 if counted else None
+        lists = KeyLists(places, group, counts, listed)
+
+        def reference() -> Outcome:
+            held = torch.ones(groups, listed, dtype=torch.bool, device=given.device)
+            if counts is not None:
+                held = torch.arange(listed, device=given.device) < counts.unsqueeze(1)
+            seen = torch.zeros(1, heads, groups, keys, dtype=torch.bool, device=given.device)
+            seen.scatter_(-1, places.long(), held.expand_as(places))
+            mask = seen.repeat_interleave(group, dim=2)[:, :, :tokens]
+            scores = (q.double() @ k.double().mT).masked_fill(~mask, -torch.inf)
+            return scores.softmax(dim=-1) @ v.double()
+
+        return Case(name, lambda: attend_to_lists(q, k, v, lists), reference, size(q, q, k, v), HALF)
+
+    yield case("attend_to_lists, 2B at 40x40, chosen keys", config.heads, group, False)
+    yield case("attend_to_lists, 2B at 40x40, blocks", 1, block, True)
+
+
 def feed_forward_cases(given: Inputs) -> Iterator[Case]:
     config = INFINITY["2b"]
     x = given.random(2, given.tokens(64), config.width, dtype=HALF)
@@ -315,7 +346,7 @@ def fp8_cases(given: Inputs) -> Iterator[Case]:
     )
 
 
-GROUPS = (norm_cases, attention_cases, feed_forward_cases, pruning_cases, decoder_cases, fp8_cases)
+GROUPS = (norm_cases, attention_cases, sparse_cases, feed_forward_cases, pruning_cases, decoder_cases, fp8_cases)
 
 
 def relative_error(outcome: Outcome, reference: Outcome) -> float:

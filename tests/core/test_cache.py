@@ -73,6 +73,32 @@ def test_first_entries_of_rows_that_do_not_compute_them() -> None:
     assert torch.equal(keys[:, :, 3:], later[0])
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_tokens_that_leave_stand_beside_the_cache_while_a_pass_runs(quantized: bool) -> None:
+    """The second of two layers keeps three of seven tokens, each row and head its own, in a buffer of three."""
+    cache = KVCache((9, 3), 4, 2, 3, torch.float32, torch.device("cpu"), quantized)
+    first, second, third = entries(4, 2, 0), entries(2, 5, 1), entries(2, 1, 2)
+    cache.append(1, *first)
+    stored = cache.read(1, slice(0, 4))
+    cache.start_pass((0, 4))
+    assert cache.append(0, *second)[0].shape[2] == 5 == cache.lengths[0]
+    keys, values = cache.append(1, *second)
+    assert torch.equal(keys, torch.cat([stored[0][:2], second[0]], dim=2)) and cache.lengths[1] == 2
+    index = torch.tensor([[[0, 1, 6], [1, 2, 5]], [[2, 3, 4], [0, 5, 6]]])
+    cache.select(1, slice(0, 2), index, keys, values)
+    picked = index.unsqueeze(-1).expand(-1, -1, -1, 3)
+    for found, whole in zip(cache.read(1, slice(0, 2)), (keys, values), strict=True):
+        expected = whole.gather(2, picked)
+        torch.testing.assert_close(found, expected, atol=0.02 * quantized, rtol=0)
+        old = picked < 2
+        assert torch.equal(found[old], expected[old])  # rounded once
+    cache.start_pass((0, 1))
+    assert cache.append(1, *third)[0].shape[2] == 4 and cache.lengths[1] == 3
+    cache.start_pass(())
+    with pytest.raises(ValueError, match=r"layer 1: 4 tokens exceed the 3 planned"):
+        cache.append(1, *third)
+
+
 def test_eight_bits_are_near_and_a_pass_sees_its_own_entries_unrounded() -> None:
     plain, small = make_cache((9, 9)), KVCache((9, 9), 4, 2, 3, torch.float32, torch.device("cpu"), quantized=True)
     entered = [entries(4, 2, 0), entries(4, 3, 1), entries(2, 4, 2)]

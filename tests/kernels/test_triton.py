@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stepvar.kernels import decoder, fp8, ops
 from stepvar.kernels.norm import HeadsNorm, Norm, Rotation
+from stepvar.kernels.sparse_attention import KeyLists, attend_to_lists
 
 pytest.importorskip("triton")
 
@@ -287,6 +288,25 @@ def test_maps_in_rows_take_the_plain_path() -> None:
     with ops.kernels("plain"):
         plain = norm()
     assert torch.equal(norm(), plain)
+
+
+@runs_kernels
+@pytest.mark.parametrize("head_dim", [16, 24])
+@pytest.mark.parametrize("counted", [False, True])
+def test_attention_to_lists_of_keys(head_dim: int, counted: bool) -> None:
+    """Groups that do not fill a program, the last one short, in part of a cache, lists for all heads or for each."""
+    rows, heads, tokens, keys, group = 2, 3, 90, 100, 70
+    half = torch.float16  # the interpreter multiplies no matrices in bfloat16
+    q = random(rows, tokens, heads, head_dim, dtype=half).transpose(1, 2)
+    k, v = random(2, rows, heads, keys + 9, head_dim, seed=1, dtype=half)[..., :keys, :]
+    places = random(1 if counted else rows, 1 if counted else heads, 2, keys, seed=2).argsort(-1)[..., :67].int()
+    counts = torch.tensor([67, 1], dtype=torch.int32) if counted else None
+    lists = KeyLists(places, group, counts, 67)
+    got = attend_to_lists(q, k, v, lists)
+    with ops.kernels("plain"):
+        expected = attend_to_lists(q.float(), k.float(), v.float(), lists)
+    torch.testing.assert_close(got.float(), expected, atol=2e-3, rtol=2e-3)
+    assert got.dtype == half and not torch.equal(got.float(), expected)
 
 
 def check_quantised(got: fp8.Quantised, expected: fp8.Quantised) -> None:

@@ -18,9 +18,9 @@ def plan_of(method: Method, schedule: ScaleSchedule, guidance: float = 3.0, samp
     return method.plan(make_settings(schedule, guidance), ModelInfo(DEPTH), samples)
 
 
-def work(plan: Plan) -> int:
-    """How many tokens run through a block, over all rows, blocks and passes."""
-    return sum(step.rows * sum(step.tokens) for step in plan.computed)
+def work(plan: Plan) -> float:
+    """What a generation takes, roughly: tokens that run and pairs that attention computes."""
+    return sum(plan.pass_weights.values())
 
 
 def noting_states(kind: type[Method]) -> tuple[type[Any], list[Any]]:

@@ -46,6 +46,7 @@ GROUPS: dict[str, Group] = {
     "residual": Group(r"f_hat_final|diff\.(out|step\d+\.\w+)", 2e-4, 2e-4, 2e-4, 2e-3),
     "selection": Group(r"(error|share)_\d+|similarity_s\d+|features", 1e-5, 1e-5, 1e-5),
     "scores": Group(r"(skip|branch)_scores", 1e-3, 1e-3, 1e-3),
+    "rest": Group(r"rest_l\d+", 1e-4, 0.25, 0.03),
     "draws": Group(r"diff\.cfg|s\d+\.gumbel_\w+|rp_prob_s\d+_c\d+", 1e-5, 1e-5, 1e-5),
 }
 """Groups of numbers.
@@ -62,6 +63,8 @@ DISCRETE: dict[str, tuple[str, int]] = {
     "pixels": (r"img_u8_bgr|frames_u8_bgr(_last4)?", 1),
     "kept": (r"kept_\w+|(excluded|recoverable|anchor|zeroed)_s\d+", 0),
     "decision": (r"(skip|branch)_class", 0),
+    "cache": (r"cache_len", 0),
+    "keys": (r"keys_s\d+_l\d+|blocks_s\d+", 0),
 }
 """Groups of whole numbers, by the tensors' names, and how far two may be apart and count as equal."""
 

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import torch
 
-from stepvar.conformance import fastervar, hart, infinity, infinity_star, skipvar, sparsevar, star, var
+from stepvar.conformance import (
+    fastervar,
+    hart,
+    infinity,
+    infinity_star,
+    scalekv,
+    skipvar,
+    sparsevar,
+    sparvar,
+    star,
+    var,
+)
 from stepvar.conformance.golden import PACKAGED, Golden, Kind, find_goldens, read_tensors
 from stepvar.conformance.results import GoldenResult, Status, compare, limits
 from stepvar.errors import StepvarError, UsageError
@@ -19,6 +30,8 @@ KINDS: tuple[Kind, ...] = (
     *fastervar.KINDS,
     *sparsevar.KINDS,
     *skipvar.KINDS,
+    *scalekv.KINDS,
+    *sparvar.KINDS,
     *infinity.KINDS,
     *var.KINDS,
     *hart.KINDS,

@@ -35,9 +35,13 @@ class Buffers:
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         """Stores entries that were written into the end of what :meth:`read` gave: here they are in place already."""
 
-    def select(self, layer: int, rows: slice, end: int, index: Tensor) -> None:
-        """Moves the entries at ``index`` (R, heads, K) of the first ``end`` ones to the front."""
-        _to_front(self.layers[layer][rows], end, index)
+    def select(self, layer: int, rows: slice, start: int, index: Tensor, entries: Tensor) -> None:
+        """Stores those at ``index`` (R, heads, K) of entries (R, heads, N, head_dim), and nothing else.
+
+        Args:
+            start: how many of the entries are stored already, the first ones.
+        """
+        self.layers[layer][rows, :, : index.shape[-1]] = _picked(entries, index)
 
 
 class QuantizedBuffers(Buffers):
@@ -58,8 +62,8 @@ class QuantizedBuffers(Buffers):
         return super().nbytes + sum(scale.nbytes for scale in self.scales)
 
     def write(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
-        scale = entries.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / 127
-        self.layers[layer][rows, :, start:end] = (entries / scale).round_()
+        rounded, scale = _quantise(entries)
+        self.layers[layer][rows, :, start:end] = rounded
         self.scales[layer][rows, :, start:end] = scale
 
     def read(self, layer: int, rows: slice, end: int) -> Tensor:
@@ -68,25 +72,33 @@ class QuantizedBuffers(Buffers):
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         self.write(layer, rows, start, end, entries)
 
-    def select(self, layer: int, rows: slice, end: int, index: Tensor) -> None:
-        super().select(layer, rows, end, index)
-        _to_front(self.scales[layer][rows], end, index)
+    def select(self, layer: int, rows: slice, start: int, index: Tensor, entries: Tensor) -> None:
+        """What is stored already is moved as it is, so that it is rounded once."""
+        for buffer, new in zip((self.layers[layer], self.scales[layer]), _quantise(entries[:, :, start:]), strict=True):
+            held = torch.cat([buffer[rows, :, :start], new], dim=2)
+            buffer[rows, :, : index.shape[-1]] = _picked(held, index)
 
 
-def _to_front(buffer: Tensor, end: int, index: Tensor) -> None:
-    """Moves entries of a buffer (R, heads, capacity, D) at ``index`` (R, heads, K) below ``end`` to its front."""
-    picked = index.unsqueeze(-1).expand(-1, -1, -1, buffer.shape[-1])
-    buffer[:, :, : index.shape[-1]] = buffer[:, :, :end].gather(2, picked)
+def _quantise(entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries (R, heads, N, D) as int8, and their scales (R, heads, N, 1)."""
+    scale = entries.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / 127
+    return (entries / scale).round_().to(torch.int8), scale
+
+
+def _picked(entries: Tensor, index: Tensor) -> Tensor:
+    """Those at ``index`` (R, heads, K) of entries (R, heads, N, D)."""
+    return entries.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, entries.shape[-1]))
 
 
 class KVCache:
     """One (rows, heads, capacity, head_dim) pair of buffers per layer.
 
-    The capacity of a layer is the largest number of tokens that it holds at a time, which is known beforehand: no
-    buffer grows, and the views handed to attention have shapes known on the host.
+    The capacity of a layer is the largest number of tokens that later passes read of it, which is known beforehand: no
+    buffer grows, and the views handed to attention have shapes known on the host. At a pass behind which some tokens
+    leave a layer (:meth:`start_pass`), those of the layer stand together in tensors of their own while it runs.
 
     Args:
-        capacities: tokens that each layer will hold at most.
+        capacities: tokens that each layer will store at most.
         rows: guidance branches times samples. Later scales may use fewer rows, those of one branch, when
             the other is no longer needed.
         dtype: of the keys and values that are stored and read.
@@ -109,6 +121,7 @@ class KVCache:
         self.rows = rows
         self.lengths = [0] * len(capacities)
         self.dtype = dtype
+        self._dropped: Sequence[int] = ()
 
     @property
     def keys(self) -> list[Tensor]:
@@ -127,6 +140,16 @@ class KVCache:
     def free(self) -> None:
         """Drops the buffers: no pass will follow."""
         self._keys, self._values = (Buffers((), 0, 0, 0, self.dtype, torch.device("cpu")) for _ in range(2))
+
+    def start_pass(self, dropped: Sequence[int]) -> None:
+        """Says how many tokens leave each layer behind the pass that begins; empty: none.
+
+        Of a layer that some leave, :meth:`reserve` stores nothing: :meth:`select` does, if a later pass reads it.
+        """
+        self._dropped = dropped
+
+    def _some_leave(self, layer: int) -> bool:
+        return bool(self._dropped) and self._dropped[layer] > 0
 
     def place(self, layer: int, rows: slice, count: int, keys: Tensor, values: Tensor) -> None:
         """Stores the first ``count`` keys and values of rows that do not compute them with the others.
@@ -165,16 +188,30 @@ class KVCache:
         Raises:
             UsageError: if more tokens arrive than were planned for the layer.
         """
+        if self._some_leave(layer):
+            start = self.lengths[layer]
+            keys, values = (self._joined(part, layer, rows, count) for part in (self._keys, self._values))
+            return keys[:, :, start:], values[:, :, start:], keys, values
         start, end = self._extend(layer, count)
         keys, values = (part.read(layer, rows, end) for part in (self._keys, self._values))
         return keys[:, :, start:], values[:, :, start:], keys, values
 
     def keep(self, layer: int, rows: slice, keys: Tensor, values: Tensor) -> None:
         """Stores the last keys and values of a layer, as they were written into what :meth:`reserve` gave."""
+        if self._some_leave(layer):
+            return
         end = self.lengths[layer]
         start = end - keys.shape[2]
         self._keys.keep(layer, rows, start, end, keys)
         self._values.keep(layer, rows, start, end, values)
+
+    def _joined(self, part: Buffers, layer: int, rows: slice, count: int) -> Tensor:
+        """The entries of a layer so far, and room for ``count`` more behind them, in a tensor of their own."""
+        start = self.lengths[layer]
+        old = part.read(layer, rows, start)
+        joined = old.new_empty(*old.shape[:2], start + count, old.shape[3])
+        joined[:, :, :start] = old
+        return joined
 
     def _extend(self, layer: int, count: int) -> tuple[int, int]:
         start, end = self.lengths[layer], self.lengths[layer] + count
@@ -191,15 +228,18 @@ class KVCache:
         end = self.lengths[layer]
         return self._keys.read(layer, rows, end), self._values.read(layer, rows, end)
 
-    def select(self, layer: int, rows: slice, index: Tensor) -> None:
-        """Drops all tokens of a layer but those at ``index`` (R, heads, K), each row and head its own.
+    def select(self, layer: int, rows: slice, index: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Keeps those tokens of a layer that stand at ``index`` (R, heads, K), each row and head its own.
 
         Rows that do not run any more are not moved: nothing may be read of them afterwards.
+
+        Args:
+            keys, values: of all tokens, as :meth:`reserve` gave them.
         """
-        end = self.lengths[layer]
-        for part in (self._keys, self._values):
-            part.select(layer, rows, end, index)
-        self.lengths[layer] = index.shape[-1]
+        start, self.lengths[layer] = self.lengths[layer], 0
+        self._extend(layer, index.shape[-1])
+        self._keys.select(layer, rows, start, index, keys)
+        self._values.select(layer, rows, start, index, values)
 
     def forget(self, layer: int, length: int) -> None:
         """Drops all tokens of a layer but the first ``length``; others will take their place."""

@@ -21,6 +21,9 @@ TokensAt = Callable[["Step", int, int], int]
 CachedTokens = Callable[["Step", int, int, int], int]
 """How many keys of a block stay in the cache behind a pass: (step, layer, depth, keys that are there) -> count."""
 
+KeysPerQuery = Callable[["Step", int, int, int], int]
+"""How many keys a token of a block attends to, on average: (step, layer, depth, keys that are there) -> count."""
+
 PAIRS = 8192
 """Attended tokens whose attention takes about as long as the products of one token (6 x width, widths around 1400)."""
 
@@ -185,6 +188,7 @@ class Step:
         settings: those of the whole generation.
         tokens: how many tokens run through each block.
         dropped: how many keys and values of each block leave the cache behind the pass.
+        keys_per_query: how many keys a token of each block attends to on average; empty: all that are there.
         together: of the first pass of a group, all its passes; else empty.
     """
 
@@ -209,6 +213,7 @@ class Step:
     settings: Settings
     tokens: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
+    keys_per_query: tuple[int, ...] = ()
     together: tuple[Step, ...] = ()
 
     @property
@@ -349,9 +354,19 @@ class Plan:
 
     @property
     def cache_tokens(self) -> tuple[int, ...]:
-        """For each block, how many tokens of keys and values have to be kept at most."""
+        """For each block, how many tokens of keys and values have to be kept at most.
+
+        Of a pass behind which some leave a block, those that stay, or none if no pass follows.
+        """
         if self.schedule.kv_scope == "all":
-            return tuple(map(max, zip(*self._attended.values(), strict=True)))
+            held = (
+                tuple(
+                    keys if not gone else (keys - gone) * step.is_read
+                    for keys, gone in zip(self.attended(step), step.dropped or (0,) * self.depth, strict=True)
+                )
+                for step in self.computed
+            )
+            return tuple(map(max, zip(*held, strict=True)))
         kept = [step.tokens for step in self.computed if step.is_read]
         return tuple(map(max, zip(*kept, strict=True))) if kept else (0,) * self.depth
 
@@ -360,7 +375,7 @@ class Plan:
         """What each pass takes beside the others, roughly: products by tokens, attention by pairs of tokens."""
 
         def weight(step: Step) -> float:
-            pairs = zip(step.tokens, self.attended(step), strict=True)
+            pairs = zip(step.tokens, step.keys_per_query or self.attended(step), strict=True)
             return float(step.rows * sum(count * (PAIRS + seen) for count, seen in pairs))
 
         return {step.index: weight(step) if step.computed else 0.0 for step in self.steps}
@@ -372,6 +387,7 @@ def resolve(
     depth: int,
     tokens_at: TokensAt | None = None,
     cached_tokens: CachedTokens | None = None,
+    keys_per_query: KeysPerQuery | None = None,
 ) -> Plan:
     """The plan of a generation.
 
@@ -380,6 +396,7 @@ def resolve(
         depth: number of blocks of the model.
         tokens_at: how many tokens a method lets run through each block; None: all of them.
         cached_tokens: how many keys a method lets stay in the cache behind each pass; None: all of them.
+        keys_per_query: how many keys a token attends to where a method's attention is sparse; None: all of them.
     """
     steps = (_row(settings, index, samples) for index in settings.passes)
     count = tokens_at or (lambda step, layer, depth: step.grid.size)
@@ -387,7 +404,17 @@ def resolve(
     counted = (replace(step, tokens=tuple(count(step, layer, depth) for layer in range(depth))) for step in steps)
     if cached_tokens is not None:
         counted = _with_dropped(counted, depth, cached_tokens)
-    return Plan(settings, samples, depth, tuple(_with_groups(tuple(counted), settings.groups)))
+    rows = tuple(counted)
+    if keys_per_query is not None:
+        rows = tuple(_with_keys(Plan(settings, samples, depth, rows), keys_per_query))
+    return Plan(settings, samples, depth, tuple(_with_groups(rows, settings.groups)))
+
+
+def _with_keys(plan: Plan, keys_per_query: KeysPerQuery) -> Iterator[Step]:
+    """The passes with how many keys a token attends to."""
+    for step in plan.steps:
+        counts = (keys_per_query(step, layer, plan.depth, keys) for layer, keys in enumerate(plan.attended(step)))
+        yield replace(step, keys_per_query=tuple(counts)) if step.computed else step
 
 
 def _with_groups(steps: Sequence[Step], groups: Sequence[Sequence[int]]) -> Iterator[Step]:

@@ -239,8 +239,8 @@ class DryModel:
 def kinds_of_blocks(plan: Plan) -> list[tuple[int, int]]:
     """For each block the first block that is like it, and how many like it there are in front of it."""
     none = (0,) * plan.depth
-    counts = ((step.tokens, step.dropped or none) for step in plan.computed)
-    columns = list(zip(*(zip(*both, strict=True) for both in counts), strict=True))
+    counts = ((step.tokens, step.dropped or none, step.keys_per_query or none) for step in plan.computed)
+    columns = list(zip(*(zip(*three, strict=True) for three in counts), strict=True))
     return [(columns.index(column), columns[:layer].count(column)) for layer, column in enumerate(columns)]
 
 

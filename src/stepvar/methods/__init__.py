@@ -23,6 +23,9 @@ from stepvar.methods.registry import all_methods as all_methods
 from stepvar.methods.registry import as_method as as_method
 from stepvar.methods.registry import make_method as make_method
 from stepvar.methods.registry import register as register
+from stepvar.methods.scalekv import Capacities as Capacities
+from stepvar.methods.scalekv import ScaleKV as ScaleKV
 from stepvar.methods.skipvar import SkipVAR as SkipVAR
 from stepvar.methods.sparsevar import SparseVAR as SparseVAR
+from stepvar.methods.sparvar import SparVAR as SparVAR
 from stepvar.methods.stepvar import StepVAR as StepVAR

@@ -61,7 +61,7 @@ class Method(Generic[State]):
     - around the whole stack of blocks: :meth:`run_stack`, and :meth:`tokens_at` for how many tokens run;
     - around the blocks of several scales that run together, where :meth:`edit` groups them: :meth:`run_group`;
     - around each residual sub-layer: :meth:`run_sublayer`;
-    - on the self-attention of each layer: :meth:`run_attention`;
+    - on the self-attention of each layer: :meth:`run_attention`, and :meth:`keys_per_query` for how much it computes;
     - on the cache behind it: :meth:`select_cached`, and :meth:`cached_tokens` for how many keys stay;
     - on what a pass leaves: :meth:`code_mask` and :meth:`after_pass`.
 
@@ -104,6 +104,14 @@ class Method(Generic[State]):
         """
         return keys
 
+    def keys_per_query(self, step: Step, layer: int, depth: int, keys: int) -> int:
+        """How many of the ``keys`` of a layer a token attends to at a pass, on average.
+
+        Asked when the plan is resolved. ``keys`` are those that are there, without those of a text. It says what
+        attention costs, to progress bars and to whoever compares plans; FLOPs are counted of what runs.
+        """
+        return keys
+
     def alternatives(self, settings: Settings) -> tuple[int, Mapping[str, Settings]] | None:
         """A pass and what may follow it, by name: :meth:`decide` chooses one behind that pass.
 
@@ -142,8 +150,12 @@ class Method(Generic[State]):
         cached = self.cached_tokens if self.acts_on_cache else None
         if cached is not None and settings.schedule.kv_scope != "all":
             scope = settings.schedule.kv_scope
-            raise UsageError(f"method {str(self)!r}: drops keys that every later scale sees; here they see {scope!r}")
-        plan = resolve(settings, samples, info.depth, self.tokens_at, cached)
+            raise UsageError(
+                f"method {str(self)!r}: drops keys that every later scale sees; here they see {scope!r} alone, the "
+                "last pass of the clip before; use a method that prunes tokens, such as stepvar"
+            )
+        keys = self.keys_per_query if self.acts_on_attention else None
+        plan = resolve(settings, samples, info.depth, self.tokens_at, cached, keys)
         check_counts(plan, str(self))
         check_groups(plan, self)
         return plan
@@ -263,6 +275,12 @@ def check_counts(plan: Plan, method: str) -> None:
             if not isinstance(gone, int) or not 0 <= gone < keys:
                 raise UsageError(
                     f"method {method!r}: cached_tokens() gave {shown(keys - gone)} at pass {step.index} ({step.grid}); "
+                    f"give a whole number from 1 to {keys}"
+                )
+        for count, keys in zip(step.keys_per_query, plan.attended(step), strict=False):
+            if not isinstance(count, int) or not 1 <= count <= keys:
+                raise UsageError(
+                    f"method {method!r}: keys_per_query() gave {shown(count)} at pass {step.index} ({step.grid}); "
                     f"give a whole number from 1 to {keys}"
                 )
 

@@ -80,8 +80,9 @@ class Compose(Method):
 
     @property
     def varied(self) -> Method:
-        """The part whose settings a speed-up decides: the one that acts on tokens, else the first."""
-        return next((part for part in self.parts if part.acts_on_tokens), self.parts[0] if self.parts else Method())
+        """The part whose settings a speed-up decides: the one that acts on tokens, else the first that has some."""
+        able = [part for part in self.parts if part.acts_on_tokens or part.speedup_settings]
+        return next((part for part in able if part.acts_on_tokens), (*able, Method())[0])
 
     def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
         """That of the varied part, beside the others as they are."""
@@ -109,6 +110,9 @@ class Compose(Method):
 
     def cached_tokens(self, step: Step, layer: int, depth: int, keys: int) -> int:
         return self._at("the cache").cached_tokens(step, layer, depth, keys)
+
+    def keys_per_query(self, step: Step, layer: int, depth: int, keys: int) -> int:
+        return self._at("attention").keys_per_query(step, layer, depth, keys)
 
     def alternatives(self, settings: Settings) -> tuple[int, Mapping[str, Settings]] | None:
         return self._at("which scales follow").alternatives(settings)

@@ -102,6 +102,7 @@ class BlockRun(ABC, Generic[Model, State]):
         self.counts: tuple[int, ...] = ()
         self._rotary: tuple[Tensor, Any] | None = None
         self._entered: set[int] = set()
+        state.cache.start_pass(step.dropped)
 
     @abstractmethod
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
@@ -191,9 +192,9 @@ class BlockRun(ABC, Generic[Model, State]):
         hooks, dropped = self.hooks, self.step.dropped[layer] if self.step.dropped else 0
         plain = self.plain_attention
         attended = plain(inputs) if hooks.attention is None else hooks.attention(plain, inputs, ref)
-        if dropped and hooks.cache is not None:
+        if dropped and hooks.cache is not None and self.step.is_read:
             index = hooks.cache(inputs, inputs.keys.shape[2] - dropped, ref)
-            self.state.cache.select(layer, self.rows, index)
+            self.state.cache.select(layer, self.rows, index, inputs.keys, inputs.values)
         return attended
 
     def _attend_by_scale(self, inputs: AttentionInputs) -> Tensor:
