@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import CheckpointError
 from stepvar.generation import generate
 from stepvar.methods import FastVAR, Method
-from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
+from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig, schedule_for
 from stepvar.models.infinity.model import InfinityState
 from stepvar.models.infinity.tokenizer import POLICY, BitTokenizer, resize
 from stepvar.models.precision import Precision, apply_precision
@@ -55,13 +55,16 @@ def frames_last(bits: Tensor) -> Tensor:
 
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
-    model = build_model(golden).to(golden.dtype)
-    condition, settings = read_condition(golden), read_settings(golden, model)
-    method = read_method(golden, settings.schedule)
+    model = build_model(golden, Infinity).to(golden.dtype)
+    return record_generation(golden, RecordingInfinity(model, {}), read_condition(golden))
+
+
+def record_generation(golden: Golden, recording: RecordingInfinity, condition: TextCondition) -> Record:
+    """As :func:`run_generation`, of a model of this family or of one made from it."""
+    model, record, settings = recording.model, recording.record, read_settings(golden)
+    method, recorder = read_method(golden, settings.schedule), Recorder()
     plan = method.plan(settings, model.info, len(condition.prompts))
-    record, recorder = Record(), Recorder()
-    recording, noise = RecordingInfinity(model, record), StreamNoise(golden.generator())
-    state = generate(recording, condition, plan, method, noise, recorder=recorder)
+    state = generate(recording, condition, plan, method, StreamNoise(golden.generator()), recorder=recorder)
     record["ca_kv"] = _packed(state.condition.text, condition, plan)
     for index, kept in recorder.selections.items():
         record |= dict(zip(_selections(golden, index), kept, strict=True))
@@ -76,8 +79,11 @@ def run_generation(golden: Golden) -> Record:
     return record
 
 
-def build_model(golden: Golden) -> Infinity:
-    """The model of a golden, its weights made by the rule, in float32."""
+Model = TypeVar("Model", bound=Infinity)
+
+
+def build_model(golden: Golden, kind: type[Model]) -> Model:
+    """The model of a golden, of Infinity's class or one made from it, its weights made by the rule, in float32."""
     config = InfinityConfig(
         depth=golden.setting("depth"),
         width=golden.setting("embed_dim"),
@@ -91,7 +97,7 @@ def build_model(golden: Golden) -> Infinity:
         resolution=golden.setting("pn"),
     )
     lists = {"transformer": "transformer_state_dict", "tokenizer": "vae_state_dict"}
-    return build(golden, lambda: Infinity(config), lists)
+    return build(golden, lambda: kind(config), lists)
 
 
 def _tokenizer_config(golden: Golden) -> TokenizerConfig:
@@ -99,13 +105,13 @@ def _tokenizer_config(golden: Golden) -> TokenizerConfig:
     return TokenizerConfig(golden.setting("vae_d"), golden.setting("vae_ch"), multipliers)
 
 
-def read_settings(golden: Golden, model: Infinity) -> Settings:
+def read_settings(golden: Golden) -> Settings:
     """The settings of the generation.
 
     Raises:
         CheckpointError: if the golden's schedule is not the published one.
     """
-    schedule = model.schedule(golden.setting("h_div_w"), golden.setting("pn"))
+    schedule = schedule_for(golden.setting("pn"), golden.setting("h_div_w"))
     stored = golden.about.get("scale_schedule")
     if stored is not None and ScaleSchedule.of(stored).grids != schedule.grids:
         raise CheckpointError(f"{golden.path}: its schedule {stored} is not the published one, {schedule.name}")

@@ -38,7 +38,8 @@ GROUPS: dict[str, Group] = {
     "tokens": Group(
         r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens|s\d+\.tokens_in", 1e-5, 1e-5, 1e-5, 2e-3
     ),
-    "blocks": Group(r"blockout_s\d+_l\d+", 5e-4, 0.25, 0.03),
+    "source": Group(r"source_(latent|tokens)|ref_[kv]_\d+", 5e-5, 5e-5, 5e-5),
+    "blocks": Group(r"blockout_s\d+_l\d+|source_blockout_(head_)?l\d+", 5e-4, 0.25, 0.03),
     "hidden": Group(r"hidden_\d+|h|f|enc_moments|raw_features|(step|s)\d+\.hidden|diff\.z", 5e-4, 0.25, 0.03, 2e-3),
     "logits": Group(r"logits_\d+|(step|s)\d+\.logits", 2e-4, 0.5, 0.06, 2e-3),
     "latents": Group(r"summed_codes|z|f_hat(_last)?|s\d+\.f_hat", 1e-5, 1e-5, 1e-5, 2e-3),
@@ -58,6 +59,9 @@ DISCRETE: dict[str, tuple[str, int]] = {
     "bits": (r"bits_\d+|step\d+\.bits|gt_bits\d+", 0),
     "indices": (r"idx_\d+|s\d+\.idx", 0),
     "pixels": (r"img_u8_bgr|frames_u8_bgr(_last4)?", 1),
+    "source pixels": (r"source_square_u8", 0),
+    "edited pixels": (r"picture_out_u8", 2),
+    "keys": (r"keys_seen", 0),
     "kept": (r"kept_\w+", 0),
 }
 """Groups of whole numbers, by the tensors' names, and how far two may be apart and count as equal."""
@@ -144,7 +148,7 @@ def _branches_in_common(group: str, ours: Tensor, theirs: Tensor) -> tuple[Tenso
 
     The originals run that branch at every scale and store it or not; we drop it where nothing later needs it.
     """
-    if group not in ("blocks", "hidden", "residual"):
+    if group not in ("blocks", "hidden", "residual", "source"):
         return ours, theirs
     rows = min(len(ours), len(theirs))
     return (ours[:rows], theirs[:rows]) if max(len(ours), len(theirs)) == 2 * rows else (ours, theirs)

@@ -28,16 +28,16 @@ class Buffers:
         """Stores entries (R or 1, heads, N or 1, head_dim) at ``start`` to ``end``; what is 1 is repeated."""
         self.layers[layer][rows, :, start:end] = entries
 
-    def read(self, layer: int, rows: slice, end: int) -> Tensor:
-        """The first entries of a layer (R, heads, end, head_dim)."""
-        return self.layers[layer][rows, :, :end]
+    def read(self, layer: int, rows: slice, start: int, end: int) -> Tensor:
+        """Entries ``start`` to ``end`` of a layer (R, heads, end - start, head_dim)."""
+        return self.layers[layer][rows, :, start:end]
 
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         """Stores entries that were written into the end of what :meth:`read` gave: here they are in place already."""
 
-    def select(self, layer: int, rows: slice, end: int, index: Tensor) -> None:
-        """Moves the entries at ``index`` (R, heads, K) of the first ``end`` ones to the front."""
-        _to_front(self.layers[layer][rows], end, index)
+    def select(self, layer: int, rows: slice, start: int, end: int, index: Tensor) -> None:
+        """Moves those of the entries ``start`` to ``end`` at ``index`` (R, heads, K) to ``start``."""
+        _to_front(self.layers[layer][rows, :, start:end], index)
 
 
 class QuantizedBuffers(Buffers):
@@ -62,21 +62,22 @@ class QuantizedBuffers(Buffers):
         self.layers[layer][rows, :, start:end] = (entries / scale).round_()
         self.scales[layer][rows, :, start:end] = scale
 
-    def read(self, layer: int, rows: slice, end: int) -> Tensor:
-        return self.layers[layer][rows, :, :end].to(self.dtype).mul_(self.scales[layer][rows, :, :end])
+    def read(self, layer: int, rows: slice, start: int, end: int) -> Tensor:
+        seen = (rows, slice(None), slice(start, end))
+        return self.layers[layer][seen].to(self.dtype).mul_(self.scales[layer][seen])
 
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         self.write(layer, rows, start, end, entries)
 
-    def select(self, layer: int, rows: slice, end: int, index: Tensor) -> None:
-        super().select(layer, rows, end, index)
-        _to_front(self.scales[layer][rows], end, index)
+    def select(self, layer: int, rows: slice, start: int, end: int, index: Tensor) -> None:
+        super().select(layer, rows, start, end, index)
+        _to_front(self.scales[layer][rows, :, start:end], index)
 
 
-def _to_front(buffer: Tensor, end: int, index: Tensor) -> None:
-    """Moves entries of a buffer (R, heads, capacity, D) at ``index`` (R, heads, K) below ``end`` to its front."""
-    picked = index.unsqueeze(-1).expand(-1, -1, -1, buffer.shape[-1])
-    buffer[:, :, : index.shape[-1]] = buffer[:, :, :end].gather(2, picked)
+def _to_front(entries: Tensor, index: Tensor) -> None:
+    """Moves entries (R, heads, M, D) at ``index`` (R, heads, K) to the front."""
+    picked = index.unsqueeze(-1).expand(-1, -1, -1, entries.shape[-1])
+    entries[:, :, : index.shape[-1]] = entries.gather(2, picked)
 
 
 class KVCache:
@@ -91,6 +92,9 @@ class KVCache:
             the other is no longer needed.
         dtype: of the keys and values that are stored and read.
         quantized: whether they are stored in eight bits; see :class:`QuantizedBuffers`.
+
+    Attributes:
+        starts, lengths: of each layer, the first entry that is read, and the one behind the last.
     """
 
     def __init__(
@@ -108,6 +112,8 @@ class KVCache:
         self._capacities = tuple(capacities)
         self.rows = rows
         self.lengths = [0] * len(capacities)
+        self.starts = [0] * len(capacities)
+        self._rooms = [0] * len(capacities)
         self.dtype = dtype
 
     @property
@@ -139,6 +145,28 @@ class KVCache:
         self._keys.write(layer, rows, 0, count, keys)
         self._values.write(layer, rows, 0, count, values)
 
+    def leave_room(self, layer: int, count: int) -> None:
+        """Keeps the first ``count`` entries of a layer that is still empty for :meth:`put_in_front`."""
+        self._rooms[layer] = self.starts[layer] = self.lengths[layer] = count
+
+    def hold(self, layer: int) -> None:
+        """Has what a layer holds now stay in front of what follows: :meth:`select` drops none of it."""
+        self._rooms[layer] = self.lengths[layer]
+
+    def front(self, layer: int) -> int:
+        """How many of the tokens that are read of a layer stand in front of those that may be dropped."""
+        return self._rooms[layer] - self.starts[layer]
+
+    def put_in_front(self, layer: int, rows: slice, keys: Tensor, values: Tensor) -> None:
+        """Stores keys and values (R, heads, N, head_dim) in front of all others of a layer.
+
+        They take the place of those that the last call put there, which may have been fewer or more.
+        """
+        room = self._rooms[layer]
+        self.starts[layer] = start = room - keys.shape[2]
+        self._keys.write(layer, rows, start, room, keys)
+        self._values.write(layer, rows, start, room, values)
+
     def append(self, layer: int, keys: Tensor, values: Tensor, rows: slice | None = None) -> tuple[Tensor, Tensor]:
         """Stores keys and values (R, heads, N, head_dim) of new tokens and returns those of all tokens so far.
 
@@ -165,9 +193,9 @@ class KVCache:
         Raises:
             UsageError: if more tokens arrive than were planned for the layer.
         """
-        start, end = self._extend(layer, count)
-        keys, values = (part.read(layer, rows, end) for part in (self._keys, self._values))
-        return keys[:, :, start:], values[:, :, start:], keys, values
+        self._extend(layer, count)
+        keys, values = self.read(layer, rows)
+        return keys[:, :, -count:], values[:, :, -count:], keys, values
 
     def keep(self, layer: int, rows: slice, keys: Tensor, values: Tensor) -> None:
         """Stores the last keys and values of a layer, as they were written into what :meth:`reserve` gave."""
@@ -176,30 +204,30 @@ class KVCache:
         self._keys.keep(layer, rows, start, end, keys)
         self._values.keep(layer, rows, start, end, values)
 
-    def _extend(self, layer: int, count: int) -> tuple[int, int]:
-        start, end = self.lengths[layer], self.lengths[layer] + count
+    def _extend(self, layer: int, count: int) -> None:
+        end = self.lengths[layer] + count
         capacity = self._capacities[layer]
         if end > capacity:
             raise UsageError(
                 f"layer {layer}: {end} tokens exceed the {capacity} planned; the method's tokens_at() is too low"
             )
         self.lengths[layer] = end
-        return start, end
 
     def read(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens so far."""
-        end = self.lengths[layer]
-        return self._keys.read(layer, rows, end), self._values.read(layer, rows, end)
+        start, end = self.starts[layer], self.lengths[layer]
+        return self._keys.read(layer, rows, start, end), self._values.read(layer, rows, start, end)
 
     def select(self, layer: int, rows: slice, index: Tensor) -> None:
-        """Drops all tokens of a layer but those at ``index`` (R, heads, K), each row and head its own.
+        """Drops all tokens of a layer but those in front and those at ``index`` (R, heads, K) of the others.
 
-        Rows that do not run any more are not moved: nothing may be read of them afterwards.
+        Each row and head has its own. Rows that do not run any more are not moved: nothing may be read of them
+        afterwards.
         """
-        end = self.lengths[layer]
+        start, end = self._rooms[layer], self.lengths[layer]
         for part in (self._keys, self._values):
-            part.select(layer, rows, end, index)
-        self.lengths[layer] = index.shape[-1]
+            part.select(layer, rows, start, end, index)
+        self.lengths[layer] = start + index.shape[-1]
 
     def forget(self, layer: int, length: int) -> None:
         """Drops all tokens of a layer but the first ``length``; others will take their place."""

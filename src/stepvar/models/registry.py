@@ -8,8 +8,9 @@ from stepvar.models.hart.checkpoint import FAMILY as HART
 from stepvar.models.infinity.checkpoint import FAMILY as INFINITY
 from stepvar.models.infinity_star.checkpoint import FAMILY as INFINITY_STAR
 from stepvar.models.var.checkpoint import FAMILY as VAR
+from stepvar.models.varedit.checkpoint import FAMILY as VAREDIT
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, INFINITY_STAR, VAR, HART)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, VAREDIT, INFINITY_STAR, VAR, HART)}
 
 
 def family_of_repo(name: str) -> Family | None:
@@ -21,15 +22,15 @@ def family_of_repo(name: str) -> Family | None:
 
 
 def family_of_model(model: object) -> Family:
-    """The family of a model.
+    """The family of a model, where one is made from another the narrower of both.
 
     Raises:
         UsageError: if it is of none.
     """
-    for family in FAMILIES.values():
-        if isinstance(model, family.build):
-            return family
-    raise UsageError(f"model of type {type(model).__name__}: is of no family; known are {', '.join(FAMILIES)}")
+    found = [family for family in FAMILIES.values() if isinstance(model, family.build)]
+    if not found:
+        raise UsageError(f"model of type {type(model).__name__}: is of no family; known are {', '.join(FAMILIES)}")
+    return max(found, key=lambda family: len(family.build.__mro__))
 
 
 def families_of_variant(variant: str) -> list[Family]:

@@ -103,9 +103,13 @@ class InfinityState(GenerationState):
 class InfinityRun(BlockRun["Infinity", InfinityState]):
     """The blocks of one scale."""
 
+    def table(self, step: Step) -> Rotary:
+        """The table of the rotary positions of a scale."""
+        return self.state.rotary[step.index]
+
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        if self._adds_level(layer):
-            tokens = tokens.with_features(tokens.features + self._levels())
+        if self.adds_level(layer):
+            tokens = tokens.with_features(tokens.features + self.levels())
         context = BlockContext(
             modulation=self.state.condition.modulation[layer][self.rows],
             text=self.state.condition.memory[layer].rows(self.rows),
@@ -116,21 +120,23 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
         return self.model.block_list[layer](tokens, layer, context)
 
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
-        if self._adds_level(layer):
-            stream.add(self._levels().expand_as(stream.read()))
-        state = self.state
-        rotary, positions = self._tables(positions)
-        attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants, self.attend_cached)
-        modulation = state.condition.modulation[layer][self.rows]
-        text = state.condition.memory[layer].rows(self.rows)
-        self.model.block_list[layer].fused(stream, layer, modulation, text, attention)
+        if self.adds_level(layer):
+            stream.add(self.levels().expand_as(stream.read()))
+        modulation = self.state.condition.modulation[layer][self.rows]
+        text = self.state.condition.memory[layer].rows(self.rows)
+        self.model.block_list[layer].fused(stream, layer, modulation, text, self.fused_attention(layer, positions))
 
-    def _adds_level(self, layer: int) -> bool:
+    def fused_attention(self, layer: int, positions: Tensor) -> FusedAttention:
+        rotary, positions = self._tables(positions)
+        constants = self.state.constants
+        return FusedAttention(self.cache(layer), self.rows, rotary, positions, constants, self.attend_cached)
+
+    def adds_level(self, layer: int) -> bool:
         """Whether the embedding of the scale is added before a block."""
         config = self.model.config
         return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
 
-    def _levels(self) -> Tensor:
+    def levels(self) -> Tensor:
         """The embeddings of the scales of the tokens: (C,), or (N, C) where several scales run."""
         weight = self.model.transformer.lvl_embed.weight
         if len(self.steps) == 1:
@@ -141,7 +147,7 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
 
     def _tables(self, positions: Tensor) -> tuple[Rotary, Tensor]:
         """Cosines and sines of all positions of the scales that run, and the rows of them that tokens take (R, N)."""
-        tables = [self.state.rotary[step.index] for step in self.steps]
+        tables = [self.table(step) for step in self.steps]
         if len(tables) == 1:
             return tables[0], positions
         starts = accumulate((len(cos) for cos, _ in tables[:-1]), initial=0)
@@ -150,7 +156,7 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
         return (cos, sin), torch.cat(rows, dim=1)
 
     def rotary(self, positions: Tensor, step: Step) -> Rotary:
-        cos, sin = self.state.rotary[step.index]
+        cos, sin = self.table(step)
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
 
@@ -195,7 +201,7 @@ class Infinity(VARModel):
         if step.index == 0:
             features = self.transformer.first_tokens(state.condition)[step.row_slice]
         else:
-            features = self.code_tokens(state, step)
+            features = self.code_tokens(state.latent, step)
         return TokenMap.dense(features, step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
