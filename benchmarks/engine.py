@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.workload import random_pipeline
+from benchmarks.workload import random_pipeline, release
 from stepvar.engine import Engine
 from stepvar.engine.runner import EngineName
 from stepvar.evaluation.machine import provenance
@@ -26,7 +26,6 @@ from stepvar.evaluation.run import interleaved
 from stepvar.kernels.linear import QUANTIZATIONS
 from stepvar.kernels.ops import Kernels, kernels
 from stepvar.methods import METHODS, Method, make_method
-from stepvar.models.registry import families_of_variant
 from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
 
@@ -113,7 +112,11 @@ def inputs_of(pipe: Pipeline, batch: int, index: int) -> dict[str, Any]:
     if pipe.family.name == "hart":
         size = (batch, config.context_tokens, config.context_channels)
         return {"prompt_embeds": torch.randn(size, generator=generator)}
-    return {"prompt_embeds": [torch.randn(16, config.text_channels, generator=generator) for _ in range(batch)]}
+    texts = {"prompt_embeds": [torch.randn(16, config.text_channels, generator=generator) for _ in range(batch)]}
+    if pipe.family.name != "varedit":
+        return texts
+    levels = torch.randint(256, (batch, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    return texts | {"image": list(levels.numpy())}
 
 
 def generate(pipe: Pipeline, engine: Engine, method: Method, arguments: argparse.Namespace, index: int) -> Run:
@@ -218,8 +221,8 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> int:
     arguments = parse(given)
-    family, device = families_of_variant(arguments.model)[0], torch.device(arguments.device)
-    variant, dtype = family.variants[arguments.model], getattr(torch, arguments.dtype)
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    family, variant = release(arguments.model)
     pipe = random_pipeline(family, variant.config, device, dtype, arguments.model, **variant.defaults)
     if arguments.quantization is not None:
         pipe.model.quantize(arguments.quantization)

@@ -35,11 +35,13 @@ class Job:
 
     Attributes:
         batches: prompts that are generated at once; those of a file one after the other.
+        images: for each batch the image that a file names with its prompt.
         seed: of the first image; each has the next one.
     """
 
     pipe: Pipeline
     batches: list[list[str]]
+    images: list[Path | None]
     method: Method
     seed: int
     settings: dict[str, Any]
@@ -58,7 +60,7 @@ PromptFile = Annotated[
         "--prompts",
         parser=options.path_text,
         metavar="PATH",
-        help="File of prompts: one per line, or JSON lines with 'prompt'; one after the other.",
+        help="File of prompts: one per line, or JSON lines with 'prompt' (and 'image'); one after the other.",
     ),
 ]
 From = Annotated[
@@ -100,7 +102,10 @@ MoreSmooth = Annotated[
 ImageFile = Annotated[
     Path | None,
     typer.Option(
-        "--image", parser=options.path, metavar="PATH", help="Video models: an image that the video begins with."
+        "--image",
+        parser=options.path,
+        metavar="PATH",
+        help="Models that edit: the image to change. Video models: an image that the video begins with.",
     ),
 ]
 VideoFile = Annotated[
@@ -177,7 +182,7 @@ def generate(
     if from_ is not None:
         _repeat(context, from_, out, force, quality, quiet)
         return
-    batches, places = _batches(prompt, prompts)
+    batches, places, images = _batches(prompt, prompts)
     options.check_counts(num_images=(num_images, COUNT), runs=(runs, COUNT))
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
@@ -207,6 +212,7 @@ def generate(
         "prompt_suffix": prompt_suffix,
     }
     options.parse_device(device), options.parse_dtype(dtype)
+    _check_images(model, variant, [image if one is None else one for one in images])
     files = claim_files(
         out,
         report,
@@ -218,21 +224,21 @@ def generate(
     )
     memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
     pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder, memory, quantization)
-    _check_prompts(pipe, batches, places, prompt_suffix)
+    _check_prompts(pipe, batches, places, [image if one is None else one for one in images], prompt_suffix)
     fitted = None
     if speedup is not None:
         fitted = fit_settings(pipe, speedup, scope, chosen, len(batches[0]) * num_images, settings, quiet)
         chosen = fitted.method
     seed = secrets.randbelow(2**31) if seed is None else seed
-    job = Job(pipe, batches, chosen, seed, settings, files, quiet, fitted)
+    job = Job(pipe, batches, images, chosen, seed, settings, files, quiet, fitted)
     if compare:
         _compare(job, runs)
     else:
         _generate(job)
 
 
-def _batches(prompts: list[str] | None, file: str | None) -> tuple[list[list[str]], list[str]]:
-    """What is generated at once; for a file also where each prompt stands in it, for errors."""
+def _batches(prompts: list[str] | None, file: str | None) -> tuple[list[list[str]], list[str], list[Path | None]]:
+    """What is generated at once; for a file also where each prompt stands in it, for errors, and its image."""
     if (prompts is None) == (file is None):
         raise UsageError(
             "prompts and PROMPT: give one of them"
@@ -240,19 +246,35 @@ def _batches(prompts: list[str] | None, file: str | None) -> tuple[list[list[str
             else "Missing argument 'PROMPT...', or --prompts; see 'stepvar generate --help'"
         )
     if prompts is not None:
-        return [prompts], []
+        return [prompts], [], [None]
     from stepvar.evaluation.prompts import load_prompts
 
     read = load_prompts(str(file)).prompts
-    return [[prompt.text] for prompt in read], [", ".join(filter(None, [file, prompt.place])) for prompt in read]
+    places = [", ".join(filter(None, [file, prompt.place])) for prompt in read]
+    return [[prompt.text] for prompt in read], places, [prompt.image for prompt in read]
 
 
-def _check_prompts(pipe: Pipeline, batches: list[list[str]], places: list[str], suffix: str | None) -> None:
+def _check_images(model: str, variant: str | None, images: list[Path | None]) -> None:
+    """Refuses images that are missing or cannot be read before the model's weights are."""
+    from stepvar.checkpoints.sources import find_outline
+    from stepvar.media.images import read_image
+
+    for path in dict.fromkeys(images):
+        if path is not None:
+            read_image(path, "image")
+    if None in images and find_outline(model, variant).family.edits:
+        raise UsageError("image: this model changes an image; give it with --image, or with each prompt of a file")
+
+
+def _check_prompts(
+    pipe: Pipeline, batches: list[list[str]], places: list[str], images: list[Path | None], suffix: str | None
+) -> None:
     """Fails now rather than in the middle of the work if a line of a file cannot be generated."""
     from stepvar.models.inputs import GenerationInputs
 
-    for texts, place in zip(batches, places, strict=False):
+    for texts, place, image in zip(batches, places, images, strict=False):
         wanted: dict[str, Any] = {pipe.inputs.argument: texts, "prompt_suffix": suffix}
+        wanted |= {"image": image} if pipe.family.edits else {}
         try:
             pipe.inputs.prepare(GenerationInputs(**wanted), 1)
         except UsageError as error:
@@ -278,8 +300,9 @@ def _generate(job: Job) -> None:
         if files.preview is not None:
             stages.append((step, pipe.preview(state)))
 
-    for prompts in job.batches:
+    for prompts, image in zip(job.batches, job.images, strict=True):
         inputs: dict[str, Any] = {pipe.inputs.argument: prompts, "method": job.method, "seed": seed, **job.settings}
+        inputs |= {} if image is None else {"image": image}
         output = pipe(**inputs, callback_on_scale_end=on_scale_end, progress=not job.quiet)
         results = list(zip(islice(paths, len(output.captions)), output.videos or output.images, strict=True))
         written = []

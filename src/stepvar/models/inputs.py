@@ -52,7 +52,8 @@ class GenerationInputs:
         """Raises a UsageError if one of the named arguments was given."""
         for name in names:
             if getattr(self, name) is not None:
-                raise UsageError(f"{name}: this model does not take it; give {instead}")
+                also = " or changes images" if name == "image" else ""
+                raise UsageError(f"{name}: this model does not take it; give {instead}{also}")
 
 
 @dataclass(frozen=True)

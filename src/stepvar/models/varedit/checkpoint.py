@@ -40,4 +40,5 @@ FAMILY = Family(
     parts=INFINITY.parts,
     inputs=lambda model, encoder: EditInputProcessor(encoder, model),
     text_encoder=INFINITY.text_encoder,
+    edits=True,
 )

@@ -21,6 +21,7 @@ from stepvar.models.varedit.model import EditCondition, VAREdit
 from stepvar.text import TextEncoder
 from stepvar.utils.ambient import stated_formats
 
+NO_IMAGE = "image: this model changes an image; give one (image=, --image) with the instruction"
 LARGEST = 8192
 """Pixels of the longest side: the square that an image is padded to is held in memory."""
 
@@ -87,7 +88,7 @@ class EditInputProcessor(TextInputProcessor):
     def read_images(self, given: Any) -> list[Source]:
         """One image or several, checked."""
         if given is None:
-            raise UsageError("image: this model edits an image; give one (image=, --image), and say what to change")
+            raise UsageError(NO_IMAGE)
         several = given if isinstance(given, (list, tuple)) else [given]
         if not several:
             raise UsageError("image: an empty list; give one, or one per prompt")
