@@ -118,7 +118,9 @@ def from_golden(golden: Golden) -> Subject:
     maps = (bits.squeeze(1).movedim(-1, 1).long() for bits in stored)
     cells = (F.pixel_unshuffle(bits, 2) if model.config.patchify else bits for bits in maps)
     indices = tuple(bits.flatten(2).transpose(1, 2) for bits in cells)
-    return Subject(name, lambda: infinity.build_model(golden, Infinity), text, len(text.prompts), settings, noise, indices)
+    return Subject(
+        name, lambda: infinity.build_model(golden, Infinity), text, len(text.prompts), settings, noise, indices
+    )
 
 
 def embedded(prompts: Sequence[str] = PROMPTS, first: int = 0, pipe: Pipeline | None = None) -> Subject:

@@ -282,7 +282,9 @@ class Evaluation:
             if sample.index < MAPS and sample.seed == self.seeds[0]:
                 path = self.folder.place("kept", candidate.label) / f"{sample.prompt.name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                save_image(kept_overlay(Image.fromarray(frames[place][0]), kept[place], square=bool(output.sources)), path)
+                save_image(
+                    kept_overlay(Image.fromarray(frames[place][0]), kept[place], square=bool(output.sources)), path
+                )
 
     def _lay_out(self) -> None:
         """What the judges of the published suites want beside the images."""

@@ -433,9 +433,7 @@ class Pipeline(MemoryOptions, Schedules):
         sources = inputs.sources
         images, videos = to_media(pixels, self._fps, output_type, metadata, sources)
         following, kept = inputs.next_continuation(state.latent), recorder.kept_maps()
-        return Output(
-            images, report, seeds, kept, inputs.captions, videos, following, metadata, self._fps, sources
-        )
+        return Output(images, report, seeds, kept, inputs.captions, videos, following, metadata, self._fps, sources)
 
     @accepts(CALL, lambda: sampling_names() | dict.fromkeys(("aspect_ratio", "resolution", "seconds")))
     def for_speedup(
