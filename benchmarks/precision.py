@@ -35,7 +35,7 @@ from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
 from stepvar.generation import generate
 from stepvar.kernels.linear import QUANTIZATIONS, int8_rows
 from stepvar.methods import Method, StepVAR
-from stepvar.models.infinity import TextCondition
+from stepvar.models.infinity import Infinity, TextCondition
 from stepvar.models.model import VARModel
 from stepvar.models.precision import Precision
 from stepvar.pipeline import Pipeline

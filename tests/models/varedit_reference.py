@@ -86,7 +86,7 @@ class Reference:
         gate1, gate2, scale1, scale2, shift1, shift2 = (block.ada_gss[0] + self.shared)[:, :, None].unbind(1)
         heads = self.config.heads
         normed = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale1) + shift1
-        joint = normed @ block.sa.mat_qkv.weight.T + torch.cat(
+        joint = normed @ block.sa.joint.weight.T + torch.cat(
             [block.sa.q_bias, torch.zeros_like(block.sa.q_bias), block.sa.v_bias]
         )
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in joint.chunk(3, dim=-1))

@@ -49,7 +49,8 @@ def photo(width: int = 40, height: int = 25) -> Image.Image:
 
 
 def edited(pipe: Pipeline, *args: Any, **settings: Any) -> Any:
-    return pipe(*args, **{"seed": 3, "output_type": "np", "progress": False} | settings).images
+    given: dict[str, Any] = {"seed": 3, "output_type": "np", "progress": False} | settings
+    return pipe(*args, **given).images
 
 
 def test_a_saved_model_is_still_one_that_edits(pipe: Pipeline) -> None:
@@ -99,9 +100,13 @@ def test_one_image_for_all_prompts_or_one_each(pipe: Pipeline) -> None:
 def test_the_encoder_reads_each_image_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.Size] = []
     encode = pipe.model.tokenizer.encode_latent
-    monkeypatch.setattr(
-        pipe.model.tokenizer, "encode_latent", lambda pixels: calls.append(pixels.shape) or encode(pixels)
-    )
+
+    def noted(pixels: torch.Tensor) -> torch.Tensor:
+        calls.append(pixels.shape)
+        latent: torch.Tensor = encode(pixels)
+        return latent
+
+    monkeypatch.setattr(pipe.model.tokenizer, "encode_latent", noted)
     edited(pipe, PROMPTS, image=photo(), num_images_per_prompt=2)
     assert calls == [(1, 3, 32, 32)]
 
