@@ -43,6 +43,7 @@ class FamilyRow:
         model: makes the model.
         condition: from the places of the images in the batch to what they show; the same image for the same place.
         first_tokens: tokens that the first pass runs beside those of its grid.
+        keys_in_front: keys in front of those of the passes, in all blocks but the first.
     """
 
     family: str
@@ -51,6 +52,7 @@ class FamilyRow:
     model: Callable[[], Any]
     condition: Callable[[range], Any]
     first_tokens: int = 0
+    keys_in_front: int = 0
 
     def __str__(self) -> str:
         return f"{self.family}-{self.shape}"
@@ -77,7 +79,7 @@ def image_and_clip(*sides: tuple[int, int]) -> ScaleSchedule:
 ROWS = (
     FamilyRow("infinity", "square", SQUARE, cache(make_model), lambda places: TextCondition(texts(places))),
     FamilyRow("infinity", "wide", WIDE, cache(make_model), lambda places: TextCondition(texts(places))),
-    FamilyRow("varedit", "wide", WIDE, cache(make_edit), edits(WIDE)),
+    FamilyRow("varedit", "wide", WIDE, cache(make_edit), edits(WIDE), keys_in_front=WIDE[-1].size),
     FamilyRow("var", "square", SQUARE, cache(make_var), lambda places: ClassCondition(tuple(3 + i for i in places))),
     FamilyRow("hart", "square", SQUARE, cache(make_hart), contexts, first_tokens=TINY_HART.prefix),
     FamilyRow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from stepvar.core.noise import SeededNoise
-from stepvar.core.plan import Settings
+from stepvar.core.plan import Settings, Step
+from stepvar.core.stack import SublayerRef
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.generation import generate
@@ -26,6 +27,7 @@ from tests.helpers import (
     SQUARE,
     TINY,
     WIDE,
+    equal_everywhere,
     generate_edit,
     make_edit,
     make_model,
@@ -142,6 +144,53 @@ def test_every_method_reads_the_whole_source_and_prunes_the_target(model: VAREdi
     for layer in range(TINY.depth - 1):  # a method changes nothing in the pass over the source
         assert torch.equal(generated.record[f"source_blockout_l{layer}"], dense.record[f"source_blockout_l{layer}"])
     assert f"source_blockout_l{TINY.depth - 1}" not in dense.record  # of which only keys and values are read
+
+
+@dataclass(frozen=True)
+class Newest(Method):
+    """Keeps the newest keys of the target, and notes how many a layer may choose from."""
+
+    seen: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def cached_tokens(self, step: Step, layer: int, depth: int, keys: int) -> int:
+        return min(keys, 12)
+
+    def select_cached(self, inputs: Any, count: int, ref: SublayerRef, step: Step, state: Any) -> Tensor:
+        total = inputs.keys.shape[2]
+        self.seen[(step.index, ref.layer)] = total
+        return torch.arange(total - count, total).expand(*inputs.keys.shape[:2], count)
+
+
+@pytest.mark.parametrize("cache", [None, "int8"])
+def test_what_leaves_the_cache_is_never_of_the_source(cache: Any) -> None:
+    method, model = Newest(), make_edit().set_cache_dtype(cache)
+    generated = generate_edit(model, make_settings(WIDE), method)
+    assert set(method.seen.values()) == {11 + 24, 12 + 35, 12 + 54}
+    assert generated.state.cache.lengths == [WIDE[-1].size + 12] * TINY.depth
+    seen = generated.record["keys_seen"]  # behind a pass, when keys have left
+    assert seen[-1].tolist() == [WIDE[-1].size + 12] * TINY.depth
+    dense = generate_edit(make_edit().set_cache_dtype(cache), make_settings(WIDE))
+    assert equal_everywhere(generated.bits[:4], dense.bits[:4])
+    assert not torch.allclose(generated.logits[4], dense.logits[4])
+
+
+@dataclass(frozen=True)
+class Listens(Method):
+    """Attention of the model's own, and the layers at which it is asked."""
+
+    layers: set[int] = field(default_factory=set)
+
+    def run_attention(self, attend: Any, inputs: Any, ref: SublayerRef, step: Step, state: Any) -> Tensor:
+        self.layers.add(ref.layer)
+        assert inputs.keys.shape[2] == WIDE[-1].size + sum(grid.size for grid in WIDE.grids[: step.index + 1])
+        result: Tensor = attend(inputs)
+        return result
+
+
+def test_no_method_attends_in_the_block_whose_source_changes(model: VAREdit) -> None:
+    method = Listens()
+    generate_edit(model, make_settings(WIDE), method)
+    assert method.layers == set(range(1, TINY.depth))
 
 
 def test_skipped_scales_leave_the_source_at_its_size(model: VAREdit) -> None:

@@ -34,7 +34,7 @@ def run_comparison(
 
 
 def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
-    """One row per image: dense, the method, their difference, and which tokens were computed; an edit's source first."""
+    """One row per image: what is edited, dense, the method, their difference, and which tokens were computed."""
     from stepvar.media.sheets import contact_sheet, difference, kept_overlay
 
     dense, other = comparison.dense.images, comparison.other.images

@@ -136,7 +136,7 @@ CALL = Words(
         "tau": "it is temperature here",
         "tau_list": "it is temperature here; it takes one number per scale, too",
         "g_seed": "it is seed here",
-        "strength": "models that edit take image= and an instruction, and no strength; video models begin a video with image=",
+        "strength": "models that edit take image= and an instruction; video models begin a video with image=",
         "mask_image": "no model here takes a mask; models that edit take image= and an instruction",
         "control_image": "no model here takes a control image",
         "ip_adapter_image": NO_ADAPTERS,

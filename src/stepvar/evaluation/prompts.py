@@ -111,8 +111,8 @@ def load_prompts(source: str) -> PromptSet:
     Args:
         source: ``scenes`` or ``scenes:256``, held-out scenes of the embedded domain; ``scenes-video`` likewise, of
             clips; a ``.jsonl`` file with the ``prompt`` and ``tag`` of GenEval's ``evaluation_metadata.jsonl``; a
-            folder with one text file per prompt, as DPG-Bench has them; or a text file with one prompt per line. A line of
-        JSON may name the ``image`` that its prompt is about, from the folder of the file.
+            folder with one text file per prompt, as DPG-Bench has them; or a text file with one prompt per line. A line
+            of JSON may name the ``image`` that its prompt is about, from the folder of the file.
 
     Raises:
         UsageError: if there is no such thing, or it cannot be read as such.

@@ -19,7 +19,7 @@ from stepvar.core.tokens import Grid, TokenMap
 from stepvar.core.values import device_of, dtype_of, placement
 from stepvar.errors import UsageError
 from stepvar.kernels.linear import Quantization, check_quantization
-from stepvar.models.blocks import BlockRun
+from stepvar.models.blocks import BlockRun, GenerationState
 from stepvar.models.offload import Offload, OffloadName, Part
 from stepvar.models.precision import CacheName, Policy, Precision, apply_precision, for_weight
 from stepvar.models.quantization import quantize_blocks
