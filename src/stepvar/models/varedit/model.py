@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -84,9 +85,21 @@ class SourceRun(InfinityRun):
 class EditRun(InfinityRun):
     """The blocks of one scale of the target."""
 
+    model: VAREdit
+    state: EditState
+
     def attention_hook(self, layer: int) -> AttentionHook | None:
         """None in the first block, where the keys in front are other ones at every scale."""
         return self.hooks.attention if layer else None
+
+    def seen_by(self, step: Step, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """In the first block, of scales that run together each sees the source on its own grid."""
+        if layer:
+            return keys, values
+        front, reference = self.cache(0).front(0), self.model.reference(self.state, step)
+        own = (part[:, :, front:] for part in (keys, values))
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(reference, own, strict=True))
+        return keys, values
 
 
 class VAREdit(Infinity):
@@ -160,10 +173,14 @@ class VAREdit(Infinity):
 
     def blocks(self, state: EditState, step: Step, hooks: Hooks = NO_HOOKS) -> RunBlocks:
         """The blocks of a pass, the first of which sees the source on the grid of the pass."""
+        state.cache.put_in_front(0, step.row_slice, *self.reference(state, step))
+        return super().blocks(state, step, hooks)
+
+    def reference(self, state: EditState, step: Step) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source in the first block, averaged to the grid of a pass."""
         full = step.settings.schedule.grids[-1]
         keys, values = (averaged(part, full, step.grid) for part in state.source.read(0, step.row_slice))
-        state.cache.put_in_front(0, step.row_slice, keys, values)
-        return super().blocks(state, step, hooks)
+        return keys, values
 
     def finish(self, state: EditState) -> None:
         super().finish(state)
@@ -173,7 +190,9 @@ class VAREdit(Infinity):
 def source_pass(plan: Plan) -> Step:
     """The pass over the source: with the grid and the level of the last scale, the rows of the first, not guided."""
     schedule = plan.schedule
-    return replace(plan.computed[0], index=len(schedule) - 1, grid=schedule.grids[-1], guidance=1.0, dropped=())
+    return replace(
+        plan.computed[0], index=len(schedule) - 1, grid=schedule.grids[-1], guidance=1.0, dropped=(), together=()
+    )
 
 
 def averaged(entries: Tensor, full: Grid, grid: Grid) -> Tensor:
