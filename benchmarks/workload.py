@@ -50,7 +50,7 @@ class Workload:
     @classmethod
     def of(cls, pipe: Pipeline, settings: Settings, samples: int = 1, decode: bool = False) -> Workload:
         """The embedded models' caption, or what a model without a text encoder can be measured with."""
-        wanted = GenerationInputs(CAPTION) if pipe.text_encoder else pipe.inputs.example()
+        wanted = GenerationInputs(CAPTION) if pipe.text_encoder else pipe.inputs.example(schedule=settings.schedule)
         generators = [torch.Generator().manual_seed(index) for index in range(samples)]
         encoded = pipe.inputs.prepare(wanted, samples).encode(settings.schedule, generators)
         return cls(pipe, encoded.condition, settings, samples, decode)

@@ -18,7 +18,13 @@ from stepvar.methods import Method, StepVAR
 from stepvar.models.registry import FAMILIES
 from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_VAR, make_settings
 
-CONFIGS: dict[str, Any] = {"infinity": TINY, "var": TINY_VAR, "hart": TINY_HART, "infinity_star": TINY_STAR}
+CONFIGS: dict[str, Any] = {
+    "infinity": TINY,
+    "varedit": TINY,
+    "var": TINY_VAR,
+    "hart": TINY_HART,
+    "infinity_star": TINY_STAR,
+}
 
 
 def tiny_workload(family: str, dtype: torch.dtype = torch.float32) -> Workload:

@@ -18,6 +18,7 @@ from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.methods import METHODS, Method, make_method
+from stepvar.models.blocks import BlockRun
 from stepvar.models.infinity import TextCondition, schedule_for
 from stepvar.models.registry import family_of_model
 from stepvar.models.varedit import EditCondition, VAREdit
@@ -245,6 +246,21 @@ def test_half_precision_encodes_in_float32(model: VAREdit) -> None:
     torch.testing.assert_close(
         generate_edit(half, make_settings(SQUARE), source=source).logits[0], exact, atol=0.5, rtol=0
     )
+
+
+@pytest.mark.parametrize("every_chunk", [False, True])
+def test_fused_blocks_read_the_same_source(monkeypatch: pytest.MonkeyPatch, every_chunk: bool) -> None:
+    model = make_edit(replace(TINY, level_every_chunk=every_chunk))
+    condition, settings = EditCondition(make_text((5,)), None, make_source(WIDE)), make_settings(WIDE, top_k=1)
+    latents = []
+    for method in (Method(), make_method("stepvar"), make_method("lazyvar")):
+        plan = method.plan(settings, model.info, 1)
+        for fused in (False, True):
+            with monkeypatch.context() as context:
+                context.setattr(BlockRun, "can_fuse", lambda self, tokens, fused=fused: fused)
+                state = generate(model, condition, plan, method, SeededNoise((0,)))
+            latents.append(state.latent)
+        torch.testing.assert_close(latents[-1], latents[-2], atol=1e-5, rtol=0)
 
 
 # What is refused
