@@ -14,7 +14,7 @@ from torch import Tensor
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Settings, Step
 from stepvar.core.stack import SublayerRef
-from stepvar.core.tokens import ScaleSchedule
+from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.methods import METHODS, Method, make_method
@@ -22,6 +22,7 @@ from stepvar.models.blocks import BlockRun
 from stepvar.models.infinity import TextCondition, schedule_for
 from stepvar.models.registry import family_of_model
 from stepvar.models.varedit import EditCondition, VAREdit
+from stepvar.models.varedit.model import averaged
 from stepvar.models.varedit.rope import rotary_tables
 from stepvar.text import TextFeatures
 from tests.helpers import (
@@ -114,6 +115,18 @@ def test_positions_of_the_released_sizes() -> None:
     torch.testing.assert_close(table[beyond - numbers[index - 1]], at([(0, 0)])[0])
     torch.testing.assert_close(table[beyond - 1 - numbers[index - 1]], at([(2 * 48 - 1, 2 * 84 - 1)])[0])
     assert full[-1].size == beyond
+
+
+@pytest.mark.parametrize(
+    ("full", "grid"), [((64, 64), (6, 6)), ((64, 64), (48, 48)), ((9, 6), (5, 1)), ((5, 7), (2, 7))]
+)
+def test_the_reference_is_averaged_by_area(full: tuple[int, int], grid: tuple[int, int]) -> None:
+    entries = torch.randn(2, 3, full[0] * full[1], 4, generator=torch.Generator().manual_seed(1))
+    maps = entries.transpose(2, 3).unflatten(3, full).flatten(1, 2)
+    expected = torch.nn.functional.interpolate(maps, grid, mode="area").unflatten(1, (3, 4)).flatten(3).transpose(2, 3)
+    torch.testing.assert_close(averaged(entries, Grid(1, *full), Grid(1, *grid)), expected, atol=1e-6, rtol=0)
+    whole = averaged(entries, Grid(1, *full), Grid(1, *full))
+    assert whole is entries
 
 
 # What the source does

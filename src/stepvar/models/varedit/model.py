@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.core.cache import KVCache
@@ -202,6 +201,18 @@ def averaged(entries: Tensor, full: Grid, grid: Grid) -> Tensor:
     """
     if grid == full:
         return entries
-    maps = entries.float().transpose(2, 3).flatten(1, 2).unflatten(-1, (full.h, full.w))
-    small = F.interpolate(maps, size=(grid.h, grid.w), mode="area").flatten(2)
-    return small.unflatten(1, (entries.shape[1], -1)).transpose(2, 3).to(entries.dtype)
+    cells = entries.float().unflatten(2, (full.h, full.w))
+    narrow = windows(full.w, grid.w, entries.device) @ cells  # (R, heads, H, w, D)
+    small = windows(full.h, grid.h, entries.device) @ narrow.flatten(3)  # (R, heads, h, w D)
+    return small.unflatten(3, (grid.w, -1)).flatten(2, 3).to(entries.dtype)
+
+
+def windows(cells: int, count: int, device: torch.device) -> Tensor:
+    """The means over ``count`` windows that cover a row of cells, as a matrix (count, cells).
+
+    Window i reaches from ``floor(i cells / count)`` to ``ceil((i + 1) cells / count)``: those of PyTorch's adaptive
+    pooling, which not every device has for sizes that do not divide each other.
+    """
+    place, index = torch.arange(cells, device=device), torch.arange(count, device=device).unsqueeze(1)
+    inside = (place >= index * cells // count) & (place < -(-(index + 1) * cells // count))
+    return inside / inside.sum(dim=1, keepdim=True)
