@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.workload import random_pipeline
+from benchmarks.workload import random_pipeline, release
 from stepvar.engine import Engine
 from stepvar.engine.runner import EngineName
 from stepvar.evaluation.machine import provenance
@@ -26,7 +26,6 @@ from stepvar.evaluation.run import interleaved
 from stepvar.kernels.linear import QUANTIZATIONS
 from stepvar.kernels.ops import Kernels, kernels
 from stepvar.methods import METHODS, Method, make_method
-from stepvar.models.registry import families_of_variant
 from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
 
@@ -111,11 +110,15 @@ def inputs_of(pipe: Pipeline, batch: int, index: int) -> dict[str, Any]:
     if pipe.inputs.argument == "class_labels":
         return {"class_labels": [(7 * index + image) % pipe.model.config.classes for image in range(batch)]}
     sizes = {name: getattr(example, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
-    return {
+    texts: dict[str, Any] = {
         name: [torch.randn(features.shape[1:], generator=generator) for _ in range(batch)]
         for name, features in sizes.items()
         if features is not None
     }
+    if pipe.family.name != "varedit":
+        return texts
+    levels = torch.randint(256, (batch, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    return texts | {"image": list(levels.numpy())}
 
 
 def generate(pipe: Pipeline, engine: Engine, method: Method, arguments: argparse.Namespace, index: int) -> Run:
@@ -220,8 +223,8 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> int:
     arguments = parse(given)
-    family, device = families_of_variant(arguments.model)[0], torch.device(arguments.device)
-    variant, dtype = family.variants[arguments.model], getattr(torch, arguments.dtype)
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    family, variant = release(arguments.model)
     pipe = random_pipeline(family, variant.config, device, dtype, arguments.model, **variant.defaults)
     if arguments.quantization is not None:
         pipe.model.quantize(arguments.quantization)

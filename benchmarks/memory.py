@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.workload import VARIANTS, random_pipeline
+from benchmarks.workload import VARIANTS, random_pipeline, release
 from stepvar.cli.options import Memory
 from stepvar.engine import Engine
 from stepvar.evaluation.machine import provenance
 from stepvar.methods import Method, make_method
-from stepvar.models.registry import families_of_variant
+from stepvar.models.registry import releases_named
 from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
 
@@ -78,8 +78,8 @@ def run_case(case: Row) -> Row:
     """One case in this process."""
     method, way = make_method(case["method"]), parse_way(case["way"])
     device, dtype = torch.device(case["device"]), getattr(torch, case["dtype"])
-    family = families_of_variant(case["model"])[0]
-    pipe = random_pipeline(family, family.variants[case["model"]].config, device, dtype, case["model"])
+    family, variant = release(case["model"])
+    pipe = random_pipeline(family, variant.config, device, dtype, case["model"])
     return measure(pipe, method, way, guidance_scale=GUIDANCE)
 
 
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--device: must be a GPU, cuda")
     names, methods, ways = (text.split(",") for text in (given.models, given.methods, given.ways))
     for name in names:  # what is wrong is found before anything runs
-        if name not in VARIANTS:
+        if not releases_named(name):
             parser.error(f"--models {name}: must be among {', '.join(VARIANTS)}")
     for way in ways:
         parse_way(way)

@@ -35,7 +35,7 @@ from stepvar.evaluation.scenes.grammar import caption, held_out_scenes
 from stepvar.generation import generate
 from stepvar.kernels.linear import QUANTIZATIONS, int8_rows
 from stepvar.methods import Method, StepVAR
-from stepvar.models.infinity import TextCondition
+from stepvar.models.infinity import Infinity, TextCondition
 from stepvar.models.model import VARModel
 from stepvar.models.precision import Precision
 from stepvar.pipeline import Pipeline
@@ -112,13 +112,15 @@ def from_golden(golden: Golden) -> Subject:
         settings = var.read_settings(golden, var.build_model(golden))
         indices = tuple(golden.tensor(f"idx_{scale}").long() for scale in range(len(settings.schedule)))
         return Subject(name, lambda: var.build_model(golden), classes, len(classes.labels), settings, noise, indices)
-    model, text = infinity.build_model(golden), infinity.read_condition(golden)
-    settings = infinity.read_settings(golden, model)
+    model, text = infinity.build_model(golden, Infinity), infinity.read_condition(golden)
+    settings = infinity.read_settings(golden)
     stored = (golden.tensor(f"bits_{scale}") for scale in range(len(settings.schedule)))
     maps = (bits.squeeze(1).movedim(-1, 1).long() for bits in stored)
     cells = (F.pixel_unshuffle(bits, 2) if model.config.patchify else bits for bits in maps)
     indices = tuple(bits.flatten(2).transpose(1, 2) for bits in cells)
-    return Subject(name, lambda: infinity.build_model(golden), text, len(text.prompts), settings, noise, indices)
+    return Subject(
+        name, lambda: infinity.build_model(golden, Infinity), text, len(text.prompts), settings, noise, indices
+    )
 
 
 def embedded(prompts: Sequence[str] = PROMPTS, first: int = 0, pipe: Pipeline | None = None) -> Subject:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.engine import inputs_of
 from benchmarks.precision import FollowingModel
-from benchmarks.workload import random_pipeline
+from benchmarks.workload import random_pipeline, release
 from stepvar.conformance.golden import Record
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Step
@@ -27,7 +27,6 @@ from stepvar.kernels import ops
 from stepvar.kernels.linear import LAYERS, QUANTIZATIONS, FP8Linear, rows_for
 from stepvar.methods import Method
 from stepvar.models.inputs import GenerationInputs
-from stepvar.models.registry import families_of_variant
 from stepvar.pipeline import Pipeline
 
 PRODUCT_BOUND = 6e-3
@@ -114,8 +113,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--resolution", help="name of a schedule; default: the model's own")
     arguments = parser.parse_args(given)
-    family, device = families_of_variant(arguments.model)[0], torch.device(arguments.device)
-    variant = family.variants[arguments.model]
+    (family, variant), device = release(arguments.model), torch.device(arguments.device)
     pipe = random_pipeline(family, variant.config, device, torch.bfloat16, arguments.model, **variant.defaults)
     wrong = [*check_products(device), *check_model(pipe, arguments.resolution)]
     raise SystemExit("\n".join(["wrong:", *wrong]) if wrong else 0)

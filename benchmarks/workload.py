@@ -16,13 +16,18 @@ from stepvar.core.report import Recorder, Report
 from stepvar.cost.dry_run import flop_counter
 from stepvar.cost.speedup import Fitted, Scope, fit_speedup
 from stepvar.methods import Method
-from stepvar.models.family import Family
+from stepvar.models.family import Family, Variant
 from stepvar.models.inputs import GenerationInputs
 from stepvar.models.precision import Precision
-from stepvar.models.registry import FAMILIES, families_of_variant
+from stepvar.models.registry import FAMILIES, releases_named
 from stepvar.pipeline import Pipeline
 
-VARIANTS = tuple(variant for family in FAMILIES.values() for variant in family.variants)
+VARIANTS = tuple(
+    variant if len(releases_named(variant)) == 1 else f"{family.name}-{variant}"
+    for family in FAMILIES.values()
+    for variant in family.variants
+)
+"""Released sizes; with their family where several have one of that name."""
 CAPTION = "a large red striped circle left of a small blue star on grass"
 
 
@@ -45,7 +50,7 @@ class Workload:
     @classmethod
     def of(cls, pipe: Pipeline, settings: Settings, samples: int = 1, decode: bool = False) -> Workload:
         """The embedded models' caption, or what a model without a text encoder can be measured with."""
-        wanted = GenerationInputs(CAPTION) if pipe.text_encoder else pipe.inputs.example()
+        wanted = GenerationInputs(CAPTION) if pipe.text_encoder else pipe.inputs.example(schedule=settings.schedule)
         generators = [torch.Generator().manual_seed(index) for index in range(samples)]
         encoded = pipe.inputs.prepare(wanted, samples).encode(settings.schedule, generators)
         return cls(pipe, encoded.condition, settings, samples, decode)
@@ -75,6 +80,12 @@ class Workload:
             model.dtype,
             count=flop_counter(model, self.condition, plan, method),
         )
+
+
+def release(name: str) -> tuple[Family, Variant]:
+    """A released size, of Infinity where an edit model is called alike."""
+    family, variant = releases_named(name)[0]
+    return family, family.variants[variant]
 
 
 def random_model(family: Family, config: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -122,9 +133,9 @@ def workload(arguments: argparse.Namespace) -> Workload:
     """What the options say: a model that can be loaded, with its defaults, or a released size with random weights."""
     name, device, dtype = arguments.model, torch.device(arguments.device), getattr(torch, arguments.dtype)
     resolution = arguments.resolution
-    if name in VARIANTS:
-        family = families_of_variant(name)[0]
-        pipe = random_pipeline(family, family.variants[name].config, device, dtype, name)
+    if releases_named(name):
+        family, variant = release(name)
+        pipe = random_pipeline(family, variant.config, device, dtype, name)
         resolution = resolution or ("1M" if family.name == "infinity" else None)
     else:
         pipe = Pipeline.from_pretrained(name, device=device, dtype=dtype)

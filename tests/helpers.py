@@ -15,6 +15,7 @@ from stepvar.conformance.infinity_star import RecordingStar
 from stepvar.conformance.recording import RecordingModel, State
 from stepvar.conformance.star import RecordingSTAR
 from stepvar.conformance.var import RecordingVAR
+from stepvar.conformance.varedit import RecordingVAREdit
 from stepvar.conformance.weights import HART_RULE, INFINITY_RULE, STAR_RULE, WeightRule
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Settings, Step
@@ -35,6 +36,8 @@ from stepvar.models.star import STAR, STARConfig
 from stepvar.models.star.model import STARState
 from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
 from stepvar.models.var.model import VARState
+from stepvar.models.varedit import EditCondition, VAREdit
+from stepvar.models.varedit.model import EditState
 from stepvar.text import ContextFeatures, TextFeatures
 
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
@@ -139,6 +142,21 @@ def make_model(config: InfinityConfig = TINY, seed: int = 0) -> Infinity:
     fill_by_rule(model.transformer, seed)
     fill_by_rule(model.tokenizer, seed)
     return model
+
+
+def make_edit(config: InfinityConfig = TINY, seed: int = 0) -> VAREdit:
+    """A model that edits images, with weights by the rule."""
+    model = VAREdit(config).eval().requires_grad_(False)
+    fill_by_rule(model.transformer, seed)
+    fill_by_rule(model.tokenizer, seed)
+    return model
+
+
+def make_source(schedule: ScaleSchedule, count: int = 1, first: int = 0, config: InfinityConfig = TINY) -> Tensor:
+    """Latents (count, d, H, W) of images to edit; image i is the same whatever the others are."""
+    size = config.latent_size(schedule.grids[-1])
+    places = range(first, first + count)
+    return torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(3000 + place)) for place in places])
 
 
 def make_var(config: VARConfig = TINY_VAR, seed: int = 0) -> VAR:
@@ -251,6 +269,23 @@ def generate_infinity(
     text = text or make_text((5,), first)
     recording = RecordingInfinity(model, {})
     return _generate(recording, TextCondition(text, negative), len(text), settings, method, first, forced)
+
+
+def generate_edit(
+    model: VAREdit,
+    settings: Settings,
+    method: Method | None = None,
+    text: TextFeatures | None = None,
+    negative: TextFeatures | None = None,
+    first: int = 0,
+    source: Tensor | None = None,
+) -> Generation[EditState]:
+    """Generates; image i has the seed ``first + i``, and by default a source of its own."""
+    text = text or make_text((5,), first)
+    if source is None:
+        source = make_source(settings.schedule, len(text), first, model.config)
+    recording: Any = RecordingVAREdit(model, {})
+    return _generate(recording, EditCondition(text, negative, source), len(text), settings, method, first)
 
 
 def generate_var(

@@ -22,6 +22,7 @@ from stepvar.core.values import nearest
 from stepvar.errors import UnknownAttribute, UsageError
 from stepvar.media.images import GeneratedImage
 from stepvar.media.saving import check_results, result_paths, save_result
+from stepvar.media.squares import cut_from_square
 from stepvar.media.video import Video
 from stepvar.media.video_files import FPS
 from stepvar.utils.outputs import is_folder_name, write_new
@@ -49,6 +50,8 @@ class Output:
             :meth:`Pipeline.start_continuation`.
         metadata: how each image or video was made, as texts that :meth:`save` writes into the files.
         fps: frames per second of videos.
+        sources: the image that each result is an edit of; empty where nothing was edited. A map of kept tokens then is
+            that of a square as large as the longer side, with the image in its top left corner.
     """
 
     images: Any
@@ -60,6 +63,7 @@ class Output:
     continuation: Any = None
     metadata: list[dict[str, str]] = field(default_factory=list)
     fps: float = FPS
+    sources: list[Image.Image] = field(default_factory=list)
 
     def save(self, path: str | Path, *, quality: int | None = None) -> list[Path]:
         """Writes all images or videos, each with how it was made inside; files of these names are replaced.
@@ -178,26 +182,44 @@ def _as_image(one: Any) -> Image.Image:
 
 
 def to_media(
-    pixels: Tensor, fps: float, output_type: OutputType, metadata: Sequence[Mapping[str, str]] = ()
+    pixels: Tensor,
+    fps: float,
+    output_type: OutputType,
+    metadata: Sequence[Mapping[str, str]] = (),
+    sources: Sequence[Image.Image] = (),
 ) -> tuple[Any, Any]:
     """Images and videos from pixels (B, 3, H, W), or (B, 3, F, H, W), in [-1, 1]: one of the two is empty.
 
     Args:
         metadata: of each, for objects that are saved later.
+        sources: what the images are edits of, at whose size they are cut from their squares.
     """
     if pixels.ndim == 4:
-        return to_images(pixels, output_type, metadata), []
+        return to_images(pixels, output_type, metadata, sources), []
     if pixels.shape[2] == 1:
         return to_images(pixels[:, :, 0], output_type, metadata), []
     return [], to_videos(pixels, fps, output_type, metadata)
 
 
-def to_images(pixels: Tensor, output_type: OutputType, metadata: Sequence[Mapping[str, str]] = ()) -> Any:
-    """Pixels (B, 3, H, W) in [-1, 1] -> images in the form asked for."""
+def to_images(
+    pixels: Tensor,
+    output_type: OutputType,
+    metadata: Sequence[Mapping[str, str]] = (),
+    sources: Sequence[Image.Image] = (),
+) -> Any:
+    """Pixels (B, 3, H, W) in [-1, 1] -> images in the form asked for; arguments as for :func:`to_media`."""
     unit = (pixels.float() + 1) / 2
-    if output_type == "pt":
+    if output_type == "pt" and not sources:
         return unit
-    array = (unit * 255).permute(0, 2, 3, 1).round().to(torch.uint8).cpu().numpy()
+    array: Any = (unit * 255).permute(0, 2, 3, 1).round().to(torch.uint8).cpu().numpy()
+    if sources:
+        squares = map(Image.fromarray, array)
+        cut = [cut_from_square(one, like.size) for one, like in zip(squares, sources, strict=True)]
+        array = [np.asarray(one) for one in cut]
+        if output_type != "pil":
+            array = np.stack(array)
+    if output_type == "pt":
+        return torch.from_numpy(array).to(pixels.device).permute(0, 3, 1, 2).float() / 255
     if output_type == "np":
         return array
     return [GeneratedImage.of(one, texts) for one, texts in zip(array, metadata or [{}] * len(array), strict=True)]

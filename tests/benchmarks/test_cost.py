@@ -24,6 +24,7 @@ CONFIGS: dict[str, Any] = {
     "hart": TINY_HART,
     "infinity_star": TINY_STAR,
     "star": TINY_STAR_T2I,
+    "varedit": TINY,
 }
 
 

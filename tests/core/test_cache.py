@@ -130,3 +130,34 @@ def test_a_freed_cache_holds_nothing() -> None:
         cache.free()
         assert cache.nbytes == 0 and not cache.keys and not cache.values
         assert cache.lengths == [2, 0] and cache.rows == 4
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_entries_in_front_are_replaced_and_never_dropped(quantized: bool) -> None:
+    cache = KVCache((9,), 2, 2, 3, torch.float32, torch.device("cpu"), quantized)
+    cache.leave_room(0, 4)
+    own, small, large = entries(2, 3, 0), entries(2, 1, 1), entries(2, 4, 2)
+    cache.put_in_front(0, slice(0, 2), *small)
+    keys, values = cache.append(0, *own)
+    close = {"atol": 0.03, "rtol": 0} if quantized else {"atol": 0, "rtol": 0}
+    torch.testing.assert_close(keys, torch.cat([small[0], own[0]], dim=2), **close)
+    torch.testing.assert_close(values, torch.cat([small[1], own[1]], dim=2), **close)
+    cache.put_in_front(0, slice(0, 2), *large)
+    assert cache.front(0) == 4 and cache.lengths == [7]
+    cache.select(0, slice(0, 2), torch.tensor([0, 2]).expand(2, 2, 2), *cache.read(0, slice(0, 2)))
+    keys, _ = cache.read(0, slice(0, 2))
+    torch.testing.assert_close(keys, torch.cat([large[0], own[0][:, :, [0, 2]]], dim=2), **close)
+    with pytest.raises(ValueError, match="layer 0: 10 tokens exceed the 9 planned"):
+        cache.append(0, *entries(2, 4, 3))
+
+
+def test_what_is_held_stays_in_front() -> None:
+    cache = make_cache()
+    first, second = entries(4, 2, 0), entries(4, 3, 1)
+    cache.append(0, *first)
+    cache.hold(0)
+    cache.append(0, *second)
+    assert cache.front(0) == 2 and cache.front(1) == 0
+    cache.select(0, slice(0, 4), torch.tensor([1]).expand(4, 2, 1), *cache.read(0, slice(0, 4)))
+    keys, _ = cache.read(0, slice(0, 4))
+    assert torch.equal(keys, torch.cat([first[0], second[0][:, :, [1]]], dim=2))

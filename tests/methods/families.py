@@ -12,6 +12,7 @@ from stepvar.models.infinity import TextCondition
 from stepvar.models.infinity_star.model import VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.var import ClassCondition
+from stepvar.models.varedit import EditCondition
 from stepvar.text import ContextFeatures
 from tests.helpers import (
     CLIPS,
@@ -19,8 +20,10 @@ from tests.helpers import (
     TINY_HART,
     WIDE,
     make_context,
+    make_edit,
     make_hart,
     make_model,
+    make_source,
     make_star,
     make_star_t2i,
     make_star_text,
@@ -42,6 +45,7 @@ class FamilyRow:
         model: makes the model.
         condition: from the places of the images in the batch to what they show; the same image for the same place.
         first_tokens: tokens that the first pass runs beside those of its grid.
+        keys_in_front: keys in front of those of the passes, in all blocks but the first.
     """
 
     family: str
@@ -50,6 +54,7 @@ class FamilyRow:
     model: Callable[[], Any]
     condition: Callable[[range], Any]
     first_tokens: int = 0
+    keys_in_front: int = 0
 
     def __str__(self) -> str:
         return f"{self.family}-{self.shape}"
@@ -63,6 +68,10 @@ def contexts(places: range) -> ContextFeatures:
     return make_context([LENGTHS[place] for place in places], places.start)
 
 
+def edits(schedule: ScaleSchedule) -> Callable[[range], EditCondition]:
+    return lambda places: EditCondition(texts(places), None, make_source(schedule, len(places), places.start))
+
+
 def image_and_clip(*sides: tuple[int, int]) -> ScaleSchedule:
     """A still image and a clip of two latent frames, whose first scale is repeated."""
     grids = [[(Grid(t, h, w), 1 + (scale == 0)) for scale, (h, w) in enumerate(sides)] for t in (1, 2)]
@@ -72,6 +81,7 @@ def image_and_clip(*sides: tuple[int, int]) -> ScaleSchedule:
 ROWS = (
     FamilyRow("infinity", "square", SQUARE, cache(make_model), lambda places: TextCondition(texts(places))),
     FamilyRow("infinity", "wide", WIDE, cache(make_model), lambda places: TextCondition(texts(places))),
+    FamilyRow("varedit", "wide", WIDE, cache(make_edit), edits(WIDE), keys_in_front=WIDE[-1].size),
     FamilyRow("var", "square", SQUARE, cache(make_var), lambda places: ClassCondition(tuple(3 + i for i in places))),
     FamilyRow("hart", "square", SQUARE, cache(make_hart), contexts, first_tokens=TINY_HART.prefix),
     FamilyRow(

@@ -65,7 +65,7 @@ def run(row: FamilyRow, method: Method, guidance: float = 3.0, count: int = 2) -
 
 @pytest.mark.parametrize("row", IMAGES, ids=str)
 def test_keys_that_left_the_cache_are_not_seen(row: FamilyRow) -> None:
-    prefix = getattr(row.model().config, "prefix", 0)
+    prefix = row.keys_in_front or getattr(row.model().config, "prefix", 0)
     _, plan, logits = run(row, Oldest())
     _, whole, wanted = run(row, SeesOldest(prefix=prefix))
     for one, other in zip(logits, wanted, strict=True):

@@ -17,7 +17,7 @@ from stepvar.core.guidance import GUIDANCE_SCHEDULES, GUIDANCE_TYPES
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.configs import check_entries
 from stepvar.models.family import Family, Variant
-from stepvar.models.registry import FAMILIES, families_of_variant, family_of_repo
+from stepvar.models.registry import FAMILIES, family_of_repo, releases_named
 from stepvar.text import WordEncoder
 from stepvar.utils.reading import check_fields, read_json
 
@@ -262,7 +262,7 @@ def _released_in(folder: Path, wanted: str | None) -> tuple[Family, str, Path] |
     if not found:
         return None
     here = ", ".join(name for _, name, _ in found)
-    chosen = [one for one in found if wanted in (None, one[1])]
+    chosen = [one for one in found if wanted in (None, one[1], f"{one[0].name}-{one[1]}")]
     if not chosen:
         raise UsageError(f"variant {wanted!r}: {folder} holds {here}")
     if len(chosen) > 1:
@@ -284,12 +284,18 @@ def _single(path: Path, name: str | None, tokenizer: str | Path | None) -> Sourc
     """A transformer's file or folder of shards, whose tokenizer lies beside it or elsewhere."""
     if path.is_file() and not path.name.endswith(_WEIGHTS):
         raise CheckpointError(f"{path}: is no weight file; these end in {', '.join(_WEIGHTS)}")
-    known = _named(path) if name is None else [(family, name) for family in families_of_variant(name)]
+    known = _named(path) if name is None else releases_named(name)
     if name is not None and not known:
         raise UsageError(f"variant {name!r}: unknown; choose one of {', '.join(own for _, own, _ in _releases())}")
+    override = _override(path)
+    if len(known) > 1:  # weights of two families may have the same names and shapes
+        own = override[1]["family"] if override is not None else None
+        known = [one for one in known if one in _named(path) or one[0].name == own] or known
+    if len(known) > 1:
+        names = ", ".join(f"{family.name}-{own}" for family, own in known)
+        raise UsageError(f"variant {name!r}: {path.name} may be of several families; give one of {names}")
     if known:
         return _local(*known[0], path, tokenizer)
-    override = _override(path)
     if override is None:
         raise UsageError(f"{path}: its name does not tell which model it is; give variant, such as 2b or d16")
     family = FAMILIES[override[1]["family"]]

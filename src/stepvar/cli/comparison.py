@@ -34,13 +34,14 @@ def run_comparison(
 
 
 def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
-    """One row per image: dense, the method, their difference, and which tokens were computed."""
+    """One row per image: what is edited, dense, the method, their difference, and which tokens were computed."""
     from stepvar.media.sheets import contact_sheet, difference, kept_overlay
 
     dense, other = comparison.dense.images, comparison.other.images
-    maps = comparison.other.kept[-MAPS_SHOWN:]
+    maps, sources = comparison.other.kept[-MAPS_SHOWN:], comparison.other.sources
     tiles = []
     for row, (before, after) in enumerate(zip(dense, other, strict=True)):
+        tiles += [("source", sources[row])] if sources else []
         tiles += [
             ("dense", before),
             (str(comparison.method), after),
@@ -48,8 +49,8 @@ def sheet(comparison: Comparison, prompts: list[str]) -> Image.Image:
         ]
         for step, kept in maps:
             share = f"{100 * float(kept[row].mean()):.0f} % of {step.grid} tokens computed"
-            tiles.append((share, kept_overlay(after, kept[row])))
-    return contact_sheet(tiles, 3 + len(maps), ["; ".join(prompts), _headline(comparison)])
+            tiles.append((share, kept_overlay(after, kept[row], square=bool(sources))))
+    return contact_sheet(tiles, 3 + bool(sources) + len(maps), ["; ".join(prompts), _headline(comparison)])
 
 
 def moving_sheet(comparison: Comparison, prompts: list[str]) -> Video:

@@ -46,7 +46,8 @@ Prompts = Annotated[
         parser=options.path_text,
         metavar="PROMPTS",
         help="'scenes' or 'scenes:256', likewise 'scenes-video'; a text file with a prompt per line; GenEval's "
-        "evaluation_metadata.jsonl; DPG-Bench's folder of prompts.",
+        "evaluation_metadata.jsonl; DPG-Bench's folder of prompts. For models that edit JSON lines with 'prompt' and "
+        "'image'.",
     ),
 ]
 Scores = Annotated[str | None, typer.Option(help="Of an image against its prompt: clip, image-reward, hpsv2.")]
@@ -95,6 +96,7 @@ def evaluate(
     chosen = parse_methods(methods or ["stepvar"])
     numbers = parse_seeds(seeds)
 
+    from stepvar.checkpoints.sources import find_outline
     from stepvar.evaluation.candidates import with_baselines
     from stepvar.evaluation.folder import RunFolder
     from stepvar.evaluation.machine import provenance
@@ -116,6 +118,7 @@ def evaluate(
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     real = reference_files(reference) if reference is not None else []
+    suite.check_images(find_outline(model, variant).family.edits, max(batch, timed))
     pipe = options.load_pipeline(model, device, dtype, variant, None, text_encoder, quantization=quantization)
     measures, notes = load_measures(
         pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
@@ -262,7 +265,8 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
 
 def digest(suite: PromptSet) -> str:
     """Of all prompts, so that a run goes on with the same ones only."""
-    texts = json.dumps([[prompt.name, prompt.text] for prompt in suite.prompts])
+    images = [[] if prompt.image is None else [str(prompt.image)] for prompt in suite.prompts]
+    texts = json.dumps([[one.name, one.text, *image] for one, image in zip(suite.prompts, images, strict=True)])
     return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 

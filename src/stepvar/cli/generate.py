@@ -14,6 +14,7 @@ import typer
 
 from stepvar.cli import options
 from stepvar.cli.files import Files, Force, claim_files
+from stepvar.cli.prompts import Batch, check_images, check_prompts, read_batches
 from stepvar.cli.speedup import fit_settings, method_to_fit, parse_scope
 from stepvar.core.values import COUNT
 from stepvar.errors import UsageError
@@ -34,12 +35,12 @@ class Job:
     """What to generate, how, and where it goes.
 
     Attributes:
-        batches: prompts that are generated at once; those of a file one after the other.
+        batches: those of a file one after the other.
         seed: of the first image; each has the next one.
     """
 
     pipe: Pipeline
-    batches: list[list[str]]
+    batches: list[Batch]
     method: Method
     seed: int
     settings: dict[str, Any]
@@ -58,7 +59,7 @@ PromptFile = Annotated[
         "--prompts",
         parser=options.path_text,
         metavar="PATH",
-        help="File of prompts: one per line, or JSON lines with 'prompt'; one after the other.",
+        help="File of prompts: one per line, or JSON lines with 'prompt' (and 'image'); one after the other.",
     ),
 ]
 From = Annotated[
@@ -100,7 +101,10 @@ MoreSmooth = Annotated[
 ImageFile = Annotated[
     Path | None,
     typer.Option(
-        "--image", parser=options.path, metavar="PATH", help="Video models: an image that the video begins with."
+        "--image",
+        parser=options.path,
+        metavar="PATH",
+        help="Models that edit: the image to change. Video models: an image that the video begins with.",
     ),
 ]
 VideoFile = Annotated[
@@ -177,7 +181,7 @@ def generate(
     if from_ is not None:
         _repeat(context, from_, out, force, quality, quiet)
         return
-    batches, places = _batches(prompt, prompts)
+    batches = read_batches(prompt, prompts, image)
     options.check_counts(num_images=(num_images, COUNT), runs=(runs, COUNT))
     if compare and preview is not None:
         raise UsageError("preview and compare: give one of them")
@@ -202,26 +206,26 @@ def generate(
         "resolution": resolution,
         "num_images_per_prompt": num_images,
         "seconds": seconds,
-        "image": image,
         "video": video,
         "prompt_suffix": prompt_suffix,
     }
     options.parse_device(device), options.parse_dtype(dtype)
+    check_images(model, variant, batches)
     files = claim_files(
         out,
         report,
         preview,
         video=_makes_video(model, variant, seconds),
-        number=1 if compare else sum(map(len, batches)) * num_images,
+        number=1 if compare else sum(len(batch.prompts) for batch in batches) * num_images,
         quality=quality,
         force=force,
     )
     memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
     pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder, memory, quantization)
-    _check_prompts(pipe, batches, places, prompt_suffix)
+    check_prompts(pipe, batches, prompt_suffix)
     fitted = None
     if speedup is not None:
-        fitted = fit_settings(pipe, speedup, scope, chosen, len(batches[0]) * num_images, settings, quiet)
+        fitted = fit_settings(pipe, speedup, scope, chosen, len(batches[0].prompts) * num_images, settings, quiet)
         chosen = fitted.method
     seed = secrets.randbelow(2**31) if seed is None else seed
     job = Job(pipe, batches, chosen, seed, settings, files, quiet, fitted)
@@ -229,34 +233,6 @@ def generate(
         _compare(job, runs)
     else:
         _generate(job)
-
-
-def _batches(prompts: list[str] | None, file: str | None) -> tuple[list[list[str]], list[str]]:
-    """What is generated at once; for a file also where each prompt stands in it, for errors."""
-    if (prompts is None) == (file is None):
-        raise UsageError(
-            "prompts and PROMPT: give one of them"
-            if file is not None
-            else "Missing argument 'PROMPT...', or --prompts; see 'stepvar generate --help'"
-        )
-    if prompts is not None:
-        return [prompts], []
-    from stepvar.evaluation.prompts import load_prompts
-
-    read = load_prompts(str(file)).prompts
-    return [[prompt.text] for prompt in read], [", ".join(filter(None, [file, prompt.place])) for prompt in read]
-
-
-def _check_prompts(pipe: Pipeline, batches: list[list[str]], places: list[str], suffix: str | None) -> None:
-    """Fails now rather than in the middle of the work if a line of a file cannot be generated."""
-    from stepvar.models.inputs import GenerationInputs
-
-    for texts, place in zip(batches, places, strict=False):
-        wanted: dict[str, Any] = {pipe.inputs.argument: texts, "prompt_suffix": suffix}
-        try:
-            pipe.inputs.prepare(GenerationInputs(**wanted), 1)
-        except UsageError as error:
-            raise UsageError(f"{place}: {error}") from None
 
 
 def _makes_video(model: str, variant: str | None, seconds: float | None) -> bool:
@@ -278,8 +254,9 @@ def _generate(job: Job) -> None:
         if files.preview is not None:
             stages.append((step, pipe.preview(state)))
 
-    for prompts in job.batches:
-        inputs: dict[str, Any] = {pipe.inputs.argument: prompts, "method": job.method, "seed": seed, **job.settings}
+    for batch in job.batches:
+        inputs: dict[str, Any] = {pipe.inputs.argument: batch.prompts, "image": batch.image, "seed": seed}
+        inputs |= {"method": job.method, **job.settings}
         output = pipe(**inputs, callback_on_scale_end=on_scale_end, progress=not job.quiet)
         results = list(zip(islice(paths, len(output.captions)), output.videos or output.images, strict=True))
         written = []
@@ -306,8 +283,9 @@ def _compare(job: Job, runs: int) -> None:
     from stepvar.cli.comparison import moving_sheet, print_comparison, run_comparison, sheet
     from stepvar.media.saving import save_result
 
-    (prompts,), files = job.batches, job.files
-    comparison = run_comparison(job.pipe, prompts, job.fitted or job.method, job.seed, runs, job.quiet, **job.settings)
+    (batch,), files = job.batches, job.files
+    prompts, settings = batch.prompts, {"image": batch.image, **job.settings}
+    comparison = run_comparison(job.pipe, prompts, job.fitted or job.method, job.seed, runs, job.quiet, **settings)
     shown = moving_sheet(comparison, prompts) if comparison.dense.videos else sheet(comparison, prompts)
     texts = sheet_texts(comparison.other, prompts)
     save = partial(save_result, shown, texts=texts, quality=files.quality, progress=not job.quiet)

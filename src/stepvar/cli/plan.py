@@ -113,7 +113,7 @@ def _available(memory: float | None) -> tuple[int | None, str]:
 
 
 def scales_table(title: str, plan: Plan, taken: DryRun, dense: DryRun | None) -> Table:
-    """One row per scale that goes through the blocks, all of its repetitions together.
+    """One row per scale that goes through the blocks, all of its repetitions together, and what comes before them.
 
     Args:
         dense: what dense generation takes, to stand beside; None: nothing.
@@ -139,6 +139,8 @@ def scales_table(title: str, plan: Plan, taken: DryRun, dense: DryRun | None) ->
     table.add_section()
     cells = ["all", "", "", len(plan.computed), tokens, kept, "", _tera(total), ""]
     table.add_row(*map(str, cells if dense is None else [*cells, _tera(sum(dense.flops.values()))]))
+    cells = ["prepare", *[""] * 6, _tera(taken.prepare_flops), ""]  # the text, and for an edit the pass over its source
+    table.add_row(*(cells if dense is None else [*cells, _tera(dense.prepare_flops)]))
     return table
 
 

@@ -87,10 +87,11 @@ def read_method(golden: Golden, schedule: ScaleSchedule, guidance: Sequence[floa
 
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
-    model = infinity.build_model(golden).to(golden.dtype)
-    settings = infinity.read_settings(golden, model)
+    settings = infinity.read_settings(golden)
     method = read_method(golden, settings.schedule, settings.guidance)
-    record, _ = infinity.record_generation(golden, model, settings, method, RecordedDraws(golden))
+    record, _ = infinity.record_generation(
+        golden, infinity.recording_of(golden), settings, method, RecordedDraws(golden)
+    )
     return record | method.record
 
 

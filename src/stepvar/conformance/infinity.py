@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import CheckpointError
 from stepvar.generation import generate
 from stepvar.methods import FastVAR, Method
-from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig
+from stepvar.models.infinity import Infinity, InfinityConfig, TextCondition, TokenizerConfig, schedule_for
 from stepvar.models.infinity.model import InfinityState
 from stepvar.models.infinity.tokenizer import POLICY, BitTokenizer, resize
 from stepvar.models.precision import Precision, apply_precision
@@ -61,28 +61,39 @@ def run_generation(golden: Golden, method_of: Callable[[ScaleSchedule], Method] 
     Args:
         method_of: the golden's method on a schedule; None: dense or FastVAR.
     """
-    model = build_model(golden).to(golden.dtype)
-    settings = read_settings(golden, model)
+    settings = read_settings(golden)
     method = (method_of or partial(read_method, golden))(settings.schedule)
-    record, recorder = record_generation(golden, model, settings, method)
+    record, recorder = record_generation(golden, recording_of(golden), settings, method)
     if method_of is None:
         for index, kept in recorder.selections.items():
             record |= dict(zip(_selections(golden, index), kept, strict=True))
     return record
 
 
+def recording_of(golden: Golden) -> RecordingInfinity:
+    """The model of a golden of Infinity, which notes what passes through it."""
+    return RecordingInfinity(build_model(golden, Infinity).to(golden.dtype), {})
+
+
 def record_generation(
-    golden: Golden, model: Infinity, settings: Settings, method: Method, noise: Noise | None = None
+    golden: Golden,
+    recording: RecordingInfinity,
+    settings: Settings,
+    method: Method,
+    noise: Noise | None = None,
+    condition: TextCondition | None = None,
 ) -> tuple[Record, Recorder]:
     """What a generation leaves of what goldens store, by name, and its report.
 
     Args:
+        recording: of this family or one made from it.
         noise: where random numbers come from; None: the golden's generator.
+        condition: None: the golden's texts.
     """
-    condition = read_condition(golden)
+    model, record, recorder = recording.model, recording.record, Recorder()
+    condition = read_condition(golden) if condition is None else condition
     plan = method.plan(settings, model.info, len(condition.prompts))
-    record, recorder = Record(), Recorder()
-    recording, noise = RecordingInfinity(model, record), noise or StreamNoise(golden.generator())
+    noise = noise or StreamNoise(golden.generator())
     state = generate(recording, condition, plan, method, noise, recorder=recorder)
     record["ca_kv"] = _packed(state.condition.text, condition, plan)
     for skipped in Method().plan(settings, model.info, plan.samples).steps[len(plan.steps) :][:1]:
@@ -96,8 +107,11 @@ def record_generation(
     return record, recorder
 
 
-def build_model(golden: Golden) -> Infinity:
-    """The model of a golden, its weights made by the rule, in float32."""
+Model = TypeVar("Model", bound=Infinity)
+
+
+def build_model(golden: Golden, kind: type[Model]) -> Model:
+    """The model of a golden, of Infinity's class or one made from it, its weights made by the rule, in float32."""
     config = InfinityConfig(
         depth=golden.setting("depth"),
         width=golden.setting("embed_dim"),
@@ -111,7 +125,7 @@ def build_model(golden: Golden) -> Infinity:
         resolution=golden.setting("pn"),
     )
     lists = {"transformer": "transformer_state_dict", "tokenizer": "vae_state_dict"}
-    return build(golden, lambda: Infinity(config), lists)
+    return build(golden, lambda: kind(config), lists)
 
 
 def _tokenizer_config(golden: Golden) -> TokenizerConfig:
@@ -119,13 +133,13 @@ def _tokenizer_config(golden: Golden) -> TokenizerConfig:
     return TokenizerConfig(golden.setting("vae_d"), golden.setting("vae_ch"), multipliers)
 
 
-def read_settings(golden: Golden, model: Infinity) -> Settings:
+def read_settings(golden: Golden) -> Settings:
     """The settings of the generation.
 
     Raises:
         CheckpointError: if the golden's schedule is not the published one.
     """
-    schedule = model.schedule(golden.setting("h_div_w"), golden.setting("pn"))
+    schedule = schedule_for(golden.setting("pn"), golden.setting("h_div_w"))
     stored = golden.about.get("scale_schedule")
     if stored is not None and ScaleSchedule.of(stored).grids != schedule.grids:
         raise CheckpointError(f"{golden.path}: its schedule {stored} is not the published one, {schedule.name}")

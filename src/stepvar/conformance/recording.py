@@ -61,13 +61,7 @@ class RecordingModel(Generic[Condition_contra, State]):
         return self.model.embed(state, step)
 
     def blocks(self, state: State, step: Step, hooks: Hooks = NO_HOOKS) -> RunBlocks:
-        def noted(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
-            update = sublayer(tokens) if hooks.sublayer is None else hooks.sublayer(sublayer, tokens, ref)
-            if ref.name == "ffn":  # the last of a block
-                self.record[f"blockout_s{step.index}_l{ref.layer}"] = tokens.features + update
-            return update
-
-        return self.model.blocks(state, step, replace(hooks, sublayer=noted))
+        return self.model.blocks(state, step, noted_blocks(self.record, f"blockout_s{step.index}", hooks))
 
     def predict(self, state: State, tokens: TokenMap, step: Step) -> Tensor:
         logits = self.model.predict(state, tokens, step)
@@ -104,6 +98,18 @@ class RecordingModel(Generic[Condition_contra, State]):
 
     def decode(self, state: State, tile: int | None = None, sliced: bool = False) -> Tensor:
         return self.model.decode(state, tile, sliced)
+
+
+def noted_blocks(record: Record, name: str, hooks: Hooks = NO_HOOKS) -> Hooks:
+    """Hooks that also note what comes out of each block, as ``NAME_lLAYER``."""
+
+    def noted(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:
+        update = sublayer(tokens) if hooks.sublayer is None else hooks.sublayer(sublayer, tokens, ref)
+        if ref.name == "ffn":  # the last of a block
+            record[f"{name}_l{ref.layer}"] = tokens.features + update
+        return update
+
+    return replace(hooks, sublayer=noted)
 
 
 def image_record(

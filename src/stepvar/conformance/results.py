@@ -38,7 +38,8 @@ GROUPS: dict[str, Group] = {
     "tokens": Group(
         r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens|s\d+\.tokens_in", 1e-5, 1e-5, 1e-5, 2e-3
     ),
-    "blocks": Group(r"blockout_s\d+_l\d+|rp_out_s\d+_c\d+", 5e-4, 0.25, 0.03),
+    "source": Group(r"source_(latent|tokens)|ref_[kv]_\d+", 5e-5, 5e-5, 5e-5),
+    "blocks": Group(r"blockout_s\d+_l\d+|rp_out_s\d+_c\d+|source_blockout_(head_)?l\d+", 5e-4, 0.25, 0.03),
     "hidden": Group(r"hidden_\d+|h|f|enc_moments|raw_features|(step|s)\d+\.hidden|diff\.z", 5e-4, 0.25, 0.03, 2e-3),
     "logits": Group(r"logits_\d+|(sampler_)?logits_\d+_\d+|(step|s)\d+\.logits", 2e-4, 0.5, 0.06, 2e-3),
     "latents": Group(r"summed_codes|codes_\d+|z|f_hat(_last)?|s\d+\.f_hat|probe_latent_\w+", 1e-5, 1e-5, 1e-5, 2e-3),
@@ -61,10 +62,12 @@ DISCRETE: dict[str, tuple[str, int]] = {
     "bits": (r"bits_\d+|step\d+\.bits|gt_bits\d+", 0),
     "indices": (r"idx_\d+(_\d+)?|s\d+\.idx", 0),
     "pixels": (r"img_u8_bgr|frames_u8_bgr(_last4)?", 1),
+    "source pixels": (r"source_square_u8", 0),
+    "edited pixels": (r"picture_out_u8", 2),
     "kept": (r"kept_\w+|(excluded|recoverable|anchor|zeroed)_s\d+", 0),
     "decision": (r"(skip|branch)_class", 0),
     "cache": (r"cache_len", 0),
-    "keys": (r"keys_s\d+_l\d+|blocks_s\d+", 0),
+    "keys": (r"keys_s\d+_l\d+|blocks_s\d+|keys_seen", 0),
 }
 """Groups of whole numbers, by the tensors' names, and how far two may be apart and count as equal."""
 
@@ -150,7 +153,7 @@ def _branches_in_common(group: str, ours: Tensor, theirs: Tensor) -> tuple[Tenso
 
     The originals run that branch at every scale and store it or not; we drop it where nothing later needs it.
     """
-    if group not in ("blocks", "hidden", "residual"):
+    if group not in ("blocks", "hidden", "residual", "source"):
         return ours, theirs
     rows = min(len(ours), len(theirs))
     return (ours[:rows], theirs[:rows]) if max(len(ours), len(theirs)) == 2 * rows else (ours, theirs)

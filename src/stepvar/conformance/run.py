@@ -20,6 +20,7 @@ from stepvar.conformance import (
     sparvar,
     star,
     var,
+    varedit,
 )
 from stepvar.conformance.golden import PACKAGED, Golden, Kind, find_goldens, read_tensors
 from stepvar.conformance.results import GoldenResult, Status, compare, limits
@@ -33,6 +34,7 @@ KINDS: tuple[Kind, ...] = (
     *scalekv.KINDS,
     *sparvar.KINDS,
     *infinity.KINDS,
+    *varedit.KINDS,
     *var.KINDS,
     *hart.KINDS,
     *infinity_star.KINDS,

@@ -42,10 +42,9 @@ class RecordingScaleKV(ScaleKV):
 
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
-    model = infinity.build_model(golden).to(golden.dtype)
-    settings = infinity.read_settings(golden, model)
+    settings = infinity.read_settings(golden)
     method = read_method(golden, len(settings.schedule))
-    record, recorder = infinity.record_generation(golden, model, settings, method)
+    record, recorder = infinity.record_generation(golden, infinity.recording_of(golden), settings, method)
     assert recorder.plan is not None
     return record | method.record | {"cache_len": cache_lengths(recorder.plan)}
 

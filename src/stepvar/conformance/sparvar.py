@@ -42,10 +42,9 @@ class RecordingSparVAR(SparVAR):
 
 def run_generation(golden: Golden) -> Record:
     """Generates what the golden describes and returns everything that it may store, by name."""
-    model = infinity.build_model(golden).to(golden.dtype)
-    settings = infinity.read_settings(golden, model)
+    settings = infinity.read_settings(golden)
     sparse, others = read_method(golden, len(settings.schedule))
-    record, _ = infinity.record_generation(golden, model, settings, Compose(sparse, *others))
+    record, _ = infinity.record_generation(golden, infinity.recording_of(golden), settings, Compose(sparse, *others))
     return record | sparse.record
 
 

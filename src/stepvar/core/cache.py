@@ -28,20 +28,20 @@ class Buffers:
         """Stores entries (R or 1, heads, N or 1, head_dim) at ``start`` to ``end``; what is 1 is repeated."""
         self.layers[layer][rows, :, start:end] = entries
 
-    def read(self, layer: int, rows: slice, end: int) -> Tensor:
-        """The first entries of a layer (R, heads, end, head_dim)."""
-        return self.layers[layer][rows, :, :end]
+    def read(self, layer: int, rows: slice, start: int, end: int) -> Tensor:
+        """Entries ``start`` to ``end`` of a layer (R, heads, end - start, head_dim)."""
+        return self.layers[layer][rows, :, start:end]
 
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         """Stores entries that were written into the end of what :meth:`read` gave: here they are in place already."""
 
-    def select(self, layer: int, rows: slice, start: int, index: Tensor, entries: Tensor) -> None:
-        """Stores those at ``index`` (R, heads, K) of entries (R, heads, N, head_dim), and nothing else.
+    def select(self, layer: int, rows: slice, base: int, stored: int, index: Tensor, entries: Tensor) -> None:
+        """Stores those at ``index`` (R, heads, K) of entries (R, heads, N, head_dim) from ``base`` on, no others.
 
         Args:
-            start: how many of the entries are stored already, the first ones.
+            stored: how many of the entries are stored there already, the first ones.
         """
-        self.layers[layer][rows, :, : index.shape[-1]] = _picked(entries, index)
+        self.layers[layer][rows, :, base : base + index.shape[-1]] = _picked(entries, index)
 
 
 class QuantizedBuffers(Buffers):
@@ -66,17 +66,20 @@ class QuantizedBuffers(Buffers):
         self.layers[layer][rows, :, start:end] = rounded
         self.scales[layer][rows, :, start:end] = scale
 
-    def read(self, layer: int, rows: slice, end: int) -> Tensor:
-        return self.layers[layer][rows, :, :end].to(self.dtype).mul_(self.scales[layer][rows, :, :end])
+    def read(self, layer: int, rows: slice, start: int, end: int) -> Tensor:
+        seen = (rows, slice(None), slice(start, end))
+        return self.layers[layer][seen].to(self.dtype).mul_(self.scales[layer][seen])
 
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         self.write(layer, rows, start, end, entries)
 
-    def select(self, layer: int, rows: slice, start: int, index: Tensor, entries: Tensor) -> None:
+    def select(self, layer: int, rows: slice, base: int, stored: int, index: Tensor, entries: Tensor) -> None:
         """What is stored already is moved as it is, so that it is rounded once."""
-        for buffer, new in zip((self.layers[layer], self.scales[layer]), _quantise(entries[:, :, start:]), strict=True):
-            held = torch.cat([buffer[rows, :, :start], new], dim=2)
-            buffer[rows, :, : index.shape[-1]] = _picked(held, index)
+        for buffer, new in zip(
+            (self.layers[layer], self.scales[layer]), _quantise(entries[:, :, stored:]), strict=True
+        ):
+            held = torch.cat([buffer[rows, :, base : base + stored], new], dim=2)
+            buffer[rows, :, base : base + index.shape[-1]] = _picked(held, index)
 
 
 def _quantise(entries: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +106,9 @@ class KVCache:
             the other is no longer needed.
         dtype: of the keys and values that are stored and read.
         quantized: whether they are stored in eight bits; see :class:`QuantizedBuffers`.
+
+    Attributes:
+        starts, lengths: of each layer, the first entry that is read, and the one behind the last.
     """
 
     def __init__(
@@ -120,6 +126,8 @@ class KVCache:
         self._capacities = tuple(capacities)
         self.rows = rows
         self.lengths = [0] * len(capacities)
+        self.starts = [0] * len(capacities)
+        self._rooms = [0] * len(capacities)
         self.dtype = dtype
         self._dropped: Sequence[int] = ()
 
@@ -162,6 +170,28 @@ class KVCache:
         self._keys.write(layer, rows, 0, count, keys)
         self._values.write(layer, rows, 0, count, values)
 
+    def leave_room(self, layer: int, count: int) -> None:
+        """Keeps the first ``count`` entries of a layer that is still empty for :meth:`put_in_front`."""
+        self._rooms[layer] = self.starts[layer] = self.lengths[layer] = count
+
+    def hold(self, layer: int) -> None:
+        """Has what a layer holds now stay in front of what follows: :meth:`select` drops none of it."""
+        self._rooms[layer] = self.lengths[layer]
+
+    def front(self, layer: int) -> int:
+        """How many of the tokens that are read of a layer stand in front of those that may be dropped."""
+        return self._rooms[layer] - self.starts[layer]
+
+    def put_in_front(self, layer: int, rows: slice, keys: Tensor, values: Tensor) -> None:
+        """Stores keys and values (R, heads, N, head_dim) in front of all others of a layer.
+
+        They take the place of those that the last call put there, which may have been fewer or more.
+        """
+        room = self._rooms[layer]
+        self.starts[layer] = start = room - keys.shape[2]
+        self._keys.write(layer, rows, start, room, keys)
+        self._values.write(layer, rows, start, room, values)
+
     def append(self, layer: int, keys: Tensor, values: Tensor, rows: slice | None = None) -> tuple[Tensor, Tensor]:
         """Stores keys and values (R, heads, N, head_dim) of new tokens and returns those of all tokens so far.
 
@@ -189,12 +219,11 @@ class KVCache:
             UsageError: if more tokens arrive than were planned for the layer.
         """
         if self._some_leave(layer):
-            start = self.lengths[layer]
             keys, values = (self._joined(part, layer, rows, count) for part in (self._keys, self._values))
-            return keys[:, :, start:], values[:, :, start:], keys, values
-        start, end = self._extend(layer, count)
-        keys, values = (part.read(layer, rows, end) for part in (self._keys, self._values))
-        return keys[:, :, start:], values[:, :, start:], keys, values
+        else:
+            self._extend(layer, count)
+            keys, values = self.read(layer, rows)
+        return keys[:, :, -count:], values[:, :, -count:], keys, values
 
     def keep(self, layer: int, rows: slice, keys: Tensor, values: Tensor) -> None:
         """Stores the last keys and values of a layer, as they were written into what :meth:`reserve` gave."""
@@ -207,39 +236,39 @@ class KVCache:
 
     def _joined(self, part: Buffers, layer: int, rows: slice, count: int) -> Tensor:
         """The entries of a layer so far, and room for ``count`` more behind them, in a tensor of their own."""
-        start = self.lengths[layer]
-        old = part.read(layer, rows, start)
-        joined = old.new_empty(*old.shape[:2], start + count, old.shape[3])
-        joined[:, :, :start] = old
+        old = part.read(layer, rows, self.starts[layer], self.lengths[layer])
+        joined = old.new_empty(*old.shape[:2], old.shape[2] + count, old.shape[3])
+        joined[:, :, : old.shape[2]] = old
         return joined
 
-    def _extend(self, layer: int, count: int) -> tuple[int, int]:
-        start, end = self.lengths[layer], self.lengths[layer] + count
+    def _extend(self, layer: int, count: int) -> None:
+        end = self.lengths[layer] + count
         capacity = self._capacities[layer]
         if end > capacity:
             raise UsageError(
                 f"layer {layer}: {end} tokens exceed the {capacity} planned; the method's tokens_at() is too low"
             )
         self.lengths[layer] = end
-        return start, end
 
     def read(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens so far."""
-        end = self.lengths[layer]
-        return self._keys.read(layer, rows, end), self._values.read(layer, rows, end)
+        start, end = self.starts[layer], self.lengths[layer]
+        return self._keys.read(layer, rows, start, end), self._values.read(layer, rows, start, end)
 
     def select(self, layer: int, rows: slice, index: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Keeps those tokens of a layer that stand at ``index`` (R, heads, K), each row and head its own.
+        """Keeps what stands in front, and those of the other tokens of a layer at ``index`` (R, heads, K) of these.
 
-        Rows that do not run any more are not moved: nothing may be read of them afterwards.
+        Each row and head has its own. Rows that do not run any more are not moved: nothing may be read of them
+        afterwards.
 
         Args:
             keys, values: of all tokens, as :meth:`reserve` gave them.
         """
-        start, self.lengths[layer] = self.lengths[layer], 0
+        base, front = self._rooms[layer], self.front(layer)
+        stored, self.lengths[layer] = self.lengths[layer] - base, base
         self._extend(layer, index.shape[-1])
-        self._keys.select(layer, rows, start, index, keys)
-        self._values.select(layer, rows, start, index, values)
+        self._keys.select(layer, rows, base, stored, index, keys[:, :, front:])
+        self._values.select(layer, rows, base, stored, index, values[:, :, front:])
 
     def forget(self, layer: int, length: int) -> None:
         """Drops all tokens of a layer but the first ``length``; others will take their place."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -111,6 +111,13 @@ class AttentionInputs:
     values: Tensor
     projection: Projection
     mask: Tensor | None = None
+
+    def without_first(self, count: int) -> AttentionInputs:
+        """The same without the first keys."""
+        if not count:
+            return self
+        mask = None if self.mask is None else self.mask[..., count:]
+        return replace(self, keys=self.keys[:, :, count:], values=self.values[:, :, count:], mask=mask)
 
 
 Attention = Callable[[AttentionInputs], Tensor]

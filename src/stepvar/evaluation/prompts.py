@@ -14,6 +14,7 @@ from typing import Literal
 from stepvar.errors import UsageError
 from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, held_out_clips
 from stepvar.evaluation.scenes.grammar import Scene, caption, held_out_scenes
+from stepvar.media.images import read_image
 from stepvar.utils.reading import parse_json, read_text
 
 Layout = Literal["plain", "geneval", "dpg"]
@@ -37,6 +38,7 @@ class Prompt:
         metadata: GenEval: the line of its file, as it stands.
         scene, clip: of the embedded domains' suites, of images and of videos.
         place: where it stands, for errors, such as ``line 3`` or the name of its file.
+        image: the image that it is about.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Prompt:
     scene: Scene | None = None
     clip: Clip | None = None
     place: str = ""
+    image: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,28 @@ class PromptSet:
             raise UsageError(f"limit={limit}: must be at least 1")
         return PromptSet(self.source, self.prompts[:limit], self.layout)
 
+    def check_images(self, edits: bool, batch: int = 1) -> None:
+        """Refuses images that cannot be read, before a model is loaded.
+
+        Args:
+            edits: whether the model needs an image with every prompt, and its results have the sizes of these.
+            batch: images generated at once.
+
+        Raises:
+            UsageError: naming the prompt.
+        """
+        sizes = set()
+        for prompt in self.prompts:
+            if prompt.image is not None:
+                sizes.add(read_image(prompt.image, "image").size)
+            elif edits:
+                raise UsageError(
+                    f"prompts {self.source}: {prompt.place or prompt.name} has no image, and the model changes one; "
+                    'give JSON lines such as {"prompt": "...", "image": "street.jpg"}'
+                )
+        if edits and len(sizes) > 1 and batch > 1:
+            raise UsageError(f"batch={batch}: the images of the prompts have different sizes; use --batch 1")
+
     def image(self, index: int, place: int) -> Path:
         """Where an image goes, below the folder of its method; ``place`` is its seed's among the seeds."""
         return Path(self.prompts[index].name) / ("samples" if self.layout == "geneval" else "") / f"{place:04}.png"
@@ -86,7 +111,8 @@ def load_prompts(source: str) -> PromptSet:
     Args:
         source: ``scenes`` or ``scenes:256``, held-out scenes of the embedded domain; ``scenes-video`` likewise, of
             clips; a ``.jsonl`` file with the ``prompt`` and ``tag`` of GenEval's ``evaluation_metadata.jsonl``; a
-            folder with one text file per prompt, as DPG-Bench has them; or a text file with one prompt per line.
+            folder with one text file per prompt, as DPG-Bench has them; or a text file with one prompt per line. A line
+            of JSON may name the ``image`` that its prompt is about, from the folder of the file.
 
     Raises:
         UsageError: if there is no such thing, or it cannot be read as such.
@@ -148,8 +174,9 @@ def _rows(path: Path, text: str) -> PromptSet:
             tagged |= "tag" in row
             if not isinstance(row["prompt"], str) or not row["prompt"].strip():
                 raise TypeError("no text")
-            tag = str(row.get("tag", ""))
-            prompts.append(Prompt(f"{len(prompts):05}", row["prompt"], tag, line, place=f"line {number}"))
+            tag, image = str(row.get("tag", "")), row.get("image")
+            about = None if image is None else path.parent / image
+            prompts.append(Prompt(f"{len(prompts):05}", row["prompt"], tag, line, place=f"line {number}", image=about))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UsageError(
                 f"prompts {path}: line {number} has no 'prompt'; give one JSON object per line, as GenEval does"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -242,6 +241,8 @@ class Evaluation:
     def _output(self, candidate: Candidate, batch: Sequence[Sample], noise: ResampledNoise | None = None) -> Output:
         """What the pipeline generates; the noise floor takes other random numbers at the last scales."""
         given: dict[str, Any] = {self.pipe.inputs.argument: [sample.prompt.text for sample in batch]}
+        if images := [sample.prompt.image for sample in batch if sample.prompt.image is not None]:
+            given["image"] = images
         if noise is None:
             given["seed"] = [sample.noise_seed for sample in batch]
         else:
@@ -304,7 +305,9 @@ class Evaluation:
             if sample.index < MAPS and sample.seed == self.seeds[0]:
                 path = self.folder.place("kept", candidate.label) / f"{sample.prompt.name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                save_image(kept_overlay(Image.fromarray(frames[place][0]), np.asarray(kept[place])), path)
+                save_image(
+                    kept_overlay(Image.fromarray(frames[place][0]), kept[place], square=bool(output.sources)), path
+                )
 
     def _lay_out(self) -> None:
         """What the judges of the published suites want beside the images."""

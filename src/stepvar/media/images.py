@@ -180,6 +180,26 @@ def read_image(path: Path, name: str = "") -> Image.Image:
         return as_rgb(image)
 
 
+def as_picture(given: Any, name: str = "image") -> Image.Image:
+    """An image of a caller's, as a PIL image, a path or an array (H, W, 3) of uint8, in 8-bit RGB.
+
+    Args:
+        name: of the argument, for errors.
+
+    Raises:
+        UsageError: for anything else, or a file that cannot be read.
+    """
+    if isinstance(given, (str, Path)):
+        return read_image(Path(given), name)
+    if isinstance(given, Image.Image):
+        return as_rgb(given)
+    if not isinstance(given, np.ndarray):
+        raise UsageError(f"{name}: a {type(given).__name__}; give a PIL image, a path, or an array (H, W, 3) of uint8")
+    if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3 or 0 in given.shape:
+        raise UsageError(f"{name} of shape {given.shape} and type {given.dtype}: must be (H, W, 3) uint8")
+    return Image.fromarray(np.ascontiguousarray(given))
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
     """An image as it is meant to be seen, in 8-bit RGB.
 

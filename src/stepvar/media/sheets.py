@@ -30,13 +30,14 @@ def enlarge(image: Image.Image, size: int = TILE) -> Image.Image:
     return image if max(image.size) >= size else ImageOps.contain(image, (size, size), Image.Resampling.LANCZOS)
 
 
-def kept_overlay(image: Image.Image, kept_map: ArrayLike, frame: int = 0) -> Image.Image:
+def kept_overlay(image: Image.Image, kept_map: ArrayLike, frame: int = 0, square: bool = False) -> Image.Image:
     """The image with its pruned tokens dimmed and tinted, kept ones clear, and lines between tokens.
 
     Args:
         image: what was generated.
         kept_map: (t, h, w) in [0, 1], how often a token was kept; 1 is always.
         frame: which of the t frames ``image`` shows.
+        square: whether the map is that of a square with the image in its top left corner, as that of an edit is.
 
     Raises:
         UsageError: if the map does not have three dimensions.
@@ -46,7 +47,9 @@ def kept_overlay(image: Image.Image, kept_map: ArrayLike, frame: int = 0) -> Ima
         raise UsageError(f"kept_map of shape {kept.shape}: must be (t, h, w)")
     pixels = np.asarray(enlarge(image.convert("RGB")), dtype=np.float32)
     # Which token each row and column of pixels lies in, and which are the first of a token.
-    rows, columns = (np.arange(side) * count // side for side, count in zip(pixels.shape, kept.shape[1:], strict=False))
+    sides = (max(pixels.shape[:2]),) * 2 if square else pixels.shape
+    counts = zip(pixels.shape, sides, kept.shape[1:], strict=False)
+    rows, columns = (np.arange(shown) * count // side for shown, side, count in counts)
     edges = (np.diff(rows, prepend=0) > 0)[:, None] | (np.diff(columns, prepend=0) > 0)
     clear = kept[frame][rows][:, columns, None].clip(0, 1)
     mixed = clear * pixels + (1 - clear) * (0.22 * pixels + 0.78 * PRUNED)

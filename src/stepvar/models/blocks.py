@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stepvar.core.cache import KVCache
 from stepvar.core.guidance import classifier_free_guidance
 from stepvar.core.plan import Step
-from stepvar.core.stack import AttentionInputs, Hooks, Projection, Sublayer, SublayerHook, SublayerRef
+from stepvar.core.stack import AttentionHook, AttentionInputs, Hooks, Projection, Sublayer, SublayerHook, SublayerRef
 from stepvar.core.tokens import TokenMap
 from stepvar.kernels import ops
 from stepvar.kernels.fp8 import add_norm_quantised
@@ -179,32 +179,46 @@ class BlockRun(ABC, Generic[Model, State]):
             return sublayer(tokens)
         return self.hooks.sublayer(sublayer, tokens, ref._replace(depth=self.depth))
 
+    def cache(self, layer: int) -> KVCache:
+        """Where a block keeps its keys and values."""
+        return self.state.cache
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, projection: Projection) -> Tensor:
         """Attention over the tokens of this pass and all earlier ones; see :data:`~stepvar.models.layers.Attend`."""
-        keys, values = self.state.cache.append(layer, k, v, self.rows)
+        keys, values = self.cache(layer).append(layer, k, v, self.rows)
         return self.attend_cached(layer, AttentionInputs(q, keys, values, projection))
 
     def attend_cached(self, layer: int, inputs: AttentionInputs) -> Tensor:
         """Attention to keys that the cache holds already, of which some may leave it afterwards."""
         if len(self.counts) > 1:
-            return self._attend_by_scale(inputs)
+            return self._attend_by_scale(layer, inputs)
         ref = SublayerRef(layer, "self", self.depth)
-        hooks, dropped = self.hooks, self.step.dropped[layer] if self.step.dropped else 0
+        hook, dropped = self.attention_hook(layer), self.step.dropped[layer] if self.step.dropped else 0
         plain = self.plain_attention
-        attended = plain(inputs) if hooks.attention is None else hooks.attention(plain, inputs, ref)
-        if dropped and hooks.cache is not None and self.step.is_read:
-            index = hooks.cache(inputs, inputs.keys.shape[2] - dropped, ref)
-            self.state.cache.select(layer, self.rows, index, inputs.keys, inputs.values)
+        attended = plain(inputs) if hook is None else hook(plain, inputs, ref)
+        if dropped and self.hooks.cache is not None and self.step.is_read:
+            cache = self.cache(layer)
+            own = inputs.without_first(cache.front(layer))
+            index = self.hooks.cache(own, own.keys.shape[2] - dropped, ref)
+            cache.select(layer, self.rows, index, inputs.keys, inputs.values)
         return attended
 
-    def _attend_by_scale(self, inputs: AttentionInputs) -> Tensor:
+    def _attend_by_scale(self, layer: int, inputs: AttentionInputs) -> Tensor:
         """The attention of scales that run together: each sees its own keys and those before them."""
         seen, attended = inputs.keys.shape[2] - sum(self.counts), []
-        for queries in inputs.queries.split(self.counts, dim=2):
+        for step, queries in zip(self.steps, inputs.queries.split(self.counts, dim=2), strict=True):
             seen += queries.shape[2]
-            keys, values = inputs.keys[:, :, :seen], inputs.values[:, :, :seen]
+            keys, values = self.seen_by(step, layer, inputs.keys[:, :, :seen], inputs.values[:, :, :seen])
             attended.append(self.plain_attention(replace(inputs, queries=queries, keys=keys, values=values)))
         return torch.cat(attended, dim=2)
+
+    def seen_by(self, step: Step, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What one of several scales that run together sees of the keys and values up to its own."""
+        return keys, values
+
+    def attention_hook(self, layer: int) -> AttentionHook | None:
+        """What computes the attention of a layer in place of the model."""
+        return self.hooks.attention
 
     def plain_attention(self, inputs: AttentionInputs) -> Tensor:
         """The family's own attention."""
@@ -216,9 +230,14 @@ class RotaryRun(BlockRun[Model, State]):
 
     state: Any
 
+    def table(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The table of the rotary positions of a scale."""
+        cos, sin = self.state.rotary[step.index]
+        return cos, sin
+
     def tables(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Cosines and sines of all positions of the scales that run, and the rows of them that tokens take (R, N)."""
-        tables = [self.state.rotary[step.index] for step in self.steps]
+        tables = [self.table(step) for step in self.steps]
         if len(tables) == 1:
             return tables[0], positions
         starts = accumulate((len(cos) for cos, _ in tables[:-1]), initial=0)
@@ -227,7 +246,7 @@ class RotaryRun(BlockRun[Model, State]):
         return (cos, sin), torch.cat(rows, dim=1)
 
     def rotary(self, positions: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        cos, sin = self.state.rotary[step.index]
+        cos, sin = self.table(step)
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
 

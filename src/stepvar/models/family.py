@@ -63,6 +63,7 @@ class Family:
         parts: by child.
         inputs: from a model and its text encoder, if it has one, to what prepares the inputs of a generation.
         video: whether its models generate videos.
+        edits: whether they change an image that has to be given.
         guidance_schedule: how one guidance scale is spread over the scales, where the caller does not say.
         text_encoder: name on the hub of the public text encoder that the released models use.
         encoder: from the name or folder of a text model and the configuration to an encoder of prompts.
@@ -83,5 +84,6 @@ class Family:
     released_config: Callable[[Mapping[str, Path]], Any] | None = None
     relative_scales: Callable[[int], tuple[float, ...]] = relative_scales
     video: bool = False
+    edits: bool = False
     guidance_schedule: str = "constant"
     tokenizer_repos: tuple[str, ...] = ()

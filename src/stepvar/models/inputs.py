@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
+from PIL import Image
 from torch import Generator, Tensor
 
 from stepvar.core.tokens import ScaleSchedule
@@ -30,7 +31,7 @@ class GenerationInputs:
             with mask and places where a model reads padding, too.
         class_labels: names or numbers of classes, one or a list.
         seconds: length of the video; 0 stands for a still image.
-        image: an image that the video begins with, or one per prompt.
+        image: an image that the video begins with, or that is edited, or one per prompt.
         video: a video to go on from, or one per prompt.
         prompt_suffix: goes after every prompt.
         continuation: what the next clip of a longer video goes on from.
@@ -51,7 +52,8 @@ class GenerationInputs:
         """Raises a UsageError if one of the named arguments was given."""
         for name in names:
             if getattr(self, name) is not None:
-                raise UsageError(f"{name}: this model does not take it; give {instead}")
+                also = " or changes images" if name == "image" else ""
+                raise UsageError(f"{name}: this model does not take it; give {instead}{also}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ class PreparedInputs(ABC):
 
     seconds: float | None = None
     aspect_ratio: float | None = None
+
+    @property
+    def sources(self) -> list[Image.Image]:
+        """The image that each result is an edit of; empty where nothing is edited.
+
+        A model edits a square with the image in its top left corner, from which the result is cut.
+        """
+        return []
 
     @property
     @abstractmethod

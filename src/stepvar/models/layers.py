@@ -154,12 +154,16 @@ class SelfAttention(nn.Module):
 
     def fused(self, x: Rows, layer: int, context: FusedAttention) -> Tensor:
         """As :meth:`forward` on x (R, N, C) in the form of the weights, keys and values written into the cache."""
+        return self.proj(merge_heads(context.attend(layer, self.fused_inputs(x, layer, context))))
+
+    def fused_inputs(self, x: Rows, layer: int, context: FusedAttention) -> AttentionInputs:
+        """Queries of x, and keys and values of all tokens, those of x written into the cache."""
         qkv = product(self.joint, x, context.constant(self, "bias", self.bias))
         new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
         q = self.fused_queries(qkv, new_keys, new_values, context)
         context.cache.keep(layer, context.rows, new_keys, new_values)
         projection = Projection(split_heads(qkv.chunk(3, dim=-1)[0], self.heads), self.q_bias)
-        return self.proj(merge_heads(context.attend(layer, AttentionInputs(q, keys, values, projection))))
+        return AttentionInputs(q, keys, values, projection)
 
     def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
         """Queries (R, heads, N, head_dim) from qkv (R, N, 3C), as keys and values are written where they belong."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypeVar, get_args
@@ -330,7 +330,7 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
                 table = self._tables[place] = make()
         return table
 
-    def new_cache(self, plan: Plan, heads: int | None = None, prefix: int = 0) -> KVCache:
+    def new_cache(self, plan: Plan, heads: int | None = None, prefix: int | Sequence[int] = 0) -> KVCache:
         """A cache with room for exactly the tokens that the plan lets each block keep, and ``prefix`` more.
 
         In a low precision keys are stored in it, too, although normalisation and rotary positions leave them in
@@ -338,8 +338,10 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
 
         Args:
             heads: of keys and values; None: as many as the queries have.
+            prefix: one number, or one for each block.
         """
-        config, capacities = self.config, [prefix + tokens for tokens in plan.cache_tokens]
+        config, more = self.config, [prefix] * plan.depth if isinstance(prefix, int) else prefix
+        capacities = [before + tokens for before, tokens in zip(more, plan.cache_tokens, strict=True)]
         heads, precision = heads or config.heads, self.precision
         return KVCache(
             capacities, plan.rows, heads, config.head_dim, precision.blocks, self.device, precision.cache is not None
@@ -349,10 +351,10 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         """The accumulated latent of images before the first pass: zeros (B, d, H, W)."""
         return torch.zeros(plan.samples, *self.config.latent_size(plan.schedule.grids[-1]), device=self.device)
 
-    def code_tokens(self, state: GenerationState, step: Step) -> Tensor:
-        """The codes so far as tokens (R, N, C), the same for both branches."""
+    def code_tokens(self, latent: Tensor, step: Step) -> Tensor:
+        """A latent as the tokens (R, N, C) of a pass, the same for both branches."""
         embed = self.transformer.word_embed
-        tokens: Tensor = embed(for_weight(self.next_tokens(state.latent, step), embed.weight))
+        tokens: Tensor = embed(for_weight(self.next_tokens(latent, step), embed.weight))
         return tokens.repeat(step.branches, 1, 1)
 
     def blocks(self, state: Any, step: Step, hooks: Hooks = NO_HOOKS) -> RunBlocks:

@@ -9,8 +9,9 @@ from stepvar.models.infinity.checkpoint import FAMILY as INFINITY
 from stepvar.models.infinity_star.checkpoint import FAMILY as INFINITY_STAR
 from stepvar.models.star.checkpoint import FAMILY as STAR
 from stepvar.models.var.checkpoint import FAMILY as VAR
+from stepvar.models.varedit.checkpoint import FAMILY as VAREDIT
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, INFINITY_STAR, VAR, HART, STAR)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, INFINITY_STAR, VAR, HART, STAR, VAREDIT)}
 
 
 def family_of_repo(name: str) -> Family | None:
@@ -22,17 +23,26 @@ def family_of_repo(name: str) -> Family | None:
 
 
 def family_of_model(model: object) -> Family:
-    """The family of a model.
+    """The family of a model, where one is made from another the narrower of both.
 
     Raises:
         UsageError: if it is of none.
     """
-    for family in FAMILIES.values():
-        if isinstance(model, family.build):
-            return family
-    raise UsageError(f"model of type {type(model).__name__}: is of no family; known are {', '.join(FAMILIES)}")
+    found = [family for family in FAMILIES.values() if isinstance(model, family.build)]
+    if not found:
+        raise UsageError(f"model of type {type(model).__name__}: is of no family; known are {', '.join(FAMILIES)}")
+    return max(found, key=lambda family: len(family.build.__mro__))
 
 
-def families_of_variant(variant: str) -> list[Family]:
-    """The families that have a released model of this name."""
-    return [family for family in FAMILIES.values() if variant in family.variants]
+def releases_named(name: str) -> list[tuple[Family, str]]:
+    """The released models of a name, each with its family and variant.
+
+    Args:
+        name: of a variant, which several families may have, or with its family: ``"varedit-8b-512"``.
+    """
+    return [
+        (family, variant)
+        for family in FAMILIES.values()
+        for variant in family.variants
+        if name in (variant, f"{family.name}-{variant}")
+    ]

@@ -328,7 +328,8 @@ class Pipeline(MemoryOptions, Schedules):
                 :meth:`for_speedup` does, which measures a few of them on the first use.
             seconds: video models only: length of the video; 0: a still image; None: the model's usual length.
             num_frames: video models only: the length in frames instead.
-            image: video models only: an image that the video begins with (PIL image, path, or array), or one each.
+            image: an image (PIL image, path, or array), or one each: for video models, what the video begins with; for
+                models that edit, what the prompt changes, and the result has its size.
             video: video models only: a video to go on from (:class:`~stepvar.media.video.Video`, path, array, or
                 images), or one each. It begins the result.
             prompt_suffix: video models only: goes behind every prompt, such as a description of a style.
@@ -373,6 +374,10 @@ class Pipeline(MemoryOptions, Schedules):
                 aspect_ratio, resolution = shape_of_size(self.model, height, width)
             inputs = self.inputs.prepare(wanted, times)
             samples = len(inputs.captions)
+            sizes = {one.size for one in inputs.sources}
+            if output_type != "pil" and len(sizes) > 1:
+                found = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+                raise UsageError(f"output_type={output_type!r}: the images have different sizes ({found}); use 'pil'")
             seeds, noise = make_noise(seed, generator, samples, noise)
             schedule = inputs.schedule(self._schedule(aspect_ratio, resolution, inputs.seconds, inputs.aspect_ratio))
             settings = replace(self._settings(schedule, arguments), forced=inputs.forced_passes(schedule))
@@ -425,11 +430,10 @@ class Pipeline(MemoryOptions, Schedules):
             quantization=self.quantization,
             count=flop_counter(self.model, encoded.condition, recorder.plan or plan, method, encoded.forced),
         )
-        images, videos = to_media(pixels, self._fps, output_type, metadata)
-        following = inputs.next_continuation(state.latent)
-        return Output(
-            images, report, seeds, recorder.kept_maps(), inputs.captions, videos, following, metadata, self._fps
-        )
+        sources = inputs.sources
+        images, videos = to_media(pixels, self._fps, output_type, metadata, sources)
+        following, kept = inputs.next_continuation(state.latent), recorder.kept_maps()
+        return Output(images, report, seeds, kept, inputs.captions, videos, following, metadata, self._fps, sources)
 
     @accepts(CALL, lambda: sampling_names() | dict.fromkeys(("aspect_ratio", "resolution", "seconds")))
     def for_speedup(
@@ -461,7 +465,10 @@ class Pipeline(MemoryOptions, Schedules):
         return fit_speedup(self, speedup, method, settings, samples, scope, progress=shown)
 
     def preview(self, state: Any, output_type: OutputType = "pil") -> Any:
-        """The image or video so far of a running generation, for use in ``callback_on_scale_end``."""
+        """The image or video so far of a running generation, for use in ``callback_on_scale_end``.
+
+        Of an edit it is the whole square.
+        """
         with stated_formats():
             images, videos = to_media(self.model.decode(state, self.tile, self.sliced), self._fps, output_type)
         return images if len(images) else videos

@@ -141,7 +141,7 @@ class HART(CodebookModel):
             context, null = state.condition.context, state.condition.null
             features = null.expand_as(context) if self.rows(step).start else context
             return TokenMap.dense(features, Grid(1, 1, self.config.context_tokens))
-        tokens = TokenMap.dense(self.code_tokens(state, step) + state.condition.levels[step.index], step.grid)
+        tokens = TokenMap.dense(self.code_tokens(state.latent, step) + state.condition.levels[step.index], step.grid)
         return tokens.with_features(tokens.features + self.transformer.places(step.index, tokens.positions))
 
     def predict(self, state: HARTState, tokens: TokenMap, step: Step) -> Tensor:

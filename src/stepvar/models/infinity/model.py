@@ -119,21 +119,23 @@ class InfinityRun(RotaryRun["Infinity", InfinityState]):
         level = self.added_before(layer)
         if level is not None:
             stream.add(level.expand_as(stream.read()))
-        state = self.state
+        modulation = self.state.condition.modulation[layer][self.rows]
+        text = self.state.condition.memory[layer].rows(self.rows)
+        self.model.block_list[layer].fused(stream, layer, modulation, text, self.fused_attention(layer, positions))
+
+    def fused_attention(self, layer: int, positions: Tensor) -> FusedAttention:
         rotary, positions = self.tables(positions)
-        attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants, self.attend_cached)
-        modulation = state.condition.modulation[layer][self.rows]
-        text = state.condition.memory[layer].rows(self.rows)
-        self.model.block_list[layer].fused(stream, layer, modulation, text, attention)
+        constants = self.state.constants
+        return FusedAttention(self.cache(layer), self.rows, rotary, positions, constants, self.attend_cached)
 
     def embedding_before(self, layer: int) -> Tensor | None:
         """That of the scale, in front of the first block or of every chunk of them."""
         config = self.model.config
         if layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0):
-            return self._levels()
+            return self.levels()
         return None
 
-    def _levels(self) -> Tensor:
+    def levels(self) -> Tensor:
         """The embeddings of the scales of the tokens: (C,), or (N, C) where several scales run."""
         weight = self.model.transformer.lvl_embed.weight
         if len(self.steps) == 1:
@@ -184,7 +186,7 @@ class Infinity(VARModel):
         if step.index == 0:
             features = self.transformer.first_tokens(state.condition)[step.row_slice]
         else:
-            features = self.code_tokens(state, step)
+            features = self.code_tokens(state.latent, step)
         return TokenMap.dense(features, step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:

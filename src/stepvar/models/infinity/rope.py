@@ -21,16 +21,16 @@ def frame_coordinates(cells: int, frame: int) -> list[float]:
     return [float(place if cells > frame else round(place)) for place in places]
 
 
-def rotary_table(grid: Grid, frame: Grid, head_dim: int) -> Rotary:
-    """Cosines and sines (grid.size, head_dim / 2) in float32 for every cell of a grid.
+def rotary_table(grid: Grid, frame: Grid, head_dim: int, origin: tuple[int, int] = (0, 0)) -> Rotary:
+    """Cosines and sines (grid.size, head_dim / 2) in float32 for every cell of a grid, the first at ``origin`` (y, x).
 
     Pairs below ``head_dim / 4`` turn with the row, the others with the column, each axis with the frequencies
     ``10000 ** (-2 i / (head_dim / 2))``.
     """
     count = head_dim // 4
     frequencies = 1.0 / BASE ** (torch.arange(0, 2 * count, 2, dtype=torch.float32) / (2 * count))
-    rows = torch.tensor(frame_coordinates(grid.h, frame.h), dtype=torch.float32)
-    columns = torch.tensor(frame_coordinates(grid.w, frame.w), dtype=torch.float32)
+    rows = torch.tensor(frame_coordinates(grid.h, frame.h), dtype=torch.float32) + origin[0]
+    columns = torch.tensor(frame_coordinates(grid.w, frame.w), dtype=torch.float32) + origin[1]
     by_row = torch.outer(rows, frequencies)[:, None].expand(-1, grid.w, -1)
     by_column = torch.outer(columns, frequencies)[None].expand(grid.h, -1, -1)
     angles = torch.cat([by_row, by_column], dim=-1).reshape(grid.h * grid.w, 2 * count).repeat(grid.t, 1)

@@ -150,6 +150,11 @@ class Block(StreamedModule):
         stream.add(self.ca(stream.normed(norm_text, self.ca.mat_q), text))
         stream.add(self.ffn.fused(stream.normed(norm2, self.ffn.entry)), gate2)
 
+    def cache_keys(self, x: Tensor, layer: int, modulation: Tensor, attention: FusedAttention) -> None:
+        """Keeps the keys and values of tokens x (R, N, C) of which nothing is read behind this block."""
+        _, _, scale, _, shift, _ = modulation.unsqueeze(2).unbind(1)
+        self.sa.fused_inputs(rows_for(self.sa.joint, Norm("layer", scale=scale, shift=shift)(x)), layer, attention)
+
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
 

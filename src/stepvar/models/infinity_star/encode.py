@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
-from stepvar.media.images import as_rgb, read_image
+from stepvar.media.images import as_picture
 from stepvar.media.video import Video
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.model import InfinityStar
@@ -83,17 +83,9 @@ def as_images(given: Any) -> list[Video]:
     Raises:
         UsageError: for anything else.
     """
-    return [Video(_image(one)[None]) for one in (given if isinstance(given, (list, tuple)) else [given])]
-
-
-def _image(given: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    if isinstance(given, (str, Path)):
-        return np.asarray(read_image(Path(given), "image"))
-    if isinstance(given, Image.Image):
-        return np.asarray(as_rgb(given))
-    if isinstance(given, np.ndarray):
-        return given
-    raise UsageError(f"image: a {type(given).__name__}; give a PIL image, a path, or an array (H, W, 3) of uint8")
+    return [
+        Video(np.asarray(as_picture(one))[None]) for one in (given if isinstance(given, (list, tuple)) else [given])
+    ]
 
 
 def as_videos(given: Any, fps: float) -> list[Video]:

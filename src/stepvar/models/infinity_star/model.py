@@ -239,7 +239,7 @@ class InfinityStar(VARModel):
         self.transformer.run_blocks(tokens, state.rotary.at(coordinates), attend)
 
     def embed(self, state: StarState, step: Step) -> TokenMap:
-        return TokenMap.dense(self.code_tokens(state, step), step.grid)
+        return TokenMap.dense(self.code_tokens(state.latent, step), step.grid)
 
     def next_tokens(self, latent: Tensor, step: Step) -> Tensor:
         """What a pass starts from: its clip so far, averaged down to its grid (B, N, d); zeros where a clip begins."""

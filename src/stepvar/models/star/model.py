@@ -130,7 +130,7 @@ class STAR(CodebookModel):
         if step.index == 0:
             features = self.transformer.first_tokens(state.condition.pooled[step.row_slice])
         else:
-            features = self.code_tokens(state, step)
+            features = self.code_tokens(state.latent, step)
         return TokenMap.dense(features + self.transformer.lvl_embed.weight[step.index], step.grid)
 
     def in_steps(self, step: Step) -> bool:

@@ -137,6 +137,6 @@ class VAR(CodebookModel):
         if step.index == 0:
             features = self.transformer.first_tokens(state.condition.pooled[step.row_slice])
         else:
-            features = self.code_tokens(state, step)
+            features = self.code_tokens(state.latent, step)
         tokens = TokenMap.dense(features, step.grid)
         return tokens.with_features(features + self.transformer.places(step.index, tokens.positions))
