@@ -34,14 +34,14 @@ class Group(NamedTuple):
 
 
 GROUPS: dict[str, Group] = {
-    "text": Group(r"cond_BD|ca_kv|prefix_tokens", 5e-4, 5e-4, 5e-4),
+    "text": Group(r"cond_BD|crop_cond|ca_kv|ca_[kv]_l\d+|prefix_tokens", 5e-4, 5e-4, 5e-4),
     "tokens": Group(
         r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens|s\d+\.tokens_in", 1e-5, 1e-5, 1e-5, 2e-3
     ),
     "blocks": Group(r"blockout_s\d+_l\d+", 5e-4, 0.25, 0.03),
     "hidden": Group(r"hidden_\d+|h|f|enc_moments|raw_features|(step|s)\d+\.hidden|diff\.z", 5e-4, 0.25, 0.03, 2e-3),
     "logits": Group(r"logits_\d+|(step|s)\d+\.logits", 2e-4, 0.5, 0.06, 2e-3),
-    "latents": Group(r"summed_codes|z|f_hat(_last)?|s\d+\.f_hat", 1e-5, 1e-5, 1e-5, 2e-3),
+    "latents": Group(r"summed_codes|z|f_hat(_last)?|s\d+\.f_hat|soft_\d+", 1e-5, 1e-5, 1e-5, 2e-3),
     "image": Group(r"img_f32(_crop)?|rec|decoded|recon_from_raw|image", 1e-3, 0.4, 0.05),
     "residual": Group(r"f_hat_final|diff\.(out|step\d+\.\w+)", 2e-4, 2e-4, 2e-4, 2e-3),
     "draws": Group(r"diff\.cfg|s\d+\.gumbel_\w+", 1e-5, 1e-5, 1e-5),

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from stepvar.conformance import hart, infinity, infinity_star, var
+from stepvar.conformance import hart, infinity, infinity_star, switti, var
 from stepvar.conformance.golden import PACKAGED, Golden, Kind, find_goldens, read_tensors
 from stepvar.conformance.results import GoldenResult, Status, compare, limits
 from stepvar.errors import StepvarError, UsageError
 from stepvar.utils.device import full_precision
 
-KINDS: tuple[Kind, ...] = (*infinity.KINDS, *var.KINDS, *hart.KINDS, *infinity_star.KINDS)
+KINDS: tuple[Kind, ...] = (*infinity.KINDS, *var.KINDS, *hart.KINDS, *infinity_star.KINDS, *switti.KINDS)
 
 
 def verify(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,14 @@ class Variant:
         transformer: its file or folder on the hub, and other spellings of that name.
         tokenizer: likewise.
         defaults: sampling settings of its authors.
+        repos: by part, the repository that holds nothing but this part; others are in the family's.
     """
 
     config: Any
     transformer: tuple[str, ...]
     tokenizer: tuple[str, ...]
     defaults: Mapping[str, Any]
+    repos: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class Family:
         text_encoder: name on the hub of the public text encoder that the released models use.
         encoder: from the name or folder of a text model and the configuration to an encoder of prompts.
         released_config: where the files of a release say what it is: from the path of each part to a configuration.
-        relative_scales: from a number of scales to the relative scale of each, by which soft codes sharpen.
+        relative_scales: from a number of scales to the relative scale of each, by which soft codes sharpen; None: its
+            codes are sampled.
+        filtered_soft_codes: whether soft codes blend only what top-k and top-p keep.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Family:
     text_encoder: str | None = None
     encoder: Callable[[str | Path, Any], Encoder[Any]] = lambda source, _: T5Encoder(source)
     released_config: Callable[[Mapping[str, Path]], Any] | None = None
-    relative_scales: Callable[[int], tuple[float, ...]] = relative_scales
+    relative_scales: Callable[[int], tuple[float | None, ...]] = relative_scales
+    filtered_soft_codes: bool = True
     video: bool = False
     guidance_schedule: str = "constant"

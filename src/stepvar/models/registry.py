@@ -7,9 +7,10 @@ from stepvar.models.family import Family
 from stepvar.models.hart.checkpoint import FAMILY as HART
 from stepvar.models.infinity.checkpoint import FAMILY as INFINITY
 from stepvar.models.infinity_star.checkpoint import FAMILY as INFINITY_STAR
+from stepvar.models.switti.checkpoint import FAMILY as SWITTI
 from stepvar.models.var.checkpoint import FAMILY as VAR
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, INFINITY_STAR, VAR, HART)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, INFINITY_STAR, VAR, HART, SWITTI)}
 
 
 def family_of_repo(name: str) -> Family | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,12 +101,10 @@ class InfinityState(GenerationState):
     rotary: tuple[Rotary, ...]
 
 
-class InfinityRun(BlockRun["Infinity", InfinityState]):
-    """The blocks of one scale."""
+class TextRun(BlockRun[Any, InfinityState]):
+    """The blocks of one scale, which attend to a text and have rotary positions."""
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
-        if self._adds_level(layer):
-            tokens = tokens.with_features(tokens.features + self._levels())
         context = BlockContext(
             modulation=self.state.condition.modulation[layer][self.rows],
             text=self.state.condition.memory[layer].rows(self.rows),
@@ -116,28 +115,12 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
         return self.model.block_list[layer](tokens, layer, context)
 
     def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
-        if self._adds_level(layer):
-            stream.add(self._levels().expand_as(stream.read()))
         state = self.state
         rotary, positions = self._tables(positions)
         attention = FusedAttention(state.cache, self.rows, rotary, positions, state.constants, self.attend_cached)
         modulation = state.condition.modulation[layer][self.rows]
         text = state.condition.memory[layer].rows(self.rows)
         self.model.block_list[layer].fused(stream, layer, modulation, text, attention)
-
-    def _adds_level(self, layer: int) -> bool:
-        """Whether the embedding of the scale is added before a block."""
-        config = self.model.config
-        return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
-
-    def _levels(self) -> Tensor:
-        """The embeddings of the scales of the tokens: (C,), or (N, C) where several scales run."""
-        weight = self.model.transformer.lvl_embed.weight
-        if len(self.steps) == 1:
-            return weight[self.step.index]
-        return torch.cat(
-            [weight[step.index].expand(count, -1) for step, count in zip(self.steps, self.counts, strict=True)]
-        )
 
     def _tables(self, positions: Tensor) -> tuple[Rotary, Tensor]:
         """Cosines and sines of all positions of the scales that run, and the rows of them that tokens take (R, N)."""
@@ -152,6 +135,33 @@ class InfinityRun(BlockRun["Infinity", InfinityState]):
     def rotary(self, positions: Tensor, step: Step) -> Rotary:
         cos, sin = self.state.rotary[step.index]
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+
+
+class InfinityRun(TextRun):
+    """Those of Infinity, some of which add the embedding of the scale first."""
+
+    def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
+        if self._adds_level(layer):
+            tokens = tokens.with_features(tokens.features + self._levels())
+        return super().run_block(tokens, layer)
+
+    def run_fused_block(self, stream: ResidualStream, positions: Tensor, layer: int) -> None:
+        if self._adds_level(layer):
+            stream.add(self._levels().expand_as(stream.read()))
+        super().run_fused_block(stream, positions, layer)
+
+    def _adds_level(self, layer: int) -> bool:
+        config = self.model.config
+        return layer == 0 or (config.level_every_chunk and layer % (config.depth // config.block_chunks) == 0)
+
+    def _levels(self) -> Tensor:
+        """The embeddings of the scales of the tokens: (C,), or (N, C) where several scales run."""
+        weight: Tensor = self.model.transformer.lvl_embed.weight
+        if len(self.steps) == 1:
+            return weight[self.step.index]
+        return torch.cat(
+            [weight[step.index].expand(count, -1) for step, count in zip(self.steps, self.counts, strict=True)]
+        )
 
 
 class Infinity(VARModel):
