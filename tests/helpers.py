@@ -13,6 +13,7 @@ from stepvar.conformance.hart import RecordingHART
 from stepvar.conformance.infinity import RecordingInfinity
 from stepvar.conformance.infinity_star import RecordingStar
 from stepvar.conformance.recording import RecordingModel, State
+from stepvar.conformance.switti import RecordingSwitti
 from stepvar.conformance.var import RecordingVAR
 from stepvar.conformance.weights import HART_RULE, INFINITY_RULE, STAR_RULE, WeightRule
 from stepvar.core.noise import SeededNoise
@@ -30,9 +31,10 @@ from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
+from stepvar.models.switti import PooledCondition, Switti, SwittiConfig
 from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
 from stepvar.models.var.model import VARState
-from stepvar.text import ContextFeatures, TextFeatures
+from stepvar.text import ContextFeatures, PooledFeatures, TextFeatures
 
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
 WIDE = ScaleSchedule.of([(1, 1), (2, 2), (2, 3), (4, 6), (5, 7), (6, 9)])
@@ -105,6 +107,20 @@ TINY_HART = HARTConfig(
 )
 """Its schedule is SQUARE."""
 
+TINY_SWITTI = SwittiConfig(
+    depth=3,
+    width=64,
+    heads=2,
+    patch_nums=(1, 2, 4, 6, 8),
+    text_channels=24,
+    pooled_channels=16,
+    tokenizer=VQConfig(vocabulary=48, channels=6, base_channels=32, multipliers=(1, 2)),
+)
+"""Its schedule has the grids of SQUARE; a scale attends to itself alone."""
+
+TINY_SWITTI_AR = replace(TINY_SWITTI, cached=True)
+"""Likewise; a scale attends to all earlier ones, too."""
+
 
 def fill_by_rule(module: torch.nn.Module, seed: int, rule: WeightRule = INFINITY_RULE) -> None:
     """Overwrites all parameters and buffers of a module, in place."""
@@ -142,6 +158,26 @@ def make_hart(config: HARTConfig = TINY_HART, seed: int = 0) -> HART:
     fill_by_rule(model.transformer, seed, HART_RULE)
     fill_by_rule(model.tokenizer, seed, HART_RULE)
     return model
+
+
+def make_switti(config: SwittiConfig = TINY_SWITTI, seed: int = 0) -> Switti:
+    """A text-to-image model with text by CLIP, with weights by the rule."""
+    model = Switti(config).eval().requires_grad_(False)
+    fill_by_rule(model.transformer, seed)
+    fill_by_rule(model.tokenizer, seed)
+    return model
+
+
+def make_pooled(lengths: Sequence[int] = (5,), first: int = 0, config: SwittiConfig = TINY_SWITTI) -> PooledFeatures:
+    """Features of one prompt per length; prompt i is the same whatever the others are."""
+    size = config.pooled_channels
+    pooled = [torch.randn(size, generator=torch.Generator().manual_seed(3000 + first + i)) for i in range(len(lengths))]
+    return PooledFeatures(make_text(lengths, first, config.text_channels), torch.stack(pooled))
+
+
+def make_pooled_condition(lengths: Sequence[int] = (5,), first: int = 0) -> PooledCondition:
+    """Prompts, and the same negative one for all of them."""
+    return PooledCondition(make_pooled(lengths, first), make_pooled((2,), -1).repeat(len(lengths)))
 
 
 def make_context(words: Sequence[int] = (3, 5), first: int = 0, config: HARTConfig = TINY_HART) -> ContextFeatures:
@@ -246,6 +282,18 @@ def generate_hart(
     """Generates; image i has the seed ``first + i``."""
     text = text or make_context((3,), first)
     return _generate(RecordingHART(model, {}), text, len(text), settings, method, first)
+
+
+def generate_switti(
+    model: Switti,
+    settings: Settings,
+    method: Method | None = None,
+    condition: PooledCondition | None = None,
+    first: int = 0,
+) -> Generation[InfinityState]:
+    """Generates; image i has the seed ``first + i``."""
+    condition = condition or make_pooled_condition(first=first)
+    return _generate(RecordingSwitti(model, {}), condition, len(condition.prompts), settings, method, first)
 
 
 def _generate(

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.models.infinity import TextCondition
 from stepvar.models.infinity_star.model import VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
+from stepvar.models.switti import PooledCondition
 from stepvar.models.var import ClassCondition
 from stepvar.text import ContextFeatures
 from tests.helpers import (
     CLIPS,
     SQUARE,
     TINY_HART,
+    TINY_SWITTI,
+    TINY_SWITTI_AR,
     WIDE,
     make_context,
     make_hart,
     make_model,
+    make_pooled_condition,
     make_star,
+    make_switti,
     make_text,
     make_var,
 )
@@ -61,6 +66,10 @@ def contexts(places: range) -> ContextFeatures:
     return make_context([LENGTHS[place] for place in places], places.start)
 
 
+def pooled(places: range) -> PooledCondition:
+    return make_pooled_condition([LENGTHS[place] for place in places], places.start)
+
+
 def image_and_clip(*sides: tuple[int, int]) -> ScaleSchedule:
     """A still image and a clip of two latent frames, whose first scale is repeated."""
     grids = [[(Grid(t, h, w), 1 + (scale == 0)) for scale, (h, w) in enumerate(sides)] for t in (1, 2)]
@@ -80,6 +89,8 @@ ROWS = (
         contexts,
         first_tokens=TINY_HART.prefix,
     ),
+    FamilyRow("switti", "square", TINY_SWITTI.schedule, cache(make_switti), pooled),
+    FamilyRow("switti", "cached", TINY_SWITTI_AR.schedule, cache(partial(make_switti, TINY_SWITTI_AR)), pooled),
     FamilyRow("infinity-star", "video-wide", CLIPS, cache(make_star), lambda places: VideoCondition(texts(places))),
     FamilyRow(
         "infinity-star",

@@ -34,7 +34,8 @@ class Group(NamedTuple):
 
 
 GROUPS: dict[str, Group] = {
-    "text": Group(r"cond_BD|crop_cond|ca_kv|ca_[kv]_l\d+|prefix_tokens", 5e-4, 5e-4, 5e-4),
+    "text": Group(r"cond_BD|crop_cond|ca_kv|prefix_tokens", 5e-4, 5e-4, 5e-4),
+    "text keys": Group(r"ca_[kv]_l\d+", 1e-4, 0.06, 0.01),
     "tokens": Group(
         r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens|s\d+\.tokens_in", 1e-5, 1e-5, 1e-5, 2e-3
     ),

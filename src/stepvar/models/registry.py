@@ -13,11 +13,15 @@ from stepvar.models.var.checkpoint import FAMILY as VAR
 FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, INFINITY_STAR, VAR, HART, SWITTI)}
 
 
-def family_of_repo(name: str) -> Family | None:
-    """The family whose repository on the hub has this name; its case does not matter."""
+def release_of_repo(name: str) -> tuple[Family, str] | None:
+    """The family, and the variant that the name of a repository on the hub stands for; its case does not matter."""
+    wanted = name.casefold()
     for family in FAMILIES.values():
-        if name.casefold() in map(str.casefold, family.repos):
-            return family
+        if wanted in map(str.casefold, family.repos):
+            return family, family.default
+        for variant, released in family.variants.items():
+            if wanted == released.repos.get("transformer", "").casefold():
+                return family, variant
     return None
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from stepvar.core.guidance import relative_scales, unguided_from, within
 from stepvar.errors import CheckpointError
 from stepvar.models.family import Family, Part, Variant
@@ -14,6 +16,8 @@ from stepvar.models.switti.config import CONFIGS, SwittiConfig
 from stepvar.models.switti.inputs import PooledInputProcessor
 from stepvar.models.switti.model import Switti
 from stepvar.text.clip import CLIP_TOWERS, CLIPEncoder
+
+MASK = "attn_bias_for_masking"
 
 TOKENIZER_REPO = "yresearch/VQVAE-Switti"
 
@@ -27,7 +31,7 @@ def smooth_scales(count: int) -> tuple[float | None, ...]:
 
 
 def _defaults(config: SwittiConfig) -> dict[str, Any]:
-    """Those of the authors: of their notebook for 512x512, of their README for 1024x1024; guidance one more than theirs."""
+    """Of the authors' notebook for 512x512, of their README for 1024x1024; their guidance is one less than ours."""
     count = len(config.patch_nums)
     guided = unguided_from(count)
     return {
@@ -60,7 +64,30 @@ def read_released(parts: Mapping[str, Path]) -> SwittiConfig:
     Raises:
         CheckpointError: if a file is missing or cannot be read, or describes a model that is not supported.
     """
-    return SwittiConfig.published(read_part_config(parts["transformer"]), read_part_config(parts["tokenizer"]))
+    transformer = parts["transformer"]
+    config = SwittiConfig.published(read_part_config(transformer), read_part_config(parts["tokenizer"]))
+    for path in sorted(transformer.glob("*.safetensors")) if transformer.is_dir() else [transformer]:
+        cached = stored_cached(path)
+        if cached is not None and cached != config.cached:
+            raise CheckpointError(
+                f"{path}: these weights were trained with use_ar={cached}, and the config.json beside them says "
+                f"use_ar={config.cached}; fetch both again"
+            )
+    return config
+
+
+def stored_cached(path: Path) -> bool | None:
+    """Whether weights are those of a model with a cache, by the mask of the training beside them: nothing else tells.
+
+    None where there is no mask, or the file is none that can be looked into.
+    """
+    try:
+        with safe_open(path, "pt") as stored:
+            if MASK not in stored.keys():  # noqa: SIM118  (it is no mapping)
+                return None
+            return bool(stored.get_slice(MASK)[0, 0, 1, 0] == 0)  # the second scale sees the first, or not
+    except (SafetensorError, OSError, IndexError):
+        return None  # reading the weights will say what is wrong
 
 
 FAMILY = Family(
@@ -72,7 +99,7 @@ FAMILY = Family(
     build=Switti,
     parts={
         # Constants; the mask alone has 357 MB at 1024x1024.
-        "transformer": Part(("lvl_1L", "attn_bias_for_masking")),
+        "transformer": Part(("lvl_1L", MASK)),
         "tokenizer": Part(("quantize.ema_vocab_hit_SV",)),
     },
     inputs=lambda model, encoder: PooledInputProcessor(encoder, model.config),

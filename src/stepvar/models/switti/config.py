@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from stepvar.core.tokens import ScaleSchedule
@@ -46,7 +46,7 @@ class SwittiConfig(SquareConfig):
     pooled_channels: int = 1280
     rope_theta: float = 10000.0
     rope_size: float = 128.0
-    tokenizer: VQConfig = VQConfig()
+    tokenizer: VQConfig = field(default_factory=VQConfig)
 
     def __post_init__(self) -> None:
         self.check_heads(4)
@@ -76,7 +76,9 @@ class SwittiConfig(SquareConfig):
         given.must_be("use_swiglu_ffn", True)
         depth, pixels = given.get("depth", 30), given.get("reso", 512)
         if pixels not in PATCH_NUMS:
-            raise CheckpointError(f"transformer: reso={pixels!r} is not supported; only {', '.join(map(str, PATCH_NUMS))}")
+            raise CheckpointError(
+                f"transformer: reso={pixels!r} is not supported; only {', '.join(map(str, PATCH_NUMS))}"
+            )
         if not isinstance(depth, int):
             raise CheckpointError(f"transformer: depth={depth!r} must be a whole number; fetch it again")
         found = dict(

@@ -64,7 +64,9 @@ class PooledInputProcessor(PromptInputProcessor[PooledFeatures]):
 
     def read_features(self, name: str, given: Any) -> PooledFeatures:
         if not isinstance(given, PooledFeatures):
-            raise UsageError(f"{name}: give PooledFeatures.of(embeddings, pooled); this model reads a pooled vector, too")
+            raise UsageError(
+                f"{name}: give PooledFeatures.of(embeddings, pooled); this model reads a pooled vector, too"
+            )
         longest = max(given.text.lengths)
         if longest > CONTEXT:
             raise UsageError(f"{name} of {longest} tokens: this model reads at most {CONTEXT}")

@@ -57,7 +57,9 @@ class Switti(CodebookModel):
     def stage(self, condition: PooledCondition, plan: Plan, padded: bool = False) -> StagedPooledText:
         levels, scope = len(self.config.patch_nums), self.config.schedule.kv_scope
         if len(plan.schedule) > levels or plan.schedule.kv_scope != scope:
-            raise UsageError(f"schedule {plan.schedule.name!r}: this model runs at most {levels} scales, kv_scope={scope!r}")
+            raise UsageError(
+                f"schedule {plan.schedule.name!r}: this model runs at most {levels} scales, kv_scope={scope!r}"
+            )
         prompts, negative = condition.prompts, condition.negative if plan.guided else None
         if plan.guided and negative is None:
             raise UsageError(

@@ -133,7 +133,7 @@ class Block(StreamedModule):
         self.ada_lin = AdaptiveLinear(width, 6)
 
     def modulation(self, pooled: Tensor, crop: Tensor | None) -> Tensor:
-        """The block's modulation (R, 6, C) from the pooled text (R, C) and the crop condition (1, C), if there is one."""
+        """The modulation (R, 6, C) from the pooled text (R, C), and the crop condition (1, C) if there is one."""
         condition = pooled if crop is None else pooled + self.crop_cond_scales * crop
         return self.ada_lin(condition).unflatten(-1, (6, -1))
 

@@ -1,0 +1,128 @@
+"""The repositories of a Switti release, from the hub or on the disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from stepvar.checkpoints import convert_model, hub, load_model
+from stepvar.checkpoints.sources import find_outline
+from stepvar.core.guidance import GUIDANCE_SCHEDULES
+from stepvar.errors import CheckpointError, UsageError
+from stepvar.models.switti.checkpoint import FAMILY, MASK, smooth_scales
+from tests.checkpoint_writer import SMALL_SWITTI, Release, write_switti
+from tests.checkpoints.test_layouts import assert_holds
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return write_switti(tmp_path_factory.mktemp("switti") / "release")
+
+
+def test_folders_named_like_their_repositories(release: Release) -> None:
+    for name in (release.folder, release.transformer):  # the folder of both, or the transformer's
+        loaded = load_model(name)
+        assert_holds(loaded, release)
+        assert (loaded.family, loaded.name) == ("switti", "switti-2.5b-512")
+        assert loaded.model.config == SMALL_SWITTI
+
+
+def test_folders_of_other_names_need_a_variant_and_the_tokenizer(release: Release, tmp_path: Path) -> None:
+    weights, codes = (
+        part.rename(tmp_path / name) for part, name in zip(parts(tmp_path), ("weights", "codes"), strict=True)
+    )
+    with pytest.raises(UsageError, match="its name does not tell which model it is"):
+        load_model(weights, tokenizer=codes)
+    assert_holds(load_model(weights, "2.5b-512", tokenizer=codes), release)
+
+
+def parts(folder: Path) -> tuple[Path, Path]:
+    release = write_switti(folder / "release")
+    return release.transformer, release.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "chosen"),
+    [
+        ("yresearch/Switti", None, "Switti"),
+        ("YResearch/switti-1024", None, "Switti-1024"),
+        ("yresearch/Switti-AR", None, "Switti-AR"),
+        ("yresearch/Switti", "2.5b-1024-ar", "Switti-1024-AR"),
+    ],
+)
+def test_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, variant: str | None, chosen: str
+) -> None:
+    release = write_switti(tmp_path, replace(SMALL_SWITTI, cached=chosen.endswith("AR")), chosen)
+    asked: list[tuple[str, str]] = []
+
+    def download(_: Any, repo: str, name: str, *__: Any) -> Path:
+        asked.append((repo, name))
+        return tmp_path / repo.split("/")[1]
+
+    monkeypatch.setattr(hub, "_download", download)
+    assert_holds(load_model(name, variant), release)
+    assert asked == [("yresearch/VQVAE-Switti", "."), (f"yresearch/{chosen}", ".")]
+
+
+def test_a_repository_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(CheckpointError, match="yresearch/VQVAE-Switti: revision main holds no safetensors files"):
+        load_model("yresearch/Switti")
+
+
+def test_released_sizes_and_settings() -> None:
+    for name, variant in FAMILY.variants.items():
+        source = find_outline("yresearch/Switti", name)
+        scales, defaults = len(source.config.patch_nums), source.defaults
+        assert (scales, source.config.pixels) == ((10, 512) if "512" in name else (14, 1024))
+        assert source.config.cached == name.endswith("ar") and source.config.ffn_width == 5120
+        guidance = GUIDANCE_SCHEDULES[defaults["guidance_schedule"]](defaults["guidance_scale"], scales)
+        alone = [scale for scale, value in enumerate(guidance) if value == 1.0]
+        assert alone == ([0, 1, 8, 9] if scales == 10 else [0, 11, 12, 13])
+        cold = [scale for scale, value in enumerate(defaults["temperature"]) if value == 0.1]
+        sampled = [scale for scale, value in enumerate(smooth_scales(scales)) if value is None]
+        assert cold == alone[-len(cold) :] and sampled == [0, 1, *cold] and variant.config == source.config
+
+
+def test_conversion(release: Release, tmp_path: Path) -> None:
+    assert_holds(load_model(convert_model(release.folder, tmp_path / "own")), release)
+
+
+@pytest.mark.parametrize(
+    ("part", "entries", "message"),
+    [
+        ("Switti", {"depth": 2}, r"does not fit the model; \d+ missing.*misshapen"),
+        ("Switti", {"depth": "many"}, "depth='many' must be a whole number"),
+        ("Switti", {"reso": 768}, "reso=768 is not supported; only 256, 512, 1024"),
+        ("Switti", {"rope": False}, "rope=False is not supported"),
+        ("Switti", {"use_crop_cond": False}, "unexpected: blocks.0.crop_cond_scales"),
+        ("Switti", {"use_ar": True}, "trained with use_ar=False, and the config.json beside them says use_ar=True"),
+        ("VQVAE-Switti", {"vocab_size": 64}, "misshapen"),
+    ],
+    ids=str,
+)
+def test_its_own_files_say_what_it_is(tmp_path: Path, part: str, entries: dict[str, Any], message: str) -> None:
+    write_switti(tmp_path)
+    path = tmp_path / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path)
+
+
+def test_weights_without_the_mask_of_the_training(tmp_path: Path) -> None:
+    release = write_switti(tmp_path)
+    path = release.transformer / "model.safetensors"
+    state = load_file(path)
+    del state[MASK]
+    save_file(state, path)
+    assert_holds(load_model(tmp_path), release)
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_model(tmp_path)
