@@ -28,6 +28,7 @@ from stepvar.kernels.ops import Kernels, kernels
 from stepvar.methods import METHODS, Method, make_method
 from stepvar.models.registry import families_of_variant
 from stepvar.pipeline import Pipeline
+from stepvar.text import PooledFeatures
 from stepvar.utils.files import write_text
 
 METHOD_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -113,6 +114,11 @@ def inputs_of(pipe: Pipeline, batch: int, index: int) -> dict[str, Any]:
     if pipe.family.name == "hart":
         size = (batch, config.context_tokens, config.context_channels)
         return {"prompt_embeds": torch.randn(size, generator=generator)}
+    if pipe.family.name == "switti":
+        tokens = torch.randn(2, batch, 16, config.text_channels, generator=generator)
+        pooled = torch.randn(2, batch, config.pooled_channels, generator=generator)
+        prompt, negative = map(PooledFeatures.of, tokens, pooled)
+        return {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
     return {"prompt_embeds": [torch.randn(16, config.text_channels, generator=generator) for _ in range(batch)]}
 
 

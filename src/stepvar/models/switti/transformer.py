@@ -49,9 +49,14 @@ def rms(norm: RMSNorm, scale: Tensor | None = None, shift: Tensor | None = None)
     return Norm("rms", EPS, norm.weight, scale=scale, shift=shift)
 
 
-def fused_norm(x: Tensor, norm: Norm) -> Tensor:
-    """``norm(x)`` (R, N, C) by one kernel, in the format of x."""
-    return ops.add_norm(x, None, None, norm, x.dtype)[1]
+def fused_whole(x: Tensor) -> Tensor:
+    """Queries or keys (R, N, C), normalised by one kernel, in their own format."""
+    return ops.add_norm(x, None, None, WHOLE, x.dtype)[1]
+
+
+def fused_after(update: Tensor, norm: RMSNorm) -> Tensor:
+    """The update (R, N, C) of a sub-layer, normalised by one kernel, in the format of the residual stream."""
+    return ops.add_norm(update, None, None, rms(norm), norm.weight.dtype)[1]
 
 
 class Attention(JointAttention):
@@ -74,7 +79,7 @@ class Attention(JointAttention):
     def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
         q, k, v = qkv.chunk(3, dim=-1)
         norm, heads = HeadsNorm("none", q_factor=self.factor), (self.heads, self.heads)
-        parts = (fused_norm(q, WHOLE), fused_norm(k, WHOLE), v)
+        parts = (fused_whole(q), fused_whole(k), v)
         return ops.attention_inputs(parts, heads, norm, context.rotation(self.halves), new_keys, new_values)
 
     def place(self, q: Tensor, k: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
@@ -103,7 +108,7 @@ class CrossAttention(nn.Module):
 
     def fused(self, x: Rows, text: TextMemory) -> Tensor:
         """As :meth:`forward` on x in the form of the weights, the norm by one kernel."""
-        return self._attend(fused_norm(self.to_q(x), WHOLE), text)
+        return self._attend(fused_whole(self.to_q(x)), text)
 
     def _attend(self, q: Tensor, text: TextMemory) -> Tensor:
         query = split_heads(q, self.heads)
@@ -151,11 +156,11 @@ class Block(StreamedModule):
         """
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
         x = stream.normed(rms(self.self_attention_norm1, scale1, shift1), self.attn.joint)
-        stream.add(fused_norm(self.attn.fused(x, layer, attention), rms(self.self_attention_norm2)), gate1)
+        stream.add(fused_after(self.attn.fused(x, layer, attention), self.self_attention_norm2), gate1)
         x = stream.normed(rms(self.cross_attention_norm1), self.cross_attn.to_q)
-        stream.add(fused_norm(self.cross_attn.fused(x, text), rms(self.cross_attention_norm2)))
+        stream.add(fused_after(self.cross_attn.fused(x, text), self.cross_attention_norm2))
         x = stream.normed(rms(self.ffn_norm1, scale2, shift2), self.ffn.entry)
-        stream.add(fused_norm(self.ffn.fused(x), rms(self.ffn_norm2)), gate2)
+        stream.add(fused_after(self.ffn.fused(x), self.ffn_norm2), gate2)
 
     def forward(self, tokens: TokenMap, layer: int, context: BlockContext) -> TokenMap:
         gate1, gate2, scale1, scale2, shift1, shift2 = context.modulation.unsqueeze(2).unbind(1)
