@@ -209,15 +209,15 @@ def measure(images: int, config: SwittiConfig = CONFIG) -> list[dict[str, Any]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One row per way to prune, the two forms beside each other."""
+    """One row per way to prune, the two forms beside each other, for the first kind of weights."""
     lines = [
-        "| attention | kept | pruned | products | own scale: kept tokens | all tokens | codes that differ "
-        "| cached: kept tokens | all tokens | codes that differ |",
-        "|---" * 10 + "|",
+        "| kept | pruned | products | own scale: kept tokens, all tokens, codes that differ | cached |",
+        "|---|---|---|---|---|",
     ]
-    for row in result["rows"]:
-        cells = [row["weights"], f"{100 * row['keep']:.0f} %", row["case"], f"{100 * row['products']:.0f} %"]
-        cells += [f"{100 * row[form][name]:.0f} %" for form in FORMS for name in ("kept", "all", "indices")]
+    for row in (row for row in result["rows"] if row["weights"] == WEIGHTS[0]):
+        cells = [f"{100 * row['keep']:.0f} %", row["case"], f"{100 * row['products']:.0f} %"]
+        for form in FORMS:
+            cells.append(", ".join(f"{100 * row[form][name]:.1f} %" for name in ("kept", "all", "indices")))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

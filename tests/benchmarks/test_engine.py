@@ -10,6 +10,8 @@ import torch
 
 from benchmarks import engine
 from benchmarks.workload import random_pipeline
+from stepvar.engine import Engine
+from stepvar.methods import StepVAR
 from stepvar.models.registry import FAMILIES
 from tests.helpers import TINY, TINY_SWITTI
 
@@ -36,7 +38,7 @@ def test_every_engine_and_method_has_a_row(cells: engine.Cells) -> None:
 def test_texts_with_a_pooled_vector() -> None:
     pipe = random_pipeline(FAMILIES["switti"], TINY_SWITTI, torch.device("cpu"), torch.float32, "tiny")
     given = engine.parse(["--device", "cpu", "--batch", "2"])
-    found = engine.generate(pipe, engine.Engine("eager"), engine.make_method("stepvar"), given, 1)
+    found = engine.generate(pipe, Engine("eager"), StepVAR(), given, 1)
     assert found["pixels"].shape == (2, 16, 16, 3) and found["engine"] == "eager"
 
 

@@ -20,6 +20,7 @@ from stepvar.generation import generate
 from stepvar.kernels import ops
 from stepvar.methods import DropGuidance, Method, SkipLast, StepVAR
 from stepvar.models.blocks import BlockRun, ResidualStream
+from stepvar.models.infinity.model import TextRun
 from stepvar.models.switti import CONFIGS, PooledCondition, Switti, SwittiConfig
 from stepvar.models.switti.rope import rotary_table
 from tests.helpers import (
@@ -249,7 +250,7 @@ def test_fused_blocks_write_into_the_stream_only_what_they_own(model: Switti) ->
     entered = model.embed(state, step)
     before = entered.features.clone()
     with torch.inference_mode():
-        model.blocks(state, step, run_dense).run_fused_block(ResidualStream(entered.features), entered.positions, 0)
+        TextRun(model, state, step, run_dense).run_fused_block(ResidualStream(entered.features), entered.positions, 0)
     assert torch.equal(entered.features, before)
 
 
@@ -292,7 +293,7 @@ def test_pruned_tokens_keep_their_positions(model: Switti) -> None:
     state, step = model.start(make_pooled_condition(), plan), plan.steps[-1]
     dense = model.embed(state, step)
     kept = torch.arange(0, step.grid.size, 3)[None]
-    run = model.blocks(state, step, run_dense)
+    run = TextRun(model, state, step, run_dense)
     cos, _ = run.rotary_at(dense.take(kept).positions)
     assert torch.equal(cos[0, 0], state.rotary[step.index][0][kept[0]])
     everything = TokenMap(dense.features.flip(1), dense.positions.flip(1), dense.grid)  # order is of no matter

@@ -17,7 +17,8 @@ from stepvar.errors import UsageError
 Combine = Callable[[Tensor, float], Tensor]
 """From values (2B, ...) of both branches, conditional first, and the guidance scale to the guided ones (B, ...)."""
 
-Value, Other = TypeVar("Value"), TypeVar("Other")
+Value = TypeVar("Value")
+Other = TypeVar("Other")
 
 TINY = 1e-12
 

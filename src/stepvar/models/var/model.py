@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,9 +63,9 @@ class VARRun(BlockRun[Any, Any]):
 
 
 class CodebookModel(VARModel):
-    """Base of the models that predict indices of a codebook, without attention to a text."""
+    """Base of the models that predict indices of a codebook."""
 
-    sublayers = ("self", "ffn")
+    sublayers: ClassVar[tuple[str, ...]] = ("self", "ffn")
     config: SquareConfig
     tokenizer: VQTokenizer
 
