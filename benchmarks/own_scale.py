@@ -27,10 +27,10 @@ from torch import Tensor
 from benchmarks import command_line
 from stepvar.conformance.weights import INFINITY_RULE
 from stepvar.core.plan import Plan, Settings, Step
-from stepvar.core.stack import Sublayer, SublayerRef, run_dense
+from stepvar.core.stack import Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap, gather_tokens
 from stepvar.methods import Method, StepVAR
-from stepvar.methods.contract import checked_update
+from stepvar.methods.contract import hooks_of
 from stepvar.methods.pruning import PruningState
 from stepvar.models.switti import PooledCondition, Switti, SwittiConfig
 from stepvar.models.switti.config import PATCH_NUMS
@@ -168,12 +168,7 @@ def last_features(model: Switti, method: Method[Any], images: int) -> tuple[Tens
         if not step.is_last and not step.is_read:
             continue  # nothing that it leaves is seen later
         state.latent = latent
-
-        def hook(sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef, step: Step = step) -> Tensor:
-            update = method.run_sublayer(sublayer, tokens, ref, step, method_state)
-            return checked_update(update, tokens, method, step)
-
-        blocks = model.blocks(state, step, hook if method.acts_on_sublayers(step) else run_dense)
+        blocks = model.blocks(state, step, hooks_of(method, step, method_state))
         tokens = method.run_stack(blocks, model.embed(state, step), step, method_state)
     kept = method_state.selections.get(plan.steps[-1].index, ())
     everything = torch.arange(tokens.grid.size).expand(images, -1)

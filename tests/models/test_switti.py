@@ -13,7 +13,7 @@ from stepvar.core.cache import NoCache
 from stepvar.core.guidance import linear_late_window, linear_window
 from stepvar.core.noise import SeededNoise, StreamNoise
 from stepvar.core.plan import Settings
-from stepvar.core.stack import run_dense
+from stepvar.core.stack import NO_HOOKS
 from stepvar.core.tokens import Grid, TokenMap
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.generation import generate
@@ -105,7 +105,7 @@ def test_a_scale_without_cache_sees_nothing_of_earlier_ones_but_the_sum_of_codes
         state = model.start(make_pooled_condition(), plan)
         for step in plan.steps:
             state.latent = torch.randn(state.latent.shape, generator=torch.Generator().manual_seed(step.index))
-            tokens = model.blocks(state, step, run_dense)(model.embed(state, step))
+            tokens = model.blocks(state, step)(model.embed(state, step))
             logits = model.predict(state, tokens, step)
         return logits
 
@@ -231,7 +231,7 @@ def test_fused_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch, config: 
         method_state = method.start(plan)
         for step in plan.steps:
             entered = model.embed(state, step)
-            noted.append(method.run_stack(model.blocks(state, step, run_dense), entered, step, method_state).features)
+            noted.append(method.run_stack(model.blocks(state, step), entered, step, method_state).features)
             state.latent += torch.randn(state.latent.shape, generator=torch.Generator().manual_seed(step.index))
         return noted
 
@@ -250,7 +250,7 @@ def test_fused_blocks_write_into_the_stream_only_what_they_own(model: Switti) ->
     entered = model.embed(state, step)
     before = entered.features.clone()
     with torch.inference_mode():
-        TextRun(model, state, step, run_dense).run_fused_block(ResidualStream(entered.features), entered.positions, 0)
+        TextRun(model, state, step, NO_HOOKS).run_fused_block(ResidualStream(entered.features), entered.positions, 0)
     assert torch.equal(entered.features, before)
 
 
@@ -293,7 +293,7 @@ def test_pruned_tokens_keep_their_positions(model: Switti) -> None:
     state, step = model.start(make_pooled_condition(), plan), plan.steps[-1]
     dense = model.embed(state, step)
     kept = torch.arange(0, step.grid.size, 3)[None]
-    run = TextRun(model, state, step, run_dense)
+    run = TextRun(model, state, step, NO_HOOKS)
     cos, _ = run.rotary_at(dense.take(kept).positions)
     assert torch.equal(cos[0, 0], state.rotary[step.index][0][kept[0]])
     everything = TokenMap(dense.features.flip(1), dense.positions.flip(1), dense.grid)  # order is of no matter

@@ -39,12 +39,19 @@ class RecordingSwitti(RecordingModel[PooledCondition, InfinityState]):
 
     model: Switti
 
-    def accumulate(self, state: InfinityState, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self,
+        state: InfinityState,
+        indices: Tensor,
+        step: Step,
+        weights: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
         if weights is None:
             self.note(step, "idx", indices)
         else:
             self.note(step, "soft", as_tokens(self.model.tokenizer.soft_codes(weights, step.grid)))
-        super().accumulate(state, indices, step, weights)
+        super().accumulate(state, indices, step, weights, mask)
 
 
 def run_generation(golden: Golden) -> Record:

@@ -76,6 +76,10 @@ class Attention(JointAttention):
     def bias(self) -> Tensor:
         return self.to_qkv.bias
 
+    @property
+    def query_bias(self) -> Tensor:
+        return self.to_qkv.bias[: self.proj.in_features]
+
     def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
         q, k, v = qkv.chunk(3, dim=-1)
         norm, heads = HeadsNorm("none", q_factor=self.factor), (self.heads, self.heads)
