@@ -89,8 +89,8 @@ ROWS = (
         contexts,
         first_tokens=TINY_HART.prefix,
     ),
-    FamilyRow("switti", "square", TINY_SWITTI.schedule, cache(make_switti), pooled),
     FamilyRow("switti", "cached", TINY_SWITTI_AR.schedule, cache(partial(make_switti, TINY_SWITTI_AR)), pooled),
+    FamilyRow("switti", "square", TINY_SWITTI.schedule, cache(make_switti), pooled),
     FamilyRow("infinity-star", "video-wide", CLIPS, cache(make_star), lambda places: VideoCondition(texts(places))),
     FamilyRow(
         "infinity-star",

@@ -36,8 +36,8 @@ POLICY: Policy = (
 )
 """Number formats of the weights; norms and the crop condition go with the residual stream."""
 
-CROP = (512.0, 512.0, 0.0, 0.0)
-"""Height, width, top and left of the training image that a generated one is said to be: whole, at any resolution."""
+CROP_SIZE = 512.0
+"""Height and width of the training image that a generated one is said to be: whole, at any resolution."""
 
 
 WHOLE = Norm("layer")
@@ -223,8 +223,10 @@ class SwittiTransformer(nn.Module):
         """The crop condition (1, C), the same for every image; None without one."""
         if not self.config.crop_condition:
             return None
-        numbers = self.crop_embed(torch.tensor(CROP, device=self.crop_embed.weight.device))
-        return self.crop_proj(for_weight(numbers, self.crop_proj.weight))
+        device = self.crop_embed.weight.device
+        # Height and width, top and left; filled on the device: nothing is copied to it while graphs are captured.
+        numbers = torch.cat([torch.full((2,), CROP_SIZE, device=device), torch.zeros(2, device=device)])
+        return self.crop_proj(for_weight(self.crop_embed(numbers), self.crop_proj.weight))
 
     def condition(self, text: Tensor, pooled: Tensor, mask: Tensor | None) -> Conditioning:
         """What the blocks need of a text.
