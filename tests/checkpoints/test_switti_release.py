@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return write_switti(tmp_path_factory.mktemp("switti") / "release")
 
 
+@pytest.fixture
+def copied(release: Release, tmp_path: Path) -> Path:
+    """A copy of the release, to change."""
+    return Path(shutil.copytree(release.folder, tmp_path / "release"))
+
+
 def test_folders_named_like_their_repositories(release: Release) -> None:
     for name in (release.folder, release.transformer):  # the folder of both, or the transformer's
         loaded = load_model(name)
@@ -32,18 +39,12 @@ def test_folders_named_like_their_repositories(release: Release) -> None:
         assert loaded.model.config == SMALL_SWITTI
 
 
-def test_folders_of_other_names_need_a_variant_and_the_tokenizer(release: Release, tmp_path: Path) -> None:
-    weights, codes = (
-        part.rename(tmp_path / name) for part, name in zip(parts(tmp_path), ("weights", "codes"), strict=True)
-    )
+def test_folders_of_other_names_need_a_variant_and_the_tokenizer(release: Release, copied: Path) -> None:
+    weights = (copied / "Switti").rename(copied / "weights")
+    codes = (copied / "VQVAE-Switti").rename(copied / "codes")
     with pytest.raises(UsageError, match="its name does not tell which model it is"):
         load_model(weights, tokenizer=codes)
     assert_holds(load_model(weights, "2.5b-512", tokenizer=codes), release)
-
-
-def parts(folder: Path) -> tuple[Path, Path]:
-    release = write_switti(folder / "release")
-    return release.transformer, release.tokenizer
 
 
 @pytest.mark.parametrize(
@@ -51,23 +52,28 @@ def parts(folder: Path) -> tuple[Path, Path]:
     [
         ("yresearch/Switti", None, "Switti"),
         ("YResearch/switti-1024", None, "Switti-1024"),
-        ("yresearch/Switti-AR", None, "Switti-AR"),
-        ("yresearch/Switti", "2.5b-1024-ar", "Switti-1024-AR"),
+        ("yresearch/Switti", "2.5b-1024", "Switti-1024"),
     ],
 )
 def test_from_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, variant: str | None, chosen: str
+    release: Release, monkeypatch: pytest.MonkeyPatch, name: str, variant: str | None, chosen: str
 ) -> None:
-    release = write_switti(tmp_path, replace(SMALL_SWITTI, cached=chosen.endswith("AR")), chosen)
     asked: list[tuple[str, str]] = []
 
     def download(_: Any, repo: str, name: str, *__: Any) -> Path:
         asked.append((repo, name))
-        return tmp_path / repo.split("/")[1]
+        return release.tokenizer if "VQVAE" in repo else release.transformer
 
     monkeypatch.setattr(hub, "_download", download)
     assert_holds(load_model(name, variant), release)
     assert asked == [("yresearch/VQVAE-Switti", "."), (f"yresearch/{chosen}", ".")]
+
+
+def test_the_form_with_a_cache(tmp_path: Path) -> None:
+    release = write_switti(tmp_path, replace(SMALL_SWITTI, cached=True), "Switti-AR")
+    loaded = load_model(tmp_path)
+    assert_holds(loaded, release)
+    assert loaded.model.config.cached and loaded.name == "switti-2.5b-512-ar"
 
 
 def test_a_repository_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,21 +114,19 @@ def test_conversion(release: Release, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_its_own_files_say_what_it_is(tmp_path: Path, part: str, entries: dict[str, Any], message: str) -> None:
-    write_switti(tmp_path)
-    path = tmp_path / part / "config.json"
+def test_its_own_files_say_what_it_is(copied: Path, part: str, entries: dict[str, Any], message: str) -> None:
+    path = copied / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
     with pytest.raises(CheckpointError, match=message):
-        load_model(tmp_path)
+        load_model(copied)
 
 
-def test_weights_without_the_mask_of_the_training(tmp_path: Path) -> None:
-    release = write_switti(tmp_path)
-    path = release.transformer / "model.safetensors"
+def test_weights_without_the_mask_of_the_training(release: Release, copied: Path) -> None:
+    path = copied / "Switti" / "model.safetensors"
     state = load_file(path)
     del state[MASK]
     save_file(state, path)
-    assert_holds(load_model(tmp_path), release)
+    assert_holds(load_model(copied), release)
     path.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        load_model(tmp_path)
+        load_model(copied)

@@ -25,12 +25,9 @@ def test_everything_stored_is_compared() -> None:
     ("name", "settings"),
     [
         (OWN_SCALE, {"use_ar": True}),
-        (OWN_SCALE, {"turn_off_cfg_start_si": 6}),
         (OWN_SCALE, {"rope_size": 64}),
-        (CACHED, {"use_ar": False}),
         (CACHED, {"smooth_start_si": 3}),
         (CACHED, {"turn_on_cfg_start_si": 2}),
-        (CACHED, {"last_scale_temp": None}),
     ],
     ids=str,
 )

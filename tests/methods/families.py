@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from stepvar.core.tokens import Grid, ScaleSchedule
@@ -19,7 +19,6 @@ from tests.helpers import (
     SQUARE,
     TINY_HART,
     TINY_SWITTI,
-    TINY_SWITTI_AR,
     WIDE,
     make_context,
     make_hart,
@@ -89,7 +88,6 @@ ROWS = (
         contexts,
         first_tokens=TINY_HART.prefix,
     ),
-    FamilyRow("switti", "cached", TINY_SWITTI_AR.schedule, cache(partial(make_switti, TINY_SWITTI_AR)), pooled),
     FamilyRow("switti", "square", TINY_SWITTI.schedule, cache(make_switti), pooled),
     FamilyRow("infinity-star", "video-wide", CLIPS, cache(make_star), lambda places: VideoCondition(texts(places))),
     FamilyRow(

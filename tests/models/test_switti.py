@@ -19,8 +19,10 @@ from stepvar.errors import CheckpointError, UsageError
 from stepvar.generation import generate
 from stepvar.kernels import ops
 from stepvar.methods import DropGuidance, Method, SkipLast, StepVAR
+from stepvar.methods.lazyvar import LazyVAR
 from stepvar.models.blocks import BlockRun, ResidualStream
 from stepvar.models.infinity.model import TextRun
+from stepvar.models.meta import build_on_meta
 from stepvar.models.switti import CONFIGS, PooledCondition, Switti, SwittiConfig
 from stepvar.models.switti.rope import rotary_table
 from tests.helpers import (
@@ -53,8 +55,7 @@ def cached() -> Switti:
 
 @pytest.mark.parametrize(("name", "parameters"), [("2.5b-512", 2_470_518_256), ("2.5b-1024-ar", 2_470_525_936)])
 def test_released_sizes(name: str, parameters: int) -> None:
-    with torch.device("meta"):
-        model = Switti(CONFIGS[name])
+    model = build_on_meta(Switti, CONFIGS[name])
     assert sum(weight.numel() for weight in model.transformer.parameters()) == parameters
     assert model.config.head_dim == 64 and model.schedule().size == (2240 if "512" in name else 9451)
     assert model.schedule().kv_scope == ("all" if name.endswith("ar") else "none")
@@ -148,6 +149,25 @@ def test_guidance_window() -> None:
     assert linear_window(6.0, 10) == pytest.approx([1 + 5 * scale / 9 if scale < 8 else 1 for scale in range(10)])
     assert [scale for scale, value in enumerate(linear_late_window(6.0, 14)) if value == 1.0] == [0, 1, 11, 12, 13]
     assert linear_window(6.0, 1) == (1.0,)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        StepVAR(keep=0.5, last=2),
+        StepVAR(keep=0.5, scope="sublayer", propagate="update", restore="cached"),
+        LazyVAR(keep=(0.4, 0.3)),
+    ],
+    ids=str,
+)
+def test_methods_on_the_cached_form(cached: Switti, method: Method) -> None:
+    """The matrix runs the other form; here an image of a batch is that image alone, and keeps fewer tokens."""
+    settings = make_settings(CACHED, 3.0)
+    batch = generate_switti(cached, settings, method, make_pooled_condition((5, 3)))
+    alone = generate_switti(cached, settings, method, make_pooled_condition((3,), 1), first=1)
+    assert equal_everywhere([indices[1:] for indices in batch.indices], alone.indices)
+    assert sum(map(sum, (step.tokens for step in batch.steps))) < 3 * SQUARE.size
+    assert torch.isfinite(batch.state.latent).all()
 
 
 # Text and crop condition
