@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from stepvar.checkpoints import convert_model, hub, load_model
+from stepvar.checkpoints import convert_model, hub, load_model, save_model
 from stepvar.checkpoints.sources import find_outline
 from stepvar.core.guidance import GUIDANCE_SCHEDULES
 from stepvar.errors import CheckpointError, UsageError
@@ -99,6 +100,16 @@ def test_released_sizes_and_settings() -> None:
 
 def test_conversion(release: Release, tmp_path: Path) -> None:
     assert_holds(load_model(convert_model(release.folder, tmp_path / "own")), release)
+
+
+def test_frequencies_of_the_crop_condition_are_never_rounded(release: Release, tmp_path: Path) -> None:
+    """At the size of an image their sines are unrelated numbers after rounding."""
+    convert_model(release.folder, tmp_path / "converted", dtype=torch.bfloat16)
+    save_model(tmp_path / "saved", "small", release.model, None, None, {}, torch.bfloat16)
+    for folder in ("converted", "saved"):
+        stored = load_file(tmp_path / folder / "transformer.safetensors")
+        assert stored["head.weight"].dtype == torch.bfloat16
+        assert torch.equal(stored["crop_embed.weight"], release.model.transformer.crop_embed.weight)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from stepvar.methods.lazyvar import LazyVAR
 from stepvar.models.blocks import BlockRun, ResidualStream
 from stepvar.models.infinity.model import TextRun
 from stepvar.models.meta import build_on_meta
+from stepvar.models.precision import Precision
 from stepvar.models.switti import CONFIGS, PooledCondition, Switti, SwittiConfig
 from stepvar.models.switti.rope import rotary_table
 from tests.helpers import (
@@ -198,6 +199,8 @@ def test_a_schedule_of_the_other_form_is_refused(model: Switti, cached: Switti) 
 
 
 def test_the_crop_condition_is_float32_in_any_precision(model: Switti) -> None:
+    half = Precision(torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.bfloat16)
+    assert make_switti().set_precision(half).transformer.crop_embed.weight.dtype == torch.float32
     exact, low = model.transformer.crop(), make_switti().bfloat16().transformer.crop()
     assert exact is not None and low is not None
     torch.testing.assert_close(exact, low)

@@ -23,11 +23,13 @@ class Part:
         ignorable: patterns (``*`` stands for anything) of names that files hold and the module does not need.
         rename: finds a module's names under the other names that some files give them.
         tables: tables of which a file may hold more rows than the module has; the first ones are taken.
+        exact: names of weights that are written as they are, whatever type is asked for: rounded, they mean nothing.
     """
 
     ignorable: tuple[str, ...] = ()
     rename: Rename = lambda stored, own: {}
     tables: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

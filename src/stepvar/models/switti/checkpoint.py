@@ -99,7 +99,7 @@ FAMILY = Family(
     build=Switti,
     parts={
         # Constants; the mask alone has 357 MB at 1024x1024.
-        "transformer": Part(("lvl_1L", MASK)),
+        "transformer": Part(("lvl_1L", MASK), exact=("crop_embed.weight",)),
         "tokenizer": Part(("quantize.ema_vocab_hit_SV",)),
     },
     inputs=lambda model, encoder: PooledInputProcessor(encoder, model.config),

@@ -32,13 +32,13 @@ from stepvar.models.switti.config import SwittiConfig
 POLICY: Policy = (
     (r"blocks\.\d+\.(attn|cross_attn|ffn|ada_lin)\.", "blocks"),
     (r"head(_nm)?\.", "head"),
+    (r"crop_embed\.", "exact"),
     (r"", "residual"),
 )
-"""Number formats of the weights; norms and the crop condition go with the residual stream."""
+"""Number formats of the weights; norms go with the residual stream."""
 
 CROP_SIZE = 512.0
 """Height and width of the training image that a generated one is said to be: whole, at any resolution."""
-
 
 WHOLE = Norm("layer")
 """Of queries and keys: over all channels, not head by head, without weights."""
@@ -194,8 +194,8 @@ class CropEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width // 8))
 
     def forward(self, numbers: Tensor) -> Tensor:
-        """(4,) -> (1, width). In float32: the angles reach thousands, where lower precision loses them."""
-        angles = numbers[:, None] * self.weight.float() * (2 * math.pi)
+        """(4,) -> (1, width). The angles reach thousands: in less than float32 they are lost."""
+        angles = numbers[:, None] * self.weight * (2 * math.pi)
         return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten()[None]
 
 
