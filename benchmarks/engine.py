@@ -27,6 +27,7 @@ from stepvar.kernels.linear import QUANTIZATIONS
 from stepvar.kernels.ops import Kernels, kernels
 from stepvar.methods import METHODS, Method, make_method
 from stepvar.pipeline import Pipeline
+from stepvar.text import PooledFeatures
 from stepvar.utils.files import write_text
 
 METHOD_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -110,6 +111,12 @@ def inputs_of(pipe: Pipeline, batch: int, index: int) -> dict[str, Any]:
     if pipe.inputs.argument == "class_labels":
         return {"class_labels": [(7 * index + image) % pipe.model.config.classes for image in range(batch)]}
     sizes = {name: getattr(example, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    if pipe.family.name == "switti":
+        config = pipe.model.config
+        tokens = torch.randn(2, batch, 16, config.text_channels, generator=generator)
+        pooled = torch.randn(2, batch, config.pooled_channels, generator=generator)
+        prompt, negative = map(PooledFeatures.of, tokens, pooled)
+        return {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
     texts: dict[str, Any] = {
         name: [torch.randn(features.shape[1:], generator=generator) for _ in range(batch)]
         for name, features in sizes.items()

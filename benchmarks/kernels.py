@@ -28,6 +28,7 @@ from stepvar.kernels.sparse_attention import KeyLists, attend_to_lists
 from stepvar.models.hart.config import RELEASED as HART
 from stepvar.models.infinity.config import CONFIGS as INFINITY
 from stepvar.models.infinity_star.config import CONFIGS as STAR
+from stepvar.models.switti.config import CONFIGS as SWITTI
 from stepvar.utils.files import write_text
 
 HALF = torch.bfloat16
@@ -130,6 +131,26 @@ def norm_cases(given: Inputs) -> Iterator[Case]:
     yield case("add_rms_norm, HART", 64, HART.width, "rms modulated")
     yield case("add_rms_norm, InfinityStar", 128, STAR["480p"].width, "rms")
     yield case("add_gated, Infinity-2B", 64, INFINITY["2b"].width, "none")
+    yield from norms_alone(given)
+
+
+def norms_alone(given: Inputs) -> Iterator[Case]:
+    """Switti's: of queries, a part of the joint projection, and of what a sub-layer adds."""
+    width = SWITTI["2.5b-1024"].width
+    qkv = given.random(2, given.tokens(64), 3 * width, dtype=HALF)
+    weight = given.random(width)
+    x = qkv[..., :width]
+    for name, norm, dtype in (
+        ("layer_norm, Switti", Norm("layer"), HALF),
+        ("rms_norm, Switti", Norm("rms", weight=weight), FULL),
+    ):
+        yield Case(
+            name,
+            partial(lambda norm, dtype: ops.add_norm(x, None, None, norm, dtype)[1], norm, dtype),
+            partial(lambda norm: normed(x.double(), norm), norm),
+            size(x) + x.numel() * dtype.itemsize,
+            HALF,
+        )
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> Tensor:

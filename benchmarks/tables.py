@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine, memory, precision, quality_video, rules, speed, upstream
+from benchmarks import engine, memory, own_scale, precision, quality_video, rules, speed, upstream
 from benchmarks.study.tables import single, write_tables
 from stepvar.utils.files import write_text
 
@@ -54,6 +54,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "upstream": lambda result: upstream.markdown(result) + info(result),
     "single": single,
+    "own": lambda result: own_scale.markdown(result) + info(result),
 }
 """From the first word of a result's name to what writes its table."""
 

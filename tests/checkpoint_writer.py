@@ -20,8 +20,10 @@ from stepvar.models.infinity_star import checkpoint as infinity_star
 from stepvar.models.registry import FAMILIES
 from stepvar.models.star import STARConfig
 from stepvar.models.star import checkpoint as star
-from stepvar.models.var import VARConfig
+from stepvar.models.switti import SwittiConfig
+from stepvar.models.var import VARConfig, VQConfig
 from stepvar.models.var import checkpoint as var
+from stepvar.models.var.config import PATCH_NUMS
 from tests.helpers import (
     TINY,
     TINY_HART,
@@ -32,6 +34,7 @@ from tests.helpers import (
     make_model,
     make_star,
     make_star_t2i,
+    make_switti,
     make_var,
 )
 
@@ -235,6 +238,60 @@ def published_hart(config: HARTConfig = TINY_HART, **change: Any) -> tuple[dict[
     }
     for name, value in change.items():
         (tokenizer if name in tokenizer else transformer)[name] = value
+    return transformer, tokenizer
+
+
+SMALL_SWITTI = SwittiConfig(
+    depth=1,
+    width=64,
+    heads=1,
+    patch_nums=PATCH_NUMS[256],
+    tokenizer=VQConfig(vocabulary=48, channels=6, base_channels=32, multipliers=(1, 2)),
+)
+"""What a published configuration file can say."""
+
+
+def write_switti(folder: Path, config: SwittiConfig = SMALL_SWITTI, name: str = "Switti") -> Release:
+    """Two folders as the repositories of a release are called, with the constants that its files hold."""
+    model = make_switti(config)
+    transformer, tokenizer = folder / name, folder / "VQVAE-Switti"
+    levels = torch.cat([torch.full((side * side,), level) for level, side in enumerate(config.patch_nums)])[None]
+    seen = levels[:, :, None] >= levels[:, None, :] if config.cached else levels[:, :, None] == levels[:, None, :]
+    constants = {
+        "lvl_1L": levels,
+        "attn_bias_for_masking": torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[None],
+    }
+    hits = {"quantize.ema_vocab_hit_SV": torch.zeros(14, config.tokenizer.vocabulary)}
+    for path, module, extra in ((transformer, model.transformer, constants), (tokenizer, model.tokenizer, hits)):
+        path.mkdir(parents=True)
+        save_file(_stored(module.state_dict(), torch.float32) | extra, path / "model.safetensors")
+    for path, values in zip((transformer, tokenizer), published_switti(config), strict=True):
+        (path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return Release(folder, transformer, tokenizer, model)
+
+
+def published_switti(config: SwittiConfig = SMALL_SWITTI) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of the original's constructors, as its configuration files hold them."""
+    codes = config.tokenizer
+    transformer = {
+        "depth": config.depth,
+        "rope": True,
+        "rope_theta": 10000,
+        "rope_size": 128,
+        "use_swiglu_ffn": True,
+        "use_ar": config.cached,
+        "use_crop_cond": config.crop_condition,
+        "reso": 256,
+    }
+    tokenizer = {
+        "vocab_size": codes.vocabulary,
+        "z_channels": codes.channels,
+        "ch": codes.base_channels,
+        "ch_mult": list(codes.multipliers),
+        "test_mode": True,
+        "share_quant_resi": 4,
+        "reso": 1024,
+    }
     return transformer, tokenizer
 
 

@@ -14,6 +14,7 @@ from stepvar.conformance.infinity import RecordingInfinity
 from stepvar.conformance.infinity_star import RecordingStar
 from stepvar.conformance.recording import RecordingModel, State
 from stepvar.conformance.star import RecordingSTAR
+from stepvar.conformance.switti import RecordingSwitti
 from stepvar.conformance.var import RecordingVAR
 from stepvar.conformance.varedit import RecordingVAREdit
 from stepvar.conformance.weights import HART_RULE, INFINITY_RULE, STAR_RULE, WeightRule
@@ -34,11 +35,12 @@ from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
 from stepvar.models.star import STAR, STARConfig
 from stepvar.models.star.model import STARState
+from stepvar.models.switti import PooledCondition, Switti, SwittiConfig
 from stepvar.models.var import VAR, ClassCondition, VARConfig, VQConfig
 from stepvar.models.var.model import VARState
 from stepvar.models.varedit import EditCondition, VAREdit
 from stepvar.models.varedit.model import EditState
-from stepvar.text import ContextFeatures, TextFeatures
+from stepvar.text import ContextFeatures, PooledFeatures, TextFeatures
 
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
 WIDE = ScaleSchedule.of([(1, 1), (2, 2), (2, 3), (4, 6), (5, 7), (6, 9)])
@@ -110,6 +112,20 @@ TINY_HART = HARTConfig(
     tokenizer=VQConfig(vocabulary=48, channels=6, base_channels=32, multipliers=(1, 2)),
 )
 """Its schedule is SQUARE."""
+
+TINY_SWITTI = SwittiConfig(
+    depth=3,
+    width=64,
+    heads=2,
+    patch_nums=(1, 2, 4, 6, 8),
+    text_channels=24,
+    pooled_channels=16,
+    tokenizer=VQConfig(vocabulary=48, channels=6, base_channels=32, multipliers=(1, 2)),
+)
+"""Its schedule has the grids of SQUARE; a scale attends to itself alone."""
+
+TINY_SWITTI_AR = replace(TINY_SWITTI, cached=True)
+"""Likewise; a scale attends to all earlier ones, too."""
 
 
 TINY_STAR_T2I = STARConfig(
@@ -195,6 +211,26 @@ def make_star_text(lengths: Sequence[int] = (5,), first: int = 0) -> TextConditi
     """Features of one prompt per length, and of as many empty negative prompts."""
     channels = TINY_STAR_T2I.text_channels
     return TextCondition(make_text(lengths, first, channels), make_text([2], 90, channels).repeat(len(lengths)))
+
+
+def make_switti(config: SwittiConfig = TINY_SWITTI, seed: int = 0) -> Switti:
+    """A text-to-image model with text by CLIP, with weights by the rule."""
+    model = Switti(config).eval().requires_grad_(False)
+    fill_by_rule(model.transformer, seed)
+    fill_by_rule(model.tokenizer, seed)
+    return model
+
+
+def make_pooled(lengths: Sequence[int] = (5,), first: int = 0, config: SwittiConfig = TINY_SWITTI) -> PooledFeatures:
+    """Features of one prompt per length; prompt i is the same whatever the others are."""
+    size = config.pooled_channels
+    pooled = [torch.randn(size, generator=torch.Generator().manual_seed(3000 + first + i)) for i in range(len(lengths))]
+    return PooledFeatures(make_text(lengths, first, config.text_channels), torch.stack(pooled))
+
+
+def make_pooled_condition(lengths: Sequence[int] = (5,), first: int = 0) -> PooledCondition:
+    """Prompts, and the same negative one for all of them."""
+    return PooledCondition(make_pooled(lengths, first), make_pooled((2,), -1).repeat(len(lengths)))
 
 
 def make_context(words: Sequence[int] = (3, 5), first: int = 0, config: HARTConfig = TINY_HART) -> ContextFeatures:
@@ -324,6 +360,18 @@ def generate_star_t2i(
     """Generates; image i has the seed ``first + i``."""
     text = text or make_star_text((5,), first)
     return _generate(RecordingSTAR(model, {}), text, len(text.prompts), settings, method, first)
+
+
+def generate_switti(
+    model: Switti,
+    settings: Settings,
+    method: Method | None = None,
+    condition: PooledCondition | None = None,
+    first: int = 0,
+) -> Generation[InfinityState]:
+    """Generates; image i has the seed ``first + i``."""
+    condition = condition or make_pooled_condition(first=first)
+    return _generate(RecordingSwitti(model, {}), condition, len(condition.prompts), settings, method, first)
 
 
 def _generate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from stepvar.cost.speedup import Fitted
 from stepvar.errors import UsageError
 from stepvar.methods import Method, StepVAR
 from stepvar.models.registry import FAMILIES
-from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_STAR_T2I, TINY_VAR, make_settings
+from tests.helpers import CLIPS, SQUARE, TINY, TINY_HART, TINY_STAR, TINY_STAR_T2I, TINY_SWITTI, TINY_VAR, make_settings
 
 CONFIGS: dict[str, Any] = {
     "infinity": TINY,
@@ -25,12 +26,14 @@ CONFIGS: dict[str, Any] = {
     "infinity_star": TINY_STAR,
     "star": TINY_STAR_T2I,
     "varedit": TINY,
+    "switti": TINY_SWITTI,
 }
 
 
 def tiny_workload(family: str, dtype: torch.dtype = torch.float32) -> Workload:
     pipe = random_pipeline(FAMILIES[family], CONFIGS[family], torch.device("cpu"), dtype, "tiny")
-    return Workload.of(pipe, make_settings(CLIPS if FAMILIES[family].video else SQUARE), decode=True)
+    schedule = CLIPS if FAMILIES[family].video else replace(SQUARE, kv_scope=pipe.schedule().kv_scope)
+    return Workload.of(pipe, make_settings(schedule), decode=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

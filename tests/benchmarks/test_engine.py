@@ -10,8 +10,10 @@ import torch
 
 from benchmarks import engine
 from benchmarks.workload import random_pipeline
+from stepvar.engine import Engine
+from stepvar.methods import StepVAR
 from stepvar.models.registry import FAMILIES
-from tests.helpers import TINY
+from tests.helpers import TINY, TINY_SWITTI
 
 
 @pytest.fixture
@@ -31,6 +33,13 @@ def test_every_engine_and_method_has_a_row(cells: engine.Cells) -> None:
     assert not cells.differ and all(row["ran"] == "eager" and row["whole"] >= row["loop"] for row in rows)
     lines = engine.markdown({"rows": rows}).splitlines()
     assert len(lines) == 2 + len(rows) and lines[2].count("1.00x") == 2
+
+
+def test_texts_with_a_pooled_vector() -> None:
+    pipe = random_pipeline(FAMILIES["switti"], TINY_SWITTI, torch.device("cpu"), torch.float32, "tiny")
+    given = engine.parse(["--device", "cpu", "--batch", "2"])
+    found = engine.generate(pipe, Engine("eager"), StepVAR(), given, 1)
+    assert found["pixels"].shape == (2, 16, 16, 3) and found["engine"] == "eager"
 
 
 def test_pixels_that_differ_are_told(cells: engine.Cells, monkeypatch: pytest.MonkeyPatch) -> None:

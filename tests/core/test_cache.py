@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepvar.core.cache import KVCache
+from stepvar.core.cache import KVCache, NoCache
 
 
 def make_cache(capacities: tuple[int, ...] = (5, 3), rows: int = 4) -> KVCache:
@@ -161,3 +161,17 @@ def test_what_is_held_stays_in_front() -> None:
     cache.select(0, slice(0, 4), torch.tensor([1]).expand(4, 2, 1), *cache.read(0, slice(0, 4)))
     keys, _ = cache.read(0, slice(0, 4))
     assert torch.equal(keys, torch.cat([first[0], second[0][:, :, [1]]], dim=2))
+
+
+def test_without_a_cache_a_pass_gets_its_own_entries_back() -> None:
+    cache = NoCache(2, 3, torch.bfloat16, torch.device("cpu"))
+    for seed in (0, 1):
+        keys, values = entries(4, 2, seed)
+        assert [part.dtype for part in cache.append(0, keys, values)] == [torch.bfloat16] * 2
+        assert torch.equal(cache.append(1, keys, values)[0], keys.bfloat16())
+    new_keys, new_values, all_keys, all_values = cache.reserve(0, 5, slice(2, 4))
+    assert new_keys is all_keys and new_values is all_values and new_keys.shape == (2, 2, 5, 3)
+    assert new_keys.data_ptr() != new_values.data_ptr()
+    cache.keep(0, slice(2, 4), new_keys, new_values)
+    cache.free()
+    assert cache.nbytes == 0

@@ -32,7 +32,7 @@ def test_schedules_spread_one_number() -> None:
     assert constant(4.0, 3) == (4.0, 4.0, 4.0)
     assert linear(4.0, 4) == (1.0, 2.0, 3.0, 4.0)
     assert linear_hold(5.0, 5) == (1.0, 2.0, 3.0, 4.0, 4.0)
-    assert list(GUIDANCE_SCHEDULES) == ["constant", "linear", "linear-hold"]
+    assert list(GUIDANCE_SCHEDULES) == ["constant", "linear", "linear-hold", "linear-window", "linear-late-window"]
 
 
 @pytest.mark.parametrize("name", GUIDANCE_SCHEDULES)

@@ -63,6 +63,21 @@ def test_an_image_attends_to_all_that_came_before() -> None:
     assert not any(step.is_context for step in steps)
 
 
+def test_a_scale_may_attend_to_itself_alone() -> None:
+    """Then nothing is kept, and a pass has the branches that its own guidance needs, whatever later ones need."""
+    schedule = replace(SQUARE, kv_scope="none")
+    plan = plan_of(make_settings(schedule, (1.0, 3.0, 0.0, 1.0, 3.0)))
+    assert [step.attends_to for step in plan.steps] == [()] * 5 and not any(step.is_read for step in plan.steps)
+    assert [(step.branches, step.first_row) for step in plan.steps] == [(1, 0), (2, 0), (1, 1), (1, 0), (2, 0)]
+    assert plan.cache_tokens == (0,) * DEPTH and plan.attended(plan.steps[-1]) == plan.steps[-1].tokens
+    assert [step.index for step in plan_of(forced(0, 1, schedule=schedule)).computed] == [2, 3, 4]
+
+
+def test_soft_codes_may_be_added_at_some_scales_only() -> None:
+    smooth = (None, 0.25, None, 0.75, None)
+    assert tuple(step.relative_scale for step in plan_of(make_settings(SQUARE, smooth=smooth)).steps) == smooth
+
+
 def test_a_clip_attends_to_the_end_of_the_clip_before() -> None:
     steps = plan_of(make_settings(VIDEO)).steps
     assert [step.attends_to for step in steps] == [(), (), (), (2,), (2,), (2,), (2,)]

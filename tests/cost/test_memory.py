@@ -87,6 +87,7 @@ def test_small_models_fit_without_a_dry_run(tiny_model: Infinity) -> None:
         ("FoundationVision/Infinity", "125m", 1),
         ("FoundationVision/var", "d16", 8),
         ("mit-han-lab/hart-0.7b-1024px", "0.7b", 1),
+        ("yresearch/Switti", "2.5b-1024", 1),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -11,6 +11,7 @@ from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.models.infinity import TextCondition
 from stepvar.models.infinity_star.model import VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
+from stepvar.models.switti import PooledCondition
 from stepvar.models.var import ClassCondition
 from stepvar.models.varedit import EditCondition
 from stepvar.text import ContextFeatures
@@ -18,15 +19,18 @@ from tests.helpers import (
     CLIPS,
     SQUARE,
     TINY_HART,
+    TINY_SWITTI,
     WIDE,
     make_context,
     make_edit,
     make_hart,
     make_model,
+    make_pooled_condition,
     make_source,
     make_star,
     make_star_t2i,
     make_star_text,
+    make_switti,
     make_text,
     make_var,
 )
@@ -72,6 +76,10 @@ def edits(schedule: ScaleSchedule) -> Callable[[range], EditCondition]:
     return lambda places: EditCondition(texts(places), None, make_source(schedule, len(places), places.start))
 
 
+def pooled(places: range) -> PooledCondition:
+    return make_pooled_condition([LENGTHS[place] for place in places], places.start)
+
+
 def image_and_clip(*sides: tuple[int, int]) -> ScaleSchedule:
     """A still image and a clip of two latent frames, whose first scale is repeated."""
     grids = [[(Grid(t, h, w), 1 + (scale == 0)) for scale, (h, w) in enumerate(sides)] for t in (1, 2)]
@@ -99,6 +107,7 @@ ROWS = (
         cache(make_star_t2i),
         lambda places: make_star_text([LENGTHS[place] for place in places], places.start),
     ),
+    FamilyRow("switti", "square", TINY_SWITTI.schedule, cache(make_switti), pooled),
     FamilyRow("infinity-star", "video-wide", CLIPS, cache(make_star), lambda places: VideoCondition(texts(places))),
     FamilyRow(
         "infinity-star",

@@ -25,7 +25,7 @@ from stepvar.methods import FastVAR, Method, StepVAR
 from stepvar.models.blocks import BlockRun
 from stepvar.models.offload import OffloadName
 from stepvar.models.precision import Precision
-from tests.helpers import make_hart, make_model, make_settings, make_star, make_var
+from tests.helpers import make_hart, make_model, make_settings, make_star, make_switti, make_var
 from tests.methods.families import ROWS, FamilyRow
 
 ONE_EACH = [pytest.param(row, id=row.family) for row in {row.family: row for row in ROWS}.values()]
@@ -77,12 +77,15 @@ def test_the_products_of_the_blocks_are_quantised_and_nothing_else() -> None:
             ("var", make_var().quantize("int8")),
             ("hart", make_hart().quantize("int8")),
             ("infinity-star", make_star().quantize("int8")),
+            ("switti", make_switti().quantize("int8")),
         )
     }
     feed_forward = {"ffn.fc1", "ffn.fc2"}
     assert found["infinity"] == {"sa.mat_qkv", "sa.proj", "ca.mat_q", "ca.mat_kv", "ca.proj"} | feed_forward
     assert found["var"] == {"attn.mat_qkv", "attn.proj"} | feed_forward
     assert found["hart"] == {"attn.qkv_proj", "attn.proj", "ffn.gate_proj", "ffn.up_proj", "ffn.down_proj"}
+    own, text = {"attn.to_qkv", "attn.proj"}, {"cross_attn.to_q", "cross_attn.to_kv", "cross_attn.proj"}
+    assert found["switti"] == own | text | {"ffn.gate_proj", "ffn.up_proj", "ffn.down_proj"}
     attention = {f"attn.{name}_proj" for name in "qkvo"}
     assert found["infinity-star"] == attention | {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
     names = [*layers(make_model().quantize("int8")), *layers(make_hart().quantize("int8"))]

@@ -10,6 +10,11 @@ from typing import Any
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.utils.hub import hub_options
 
+WHOLE = "."
+"""In place of the name of a folder: the repository itself."""
+
+FILES_OF_A_MODEL = ("config.json", "*.safetensors", "*.safetensors.index.json")
+
 
 def fetch(repos: Sequence[str], names: Sequence[str], revision: str | None, local_files_only: bool) -> Path:
     """One file or folder of a repository, downloaded unless it is in the cache already.
@@ -19,7 +24,8 @@ def fetch(repos: Sequence[str], names: Sequence[str], revision: str | None, loca
 
     Args:
         repos: the repository, and other spellings of its name, under which the cache may have it.
-        names: the file, or the folder if it has no ending, and other spellings of its name.
+        names: the file, or the folder if it has no ending, and other spellings of its name; :data:`WHOLE` for a
+            repository that holds nothing else.
     """
     try:
         import huggingface_hub as hub
@@ -40,7 +46,8 @@ def fetch(repos: Sequence[str], names: Sequence[str], revision: str | None, loca
         except errors.RevisionNotFoundError:
             raise UsageError(f"revision {revision!r}: {repo} has none of this name; try main") from None
         except (errors.EntryNotFoundError, FileNotFoundError):  # after the first, whose class is derived from these
-            problems.append(f"{repo}: revision {revision or 'main'} holds no {' or '.join(names)}")
+            wanted = " or ".join("safetensors files" if one == WHOLE else one for one in names)
+            problems.append(f"{repo}: revision {revision or 'main'} holds no {wanted}")
         except errors.RepositoryNotFoundError:
             problems.append(f"{repo}: cannot be read on the hub; log in with 'hf auth login' if it is private")
         except (errors.HfHubHTTPError, OSError, ValueError) as error:
@@ -53,7 +60,8 @@ def _download(hub: Any, repo: str, name: str, revision: str | None, local_files_
     options = {"local_files_only": local_files_only} | hub_options()
     if Path(name).suffix:
         return Path(hub.hf_hub_download(repo, name, revision=revision, **options))
-    root = hub.snapshot_download(repo, revision=revision, allow_patterns=[f"{name}/*"], **options)
-    if not (Path(root) / name).is_dir():
+    patterns = list(FILES_OF_A_MODEL) if name == WHOLE else [f"{name}/*"]
+    root = hub.snapshot_download(repo, revision=revision, allow_patterns=patterns, **options)
+    if not (Path(root) / name).is_dir() or not any((Path(root) / name).iterdir()):
         raise FileNotFoundError(name)
     return Path(root) / name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from stepvar.checkpoints.loading import meta_modules, open_part
 from stepvar.checkpoints.reading import INDEX_SUFFIX, Weights
 from stepvar.checkpoints.sources import CONFIG, find_source
 from stepvar.errors import OutputError, UsageError
+from stepvar.models.family import Part
 from stepvar.models.registry import family_of_model
 from stepvar.utils.files import atomic_folder, atomic_path, write_text
 
@@ -69,22 +70,33 @@ def save_model(
         parts["text_encoder"] = text_encoder
     folder.mkdir(parents=True, exist_ok=True)
     for part, module in parts.items():
-        save_weights(folder / f"{part}.safetensors", module.state_dict(), dtype)
+        exact = family.parts.get(part, Part()).exact
+        save_weights(folder / f"{part}.safetensors", module.state_dict(), dtype, exact=exact)
     write_config(folder, family.name, name, model.config.to_dict(), defaults, text_config)
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None, packed: bool = False) -> None:
+def save_weights(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    packed: bool = False,
+    exact: Collection[str] = (),
+) -> None:
     """Writes tensors to a safetensors file, whole or not at all.
 
     Args:
         dtype: of the tensors; None: as each is.
         packed: in eight bits, what does not fit them in ``dtype``.
+        exact: names of those that stay as they are.
     """
     if packed:
         stored = pack(weights, dtype or torch.float16)
     else:
         held = ((name, tensor.detach()) for name, tensor in weights.items())
-        stored = {name: tensor.to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in held}
+        stored = {
+            name: tensor.to("cpu", tensor.dtype if name in exact or dtype is None else dtype).contiguous()
+            for name, tensor in held
+        }
     with atomic_path(path) as temporary:
         save_file(stored, temporary)
 
@@ -123,7 +135,10 @@ def convert_model(
     with atomic_folder(out) as folder:
         source = find_source(name, variant, revision, tokenizer)
         _, modules = meta_modules(source)
-        parts = {part: _stored(open_part(source, part, module), dtype) for part, module in modules.items()}
+        parts = {
+            part: _stored(open_part(source, part, module), dtype, source.family.parts.get(part, Part()).exact)
+            for part, module in modules.items()
+        }
         size = sum(tensor.nbytes for weights in parts.values() for tensor in weights.meta.values())
         if size > (free := shutil.disk_usage(out.parent).free):
             raise OutputError(f"{out}: needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another place")
@@ -135,10 +150,14 @@ def convert_model(
     return out
 
 
-def _stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
+def _stored(weights: Weights, dtype: torch.dtype | None, exact: Collection[str]) -> Weights:
     """Weights as they will be stored: copies, in a type of their own if there is one, else as they lie in files."""
     kept = weights.packed if dtype is None else {}
-    meta = {name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.meta.items() if name not in kept}
+    meta = {
+        name: tensor if name in exact or dtype is None else tensor.to(dtype)
+        for name, tensor in weights.meta.items()
+        if name not in kept
+    }
     for name in kept:
         rows = weights.meta[name]
         meta[name] = torch.empty(rows.shape, dtype=torch.int8, device="meta")

@@ -10,14 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from stepvar.checkpoints.hub import fetch
+from stepvar.checkpoints.hub import WHOLE, fetch
 from stepvar.checkpoints.reading import INDEX_SUFFIX, PLAIN, TORCH_SUFFIXES
 from stepvar.core.arguments import SamplingArguments, parse_aspect_ratio
 from stepvar.core.guidance import GUIDANCE_SCHEDULES, GUIDANCE_TYPES
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.models.configs import check_entries
 from stepvar.models.family import Family, Variant
-from stepvar.models.registry import FAMILIES, family_of_repo, releases_named
+from stepvar.models.registry import FAMILIES, release_of_repo, releases_named
 from stepvar.text import WordEncoder
 from stepvar.utils.reading import check_fields, read_json
 
@@ -139,10 +139,10 @@ def find_source(
     local_files_only: bool = False,
 ) -> Source:
     """Finds a model; its arguments and errors are those of :func:`~stepvar.checkpoints.load_model`."""
-    family = family_of_repo(str(name))
-    if family is not None and not os.path.exists(name):
-        chosen = family.default if variant is None else variant
-        return _on_hub(family, chosen, revision, tokenizer, local_files_only)
+    release = release_of_repo(str(name))
+    if release is not None and not os.path.exists(name):
+        family, usual = release
+        return _on_hub(family, usual if variant is None else variant, revision, tokenizer, local_files_only)
     if revision is not None:
         raise UsageError(f"revision {revision!r}: applies to releases on the hub, not to {str(name)!r}; leave it out")
     path = find_model(name)
@@ -169,10 +169,11 @@ def find_outline(
     Raises:
         UsageError, CheckpointError: as :func:`find_source`.
     """
-    family = family_of_repo(str(name))
-    if family is None or os.path.exists(name):
+    release = release_of_repo(str(name))
+    if release is None or os.path.exists(name):
         return find_source(name, variant, revision, tokenizer)
-    return _released(family, family.default if variant is None else variant, {})
+    family, usual = release
+    return _released(family, usual if variant is None else variant, {})
 
 
 @contextmanager
@@ -241,15 +242,17 @@ def _on_hub(
             f"variant {name!r}: the name of its file in {family.repos[0]} is not known; fetch the file and give its "
             f"path, with variant={name!r}"
         )
+
+    def fetched(part: str, names: Sequence[str]) -> Path:
+        if part in variant.repos:
+            return fetch([variant.repos[part]], [WHOLE], revision, local_files_only)
+        if part == "tokenizer" and family.tokenizer_repos:
+            return fetch(family.tokenizer_repos, names, None, local_files_only)
+        return fetch(family.repos, names, revision, local_files_only)
+
     # The small file first: what is wrong shows before gigabytes are fetched.
-    if tokenizer is not None:
-        path = _existing(tokenizer)
-    elif family.tokenizer_repos:
-        path = fetch(family.tokenizer_repos, variant.tokenizer, None, local_files_only)
-    else:
-        path = fetch(family.repos, variant.tokenizer, revision, local_files_only)
-    transformer = fetch(family.repos, variant.transformer, revision, local_files_only)
-    return _released(family, name, {"transformer": transformer, "tokenizer": path})
+    path = fetched("tokenizer", variant.tokenizer) if tokenizer is None else _existing(tokenizer)
+    return _released(family, name, {"transformer": fetched("transformer", variant.transformer), "tokenizer": path})
 
 
 def _released_in(folder: Path, wanted: str | None) -> tuple[Family, str, Path] | None:

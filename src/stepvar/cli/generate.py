@@ -89,7 +89,11 @@ MethodName = Annotated[
 ]
 Negative = Annotated[str | None, typer.Option(help="What to lead away from.")]
 GuidanceSchedule = Annotated[
-    str | None, typer.Option(help="How one guidance scale is spread over the scales: constant, linear, linear-hold.")
+    str | None,
+    typer.Option(
+        help="How one guidance scale is spread over the scales: constant, linear, linear-hold, linear-window, "
+        "linear-late-window."
+    ),
 ]
 GuidanceType = Annotated[str | None, typer.Option(help="How the guidance branches are combined: cfg or apg.")]
 TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 takes the most likely.")]

@@ -151,7 +151,9 @@ def model_rows() -> list[tuple[str, ...]]:
             rows.append((name, "", "missing here", *["?"] * 4))
     for family in FAMILIES.values():
         for variant, released in family.variants.items():
-            rows.append((family.repos[0], variant, "no", *_size(family, released.config)))
+            rows.append(
+                (released.repos.get("transformer", family.repos[0]), variant, "no", *_size(family, released.config))
+            )
     return rows
 
 

@@ -42,7 +42,11 @@ Model = Annotated[
 Variant = Annotated[str | None, typer.Option("--variant", help="Which released size, such as 2b or d30.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")]
 TextEncoder = Annotated[
-    str | None, typer.Option("--text-encoder", help="Another T5 than the model's own: a name on the hub, or a folder.")
+    str | None,
+    typer.Option(
+        "--text-encoder",
+        help="Another of the kind of the model's own: a name on the hub, or a folder; two with a comma for Switti.",
+    ),
 ]
 Offload = Annotated[
     str | None,

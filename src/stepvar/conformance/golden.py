@@ -62,8 +62,8 @@ class Golden:
 
     @property
     def soft(self) -> bool:
-        """Whether it adds soft codes: it stores what they were sampled with."""
-        return any(name.endswith("gumbel_exponential") for name in self.tensors)
+        """Whether it adds soft codes: it stores them, or what they were sampled with."""
+        return any(name.endswith("gumbel_exponential") or name.startswith("soft_") for name in self.tensors)
 
     def setting(self, name: str) -> Any:
         """One setting of the run, from its configuration or from beside it; a CheckpointError if there is none."""

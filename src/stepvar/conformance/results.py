@@ -34,7 +34,8 @@ class Group(NamedTuple):
 
 
 GROUPS: dict[str, Group] = {
-    "text": Group(r"cond_BD|ca_kv|prefix_tokens", 5e-4, 5e-4, 5e-4),
+    "text": Group(r"cond_BD|crop_cond|ca_kv|prefix_tokens", 5e-4, 5e-4, 5e-4),
+    "text keys": Group(r"ca_[kv]_l\d+", 1e-4, 0.06, 0.01),
     "tokens": Group(
         r"tokens_in_\d+|var_input(_\d+)?|step\d+\.tokens_in|cond_\w+_tokens|s\d+\.tokens_in", 1e-5, 1e-5, 1e-5, 2e-3
     ),
@@ -42,7 +43,9 @@ GROUPS: dict[str, Group] = {
     "blocks": Group(r"blockout_s\d+_l\d+|rp_out_s\d+_c\d+|source_blockout_(head_)?l\d+", 5e-4, 0.25, 0.03),
     "hidden": Group(r"hidden_\d+|h|f|enc_moments|raw_features|(step|s)\d+\.hidden|diff\.z", 5e-4, 0.25, 0.03, 2e-3),
     "logits": Group(r"logits_\d+|(sampler_)?logits_\d+_\d+|(step|s)\d+\.logits", 2e-4, 0.5, 0.06, 2e-3),
-    "latents": Group(r"summed_codes|codes_\d+|z|f_hat(_last)?|s\d+\.f_hat|probe_latent_\w+", 1e-5, 1e-5, 1e-5, 2e-3),
+    "latents": Group(
+        r"summed_codes|codes_\d+|z|f_hat(_last)?|s\d+\.f_hat|probe_latent_\w+|soft_\d+", 1e-5, 1e-5, 1e-5, 2e-3
+    ),
     "image": Group(r"img_f32(_crop)?|rec|decoded|recon_from_raw|image|probe_image_\w+", 1e-3, 0.4, 0.05),
     "residual": Group(r"f_hat_final|diff\.(out|step\d+\.\w+)", 2e-4, 2e-4, 2e-4, 2e-3),
     "selection": Group(r"(error|share)_\d+|similarity_s\d+|features", 1e-5, 1e-5, 1e-5),

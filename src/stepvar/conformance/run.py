@@ -19,6 +19,7 @@ from stepvar.conformance import (
     sparsevar,
     sparvar,
     star,
+    switti,
     var,
     varedit,
 )
@@ -39,6 +40,7 @@ KINDS: tuple[Kind, ...] = (
     *hart.KINDS,
     *infinity_star.KINDS,
     *star.KINDS,
+    *switti.KINDS,
 )
 
 

@@ -127,7 +127,8 @@ class SamplingArguments:
         defaults: Mapping[str, Any],
         depth: int,
         guidance_schedule: str,
-        soft_scales: Callable[[int], tuple[float, ...]],
+        soft_scales: Callable[[int], tuple[float | None, ...]],
+        soft_filtered: bool = True,
     ) -> Settings:
         """The settings of a dense generation.
 
@@ -135,7 +136,9 @@ class SamplingArguments:
             defaults: of the model, by the names of these arguments.
             depth: number of blocks of the model.
             guidance_schedule: that of the family, where neither the caller nor the defaults name one.
-            soft_scales: from a number of passes to the relative scale of each, by which soft codes sharpen.
+            soft_scales: from a number of passes to the relative scale of each, by which soft codes sharpen; None: its
+                codes are sampled.
+            soft_filtered: whether soft codes blend only what top-k and top-p keep.
 
         Raises:
             UsageError: for an argument that cannot be used.
@@ -171,6 +174,7 @@ class SamplingArguments:
             top_k=one_or_per_scale("top_k", given("top_k", 0), count),
             top_p=given("top_p", 0.0),
             smooth=soft_scales(count) if given("more_smooth", False) else (),
+            smooth_filtered=soft_filtered,
             combine=GUIDANCE_TYPES[kind],
             full_guidance=float(scale) if isinstance(scale, (int, float)) else None,
         )
@@ -196,8 +200,13 @@ def per_scale(name: str, value: PerScale, scales: int) -> tuple[float, ...]:
 
 
 def by_clip(defaults: Mapping[str, Any], schedule: ScaleSchedule) -> PerScale:
-    """The default temperature: one number, or one per pass where a model has one per clip (the last for all later)."""
+    """The default temperature: one number, or one per pass where a model has one per clip (the last for all later).
+
+    Of one per scale of a longer schedule the last ones are taken: it is the late scales that are sampled otherwise.
+    """
     value = defaults.get("temperature", 1.0)
+    if isinstance(value, Sequence):
+        return value[-len(schedule) :]
     if not isinstance(value, Mapping):
         return value
     clips = value["clips"]

@@ -273,3 +273,24 @@ class KVCache:
     def forget(self, layer: int, length: int) -> None:
         """Drops all tokens of a layer but the first ``length``; others will take their place."""
         self.lengths[layer] = min(self.lengths[layer], length)
+
+
+class NoCache(KVCache):
+    """In place of a cache where no pass attends to another one: a pass sees its own keys and values, none are kept."""
+
+    def __init__(self, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__((), 0, heads, head_dim, dtype, device)
+        self._shape, self._device = (heads, head_dim), device
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, rows: slice | None = None) -> tuple[Tensor, Tensor]:
+        return keys.to(self.dtype), values.to(self.dtype)
+
+    def reserve(self, layer: int, count: int, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        heads, head_dim = self._shape
+        keys, values = torch.empty(
+            2, rows.stop - rows.start, heads, count, head_dim, dtype=self.dtype, device=self._device
+        )
+        return keys, values, keys, values
+
+    def keep(self, layer: int, rows: slice, keys: Tensor, values: Tensor) -> None:
+        """Nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from stepvar.errors import UsageError
 
 Combine = Callable[[Tensor, float], Tensor]
 """From values (2B, ...) of both branches, conditional first, and the guidance scale to the guided ones (B, ...)."""
+
+Value = TypeVar("Value")
+Other = TypeVar("Other")
 
 TINY = 1e-12
 
@@ -103,10 +107,35 @@ def linear_hold(scale: float, count: int) -> tuple[float, ...]:
     return hold_last(linear(scale, count))
 
 
+def linear_window(scale: float, count: int, first: int = 0) -> tuple[float, ...]:
+    """As :func:`linear`, but off at the last fifth of the scales (Switti at 1024x1024) and before the scale ``first``.
+
+    The last scales hold most tokens, and one branch alone runs there.
+    """
+    return within(linear(scale, count), first, unguided_from(count), outside=1.0)
+
+
+def linear_late_window(scale: float, count: int) -> tuple[float, ...]:
+    """As :func:`linear_window`, and off at the first two scales: more varied layouts (Switti at 512x512)."""
+    return linear_window(scale, count, first=2)
+
+
+def unguided_from(count: int) -> int:
+    """The first scale of the last fifth of ``count`` scales: 8 of 10, 11 of 14."""
+    return count - round(count / 5)
+
+
+def within(values: Sequence[Value], first: int, end: int, outside: Other) -> tuple[Value | Other, ...]:
+    """The values of the scales from ``first`` to ``end`` (exclusive), and another value at the others."""
+    return tuple(value if first <= index < end else outside for index, value in enumerate(values))
+
+
 GUIDANCE_SCHEDULES: dict[str, Callable[[float, int], tuple[float, ...]]] = {
     "constant": constant,
     "linear": linear,
     "linear-hold": linear_hold,
+    "linear-window": linear_window,
+    "linear-late-window": linear_late_window,
 }
 """How one guidance scale is spread over the scales of a schedule, by name."""
 

@@ -49,7 +49,10 @@ class Settings:
         groups: passes that run through the blocks together, each group ascending and without a gap. They all start
             from the image in front of the first; each sees the keys of those before it.
         smooth: for models with a codebook: add soft codes, blends of the codebook, in place of the sampled ones.
-            One number per pass, the relative scale by which they sharpen; empty adds the sampled codes.
+            One number per pass, the relative scale by which they sharpen; None at a pass, or no number at all, adds
+            the sampled codes.
+        smooth_filtered: whether soft codes blend only what top-k and top-p keep, with random numbers that follow those
+            of the indices (VAR); else they blend the whole codebook, with the numbers that indices are sampled with.
     """
 
     schedule: ScaleSchedule
@@ -59,7 +62,8 @@ class Settings:
     top_k: int | tuple[int, ...] = 0
     top_p: float = 0.0
     passes: tuple[int, ...] = ()
-    smooth: tuple[float, ...] = ()
+    smooth: tuple[float | None, ...] = ()
+    smooth_filtered: bool = True
     combine: Combine = classifier_free_guidance
     full_guidance: float | None = None
     forced: frozenset[int] = frozenset()
@@ -145,8 +149,9 @@ class Settings:
         if self.schedule.kv_scope == "all":
             return {index: self.passes[place + 1 :] for place, index in enumerate(self.passes)}
         readers: dict[int, tuple[int, ...]] = dict.fromkeys(self.passes, ())
-        for clip, following in pairwise(self.clips):
-            readers[clip[-1]] = following
+        if self.schedule.kv_scope == "clip":
+            for clip, following in pairwise(self.clips):
+                readers[clip[-1]] = following
         return readers
 
     @cached_property

@@ -15,10 +15,13 @@ def sample_pass(logits: Tensor, noise: Noise, step: Step) -> tuple[Tensor, Tenso
     Args:
         logits: (B, N, ..., classes) in float32, with temperature and guidance applied.
     """
-    top_p = step.settings.top_p
+    settings = step.settings
     if step.relative_scale is None:
-        return sample(logits, noise, step.index, step.top_k, top_p), None
-    return gumbel_sample(logits, noise, step.index, step.relative_scale, step.top_k, top_p)
+        return sample(logits, noise, step.index, step.top_k, settings.top_p), None
+    if settings.smooth_filtered:
+        return gumbel_sample(logits, noise, step.index, step.relative_scale, step.top_k, settings.top_p)
+    weights = soft_weights(logits, noise.exponential(step.index, logits.shape, logits.device), step.relative_scale)
+    return weights.argmax(dim=-1), weights
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:

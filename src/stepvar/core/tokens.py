@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stepvar.kernels import ops
 
-KVScope = Literal["all", "clip"]
+KVScope = Literal["all", "clip", "none"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class ScaleSchedule:
         clips: the clip of each pass, from 0; empty: all passes belong to one.
         scales: the scale of each pass within its clip, from 0; repetitions of a scale share its number. Empty: each
             pass is a scale of its own.
-        kv_scope: which keys and values a pass attends to beside its own: those of ``"all"`` earlier passes, or those
-            that the last pass of the ``"clip"`` before left.
+        kv_scope: which keys and values a pass attends to beside its own: those of ``"all"`` earlier passes, those
+            that the last pass of the ``"clip"`` before left, or ``"none"``: then there is no cache.
     """
 
     grids: tuple[Grid, ...]

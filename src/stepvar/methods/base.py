@@ -299,7 +299,7 @@ def check_groups(plan: Plan, method: Method) -> None:
     if plan.schedule.kv_scope != "all" or any(place != 0 for place in plan.settings.cfg_layers):
         raise UsageError(
             f"method {str(method)!r}: runs scales together, which needs scales that see all earlier ones and guidance "
-            "on the logits; leave cfg_layers at 0, and take another method for videos"
+            "on the logits; leave cfg_layers at 0, or take another method"
         )
     for group in groups:
         if len({(step.branches, step.first_row) for step in group}) > 1:

@@ -78,7 +78,10 @@ class LazyVAR(Method[LazyVARState]):
 
     def check(self, plan: Plan, info: ModelInfo) -> None:
         if plan.schedule.kv_scope != "all" or plan.settings.forced:
-            raise UsageError("lazyvar: runs the last scales of an image together; take another method for videos")
+            raise UsageError(
+                "lazyvar: runs the last scales of an image together, which needs scales that see all earlier ones; "
+                "take another method"
+            )
 
     def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
         """Two scales together, on all of the image or less of it; then the same with one more, and one more."""

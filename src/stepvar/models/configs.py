@@ -24,6 +24,7 @@ MAY_BE_ZERO = ("semantic_scales",)
 LONGEST_TUPLE = 256
 
 Self = TypeVar("Self", bound="ModelConfig")
+Word = TypeVar("Word")
 
 
 class AutoencoderConfig:
@@ -98,6 +99,32 @@ class ModelConfig:
         except TypeError as error:
             raise CheckpointError(f"configuration: {error}") from None
         return config
+
+
+class PublishedConfig:
+    """The entries of a part's published configuration file; what is missing or not supported is refused."""
+
+    def __init__(self, values: Mapping[str, Any], part: str) -> None:
+        self.values, self.part = values, part
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.values:
+            raise CheckpointError(f"{self.part}: the configuration lacks {name}")
+        return self.values[name]
+
+    def get(self, name: str, default: Any) -> Any:
+        return self.values.get(name, default)
+
+    def word(self, name: str, default: str, words: Mapping[str, Word]) -> Word:
+        """An entry that is one of a few words, in our own."""
+        value = self.get(name, default)
+        if not isinstance(value, str) or value not in words:
+            raise CheckpointError(f"{self.part}: {name}={value!r} is not supported; only {', '.join(words)}")
+        return words[value]
+
+    def must_be(self, name: str, value: Any) -> None:
+        if self.get(name, value) != value:
+            raise CheckpointError(f"{self.part}: {name}={self.values[name]!r} is not supported; only {value!r}")
 
 
 def check_entries(given: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:

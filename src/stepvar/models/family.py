@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ class Part:
         ignorable: patterns (``*`` stands for anything) of names that files hold and the module does not need.
         rename: finds a module's names under the other names that some files give them.
         tables: tables of which a file may hold more rows than the module has; the first ones are taken.
+        exact: names of weights that are written as they are, whatever type is asked for: rounded, they mean nothing.
     """
 
     ignorable: tuple[str, ...] = ()
     rename: Rename = lambda stored, own: {}
     tables: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class Variant:
         transformer: its file or folder on the hub, and other spellings of that name; empty: the name is not known.
         tokenizer: likewise.
         defaults: sampling settings of its authors.
+        repos: by part, the repository that holds nothing but this part; others are in the family's.
     """
 
     config: Any
     transformer: tuple[str, ...]
     tokenizer: tuple[str, ...]
     defaults: Mapping[str, Any]
+    repos: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ class Family:
         text_encoder: name on the hub of the public text encoder that the released models use.
         encoder: from the name or folder of a text model and the configuration to an encoder of prompts.
         released_config: where the files of a release say what it is: from the path of each part to a configuration.
-        relative_scales: from a number of scales to the relative scale of each, by which soft codes sharpen.
+        relative_scales: from a number of scales to the relative scale of each, by which soft codes sharpen; None: its
+            codes are sampled.
+        filtered_soft_codes: whether soft codes blend only what top-k and top-p keep.
     """
 
     name: str
@@ -82,7 +88,8 @@ class Family:
     text_encoder: str | None = None
     encoder: Callable[[str | Path, Any], Encoder[Any]] = lambda source, _: T5Encoder(source)
     released_config: Callable[[Mapping[str, Path]], Any] | None = None
-    relative_scales: Callable[[int], tuple[float, ...]] = relative_scales
+    relative_scales: Callable[[int], tuple[float | None, ...]] = relative_scales
+    filtered_soft_codes: bool = True
     video: bool = False
     edits: bool = False
     guidance_schedule: str = "constant"

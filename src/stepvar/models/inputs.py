@@ -13,9 +13,9 @@ from torch import Generator, Tensor
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.core.values import as_list, shown
 from stepvar.errors import UsageError
-from stepvar.text import ContextFeatures, Encoder, TextFeatures, WordEncoder
+from stepvar.text import ContextFeatures, Encoder, PooledFeatures, TextFeatures, WordEncoder
 
-Features = TypeVar("Features", TextFeatures, ContextFeatures)
+Features = TypeVar("Features", TextFeatures, ContextFeatures, PooledFeatures)
 
 VIDEO_ONLY = ("seconds", "image", "video", "prompt_suffix", "continuation")
 """The inputs that only models which generate videos take."""
@@ -28,7 +28,7 @@ class GenerationInputs:
     Attributes:
         prompt, negative_prompt: texts, one or a list.
         prompt_embeds, negative_prompt_embeds: text features computed elsewhere, (L, C), (B, L, C) or a list of (L, C);
-            with mask and places where a model reads padding, too.
+            with mask and places where a model reads padding, too, or with a pooled vector where it reads one.
         class_labels: names or numbers of classes, one or a list.
         seconds: length of the video; 0 stands for a still image.
         image: an image that the video begins with, or that is edited, or one per prompt.
@@ -39,8 +39,8 @@ class GenerationInputs:
 
     prompt: str | Sequence[str] | None = None
     negative_prompt: str | Sequence[str] | None = None
-    prompt_embeds: Tensor | Sequence[Tensor] | ContextFeatures | None = None
-    negative_prompt_embeds: Tensor | Sequence[Tensor] | None = None
+    prompt_embeds: Tensor | Sequence[Tensor] | ContextFeatures | PooledFeatures | None = None
+    negative_prompt_embeds: Tensor | Sequence[Tensor] | PooledFeatures | None = None
     class_labels: str | int | Sequence[str | int] | None = None
     seconds: float | None = None
     image: Any = None
@@ -224,6 +224,18 @@ class PromptInputProcessor(InputProcessor, Generic[Features]):
         if self.encoder is None:
             raise UsageError(f"{name}: the pipeline was made without a text encoder; give {name}_embeds")
         return texts(name, words, empty=name == "negative_prompt")
+
+    def one_per_prompt(self, negatives: list[str] | Features, count: int) -> list[str] | Features:
+        """Negative prompts, of which one stands for all.
+
+        Raises:
+            UsageError: if there are neither one nor as many as prompts.
+        """
+        if len(negatives) == count:
+            return negatives
+        if len(negatives) != 1:
+            raise UsageError(f"negative_prompt: {len(negatives)} given for {count} prompts; give one, or one each")
+        return negatives * count if isinstance(negatives, list) else negatives.repeat(count)
 
 
 def texts(name: str, given: str | Sequence[str], empty: bool = False) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -117,15 +118,67 @@ class Chunk(nn.Module):
         self.module = nn.ModuleList(blocks)
 
 
-class SelfAttention(nn.Module):
+class JointAttention(nn.Module, ABC):
+    """Self-attention from one projection to queries, keys and values; a subclass says how these are normalised.
+
+    Attributes:
+        heads: attention heads.
+        proj: the projection behind the attention.
+    """
+
+    halves: ClassVar[bool] = False  # whether rotary positions turn the halves of a head, not neighbouring channels
+    heads: int
+    proj: nn.Linear
+
+    @property
+    @abstractmethod
+    def joint(self) -> nn.Linear:
+        """The joint projection to queries, keys and values."""
+
+    @abstractmethod
+    def bias(self) -> Tensor:
+        """The bias (3C,) of queries, keys and values."""
+
+    @property
+    @abstractmethod
+    def query_bias(self) -> Tensor:
+        """That of the queries (C,)."""
+
+    @abstractmethod
+    def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
+        """Queries (R, heads, N, head_dim) from qkv (R, N, 3C), as keys and values are written where they belong."""
+
+    @abstractmethod
+    def place(self, q: Tensor, k: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+        """Queries and keys (R, N, C) as (R, heads, N, head_dim), scaled and turned by their positions."""
+
+    def fused(self, x: Rows, layer: int, context: FusedAttention) -> Tensor:
+        """As :meth:`forward` on x (R, N, C) in the form of the weights, keys and values written into the cache."""
+        return self.proj(merge_heads(context.attend(layer, self.fused_inputs(x, layer, context))))
+
+    def fused_inputs(self, x: Rows, layer: int, context: FusedAttention) -> AttentionInputs:
+        """Queries of x, and keys and values of all tokens, those of x written into the cache."""
+        qkv = product(self.joint, x, context.constant(self, "bias", self.bias))
+        new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
+        q = self.fused_queries(qkv, new_keys, new_values, context)
+        context.cache.keep(layer, context.rows, new_keys, new_values)
+        projection = Projection(split_heads(qkv.chunk(3, dim=-1)[0], self.heads), self.query_bias)
+        return AttentionInputs(q, keys, values, projection)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None = None) -> Tensor:
+        q, k, v = product(self.joint, x, self.bias()).chunk(3, dim=-1)
+        projection = Projection(split_heads(q, self.heads), self.query_bias)
+        q, k = self.place(q, k, rotary)
+        return self.proj(merge_heads(attend(layer, q, k, split_heads(v, self.heads), projection)))
+
+
+class SelfAttention(JointAttention):
     """Cosine attention with a learned scale per head, and rotary positions if the family has them.
 
     Args:
         projection: name of the joint projection to queries, keys and values.
         scaled: whether there is a learned scale.
     """
-
-    halves: ClassVar[bool] = False  # whether rotary positions turn the halves of a head, not neighbouring channels
 
     def __init__(self, width: int, heads: int, projection: str = "mat_qkv", scaled: bool = True) -> None:
         super().__init__()
@@ -140,47 +193,28 @@ class SelfAttention(nn.Module):
 
     @property
     def joint(self) -> nn.Linear:
-        """The joint projection to queries, keys and values."""
         layer: nn.Linear = getattr(self, self.projection)
         return layer
 
+    @property
+    def query_bias(self) -> Tensor:
+        return self.q_bias
+
     def bias(self) -> Tensor:
-        """The bias (3C,) of queries, keys and values."""
         return torch.cat([self.q_bias, self.get_buffer("zero_k_bias"), self.v_bias])
 
     def scale(self) -> Tensor:
         """The scale of the queries of each head (1, heads, 1, 1), in float32."""
         return self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
 
-    def fused(self, x: Rows, layer: int, context: FusedAttention) -> Tensor:
-        """As :meth:`forward` on x (R, N, C) in the form of the weights, keys and values written into the cache."""
-        return self.proj(merge_heads(context.attend(layer, self.fused_inputs(x, layer, context))))
-
-    def fused_inputs(self, x: Rows, layer: int, context: FusedAttention) -> AttentionInputs:
-        """Queries of x, and keys and values of all tokens, those of x written into the cache."""
-        qkv = product(self.joint, x, context.constant(self, "bias", self.bias))
-        new_keys, new_values, keys, values = context.cache.reserve(layer, x.shape[1], context.rows)
-        q = self.fused_queries(qkv, new_keys, new_values, context)
-        context.cache.keep(layer, context.rows, new_keys, new_values)
-        projection = Projection(split_heads(qkv.chunk(3, dim=-1)[0], self.heads), self.q_bias)
-        return AttentionInputs(q, keys, values, projection)
-
     def fused_queries(self, qkv: Tensor, new_keys: Tensor, new_values: Tensor, context: FusedAttention) -> Tensor:
-        """Queries (R, heads, N, head_dim) from qkv (R, N, 3C), as keys and values are written where they belong."""
         scale = context.constant(self, "scale", self.scale).flatten()
         norm, rotation = HeadsNorm("unit", q_scale=scale), context.rotation(self.halves)
         heads = (self.heads, self.heads)
         return ops.attention_inputs(qkv.chunk(3, dim=-1), heads, norm, rotation, new_keys, new_values)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend, rotary: Rotary | None = None) -> Tensor:
-        parts = product(self.joint, x, self.bias()).chunk(3, dim=-1)
-        q, k, v = (split_heads(part, self.heads) for part in parts)
-        projection = Projection(q, self.q_bias)
-        q, k = self.place(q, k, rotary)
-        return self.proj(merge_heads(attend(layer, q, k, v, projection)))
-
     def place(self, q: Tensor, k: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
-        """Queries and keys (R, heads, N, head_dim) scaled and turned by their positions."""
+        q, k = split_heads(q, self.heads), split_heads(k, self.heads)
         return unit_rotated(q, rotary, self.scale()), unit_rotated(k, rotary)
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from stepvar.core.cache import KVCache
+from stepvar.core.cache import KVCache, NoCache
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.sampling import sample_pass
@@ -343,6 +343,8 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         config, more = self.config, [prefix] * plan.depth if isinstance(prefix, int) else prefix
         capacities = [before + tokens for before, tokens in zip(more, plan.cache_tokens, strict=True)]
         heads, precision = heads or config.heads, self.precision
+        if plan.schedule.kv_scope == "none":
+            return NoCache(heads, config.head_dim, precision.blocks, self.device)
         return KVCache(
             capacities, plan.rows, heads, config.head_dim, precision.blocks, self.device, precision.cache is not None
         )

@@ -8,17 +8,24 @@ from stepvar.models.hart.checkpoint import FAMILY as HART
 from stepvar.models.infinity.checkpoint import FAMILY as INFINITY
 from stepvar.models.infinity_star.checkpoint import FAMILY as INFINITY_STAR
 from stepvar.models.star.checkpoint import FAMILY as STAR
+from stepvar.models.switti.checkpoint import FAMILY as SWITTI
 from stepvar.models.var.checkpoint import FAMILY as VAR
 from stepvar.models.varedit.checkpoint import FAMILY as VAREDIT
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (INFINITY, INFINITY_STAR, VAR, HART, STAR, VAREDIT)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (INFINITY, INFINITY_STAR, VAR, HART, STAR, SWITTI, VAREDIT)
+}
 
 
-def family_of_repo(name: str) -> Family | None:
-    """The family whose repository on the hub has this name; its case does not matter."""
+def release_of_repo(name: str) -> tuple[Family, str] | None:
+    """The family, and the variant that the name of a repository on the hub stands for; its case does not matter."""
+    wanted = name.casefold()
     for family in FAMILIES.values():
-        if name.casefold() in map(str.casefold, family.repos):
-            return family
+        if wanted in map(str.casefold, family.repos):
+            return family, family.default
+        for variant, released in family.variants.items():
+            if wanted == released.repos.get("transformer", "").casefold():
+                return family, variant
     return None
 
 

@@ -55,7 +55,7 @@ from stepvar.pipeline.loading import check_text_encoder, encoder_behind_cache, o
 from stepvar.pipeline.memory import MemoryOptions
 from stepvar.pipeline.records import describe
 from stepvar.pipeline.schedules import Schedules, sampling_names
-from stepvar.text import ContextFeatures, Encoder, WordEncoder
+from stepvar.text import ContextFeatures, Encoder, PooledFeatures, WordEncoder
 from stepvar.utils.ambient import stated_formats
 from stepvar.utils.files import atomic_folder
 from stepvar.utils.hub import hub_access
@@ -266,8 +266,8 @@ class Pipeline(MemoryOptions, Schedules):
         negative_prompt: str | Sequence[str] | None = None,
         *,
         class_labels: str | int | Sequence[str | int] | None = None,
-        prompt_embeds: Tensor | Sequence[Tensor] | ContextFeatures | None = None,
-        negative_prompt_embeds: Tensor | Sequence[Tensor] | None = None,
+        prompt_embeds: Tensor | Sequence[Tensor] | ContextFeatures | PooledFeatures | None = None,
+        negative_prompt_embeds: Tensor | Sequence[Tensor] | PooledFeatures | None = None,
         method: Method | str | None = None,
         seed: int | Sequence[int] | None = None,
         generator: GeneratorLike | None = None,
@@ -306,7 +306,9 @@ class Pipeline(MemoryOptions, Schedules):
             negative_prompt: what guidance leads away from; None: the model's learned null text.
             class_labels: names or numbers of classes, for class-conditional models.
             prompt_embeds, negative_prompt_embeds: features of the text encoder in place of texts: (L, C), (B, L, C),
-                or a list of (L, C); for models that read padding, too, with mask and places.
+                or a list of (L, C); for models that read padding, too, with mask and places
+                (:class:`~stepvar.text.ContextFeatures`), for models that read a pooled vector, with it
+                (:class:`~stepvar.text.PooledFeatures`).
             method: an acceleration method, or its name; None: dense.
             seed: one seed, from which image i uses ``seed + i``, or a list with one per image; None: chosen at
                 random and reported. The same seed on the same device gives the same image, alone or in a batch.
@@ -315,8 +317,8 @@ class Pipeline(MemoryOptions, Schedules):
             noise: a source of random numbers to use instead.
             guidance_scale: classifier-free guidance, one number or one per scale; 1 turns it off. One number is spread
                 over the scales by the guidance schedule.
-            guidance_schedule: "constant", "linear" or "linear-hold" (see :mod:`stepvar.core.guidance`); None: that of
-                the family.
+            guidance_schedule: "constant", "linear", "linear-hold", "linear-window" or "linear-late-window" (see
+                :mod:`stepvar.core.guidance`); None: that of the model.
             guidance_type: how the branches are combined: "cfg", or "apg" for adaptive projected guidance; None: as the
                 model's authors do.
             cfg_layers: where the branches are combined: 0 on the logits, -m after block ``depth - m``.

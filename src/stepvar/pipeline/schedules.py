@@ -107,4 +107,11 @@ class Schedules:
 
     def _settings(self, schedule: ScaleSchedule, arguments: SamplingArguments) -> Settings:
         family, depth = self.family, self.model.config.depth
-        return arguments.settings(schedule, self.defaults, depth, family.guidance_schedule, family.relative_scales)
+        return arguments.settings(
+            schedule,
+            self.defaults,
+            depth,
+            family.guidance_schedule,
+            family.relative_scales,
+            family.filtered_soft_codes,
+        )

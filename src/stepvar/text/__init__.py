@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from stepvar.text.cached import CachedEncoder
+from stepvar.text.clip import CLIPEncoder
 from stepvar.text.features import (
     ContextFeatures,
     Encoder,
+    PooledFeatures,
     TextEncoder,
     TextFeatures,
     length_mask,
@@ -19,11 +21,13 @@ from stepvar.text.t5 import T5Encoder
 from stepvar.text.words import UnknownWordWarning, WordEncoder
 
 __all__ = [
+    "CLIPEncoder",
     "CachedEncoder",
     "ContextFeatures",
     "Encoder",
     "LongPromptWarning",
     "OffloadableEncoder",
+    "PooledFeatures",
     "Qwen2Encoder",
     "StableDiffusionEncoder",
     "T5Encoder",

@@ -167,8 +167,67 @@ class ContextFeatures:
         return self.features, self.mask, self.places
 
 
-FeaturesT = TypeVar("FeaturesT", TextFeatures, ContextFeatures)
-Features_co = TypeVar("Features_co", TextFeatures, ContextFeatures, covariant=True)
+@dataclass(frozen=True)
+class PooledFeatures:
+    """Features of a batch of prompts, and of each prompt one vector.
+
+    Attributes:
+        text: the features of the tokens.
+        pooled: (B, P).
+    """
+
+    text: TextFeatures
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @staticmethod
+    def of(
+        embeddings: Tensor | Sequence[Tensor],
+        pooled: Tensor,
+        *,
+        channels: int | None = None,
+        pooled_channels: int | None = None,
+    ) -> PooledFeatures:
+        """Features computed elsewhere, checked.
+
+        Args:
+            embeddings: as for :meth:`TextFeatures.from_embeddings`.
+            pooled: (B, P), or (P,) of one prompt.
+            channels, pooled_channels: C and P that the model needs; None: whatever is given.
+
+        Raises:
+            UsageError: for shapes or types that cannot be used, or features that are not finite.
+        """
+        text = TextFeatures.from_embeddings(embeddings, channels=channels)
+        if not isinstance(pooled, Tensor) or not pooled.is_floating_point() or pooled.ndim not in (1, 2):
+            raise UsageError("pooled embeddings: must be a tensor (B, P), or (P,) of one prompt, floating point")
+        pooled = pooled.view(-1, pooled.shape[-1])
+        if len(pooled) != len(text) or pooled.shape[1] != (pooled_channels or pooled.shape[1]):
+            wanted = f"({len(text)}, {pooled_channels or 'P'})"
+            raise UsageError(f"pooled embeddings of shape {tuple(pooled.shape)}: must be {wanted}")
+        _check_finite("pooled embeddings", pooled)
+        return PooledFeatures(text, pooled)
+
+    def repeat(self, times: int) -> PooledFeatures:
+        """Each prompt ``times`` times in a row."""
+        return PooledFeatures(self.text.repeat(times), self.pooled.repeat_interleave(times, dim=0))
+
+    def split(self) -> list[PooledFeatures]:
+        """One batch of one per prompt: copies on the CPU."""
+        pooled = self.pooled.detach().to("cpu", copy=True).split(1)
+        return [PooledFeatures(*own) for own in zip(self.text.split(), pooled, strict=True)]
+
+    @staticmethod
+    def stack(several: Sequence[PooledFeatures]) -> PooledFeatures:
+        """The batches one after the other; always a copy."""
+        text = TextFeatures.stack([one.text for one in several])
+        return PooledFeatures(text, torch.cat([one.pooled for one in several]))
+
+
+FeaturesT = TypeVar("FeaturesT", TextFeatures, ContextFeatures, PooledFeatures)
+Features_co = TypeVar("Features_co", TextFeatures, ContextFeatures, PooledFeatures, covariant=True)
 
 
 class Encoder(Protocol[Features_co]):

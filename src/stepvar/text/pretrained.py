@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import posixpath
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +119,10 @@ class OffloadableEncoder:
             torch.cuda.empty_cache()
 
     def _run(self, tokens: Tensor, read: Tensor) -> Tensor:
-        """tokens (B, L), read (B, L) false on padding -> last hidden states (B, L, C) in float32."""
+        """tokens (B, L), read (B, L) false on padding -> last hidden states (B, L, C) in float32.
+
+        A model of several towers takes (B, towers, L) of each.
+        """
         model = self._weights()
         inputs = {"input_ids": tokens.to(self.device), "attention_mask": read.to(self.device).long()}
         visiting = {}
@@ -158,6 +162,16 @@ def check_source(source: str | Path) -> None:
         CheckpointError: if a folder holds no configuration or no weights.
     """
     import_transformers()
+    for one in sources_of(source):
+        _check_source(one)
+
+
+def sources_of(source: str | Path) -> list[str]:
+    """The names or folders that a text encoder is made of: two where they stand with a comma between them."""
+    return [str(source)] if Path(source).expanduser().is_dir() else [one.strip() for one in str(source).split(",")]
+
+
+def _check_source(source: str) -> None:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         try:
@@ -238,6 +252,32 @@ def load_encoder(folder: Path, dtype: torch.dtype, kind: str, what: str) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{folder}: not a whole {what}; {len(missing)} missing: {', '.join(missing[:8])}")
     return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        CheckpointError: if it cannot be read, or has no padding token.
+    """
+    transformers = import_transformers()
+    # The class for a kind of model would rebuild the tokenizer from parts of tokenizer.json.
+    kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").is_file() else "AutoTokenizer"
+    try:
+        with quiet(transformers):
+            tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers package raises plain Exception
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error}); fetch it again") from error
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"{folder}: the tokenizer has no padding token; fetch its configuration, too")
+    return tokenizer
+
+
+def warn_if_too_long(tokens: int, most: int) -> None:
+    """Warns of a prompt whose end is left out."""
+    if tokens > most:
+        message = f"prompt of {tokens} tokens: the model reads {most} and ignores the end"
+        warnings.warn(message, LongPromptWarning, stacklevel=3)
 
 
 def _holds(folder: Path, patterns: Sequence[str]) -> bool:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.text.features import ContextFeatures
 from stepvar.text.pretrained import (
-    LongPromptWarning,
     OffloadableEncoder,
     check_dtype,
     find_folder,
-    import_transformers,
     load_encoder,
-    quiet,
+    load_tokenizer,
+    warn_if_too_long,
 )
 
 INSTRUCTION = "instruction.txt"
@@ -67,7 +64,7 @@ class Qwen2Encoder(OffloadableEncoder):
                 self.instruction = path.read_text(encoding="utf-8") if path.is_file() else ""
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{path}: cannot be read ({error})") from None
-        self.tokenizer = _tokenizer(folder)
+        self.tokenizer = load_tokenizer(folder)
         super().__init__(str(source), load_encoder(folder, dtype, "AutoModel", "Qwen2 model"), dtype, device)
 
     @torch.no_grad()
@@ -90,24 +87,7 @@ class Qwen2Encoder(OffloadableEncoder):
 
     def tokens(self, prompt: str) -> list[int]:
         """Numbers of exactly ``slots`` tokens; of a prompt too long the end is left out, with a warning."""
-        length = len(self.tokenizer(prompt)["input_ids"])
-        if length > self.slots:
-            message = f"prompt of {length} tokens: the model reads {self.slots} and ignores the end"
-            warnings.warn(message, LongPromptWarning, stacklevel=2)
+        warn_if_too_long(len(self.tokenizer(prompt)["input_ids"]), self.slots)
         filled = self.tokenizer(prompt, padding="max_length", truncation=True, max_length=self.slots)
         numbers: list[int] = filled["input_ids"]
         return numbers
-
-
-def _tokenizer(folder: Path) -> Any:
-    transformers = import_transformers()
-    # The class for Qwen2 would rebuild the tokenizer from parts of tokenizer.json.
-    kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").is_file() else "AutoTokenizer"
-    try:
-        with quiet(transformers):
-            tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers package raises plain Exception
-        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error}); fetch it again") from error
-    if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{folder}: the tokenizer has no padding token; fetch its configuration, too")
-    return tokenizer

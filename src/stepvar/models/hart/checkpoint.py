@@ -37,11 +37,11 @@ def read_released(parts: Mapping[str, Path]) -> HARTConfig:
     Raises:
         CheckpointError: if a file is missing or cannot be read, or describes a model that is not supported.
     """
-    transformer = _read(parts["transformer"])
-    return HARTConfig.published(transformer, _read(parts["tokenizer"]))
+    transformer = read_part_config(parts["transformer"])
+    return HARTConfig.published(transformer, read_part_config(parts["tokenizer"]))
 
 
-def _read(part: Path) -> dict[str, Any]:
+def read_part_config(part: Path) -> dict[str, Any]:
     """The ``config.json`` in a folder, or beside a file."""
     path = (part if part.is_dir() else part.parent) / "config.json"
     if not path.exists():

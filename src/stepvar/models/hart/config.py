@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch import Tensor
 
 from stepvar.errors import CheckpointError, UsageError
+from stepvar.models.configs import PublishedConfig
 from stepvar.models.var.config import SquareConfig, VQConfig
 
 PATCH_NUMS = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 """Sides of the grids of the released model."""
-
-Word = TypeVar("Word")
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class HARTConfig(SquareConfig):
         Raises:
             CheckpointError: if they lack a size, or ask for something that is not supported.
         """
-        given = _Published(transformer, "transformer")
+        given = PublishedConfig(transformer, "transformer")
         for name, value in _FIXED_TRANSFORMER.items():
             given.must_be(name, value)
         disabled, shared = given.get("disable_aln", False), given.get("shared_aln", False)
@@ -134,7 +133,7 @@ def published_tokenizer(values: Mapping[str, Any]) -> VQConfig:
     Raises:
         CheckpointError: if it asks for something that is not supported.
     """
-    given = _Published(values, "tokenizer")
+    given = PublishedConfig(values, "tokenizer")
     for name, value in _FIXED_TOKENIZER.items():
         given.must_be(name, value)
     given.word("quantizer_type", "var", {"var": "var", "var_hybrid": "var_hybrid"})
@@ -153,32 +152,6 @@ def published_tokenizer(values: Mapping[str, Any]) -> VQConfig:
 
 _FIXED_TRANSFORMER: dict[str, Any] = {"use_cross_attn": False, "sampler": "iddpm", "norm_eps": 1e-6}
 _FIXED_TOKENIZER: dict[str, Any] = {"using_znorm": False, "quant_conv_ks": 3, "disable_quant_resi": False}
-
-
-class _Published:
-    """The entries of a published configuration file."""
-
-    def __init__(self, values: Mapping[str, Any], part: str) -> None:
-        self.values, self.part = values, part
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.values:
-            raise CheckpointError(f"{self.part}: the configuration lacks {name}")
-        return self.values[name]
-
-    def get(self, name: str, default: Any) -> Any:
-        return self.values.get(name, default)
-
-    def word(self, name: str, default: str, words: Mapping[str, Word]) -> Word:
-        """An entry that is one of a few words, in our own."""
-        value = self.get(name, default)
-        if not isinstance(value, str) or value not in words:
-            raise CheckpointError(f"{self.part}: {name}={value!r} is not supported; only {', '.join(words)}")
-        return words[value]
-
-    def must_be(self, name: str, value: Any) -> None:
-        if self.get(name, value) != value:
-            raise CheckpointError(f"{self.part}: {name}={self.values[name]!r} is not supported; only {value!r}")
 
 
 RELEASED = HARTConfig(depth=24, width=1536, heads=24, tokenizer=VQConfig())

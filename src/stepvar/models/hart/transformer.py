@@ -22,6 +22,7 @@ from stepvar.models.layers import (
     RMSNorm,
     Rotary,
     SelfAttention,
+    split_heads,
 )
 from stepvar.models.offload import in_turn
 from stepvar.models.precision import Policy, for_weight
@@ -62,6 +63,7 @@ class Attention(SelfAttention):
 
     def place(self, q: Tensor, k: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
         dtype = q.dtype
+        q, k = split_heads(q, self.heads), split_heads(k, self.heads)
         if self.unit:
             q = (F.normalize(q.float(), dim=-1) * self.scale()).to(dtype)
             k = F.normalize(k.float(), dim=-1).to(dtype)

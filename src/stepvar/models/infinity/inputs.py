@@ -61,12 +61,8 @@ class TextInputProcessor(PromptInputProcessor[TextFeatures]):
         negatives = self.words_or_features("negative_prompt", inputs.negative_prompt, inputs.negative_prompt_embeds)
         if isinstance(negatives, list) and not any(negative.strip() for negative in negatives):
             negatives = None  # no text: as in the published code, the learned null text
-        if negatives is not None and len(negatives) != len(prompts):
-            if len(negatives) != 1:
-                raise UsageError(
-                    f"negative_prompt: {len(negatives)} given for {len(prompts)} prompts; give one, or one each"
-                )
-            negatives = negatives * len(prompts) if isinstance(negatives, list) else negatives.repeat(len(prompts))
+        if negatives is not None:
+            negatives = self.one_per_prompt(negatives, len(prompts))
         return TextInputs(self.encoder, prompts, times, negatives)
 
     def example(self, tokens: int = 16, schedule: ScaleSchedule | None = None) -> GenerationInputs:

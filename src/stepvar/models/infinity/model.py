@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,8 +100,8 @@ class InfinityState(GenerationState):
     rotary: tuple[Rotary, ...]
 
 
-class InfinityRun(RotaryRun["Infinity", InfinityState]):
-    """The blocks of one scale."""
+class TextRun(RotaryRun[Any, InfinityState]):
+    """The blocks of one scale, which attend to a text and have rotary positions."""
 
     def run_block(self, tokens: TokenMap, layer: int) -> TokenMap:
         level = self.added_before(layer)
@@ -128,6 +129,10 @@ class InfinityRun(RotaryRun["Infinity", InfinityState]):
         constants = self.state.constants
         return FusedAttention(self.cache(layer), self.rows, rotary, positions, constants, self.attend_cached)
 
+
+class InfinityRun(TextRun):
+    """Those of Infinity, some of which add the embedding of the scale first."""
+
     def embedding_before(self, layer: int) -> Tensor | None:
         """That of the scale, in front of the first block or of every chunk of them."""
         config = self.model.config
@@ -137,7 +142,7 @@ class InfinityRun(RotaryRun["Infinity", InfinityState]):
 
     def levels(self) -> Tensor:
         """The embeddings of the scales of the tokens: (C,), or (N, C) where several scales run."""
-        weight = self.model.transformer.lvl_embed.weight
+        weight: Tensor = self.model.transformer.lvl_embed.weight
         if len(self.steps) == 1:
             return weight[self.step.index]
         return torch.cat(

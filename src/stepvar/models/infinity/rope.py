@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import torch
+from torch import Tensor
 
 from stepvar.core.tokens import Grid, ScaleSchedule
 from stepvar.models.layers import Rotary
@@ -27,14 +28,24 @@ def rotary_table(grid: Grid, frame: Grid, head_dim: int, origin: tuple[int, int]
     Pairs below ``head_dim / 4`` turn with the row, the others with the column, each axis with the frequencies
     ``10000 ** (-2 i / (head_dim / 2))``.
     """
-    count = head_dim // 4
-    frequencies = 1.0 / BASE ** (torch.arange(0, 2 * count, 2, dtype=torch.float32) / (2 * count))
     rows = torch.tensor(frame_coordinates(grid.h, frame.h), dtype=torch.float32) + origin[0]
     columns = torch.tensor(frame_coordinates(grid.w, frame.w), dtype=torch.float32) + origin[1]
-    by_row = torch.outer(rows, frequencies)[:, None].expand(-1, grid.w, -1)
-    by_column = torch.outer(columns, frequencies)[None].expand(grid.h, -1, -1)
-    angles = torch.cat([by_row, by_column], dim=-1).reshape(grid.h * grid.w, 2 * count).repeat(grid.t, 1)
+    angles = torch.cat(axial_angles(rows, columns, head_dim, BASE), dim=-1).flatten(0, 1).repeat(grid.t, 1)
     return angles.cos(), angles.sin()
+
+
+def axial_angles(rows: Tensor, columns: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Angles (h, w, head_dim / 4) of all cells by row and by column.
+
+    Args:
+        rows, columns: coordinates (h,) and (w,) in float32.
+        base: of the frequencies ``base ** (-2 i / (head_dim / 2))``.
+    """
+    count = head_dim // 4
+    frequencies = 1.0 / base ** (torch.arange(0, 2 * count, 2, dtype=torch.float32) / (2 * count))
+    by_row = torch.outer(rows, frequencies)[:, None].expand(-1, len(columns), -1)
+    by_column = torch.outer(columns, frequencies)[None].expand(len(rows), -1, -1)
+    return by_row, by_column
 
 
 def rotary_tables(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> tuple[Rotary, ...]:

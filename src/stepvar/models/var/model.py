@@ -63,7 +63,7 @@ class VARRun(BlockRun[Any, Any]):
 
 
 class CodebookModel(VARModel):
-    """Base of the models that predict indices of a codebook, without attention to a text."""
+    """Base of the models that predict indices of a codebook."""
 
     sublayers: ClassVar[tuple[str, ...]] = ("self", "ffn")
     config: SquareConfig
