@@ -23,7 +23,7 @@ from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import DENSE
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.metrics.distribution import frechet_distance, kernel_distance
-from stepvar.evaluation.metrics.scenes import decode_features
+from stepvar.evaluation.metrics.scenes import EVERYTHING, decode_features
 from stepvar.evaluation.run import RENDERS
 from stepvar.evaluation.statistics import Interval, bootstrap, paired
 from stepvar.evaluation.summary import Row, Rows, compared, cost, rows_by_method, semantics
@@ -85,7 +85,7 @@ class Study:
 def value_of(row: Row, name: str) -> float:
     """A measure of one image; dense is equal to itself."""
     if name == "questions":
-        return float(np.mean(list(row["right"].values())))
+        return float(np.mean([right for name, right in row["right"].items() if name != EVERYTHING]))
     return float(row.get(MEASURES[name], 99.0 if name == "psnr" else 1.0))
 
 

@@ -25,8 +25,12 @@ EQUAL = 99.0
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, one per image, of (B, 3, H, W) in [0, 1]; infinite for equal ones."""
-    return -10 * torch.log10((images - reference).square().mean(dim=(1, 2, 3)))
+    """Peak signal-to-noise ratio in dB, one per image (B, 3, H, W) or video in [0, 1]; infinite for equal ones.
+
+    That of a video is over all of its pixels. A mean over the ratios of its frames would be ruled by those that are
+    equal by construction, such as the image before a clip that methods leave dense.
+    """
+    return -10 * torch.log10((images - reference).square().flatten(1).mean(dim=1))
 
 
 def high_frequency_energy(images: Tensor) -> Tensor:
@@ -57,7 +61,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def fidelity(videos: Tensor, reference: Tensor, lpips: Distance | None = None) -> list[dict[str, Any]]:
-    """How close each of (B, t, 3, H, W) in [0, 1] is to its reference: means over the frames.
+    """How close each of (B, t, 3, H, W) in [0, 1] is to its reference: means over the frames, PSNR over all pixels.
 
     Of videos ``frames`` has the numbers of every frame, too, and ``flicker`` is what they flicker more than their
     reference, in levels of 255; of three frames or more ``motion`` is 1 where things move to the reference's side.
@@ -74,10 +78,12 @@ def fidelity(videos: Tensor, reference: Tensor, lpips: Distance | None = None) -
     if lpips is not None:
         measures["lpips"] = lpips(flat, other)
     table = {name: values.view(samples, count).cpu() for name, values in measures.items()}
+    whole = psnr(videos, reference).clamp(max=EQUAL).cpu()
     added = flicker(videos.transpose(1, 2), reference.transpose(1, 2)).excess.tolist() if count > 1 else []
     rows: list[dict[str, Any]] = []
     for index in range(samples):
         row: dict[str, Any] = {name: round(float(values[index].mean()), 5) for name, values in table.items()}
+        row["psnr"] = round(float(whole[index]), 5)
         if count > 1:
             if math.isfinite(added[index]):
                 row["flicker"] = round(added[index], 4)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from stepvar.evaluation.candidates import DENSE
 from stepvar.evaluation.folder import RunFolder
+from stepvar.evaluation.metrics.scenes import EVERYTHING
 from stepvar.evaluation.report.charts import Point, forest, scatter
 from stepvar.evaluation.report.tables import categories, costs, notes, overview, title
 from stepvar.evaluation.summary import FIDELITY, Rows, rows_by_method
@@ -85,11 +86,12 @@ def fidelity_charts(results: Results) -> list[str]:
 
 
 def mean_share(semantics: Mapping[str, Any]) -> dict[str, float]:
-    """Mean over the categories; the interval is that of the mean of independent ones."""
-    count = len(semantics)
-    mean = sum(found["mean"] for found in semantics.values()) / count
-    below = sum((found["mean"] - found["low"]) ** 2 for found in semantics.values()) ** 0.5 / count
-    above = sum((found["high"] - found["mean"]) ** 2 for found in semantics.values()) ** 0.5 / count
+    """Mean over the single categories; the interval is that of the mean of independent ones."""
+    categories = [found for name, found in semantics.items() if name != EVERYTHING]
+    count = len(categories)
+    mean = sum(found["mean"] for found in categories) / count
+    below = sum((found["mean"] - found["low"]) ** 2 for found in categories) ** 0.5 / count
+    above = sum((found["high"] - found["mean"]) ** 2 for found in categories) ** 0.5 / count
     return {"mean": mean, "low": mean - below, "high": mean + above}
 
 
