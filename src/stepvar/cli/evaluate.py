@@ -16,6 +16,7 @@ import typer
 from stepvar import __version__
 from stepvar.cli import options
 from stepvar.cli.files import Force
+from stepvar.cli.likelihood import LikelihoodOptions, measure_likelihood
 from stepvar.core.values import COUNT, MOST_VALUES, Range, shown
 from stepvar.errors import UsageError
 from stepvar.utils.progress import bar
@@ -49,6 +50,22 @@ Prompts = Annotated[
         "evaluation_metadata.jsonl; DPG-Bench's folder of prompts.",
     ),
 ]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        parser=options.path_text,
+        metavar="IMAGES",
+        help="With --likelihood: a folder of images; or 'scenes:64', renders.",
+    ),
+]
+Captions = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="PATH",
+        help="With --likelihood: a .csv or .jsonl with file_name and text, a prompt or class for each image.",
+    ),
+]
 Scores = Annotated[str | None, typer.Option(help="Of an image against its prompt: clip, image-reward, hpsv2.")]
 Reference = Annotated[
     Path | None,
@@ -66,6 +83,11 @@ def evaluate(
     ],
     methods: Methods = None,
     prompts: Prompts = "scenes",
+    likelihood: Annotated[
+        bool, typer.Option("--likelihood", help="Measure how likely the model finds given images, and generate none.")
+    ] = False,
+    images: Images = None,
+    captions: Captions = None,
     model: options.Model = "scenes",
     variant: options.Variant = None,
     text_encoder: options.TextEncoder = None,
@@ -94,6 +116,29 @@ def evaluate(
     )
     chosen = parse_methods(methods or ["stepvar"])
     numbers = parse_seeds(seeds)
+    settings = {
+        "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
+        "temperature": options.parse_numbers("temperature", temperature),
+        "aspect_ratio": aspect_ratio,
+        "resolution": resolution,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    command = shlex.join(["stepvar", *(context.obj or [])])
+    if likelihood:
+        if images is None:
+            raise UsageError("images: --likelihood needs some; give --images with a folder, or 'scenes:64'")
+        if scores is not None or reference is not None:
+            raise UsageError("scores and reference: --likelihood generates no images to measure; leave them out")
+        wishes = LikelihoodOptions(out, images, captions, limit, chosen, settings, batch, dtype, command, quiet=quiet)
+        measure_likelihood(
+            wishes,
+            partial(
+                options.load_pipeline, model, device, dtype, variant, None, text_encoder, quantization=quantization
+            ),
+        )
+        return
+    if images is not None or captions is not None:
+        raise UsageError("images and captions: they are what --likelihood measures; add it, or leave them out")
 
     from stepvar.evaluation.candidates import with_baselines
     from stepvar.evaluation.folder import RunFolder
@@ -108,13 +153,6 @@ def evaluate(
         require(package)  # before anything is generated
     wanted = with_baselines(chosen)
     suite = load_prompts(prompts).limited(limit)
-    settings = {
-        "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
-        "temperature": options.parse_numbers("temperature", temperature),
-        "aspect_ratio": aspect_ratio,
-        "resolution": resolution,
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
     real = reference_files(reference) if reference is not None else []
     pipe = options.load_pipeline(model, device, dtype, variant, None, text_encoder, quantization=quantization)
     measures, notes = load_measures(
@@ -135,7 +173,6 @@ def evaluate(
         "methods": [_describe(candidate) for candidate in candidates],
         "notes": notes,
     }
-    command = shlex.join(["stepvar", *(context.obj or [])])
     folder = RunFolder.open(out, described, provenance(pipe.device, command))
     evaluation = Evaluation(pipe, suite, numbers, candidates, folder, measures, settings, batch)
     try:
@@ -169,9 +206,6 @@ def report(
 ) -> None:
     """Make a page and a table of an evaluation, also of one that is not finished."""
     from stepvar.evaluation.folder import MANIFEST, RUN, TIMING, RunFolder, reading_run
-    from stepvar.evaluation.report.page import page
-    from stepvar.evaluation.report.tables import markdown
-    from stepvar.evaluation.summary import summarise, write_results
     from stepvar.utils.files import write_text
     from stepvar.utils.outputs import Outputs, write_new
 
@@ -184,13 +218,28 @@ def report(
         claims.claim("run", run / name, own=True)
     claims.claim("out", target, target.with_suffix(".md"), own=out is None)
     with reading_run(run):
-        results = summarise(folder)
-        html, table = page(results, folder), markdown(results)
-        write_results(folder)
+        html, table = _pages(folder)
     for path, text in ((target, html), (target.with_suffix(".md"), table)):
         write_new(path, partial(write_text, text=text), force=force or out is None)
     if not quiet:
         print(f"{target}: the page; {target.with_suffix('.md')}: the table")
+
+
+def _pages(folder: RunFolder) -> tuple[str, str]:
+    """The page and the tables of a run, whose results are written, too."""
+    from stepvar.evaluation import summary
+    from stepvar.evaluation.likelihood import page as likelihood_page
+    from stepvar.evaluation.likelihood import summary as likelihood
+    from stepvar.evaluation.likelihood.run import KIND
+    from stepvar.evaluation.report import page, tables
+
+    if folder.settings.get("kind") == KIND:
+        figures = likelihood.summarise(folder)
+        likelihood.write_results(folder)
+        return likelihood_page.page(figures, folder), likelihood.markdown(figures)
+    results = summary.summarise(folder)
+    summary.write_results(folder)
+    return page.page(results, folder), tables.markdown(results)
 
 
 def parse_methods(texts: Sequence[str]) -> list[tuple[str, Method]]:
@@ -293,7 +342,8 @@ def supported(
 
 def _print_table(folder: RunFolder) -> None:
     from stepvar.cli.listing import print_table
-    from stepvar.evaluation.report.tables import rich_table
+    from stepvar.evaluation.report.tables import overview, rich_table, title
     from stepvar.evaluation.summary import summarise
 
-    print_table(rich_table(summarise(folder)), whole=True)
+    results = summarise(folder)
+    print_table(rich_table(title(results), overview(results)), whole=True)

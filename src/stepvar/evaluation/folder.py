@@ -39,9 +39,12 @@ _SETTINGS = {
     "methods": list,
     "notes": dict,
     "info": dict,
+    "kind": str,
+    "images": dict,
+    "scales": list,
 }
 _PROMPTS = {"source": str, "count": int, "texts": str}
-_METHOD = {"label": str, "settings": str, "resampled": int}
+_METHOD = {"label": str, "settings": str, "resampled": int, "tokens": int}
 _MEASURES = dict.fromkeys(("psnr", "ssim", "lpips", "high_frequency", "flicker", "motion"), float | None)
 _ROW: dict[str, Any] = {
     "method": str,
@@ -53,6 +56,7 @@ _ROW: dict[str, Any] = {
     "features": str,
 }
 _ROW |= {"seed": int, "right": dict, "scores": dict, **_MEASURES}
+_ROW |= dict.fromkeys(("bits", "divergence"), tuple[float, ...])
 _TIMING: dict[str, Any] = {"method": str, "round": int, "loop": float, "decode": float, "total": float, "flops": float}
 _TIMING |= {"samples": int, "kept": int, "tokens": int, "memory": float | None}
 

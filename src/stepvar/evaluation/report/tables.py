@@ -157,12 +157,12 @@ def title(results: Results) -> str:
     return f"{results['model']}: {made}, on {results['device']}"
 
 
-def rich_table(results: Results) -> Table:
-    """The overview, for a terminal."""
+def rich_table(title: str, cells: Cells) -> Table:
+    """A table for a terminal."""
     from rich.table import Table
 
-    head, *rows = overview(results)
-    table = Table(title=title(results))
+    head, *rows = cells
+    table = Table(title=title)
     for index, cell in enumerate(head):
         table.add_column(cell, justify="left" if index == 0 else "right")
     for row in rows:
