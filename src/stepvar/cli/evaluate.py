@@ -158,7 +158,7 @@ def evaluate(
     measures, notes = load_measures(
         pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
     )
-    features = None if measures.domain is not None and not real else load_features(pipe.device, bool(real), notes)
+    features = load_features(pipe.device, bool(real), measures.domain is not None, notes)
     candidates = supported(pipe, wanted, [label for label, _ in chosen], settings, notes)
     described = {
         "stepvar": __version__,
@@ -180,8 +180,8 @@ def evaluate(
             evaluation.generate(advance)
         with bar("timing", evaluation.runs_left(rounds), not quiet, time_left=True) as advance:
             evaluation.time(rounds, timed, advance)
-        if features is not None:
-            with bar("features", len(candidates), not quiet, time_left=True) as advance:
+        if features:
+            with bar("features", len(features) * len(candidates), not quiet, time_left=True) as advance:
                 compare_sets(folder, candidates, features, pipe.device, real, advance)
     except KeyboardInterrupt:
         if not quiet:
@@ -272,32 +272,49 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tuple[Measures, dict[str, str]]:
-    """What can be measured here beside PSNR, SSIM and detail, and a note for what cannot."""
-    from stepvar.evaluation.metrics.learned import Unavailable, load_lpips, load_scores
+    """What can be measured here beside what needs no network, and a note for what cannot."""
+    from stepvar.evaluation.metrics.learned import Unavailable, load_cvvdp, load_distances, load_scores
     from stepvar.evaluation.metrics.scenes import domain_of
     from stepvar.evaluation.run import Measures
 
-    lpips = load_lpips(pipe.device)
-    notes = {"lpips": str(lpips)} if isinstance(lpips, Unavailable) else {}
-    distance = None if isinstance(lpips, Unavailable) else lpips
-    return Measures(domain_of(suite.prompts, pipe.device), distance, load_scores(scores, pipe.device)), notes
+    notes: dict[str, str] = {}
+    distances = load_distances(pipe.device, notes)
+    cvvdp = load_cvvdp(pipe.device, getattr(pipe.model.config, "fps", 1.0))
+    if isinstance(cvvdp, Unavailable):
+        notes["cvvdp"] = str(cvvdp)
+    whole = {} if isinstance(cvvdp, Unavailable) else {"cvvdp": cvvdp}
+    domain = domain_of(suite.prompts, pipe.device)
+    return Measures(domain, distances, whole, load_scores(scores, pipe.device)), notes
 
 
-def load_features(device: torch.device, asked: bool, notes: dict[str, str]) -> Features | None:
-    """Features of Inception; a note where they cannot be had.
+def load_features(device: torch.device, asked: bool, judged: bool, notes: dict[str, str]) -> dict[str, Features]:
+    """What sets of images are compared in; a note for what cannot be had.
+
+    Args:
+        asked: whether there are real images to compare with.
+        judged: whether a judge compares sets, which Inception is then left out of, unless it is asked for.
 
     Raises:
-        UsageError: if they were asked for.
+        UsageError: if there are real images and no features of Inception.
     """
-    from stepvar.evaluation.metrics.learned import Unavailable, load_inception
+    from stepvar.evaluation.metrics.learned import Unavailable, load_inception, load_lite0_features
+    from stepvar.evaluation.metrics.sets import INCEPTION, LITE0
 
-    features = load_inception(device)
-    if not isinstance(features, Unavailable):
-        return features
-    if asked:
-        raise UsageError(f"reference: FID and KID are {features}")
-    notes["FID and KID"] = str(features)
-    return None
+    found: dict[str, Features] = {}
+    if asked or not judged:
+        inception = load_inception(device)
+        if isinstance(inception, Unavailable):
+            if asked:
+                raise UsageError(f"reference: FID and KID are {inception}")
+            notes["FID and KID"] = str(inception)
+        else:
+            found[INCEPTION] = inception
+    lite0 = load_lite0_features(device)
+    if isinstance(lite0, Unavailable):
+        notes["Lite0-KID"] = str(lite0)
+    else:
+        found[LITE0] = lite0
+    return found
 
 
 def _describe(candidate: Candidate) -> dict[str, Any]:

@@ -45,7 +45,8 @@ _SETTINGS = {
 }
 _PROMPTS = {"source": str, "count": int, "texts": str}
 _METHOD = {"label": str, "settings": str, "resampled": int, "tokens": int}
-_MEASURES = dict.fromkeys(("psnr", "ssim", "lpips", "high_frequency", "flicker", "motion"), float | None)
+_FIDELITY = ("psnr", "ssim", "gmsd", "haarpsi", "lpips", "cvvdp", "high_frequency", "spectrum", "gram", "flicker")
+_MEASURES = dict.fromkeys((*_FIDELITY, "motion"), float | None)
 _ROW: dict[str, Any] = {
     "method": str,
     "prompt": str,

@@ -31,7 +31,7 @@ PROMPTS_EMBEDDED = 16
 EQUAL_COST = 0.12
 """Methods whose operations differ by less than this share are shown beside each other."""
 
-LOWER_IS_BETTER = frozenset({"lpips", "flicker"})
+LOWER_IS_BETTER = frozenset({"gmsd", "lpips", "spectrum", "gram", "flicker"})
 Results = Mapping[str, Any]
 
 
