@@ -146,8 +146,13 @@ def notes(results: Results) -> list[str]:
 
 def markdown(results: Results) -> str:
     """All tables, with their notes."""
-    tables = [to_markdown(cells) for cells in (overview(results), by_scale(results), divergence_by_scale(results))]
-    return "\n".join([f"# {title(results)}\n", *filter(None, tables), *(f"{note}\n" for note in notes(results))])
+    return "\n".join([f"# {title(results)}\n", tables(results), *(f"{note}\n" for note in notes(results))])
+
+
+def tables(results: Results) -> str:
+    """All figures: over all scales, and by scale."""
+    cells = (overview(results), by_scale(results), divergence_by_scale(results))
+    return "\n".join(filter(None, map(to_markdown, cells)))
 
 
 def _signed(found: Mapping[str, float]) -> str:
