@@ -86,7 +86,7 @@ def test_an_interrupted_run_goes_on(
     [
         (["--likelihood"], "images: --likelihood needs some"),
         (["--images", "scenes:3"], "they are what --likelihood measures"),
-        (["--likelihood", "--images", "scenes:3", "--scores", "clip"], "generates no images to measure"),
+        (["--likelihood", "--images", "scenes:3", "--scores", "clip"], "--likelihood generates no images"),
         (["--likelihood", "--images", "nowhere"], "images 'nowhere': no such folder"),
         (
             ["--likelihood", "--images", "scenes:3", "--methods", "skip-last"],

@@ -13,18 +13,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stepvar.checkpoints import LoadedModel
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Settings, resolve
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
+from stepvar.evaluation.candidates import DENSE, Candidate
+from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.likelihood.forcing import TeacherForcing
-from stepvar.evaluation.likelihood.images import load_images
-from stepvar.evaluation.likelihood.run import check_candidate, per_scale, scale_names
+from stepvar.evaluation.likelihood.images import GivenImages, load_images
+from stepvar.evaluation.likelihood.run import Likelihood, check_candidate, likelihood_settings, per_scale, scale_names
 from stepvar.generation import generate
 from stepvar.methods import Dense, DropGuidance, Method, SkipLast, StepVAR
 from stepvar.models.infinity import TextCondition
 from stepvar.models.infinity_star.model import VideoCondition
 from stepvar.models.var import ClassCondition
+from stepvar.pipeline import Pipeline
 from tests.helpers import (
     SQUARE,
     TINY,
@@ -140,6 +144,35 @@ def test_methods_that_say_nothing_of_some_code_are_refused() -> None:
         check_candidate(plain, DropGuidance())
     check_candidate(guided, DropGuidance())
     check_candidate(plain, StepVAR())
+
+
+def measured(pipe: Pipeline, images: GivenImages, folder: Path, **given: Any) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the manifest by method."""
+    candidates = [DENSE, Candidate("stepvar", StepVAR(keep=0.5, last=1))]
+    settings = likelihood_settings(pipe, images.captioned, given)
+    run = RunFolder.open(folder, {})
+    Likelihood(pipe, images, candidates, run, settings, batch=2).run()
+    return {label: [row for (own, _, _), row in run.rows.items() if own == label] for label in ("dense", "stepvar")}
+
+
+@pytest.mark.parametrize("family", ["var", "hart", "infinity_star"])
+def test_every_family_finds_the_likelihood_of_images_without_captions(family: str, folder: Path) -> None:
+    models = {"var": make_var, "hart": make_hart, "infinity_star": make_star}
+    pipe = Pipeline(LoadedModel("tiny", family, models[family](), None, {}), None)
+    rows = measured(pipe, load_images(str(folder)), folder / "run")
+    assert [len(own) for own in rows.values()] == [3, 3]
+    for dense, pruned in zip(rows["dense"], rows["stepvar"], strict=True):
+        assert dense["bits"][:-1] == pytest.approx(pruned["bits"][:-1]) and dense["bits"][-1] != pruned["bits"][-1]
+        assert max(pruned["divergence"][:-1]) == pytest.approx(0, abs=1e-6) and pruned["divergence"][-1] > 0
+
+
+def test_a_class_is_a_caption(folder: Path) -> None:
+    pipe = Pipeline(LoadedModel("tiny", "var", make_var(), None, {}), None)
+    (folder / "metadata.csv").write_text("file_name,label\na.png,3\nb.png,-1\n")
+    classed = measured(pipe, load_images(str(folder), folder / "metadata.csv"), folder / "run")["dense"]
+    plain = measured(pipe, load_images(str(folder)), folder / "plain")["dense"]
+    assert classed[0]["bits"] != plain[0]["bits"]
+    assert classed[1]["bits"] == pytest.approx(plain[1]["bits"], abs=1e-3)  # any class is the unconditional branch
 
 
 @pytest.fixture

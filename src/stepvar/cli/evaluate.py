@@ -124,18 +124,16 @@ def evaluate(
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     command = shlex.join(["stepvar", *(context.obj or [])])
+    load = partial(options.load_pipeline, model, device, dtype, variant, None, text_encoder, quantization=quantization)
     if likelihood:
         if images is None:
             raise UsageError("images: --likelihood needs some; give --images with a folder, or 'scenes:64'")
-        if scores is not None or reference is not None:
-            raise UsageError("scores and reference: --likelihood generates no images to measure; leave them out")
+        if scores is not None or reference is not None or prompts != "scenes":
+            raise UsageError(
+                "prompts, scores and reference: --likelihood generates no images; leave them out, and give --images"
+            )
         wishes = LikelihoodOptions(out, images, captions, limit, chosen, settings, batch, dtype, command, quiet=quiet)
-        measure_likelihood(
-            wishes,
-            partial(
-                options.load_pipeline, model, device, dtype, variant, None, text_encoder, quantization=quantization
-            ),
-        )
+        measure_likelihood(wishes, load)
         return
     if images is not None or captions is not None:
         raise UsageError("images and captions: they are what --likelihood measures; add it, or leave them out")
@@ -154,7 +152,7 @@ def evaluate(
     wanted = with_baselines(chosen)
     suite = load_prompts(prompts).limited(limit)
     real = reference_files(reference) if reference is not None else []
-    pipe = options.load_pipeline(model, device, dtype, variant, None, text_encoder, quantization=quantization)
+    pipe = load()
     measures, notes = load_measures(
         pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
     )

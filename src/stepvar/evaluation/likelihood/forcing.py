@@ -49,5 +49,8 @@ class TeacherForcing:
 
 
 def _per_image(nats: Tensor) -> Tensor:
-    """Nats (B, ...) -> their sum in bits (B,), in float64: a last scale has a hundred thousand terms."""
-    return nats.double().flatten(1).sum(dim=1) / math.log(2)
+    """Nats (B, N, ...) -> their sum in bits (B,).
+
+    Tokens are added up in float64, since there are thousands, on the CPU, since not every device has float64.
+    """
+    return nats.flatten(2).sum(dim=2).cpu().double().sum(dim=1) / math.log(2)

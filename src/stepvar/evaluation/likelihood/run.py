@@ -187,5 +187,5 @@ def per_scale(by_pass: Mapping[int, Tensor], schedule: ScaleSchedule) -> list[li
     """Values (B,) by pass -> for each image one sum per scale."""
     found = torch.zeros(len(next(iter(by_pass.values()))), max(schedule.scale_counts), dtype=torch.float64)
     for index, values in by_pass.items():
-        found[:, schedule.scale(index)] += values.cpu()
+        found[:, schedule.scale(index)] += values
     return [[float(value) for value in row] for row in found]
