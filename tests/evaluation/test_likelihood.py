@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ def test_methods_that_say_nothing_of_some_code_are_refused() -> None:
         check_candidate(plain, SkipLast())
     with pytest.raises(UsageError, match="changes nothing here"):
         check_candidate(plain, DropGuidance())
+    with pytest.raises(UsageError, match="images without captions have none"):
+        check_candidate(make_settings(SQUARE, 0.0), DropGuidance())
     check_candidate(guided, DropGuidance())
     check_candidate(plain, StepVAR())
 
@@ -157,7 +160,7 @@ def measured(pipe: Pipeline, images: GivenImages, folder: Path, **given: Any) ->
 
 @pytest.mark.parametrize("family", ["var", "hart", "infinity_star"])
 def test_every_family_finds_the_likelihood_of_images_without_captions(family: str, folder: Path) -> None:
-    models = {"var": make_var, "hart": make_hart, "infinity_star": make_star}
+    models: dict[str, Callable[[], Any]] = {"var": make_var, "hart": make_hart, "infinity_star": make_star}
     pipe = Pipeline(LoadedModel("tiny", family, models[family](), None, {}), None)
     rows = measured(pipe, load_images(str(folder)), folder / "run")
     assert [len(own) for own in rows.values()] == [3, 3]

@@ -109,7 +109,7 @@ def test_color_video_vdp_is_asked_for_whole_clips(monkeypatch: pytest.MonkeyPatc
         return torch.tensor([10.0 - float((own - other).abs().max())]), None
 
     module = SimpleNamespace(cvvdp=lambda **_: SimpleNamespace(predict=predict))
-    monkeypatch.setitem(sys.modules, "pycvvdp", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pycvvdp", module)
     metric = load_cvvdp(CPU, fps=8.0)
     assert not isinstance(metric, Unavailable)
     videos = torch.rand(2, 5, 3, 16, 16)

@@ -56,11 +56,14 @@ def check_candidate(plain: Settings, method: Method) -> None:
     """Says whether a method can be compared by likelihood.
 
     Raises:
-        UsageError: if it leaves passes out, whose codes then have no probability, or changes nothing.
+        UsageError: if it leaves passes out, whose codes then have no probability; if it changes nothing; or if it acts
+            on guidance where one branch runs all alone.
     """
     edited = method.edit(plain)
     if edited.passes != plain.passes:
         raise UsageError("it does not run every scale, so that some codes have no probability; let it, or leave it out")
+    if not any(plain.guidance) and edited.guidance != plain.guidance:
+        raise UsageError("it acts on guidance, and images without captions have none; give --captions")
     if edited == plain and not method.acts_on_tokens:
         raise UsageError("it changes nothing here; with --guidance-scale it may")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.report.charts import forest
 from stepvar.evaluation.report.tables import Cells, is_certain, to_markdown
 from stepvar.evaluation.statistics import bootstrap, paired
-from stepvar.evaluation.summary import Row, Rows, rows_by_method
+from stepvar.evaluation.summary import Rows, rows_by_method
 from stepvar.utils.files import write_text
 
 Results = Mapping[str, Any]
@@ -48,26 +48,26 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 
 
 def _figures(rows: Rows, dense: Rows, scales: Sequence[str]) -> dict[str, Any]:
-    def of(value: Callable[[Row], float], against: bool = False) -> dict[str, Any]:
-        keys = [key for key in rows if key in dense]
-        groups = [name for name, _ in keys]
-        own = [value(rows[key]) for key in keys]
-        if not against:
-            return bootstrap(own, groups).to_dict()
-        return paired(own, [value(dense[key]) for key in keys], groups).to_dict()
-
     compared = rows is not dense
-    found: dict[str, Any] = {"count": len(rows), "bits": of(lambda row: sum(row["bits"]))}
+    return {
+        "count": len(rows),
+        **_sums(rows, dense, slice(None), compared),
+        "by_scale": [
+            {"scale": name, **_sums(rows, dense, slice(place, place + 1), compared)}
+            for place, name in enumerate(scales)
+        ],
+    }
+
+
+def _sums(rows: Rows, dense: Rows, scales: slice, compared: bool) -> dict[str, Any]:
+    """Bits over some scales; if it is not dense itself, their change from dense and the divergence, too."""
+    keys = [key for key in rows if key in dense]
+    groups = [name for name, _ in keys]
+    own, other = ([sum(table[key]["bits"][scales]) for key in keys] for table in (rows, dense))
+    found = {"bits": bootstrap(own, groups).to_dict()}
     if compared:
-        found["against_dense"] = of(lambda row: sum(row["bits"]), against=True)
-        found["divergence"] = of(lambda row: sum(row["divergence"]))
-    found["by_scale"] = []
-    for place, name in enumerate(scales):
-        one: dict[str, Any] = {"scale": name, "bits": of(lambda row, place=place: row["bits"][place])}
-        if compared:
-            one["against_dense"] = of(lambda row, place=place: row["bits"][place], against=True)
-            one["divergence"] = of(lambda row, place=place: row["divergence"][place])
-        found["by_scale"].append(one)
+        found["against_dense"] = paired(own, other, groups).to_dict()
+        found["divergence"] = bootstrap([sum(rows[key]["divergence"][scales]) for key in keys], groups).to_dict()
     return found
 
 

@@ -47,11 +47,11 @@ def haarpsi(images: Tensor, reference: Tensor) -> Tensor:
     fine = [[_haar(one[:, :1], scale) for scale in (1, 2, 3)] for one in (first, second)]
     for way in (0, 1):
         levels = [_similarity(fine[0][scale][way], fine[1][scale][way], HAAR_CONSTANT) for scale in (0, 1)]
-        similarities.append(sum(levels) / 2)
+        similarities.append((levels[0] + levels[1]) / 2)
         weights.append(torch.maximum(fine[0][2][way], fine[1][2][way]))
     chroma = [F.avg_pool2d(F.pad(one[:, 1:], (0, 1, 0, 1)), 2, stride=1).abs() for one in (first, second)]
     similarities.append(_similarity(chroma[0], chroma[1], HAAR_CONSTANT).mean(dim=1, keepdim=True))
-    weights.append(sum(weights) / 2)
+    weights.append((weights[0] + weights[1]) / 2)
     similarity, weight = torch.cat(similarities, dim=1), torch.cat(weights, dim=1)
     weighted = (torch.sigmoid(HAAR_SLOPE * similarity) * weight).sum(dim=(1, 2, 3))
     # Where no wavelet finds anything in either image, all places count alike.
