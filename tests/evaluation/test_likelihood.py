@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from stepvar.checkpoints import LoadedModel
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Settings, resolve
+from stepvar.core.stack import ModelInfo
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import DENSE, Candidate
@@ -137,16 +138,32 @@ def test_repetitions_of_a_scale_are_one_scale() -> None:
     assert per_scale(by_pass, schedule) == [[11.0, 1100.0, 10000.0]]
 
 
+INFO = ModelInfo(4)
+
+
+@dataclass(frozen=True)
+class SkipsPerhaps(Method):
+    """Decides behind the second pass whether the last one follows."""
+
+    def alternatives(self, settings: Settings) -> tuple[int, dict[str, Settings]]:
+        return 1, {"all": settings, "fewer": settings.without_last(1)}
+
+
+def test_a_method_that_may_leave_a_scale_out_is_refused() -> None:
+    with pytest.raises(UsageError, match="does not run every scale"):
+        check_candidate(make_settings(SQUARE, 1.0), SkipsPerhaps(), INFO)
+
+
 def test_methods_that_say_nothing_of_some_code_are_refused() -> None:
     guided, plain = make_settings(SQUARE, 3.0), make_settings(SQUARE, 1.0)
     with pytest.raises(UsageError, match="does not run every scale"):
-        check_candidate(plain, SkipLast())
+        check_candidate(plain, SkipLast(), INFO)
     with pytest.raises(UsageError, match="changes nothing here"):
-        check_candidate(plain, DropGuidance())
+        check_candidate(plain, DropGuidance(), INFO)
     with pytest.raises(UsageError, match="images without captions have none"):
-        check_candidate(make_settings(SQUARE, 0.0), DropGuidance())
-    check_candidate(guided, DropGuidance())
-    check_candidate(plain, StepVAR())
+        check_candidate(make_settings(SQUARE, 0.0), DropGuidance(), INFO)
+    check_candidate(guided, DropGuidance(), INFO)
+    check_candidate(plain, StepVAR(), INFO)
 
 
 def measured(pipe: Pipeline, images: GivenImages, folder: Path, **given: Any) -> dict[str, list[dict[str, Any]]]:

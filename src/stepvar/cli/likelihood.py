@@ -127,8 +127,7 @@ def comparable(
     for candidate in candidates:
         try:
             if candidate is not DENSE:
-                check_candidate(plain, candidate.method)
-            candidate.method.plan(plain, pipe.model.info, 1)
+                check_candidate(plain, candidate.method, pipe.model.info)
         except UsageError as error:
             if candidate.label in asked:
                 raise UsageError(f"methods {candidate.label!r}: {error}") from None

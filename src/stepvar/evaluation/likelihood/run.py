@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Settings
+from stepvar.core.stack import ModelInfo
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import DENSE, Candidate
@@ -52,15 +53,16 @@ def likelihood_settings(pipe: Pipeline, captioned: bool, given: Mapping[str, Any
     return settings
 
 
-def check_candidate(plain: Settings, method: Method) -> None:
+def check_candidate(plain: Settings, method: Method, info: ModelInfo) -> None:
     """Says whether a method can be compared by likelihood.
 
     Raises:
-        UsageError: if it leaves passes out, whose codes then have no probability; if it changes nothing; or if it acts
-            on guidance where one branch runs all alone.
+        UsageError: if it leaves passes out, or may do so, whose codes then have no probability; if it changes nothing;
+            if it acts on guidance where one branch runs all alone; or if it cannot serve the model.
     """
-    edited = method.edit(plain)
-    if edited.passes != plain.passes:
+    plan = method.plan(plain, info, 1)
+    edited = plan.settings
+    if edited.passes != plain.passes or plan.decision is not None:
         raise UsageError("it does not run every scale, so that some codes have no probability; let it, or leave it out")
     if not any(plain.guidance) and edited.guidance != plain.guidance:
         raise UsageError("it acts on guidance, and images without captions have none; give --captions")
