@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks import engine, memory, precision, quality_video, speed, upstream
 from benchmarks.study.tables import single, write_tables
-from stepvar.evaluation.likelihood import summary as likelihood
+from stepvar.evaluation.likelihood.summary import overview
+from stepvar.evaluation.report.tables import to_markdown
 from stepvar.utils.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +58,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "upstream": lambda result: upstream.markdown(result) + info(result),
     "single": single,
-    "likelihood": lambda result: likelihood.tables(result) + info(result),
+    "likelihood": lambda result: to_markdown(overview(result)) + info(result),
 }
 """From the first word of a result's name to what writes its table."""
 
