@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import engine, memory, precision, quality_video, speed, upstream
 from benchmarks.study.tables import single, write_tables
-from stepvar.evaluation.likelihood.summary import overview
+from stepvar.evaluation.likelihood.summary import overview, title
 from stepvar.evaluation.report.tables import to_markdown
 from stepvar.utils.files import write_text
 
@@ -58,7 +58,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "upstream": lambda result: upstream.markdown(result) + info(result),
     "single": single,
-    "likelihood": lambda result: to_markdown(overview(result)) + info(result),
+    "likelihood": lambda result: f"{title(result)}.\n\n{to_markdown(overview(result))}{info(result)}",
 }
 """From the first word of a result's name to what writes its table."""
 

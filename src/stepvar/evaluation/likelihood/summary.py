@@ -84,7 +84,8 @@ def title(results: Results) -> str:
     guidance = settings["guidance_scale"]
     if images["captioned"] and guidance != 1:
         given += f", guidance {guidance}"
-    return f"{results['model']}: likelihood of {images['count']} images of {images['source']}, {given}"
+    count = results["methods"][-1]["count"]  # of a run that is not finished, fewer than there are
+    return f"{results['model']}: likelihood of {count} images of {images['source']}, {given}"
 
 
 def overview(results: Results) -> Cells:
