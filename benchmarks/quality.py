@@ -24,6 +24,9 @@ from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
 from training.verdicts import accuracies, judge_images
 
+BINDINGS = ("colour_binding", "texture_binding", "size_binding", "objects")
+"""What is asked of pairs: whether each attribute is where the caption puts it, and colour with shape."""
+
 
 def generated(
     pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], batch: int, resampled: int = 0, **settings: Any
@@ -53,7 +56,8 @@ def quality(judge: Judge, images: Tensor, scenes: list[Scene]) -> dict[str, tupl
     table["background"] = accuracies(verdicts)["background"]
     table["count"] = accuracies(verdicts)["count"]
     pairs = accuracies(double)
-    return table | {name: pairs[name] for name in ("colour_binding", "objects")}
+    table |= {name: pairs[name] for name in BINDINGS}
+    return table | {"everything": accuracies(verdicts)["everything"]}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from benchmarks import command_line
 from benchmarks.quality import generated
 from stepvar.evaluation.candidates import Candidate, noise_floor
 from stepvar.evaluation.machine import provenance
-from stepvar.evaluation.metrics.fidelity import high_frequency_share, psnr
+from stepvar.evaluation.metrics.fidelity import EQUAL, high_frequency_share, psnr
 from stepvar.evaluation.metrics.scenes import judge_videos, load_clip_judge
 from stepvar.evaluation.metrics.video import flicker
 from stepvar.evaluation.scenes.clips.grammar import Clip, clip_caption, held_out_clips
@@ -44,7 +44,7 @@ def row_of(
     row: dict[str, Any] = {"label": label, "accuracy": accuracies(judge_videos(judge, videos, clips))}
     if dense is not None:
         frames, reference = (values.transpose(1, 2).flatten(0, 1) for values in (videos, dense))
-        row["psnr"] = float(psnr(frames, reference).clamp(max=100).mean())
+        row["psnr"] = float(psnr(videos, dense).clamp(max=EQUAL).mean())
         row["high_frequency"] = float(high_frequency_share(frames, reference).mean())
         row["flicker"] = float(flicker(videos, dense).own.nanmean())
     return row
@@ -76,9 +76,7 @@ def measure(
     rendered, coded = references(pipe, clips, batch)
     dense = generated(pipe, captions, seeds, batch, **settings)
     rows = [row_of("renders", judge, rendered, clips), row_of("renders through the tokenizer", judge, coded, clips)]
-    rows[1]["psnr_to_renders"] = float(
-        psnr(coded.transpose(1, 2).flatten(0, 1), rendered.transpose(1, 2).flatten(0, 1)).mean()
-    )
+    rows[1]["psnr_to_renders"] = float(psnr(coded, rendered).mean())
     rows.append(row_of("dense", judge, dense, clips, dense))
     for candidate in (noise_floor(2), *(Candidate(name, make_method(name)) for name in methods)):
         videos = generated(pipe, captions, seeds, batch, candidate.resampled, method=candidate.method, **settings)

@@ -12,11 +12,16 @@ from typing import Any
 
 from benchmarks import engine, memory, own_scale, precision, quality_video, rules, speed, upstream
 from benchmarks.study.tables import single, write_tables
+from stepvar.evaluation.likelihood.summary import overview, title
+from stepvar.evaluation.report.tables import to_markdown
 from stepvar.utils.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS, SNIPPETS = ROOT / "benchmarks" / "results", ROOT / "docs" / "snippets"
 IMAGES = ROOT / "docs" / "images"
+WEIGHTS = ROOT / "src" / "stepvar" / "weights"
+CARD_MARKS = ("<!-- quality -->\n", "<!-- /quality -->\n")
+"""Around the measured table of a model card."""
 
 
 def percent(share: float) -> str:
@@ -55,11 +60,39 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "upstream": lambda result: upstream.markdown(result) + info(result),
     "single": single,
     "own": lambda result: own_scale.markdown(result) + info(result),
+    "likelihood": lambda result: f"{title(result)}.\n\n{to_markdown(overview(result))}{info(result)}",
 }
 """From the first word of a result's name to what writes its table."""
 
 
+def attributes(accuracy: dict[str, tuple[float, int]]) -> str:
+    """The table of a model card: what is asked, how often it is right, and of how many."""
+    lines = ["| asked | right | of |", "|---|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {percent(share)} | {count} |" for name, (share, count) in accuracy.items()]
+    return "\n".join(lines) + "\n"
+
+
+def card_tables() -> dict[str, str]:
+    """The measured table of each model card, by the folder of its weights."""
+    scenes, clips = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("quality", "clips")
+    )
+    dense = next(row for row in clips["rows"] if row["label"] == "dense")
+    own = next(row for row in scenes["rows"] if (row["guidance"], row["temperature"]) == (3.0, 0.6))
+    return {"scenes": attributes(own["accuracy"]), "scenes-video": attributes(dense["accuracy"])}
+
+
+def with_table(card: str, table: str) -> str:
+    """A model card with another measured table."""
+    first, last = CARD_MARKS
+    before, _, rest = card.partition(first)
+    return f"{before}{first}{table}{last}{rest.partition(last)[2]}"
+
+
 def main() -> None:
+    for name, table in card_tables().items():
+        card = WEIGHTS / name / "README.md"
+        write_text(card, with_table(card.read_text(encoding="utf-8"), table))
     SNIPPETS.mkdir(parents=True, exist_ok=True)
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))

@@ -11,7 +11,9 @@ from stepvar.errors import UsageError
 from stepvar.evaluation.scenes.grammar import BACKGROUNDS, Scene, SceneObject
 from stepvar.evaluation.scenes.judge import RELATION_SLOTS, WORDS, Judge
 
-ATTRIBUTES: tuple[str, ...] = ("background", "count", *WORDS, "colour_binding", "objects")
+ATTRIBUTES: tuple[str, ...] = (
+    "background", "count", *WORDS, "colour_binding", "texture_binding", "size_binding", "objects", "everything",
+)  # fmt: skip
 """The keys of :func:`judge_scene`."""
 
 
@@ -21,8 +23,9 @@ def judge_scene(logits: Mapping[str, Tensor], scene: Scene, index: int = 0) -> d
     Keys are :data:`ATTRIBUTES`; ``None`` where the scene does not speak of it. ``shape``, ``colour``,
     ``texture`` and ``size`` are right when they are right for every object, the objects taken in the
     order that fits best. For two objects, ``colour_binding`` is right when each object's place has its
-    colour and ``objects`` when each place has its colour and its shape; a scene without a relation
-    takes them in either order.
+    colour, likewise ``texture_binding`` and ``size_binding``, and ``objects`` when each place has its colour
+    and its shape; a scene without a relation takes them in either order. ``everything`` is right when the
+    count, the background and all attributes at their places are.
     """
     count = len(scene.objects)
     verdict: dict[str, bool | None] = dict.fromkeys(ATTRIBUTES)
@@ -34,11 +37,13 @@ def judge_scene(logits: Mapping[str, Tensor], scene: Scene, index: int = 0) -> d
     seen = max(orders, key=lambda order: _agreement(scene.objects, order))
     for name in WORDS:
         verdict[name] = _right(scene.objects, seen, name)
+    placed = seen if scene.relation is None else stated
+    at_places = {name: _right(scene.objects, placed, name) for name in WORDS}
     if count == 2:
-        placed = seen if scene.relation is None else stated
-        colour, shape = (_right(scene.objects, placed, name) for name in ("colour", "shape"))
-        verdict["colour_binding"] = colour
-        verdict["objects"] = _all_spoken((colour, shape))
+        for name in ("colour", "texture", "size"):
+            verdict[f"{name}_binding"] = at_places[name]
+        verdict["objects"] = _all_spoken((at_places["colour"], at_places["shape"]))
+    verdict["everything"] = _all_spoken((verdict["count"], verdict["background"], *at_places.values()))
     return verdict
 
 

@@ -23,7 +23,7 @@ from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import DENSE
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.metrics.distribution import frechet_distance, kernel_distance
-from stepvar.evaluation.metrics.scenes import decode_features
+from stepvar.evaluation.metrics.scenes import EVERYTHING, decode_features
 from stepvar.evaluation.run import RENDERS
 from stepvar.evaluation.statistics import Interval, bootstrap, paired
 from stepvar.evaluation.summary import Row, Rows, compared, cost, rows_by_method, semantics
@@ -31,8 +31,19 @@ from stepvar.utils.files import write_text
 
 ROOT = Path(__file__).parents[2]
 DENSE_KEY = "dense/dense"
-MEASURES = {"psnr": "psnr", "ssim": "ssim", "share": "high_frequency", "questions": "questions"}
+MEASURES = {
+    "psnr": "psnr",
+    "ssim": "ssim",
+    "share": "high_frequency",
+    "gmsd": "gmsd",
+    "haarpsi": "haarpsi",
+    "spectrum": "spectrum",
+    "questions": "questions",
+}
 """What is compared, by its name in the figures, and where it is in the manifest."""
+
+OF_EQUAL = {"psnr": 99.0, "gmsd": 0.0, "spectrum": 0.0}
+"""What a measure is for dense itself; 1 for the others."""
 
 
 @dataclass
@@ -85,8 +96,8 @@ class Study:
 def value_of(row: Row, name: str) -> float:
     """A measure of one image; dense is equal to itself."""
     if name == "questions":
-        return float(np.mean(list(row["right"].values())))
-    return float(row.get(MEASURES[name], 99.0 if name == "psnr" else 1.0))
+        return float(np.mean([right for name, right in row["right"].items() if name != EVERYTHING]))
+    return float(row[MEASURES[name]] if "psnr" in row else OF_EQUAL.get(name, 1.0))
 
 
 def summarise(study: Study) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
+from stepvar.core.sampling import Sampler
 from stepvar.core.stack import PassResult
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, MethodState
@@ -34,6 +35,7 @@ def generate(
     forced: Mapping[int, Tensor] | None = None,
     recorder: Recorder | None = None,
     on_scale_end: Callable[[Step, State], None] | None = None,
+    sampler: Sampler | None = None,
 ) -> State:
     """Generates ``plan.samples`` images or videos; ``model.decode(state)`` gives their pixels.
 
@@ -46,6 +48,7 @@ def generate(
         forced: indices or bits (B, N, ...) of the passes whose codes are given, by pass.
         recorder: measures each pass.
         on_scale_end: called after each pass with the state, which it must not change.
+        sampler: from the logits of a pass to its codes, for all passes whose codes are not forced; None: the model's.
     """
     recorder = recorder or Recorder()
     with ExitStack() as stack:
@@ -60,7 +63,8 @@ def generate(
         while steps:
             step = steps.pop(0)
             with recorder.scale(step), blaming(method):
-                ran = run_pass(model, state, method, method_state, step, noise, (forced or {}).get(step.index))
+                given = (forced or {}).get(step.index)
+                ran = run_pass(model, state, method, method_state, step, noise, given, sampler)
                 if plan.decision is not None and step.index == plan.decision.after:
                     assert ran.result is not None
                     plan = chosen_plan(plan, method.decide(ran.result, step, method_state), method)
@@ -93,6 +97,7 @@ def run_pass(
     step: Step,
     noise: Noise,
     forced: Tensor | None = None,
+    sampler: Sampler | None = None,
 ) -> Ran:
     """One pass: the tokens of a scale through the blocks, from logits to codes, and their sum into the image."""
     total = logits = None
@@ -104,7 +109,10 @@ def run_pass(
         model.accumulate(state, indices, step)
     else:
         logits = model.predict(state, tokens, step)
-        indices, weights = model.sample(state, tokens, logits, step, noise)
+        if sampler is None:
+            indices, weights = model.sample(state, tokens, logits, step, noise)
+        else:
+            indices, weights = sampler(logits, noise, step)
         logits = logits if method.reads_results else None
         mask = checked_mask(method.code_mask(step, method_state), indices, method, step)
         model.accumulate(state, indices, step, weights, mask)

@@ -40,6 +40,17 @@ def test_psnr_of_a_known_error() -> None:
     assert float(psnr(torch.full((1, 3, 4, 4), 0.6), torch.full((1, 3, 4, 4), 0.5))) == pytest.approx(20.0, abs=1e-4)
 
 
+def test_psnr_of_a_video_is_over_all_of_its_pixels() -> None:
+    """A first frame that is equal halves the error, 3 dB; it does not count as a frame of 99 dB."""
+    reference = torch.full((1, 2, 3, 4, 4), 0.5)
+    other = reference.clone()
+    other[:, 1] += 0.1
+    assert float(psnr(other, reference)) == pytest.approx(23.0103, abs=1e-3)
+    (row,) = fidelity(other, reference)
+    assert row["psnr"] == pytest.approx(23.0103, abs=1e-3)
+    assert row["frames"]["psnr"] == [99.0, pytest.approx(20.0, abs=1e-3)]
+
+
 def test_high_frequency_share() -> None:
     sharp = pictures()
     torch.testing.assert_close(high_frequency_share(0.5 * sharp, sharp), torch.full((3,), 0.25))

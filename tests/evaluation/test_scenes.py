@@ -9,7 +9,7 @@ import torch
 
 from stepvar.evaluation.metrics.scenes import CATEGORIES, Questions, Scenes, decode_features, domain_of
 from stepvar.evaluation.prompts import Prompt
-from stepvar.evaluation.scenes.grammar import Scene, held_out_scenes
+from stepvar.evaluation.scenes.grammar import BACKGROUNDS, Scene, SceneObject, held_out_scenes
 from stepvar.evaluation.scenes.judge import SLOTS, WORDS
 from training.verdicts import judge_scenes
 
@@ -29,7 +29,7 @@ def random_logits(scenes: list[Scene], seed: int) -> dict[str, torch.Tensor]:
                 word = int(wanted.wanted[row, place, column])
                 if word >= 0:
                     slots = wanted.slots[row, place] if bool(wanted.pair[row]) else slice(None)
-                    logits[name][row, slots, word] += 1.5
+                    logits[name][row, slots, word] += 0.5 if name == "size" else 1.5  # of two words a guess hits often
     logits["background"].scatter_add_(1, wanted.background[:, None], torch.full((len(scenes), 1), 1.5))
     logits["count"].scatter_add_(1, wanted.pair.long()[:, None], torch.full((len(scenes), 1), 1.0))
     return logits
@@ -55,7 +55,11 @@ def test_categories_are_the_judges_rules(seed: int) -> None:
             "position": None if single else shapes[row]["objects"],
             "colour binding": verdict["colour_binding"],
             "texture": verdict["texture"] if single else None,
+            "size": verdict["size"] if single else None,
+            "texture binding": verdict["texture_binding"],
+            "size binding": verdict["size_binding"],
             "background": verdict["background"],
+            "everything": verdict["everything"],
         }
         for column, name in enumerate(CATEGORIES):
             assert bool(asked[row, column]) == (wanted[name] is not None), name
@@ -63,6 +67,40 @@ def test_categories_are_the_judges_rules(seed: int) -> None:
                 assert bool(right[row, column]) == wanted[name], (name, scene)
     shares = (right & asked).sum(0) / asked.sum(0)
     assert (shares > 0.05).all() and (shares < 0.995).all()
+
+
+PAIR = Scene(
+    (SceneObject("circle", "red", "striped", "small"), SceneObject("star", "blue", "dotted", "large")), "above", "snow"
+)
+
+
+def seen(first: SceneObject, second: SceneObject, background: str = "snow", count: int = 2) -> dict[str, torch.Tensor]:
+    """Logits of a judge that sees two objects, the first above the second."""
+    logits = {name: torch.zeros(1, len(SLOTS), len(words)) for name, words in WORDS.items()}
+    for slot, item in ((2, first), (3, second)):
+        for name, words in WORDS.items():
+            logits[name][0, slot, words.index(getattr(item, name))] = 1
+    logits["background"] = torch.eye(len(BACKGROUNDS))[[BACKGROUNDS.index(background)]]
+    return logits | {"count": torch.eye(2)[[count - 1]]}
+
+
+def verdict_on(logits: dict[str, torch.Tensor], scene: Scene = PAIR) -> dict[str, bool]:
+    return dict(zip(CATEGORIES, Questions.of([scene]).right(logits)[0].tolist(), strict=True))
+
+
+def test_everything_asks_for_each_attribute_of_both_objects_at_its_place() -> None:
+    first, second = PAIR.objects
+    assert all(verdict_on(seen(first, second))[name] for name in ("everything", "texture binding", "size binding"))
+    plain = verdict_on(seen(first, replace(second, texture="plain")))
+    assert (plain["texture binding"], plain["size binding"], plain["everything"]) == (False, True, False)
+    small = verdict_on(seen(first, replace(second, size="small")))
+    assert (small["texture binding"], small["size binding"], small["everything"]) == (True, False, False)
+    turned = verdict_on(seen(second, first))
+    assert turned["two objects"] and not turned["position"] and not turned["everything"]
+    assert not verdict_on(seen(first, second, background="sky"))["everything"]
+    assert not verdict_on(seen(first, second, count=1))["everything"]
+    silent = replace(PAIR, objects=(first, replace(second, texture=None)), background=None)
+    assert verdict_on(seen(first, replace(second, texture="plain"), background="sky"), silent)["everything"]
 
 
 def test_real_renders_are_right() -> None:

@@ -13,7 +13,7 @@ from stepvar.evaluation.candidates import DENSE, noise_floor
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.frames import write_frames
 from stepvar.evaluation.metrics.distribution import frechet_distance
-from stepvar.evaluation.metrics.sets import compare_sets, read_sets, reference_files
+from stepvar.evaluation.metrics.sets import INCEPTION, LITE0, compare_sets, read_sets, reference_files
 
 
 def colours(pictures: torch.Tensor) -> torch.Tensor:
@@ -39,15 +39,20 @@ def test_distances_are_those_of_the_features(tmp_path: Path) -> None:
     sides = [8] * 19 + [12, 8]  # more than one batch, and a picture of another size in between
     dense = write_set(folder, "dense", generator, 0, sides)
     other = write_set(folder, "floor-1", generator, 60, sides)
-    compare_sets(folder, [DENSE, noise_floor(1)], colours, torch.device("cpu"))
+    compare_sets(folder, [DENSE, noise_floor(1)], {INCEPTION: colours}, torch.device("cpu"))
     found = read_sets(folder)
     assert found["dense"] == {} and set(found["floor-1"]) == {"FID to dense", "KID to dense"}
     wanted = frechet_distance(other, dense)
     assert found["floor-1"]["FID to dense"] == pytest.approx(wanted, rel=1e-4) and wanted > 0.1
     real = reference_files(folder.path / "images" / "dense")
-    compare_sets(folder, [DENSE, noise_floor(1)], colours, torch.device("cpu"), real)
+    compare_sets(folder, [DENSE, noise_floor(1)], {INCEPTION: colours}, torch.device("cpu"), real)
     assert read_sets(folder)["dense"]["FID"] == pytest.approx(0, abs=1e-6)
     assert read_sets(folder)["floor-1"]["FID"] == pytest.approx(wanted, rel=1e-4)
+    lite0 = {INCEPTION: colours, LITE0: colours}
+    compare_sets(folder, [DENSE, noise_floor(1)], lite0, torch.device("cpu"), real)
+    both = read_sets(folder)["floor-1"]
+    assert both["Lite0-KID"] == both["KID"] and both["Lite0-KID to dense"] == both["KID to dense"]
+    assert not any(name.startswith("Lite0-FID") for name in both)
 
 
 def test_a_reference_needs_pictures(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import typer
 from stepvar import __version__
 from stepvar.cli import options
 from stepvar.cli.files import Force
+from stepvar.cli.likelihood import LikelihoodOptions, measure_likelihood
 from stepvar.core.values import COUNT, MOST_VALUES, Range, shown
 from stepvar.errors import UsageError
 from stepvar.utils.progress import bar
@@ -50,6 +51,22 @@ Prompts = Annotated[
         "'image'.",
     ),
 ]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        parser=options.path_text,
+        metavar="IMAGES",
+        help="With --likelihood: a folder of images; or 'scenes:64', renders.",
+    ),
+]
+Captions = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="PATH",
+        help="With --likelihood: a .csv or .jsonl with file_name and text, a prompt or class for each image.",
+    ),
+]
 Scores = Annotated[str | None, typer.Option(help="Of an image against its prompt: clip, image-reward, hpsv2.")]
 Reference = Annotated[
     Path | None,
@@ -67,6 +84,11 @@ def evaluate(
     ],
     methods: Methods = None,
     prompts: Prompts = "scenes",
+    likelihood: Annotated[
+        bool, typer.Option("--likelihood", help="Measure how likely the model finds given images, and generate none.")
+    ] = False,
+    images: Images = None,
+    captions: Captions = None,
     model: options.Model = "scenes",
     variant: options.Variant = None,
     text_encoder: options.TextEncoder = None,
@@ -95,6 +117,27 @@ def evaluate(
     )
     chosen = parse_methods(methods or ["stepvar"])
     numbers = parse_seeds(seeds)
+    settings = {
+        "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
+        "temperature": options.parse_numbers("temperature", temperature),
+        "aspect_ratio": aspect_ratio,
+        "resolution": resolution,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    command = shlex.join(["stepvar", *(context.obj or [])])
+    load = partial(options.load_pipeline, model, device, dtype, variant, None, text_encoder, quantization=quantization)
+    if likelihood:
+        if images is None:
+            raise UsageError("images: --likelihood needs some; give --images with a folder, or 'scenes:64'")
+        if scores is not None or reference is not None or prompts != "scenes":
+            raise UsageError(
+                "prompts, scores and reference: --likelihood generates no images; leave them out, and give --images"
+            )
+        wishes = LikelihoodOptions(out, images, captions, limit, chosen, settings, batch, dtype, command, quiet=quiet)
+        measure_likelihood(wishes, load)
+        return
+    if images is not None or captions is not None:
+        raise UsageError("images and captions: they are what --likelihood measures; add it, or leave them out")
 
     from stepvar.checkpoints.sources import find_outline
     from stepvar.evaluation.candidates import with_baselines
@@ -110,20 +153,13 @@ def evaluate(
         require(package)  # before anything is generated
     wanted = with_baselines(chosen)
     suite = load_prompts(prompts).limited(limit)
-    settings = {
-        "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
-        "temperature": options.parse_numbers("temperature", temperature),
-        "aspect_ratio": aspect_ratio,
-        "resolution": resolution,
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
     real = reference_files(reference) if reference is not None else []
     suite.check_images(find_outline(model, variant).family.edits, max(batch, timed))
-    pipe = options.load_pipeline(model, device, dtype, variant, None, text_encoder, quantization=quantization)
+    pipe = load()
     measures, notes = load_measures(
         pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
     )
-    features = None if measures.domain is not None and not real else load_features(pipe.device, bool(real), notes)
+    features = load_features(pipe.device, bool(real), measures.domain is not None, notes)
     candidates = supported(pipe, wanted, [label for label, _ in chosen], settings, timed, notes)
     described = {
         "stepvar": __version__,
@@ -138,7 +174,6 @@ def evaluate(
         "methods": [_describe(candidate) for candidate in candidates],
         "notes": notes,
     }
-    command = shlex.join(["stepvar", *(context.obj or [])])
     folder = RunFolder.open(out, described, provenance(pipe.device, command))
     evaluation = Evaluation(pipe, suite, numbers, candidates, folder, measures, settings, batch)
     try:
@@ -146,8 +181,8 @@ def evaluate(
             evaluation.generate(advance)
         with bar("timing", evaluation.runs_left(rounds), not quiet, time_left=True) as advance:
             evaluation.time(rounds, timed, advance)
-        if features is not None:
-            with bar("features", len(candidates), not quiet, time_left=True) as advance:
+        if features:
+            with bar("features", len(features) * len(candidates), not quiet, time_left=True) as advance:
                 compare_sets(folder, candidates, features, pipe.device, real, advance)
     except KeyboardInterrupt:
         if not quiet:
@@ -172,9 +207,6 @@ def report(
 ) -> None:
     """Make a page and a table of an evaluation, also of one that is not finished."""
     from stepvar.evaluation.folder import MANIFEST, RUN, TIMING, RunFolder, reading_run
-    from stepvar.evaluation.report.page import page
-    from stepvar.evaluation.report.tables import markdown
-    from stepvar.evaluation.summary import summarise, write_results
     from stepvar.utils.files import write_text
     from stepvar.utils.outputs import Outputs, write_new
 
@@ -187,13 +219,28 @@ def report(
         claims.claim("run", run / name, own=True)
     claims.claim("out", target, target.with_suffix(".md"), own=out is None)
     with reading_run(run):
-        results = summarise(folder)
-        html, table = page(results, folder), markdown(results)
-        write_results(folder)
+        html, table = _pages(folder)
     for path, text in ((target, html), (target.with_suffix(".md"), table)):
         write_new(path, partial(write_text, text=text), force=force or out is None)
     if not quiet:
         print(f"{target}: the page; {target.with_suffix('.md')}: the table")
+
+
+def _pages(folder: RunFolder) -> tuple[str, str]:
+    """The page and the tables of a run, whose results are written, too."""
+    from stepvar.evaluation import summary
+    from stepvar.evaluation.likelihood import page as likelihood_page
+    from stepvar.evaluation.likelihood import summary as likelihood
+    from stepvar.evaluation.likelihood.run import KIND
+    from stepvar.evaluation.report import page, tables
+
+    if folder.settings.get("kind") == KIND:
+        figures = likelihood.summarise(folder)
+        likelihood.write_results(folder)
+        return likelihood_page.page(figures, folder), likelihood.markdown(figures)
+    results = summary.summarise(folder)
+    summary.write_results(folder)
+    return page.page(results, folder), tables.markdown(results)
 
 
 def parse_methods(texts: Sequence[str]) -> list[tuple[str, Method]]:
@@ -226,32 +273,49 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tuple[Measures, dict[str, str]]:
-    """What can be measured here beside PSNR, SSIM and detail, and a note for what cannot."""
-    from stepvar.evaluation.metrics.learned import Unavailable, load_lpips, load_scores
+    """What can be measured here beside what needs no network, and a note for what cannot."""
+    from stepvar.evaluation.metrics.learned import Unavailable, load_cvvdp, load_distances, load_scores
     from stepvar.evaluation.metrics.scenes import domain_of
     from stepvar.evaluation.run import Measures
 
-    lpips = load_lpips(pipe.device)
-    notes = {"lpips": str(lpips)} if isinstance(lpips, Unavailable) else {}
-    distance = None if isinstance(lpips, Unavailable) else lpips
-    return Measures(domain_of(suite.prompts, pipe.device), distance, load_scores(scores, pipe.device)), notes
+    notes: dict[str, str] = {}
+    distances = load_distances(pipe.device, notes)
+    cvvdp = load_cvvdp(pipe.device, getattr(pipe.model.config, "fps", 1.0))
+    if isinstance(cvvdp, Unavailable):
+        notes["cvvdp"] = str(cvvdp)
+    whole = {} if isinstance(cvvdp, Unavailable) else {"cvvdp": cvvdp}
+    domain = domain_of(suite.prompts, pipe.device)
+    return Measures(domain, distances, whole, load_scores(scores, pipe.device)), notes
 
 
-def load_features(device: torch.device, asked: bool, notes: dict[str, str]) -> Features | None:
-    """Features of Inception; a note where they cannot be had.
+def load_features(device: torch.device, asked: bool, judged: bool, notes: dict[str, str]) -> dict[str, Features]:
+    """What sets of images are compared in; a note for what cannot be had.
+
+    Args:
+        asked: whether there are real images to compare with.
+        judged: whether a judge compares sets, which Inception is then left out of, unless it is asked for.
 
     Raises:
-        UsageError: if they were asked for.
+        UsageError: if there are real images and no features of Inception.
     """
-    from stepvar.evaluation.metrics.learned import Unavailable, load_inception
+    from stepvar.evaluation.metrics.learned import Unavailable, load_inception, load_lite0_features
+    from stepvar.evaluation.metrics.sets import INCEPTION, LITE0
 
-    features = load_inception(device)
-    if not isinstance(features, Unavailable):
-        return features
-    if asked:
-        raise UsageError(f"reference: FID and KID are {features}")
-    notes["FID and KID"] = str(features)
-    return None
+    found: dict[str, Features] = {}
+    if asked or not judged:
+        inception = load_inception(device)
+        if isinstance(inception, Unavailable):
+            if asked:
+                raise UsageError(f"reference: FID and KID are {inception}")
+            notes["FID and KID"] = str(inception)
+        else:
+            found[INCEPTION] = inception
+    lite0 = load_lite0_features(device)
+    if isinstance(lite0, Unavailable):
+        notes["Lite0-KID"] = str(lite0)
+    else:
+        found[LITE0] = lite0
+    return found
 
 
 def _describe(candidate: Candidate) -> dict[str, Any]:
@@ -301,7 +365,8 @@ def supported(
 
 def _print_table(folder: RunFolder) -> None:
     from stepvar.cli.listing import print_table
-    from stepvar.evaluation.report.tables import rich_table
+    from stepvar.evaluation.report.tables import overview, rich_table, title
     from stepvar.evaluation.summary import summarise
 
-    print_table(rich_table(summarise(folder)), whole=True)
+    results = summarise(folder)
+    print_table(rich_table(title(results), overview(results)), whole=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Step
+
+Sampler = Callable[[Tensor, Noise, Step], tuple[Tensor, Tensor | None]]
+"""From the logits of a pass to its codes; :func:`sample_pass`, or what takes its place."""
 
 
 def sample_pass(logits: Tensor, noise: Noise, step: Step) -> tuple[Tensor, Tensor | None]:

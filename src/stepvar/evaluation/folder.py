@@ -39,10 +39,14 @@ _SETTINGS = {
     "methods": list,
     "notes": dict,
     "info": dict,
+    "kind": str,
+    "images": dict,
+    "scales": list,
 }
 _PROMPTS = {"source": str, "count": int, "texts": str}
-_METHOD = {"label": str, "settings": str, "resampled": int}
-_MEASURES = dict.fromkeys(("psnr", "ssim", "lpips", "high_frequency", "flicker", "motion"), float | None)
+_METHOD = {"label": str, "settings": str, "resampled": int, "tokens": int}
+_FIDELITY = ("psnr", "ssim", "gmsd", "haarpsi", "lpips", "cvvdp", "high_frequency", "spectrum", "gram", "flicker")
+_MEASURES = dict.fromkeys((*_FIDELITY, "motion"), float | None)
 _ROW: dict[str, Any] = {
     "method": str,
     "prompt": str,
@@ -53,6 +57,7 @@ _ROW: dict[str, Any] = {
     "features": str,
 }
 _ROW |= {"seed": int, "right": dict, "scores": dict, **_MEASURES}
+_ROW |= dict.fromkeys(("bits", "divergence"), tuple[float, ...])
 _TIMING: dict[str, Any] = {"method": str, "round": int, "loop": float, "decode": float, "total": float, "flops": float}
 _TIMING |= {"samples": int, "kept": int, "tokens": int, "memory": float | None}
 

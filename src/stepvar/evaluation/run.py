@@ -76,12 +76,14 @@ class Measures:
 
     Attributes:
         domain: judges images and videos of the embedded domains; None for other prompts.
-        lpips: None where it is not available.
+        distances: of images from the dense ones, those that are available; of videos, frame by frame.
+        clip_distances: likewise, of whole videos (B, t, 3, H, W); an image is a video of one frame.
         scores: of an image against its prompt.
     """
 
     domain: Domain | None = None
-    lpips: Distance | None = None
+    distances: dict[str, Distance] = field(default_factory=dict)
+    clip_distances: dict[str, Distance] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
 
 
@@ -265,7 +267,7 @@ class Evaluation:
                 file = self._place(candidate) / sample.file
                 row["image"] = file.relative_to(self.folder.path).as_posix()
         if candidate.label != DENSE.label:
-            _join(rows, fidelity(videos, reference, self.measures.lpips))
+            _join(rows, fidelity(videos, reference, self.measures.distances, self.measures.clip_distances))
         if self.measures.domain is not None:
             _join(rows, self.measures.domain.judge([sample.prompt for sample in batch], videos))
         for name, score in self.measures.scores.items():

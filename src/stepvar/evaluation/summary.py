@@ -24,8 +24,13 @@ from stepvar.utils.files import write_text
 FIDELITY = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
+    "gmsd": "GMSD",
+    "haarpsi": "HaarPSI",
     "lpips": "LPIPS",
+    "cvvdp": "ColorVideoVDP, JOD",
     "high_frequency": "detail left",
+    "spectrum": "patch spectrum, dB",
+    "gram": "Gram distance",
     "flicker": "flicker added",
     "motion": "moves the same way",
 }

@@ -16,7 +16,7 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.sampling import sample_pass
 from stepvar.core.stack import NO_HOOKS, Hooks, ModelInfo, RunBlocks
-from stepvar.core.tokens import Grid, TokenMap
+from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.core.values import device_of, dtype_of, placement
 from stepvar.errors import UsageError
 from stepvar.kernels.linear import Quantization, check_quantization
@@ -388,6 +388,20 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
 
     def finish(self, state: Any) -> None:
         state.cache.free()
+
+    @stated_formats()
+    @torch.inference_mode()
+    def encode(self, images: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+        """The codes of images (B, 3, H, W) in [-1, 1]: indices or bits (B, N, ...) of every pass of a schedule.
+
+        Of an encoder that gives a distribution, the mean is coded.
+        """
+        with self.on_device("encoder"):
+            return self.codes(images, schedule)
+
+    @abstractmethod
+    def codes(self, images: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+        """See :meth:`encode`."""
 
     @stated_formats()
     @torch.inference_mode()

@@ -74,14 +74,22 @@ def test_a_right_image_is_right_in_everything(relation: str) -> None:
 
 def test_a_single_object_has_no_binding() -> None:
     verdict = judge_scene(seen(SINGLE), SINGLE)
-    assert verdict["colour_binding"] is None and verdict["objects"] is None
-    assert all(value for name, value in verdict.items() if name not in ("colour_binding", "objects"))
+    of_pairs = ("colour_binding", "texture_binding", "size_binding", "objects")
+    assert all(verdict[name] is None for name in of_pairs)
+    assert all(value for name, value in verdict.items() if name not in of_pairs)
 
 
 def test_exchanged_objects_fail_the_binding_only() -> None:
     verdict = judge_scene(seen(PAIR), replace(PAIR, relation="right of"))
-    assert verdict["colour_binding"] is False and verdict["objects"] is False
+    assert verdict["colour_binding"] is False and verdict["objects"] is False and verdict["everything"] is False
     assert all(verdict[name] for name in ("shape", "colour", "texture", "size", "count", "background"))
+
+
+def test_exchanged_textures_fail_the_texture_and_its_binding() -> None:
+    mixed = replace(PAIR, objects=(replace(RED, texture=BLUE.texture), replace(BLUE, texture=RED.texture)))
+    verdict = judge_scene(seen(mixed), PAIR)
+    wrong = {name for name, right in verdict.items() if not right}
+    assert wrong == {"texture", "texture_binding", "everything"}
 
 
 def test_exchanged_colours_fail_the_colour_and_its_binding() -> None:

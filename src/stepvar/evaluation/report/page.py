@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -13,6 +12,7 @@ from PIL import Image
 
 from stepvar.evaluation.candidates import DENSE
 from stepvar.evaluation.folder import RunFolder
+from stepvar.evaluation.metrics.scenes import EVERYTHING
 from stepvar.evaluation.report.charts import Point, forest, scatter
 from stepvar.evaluation.report.tables import categories, costs, notes, overview, title
 from stepvar.evaluation.summary import FIDELITY, Rows, rows_by_method
@@ -31,21 +31,15 @@ PROMPTS_EMBEDDED = 16
 EQUAL_COST = 0.12
 """Methods whose operations differ by less than this share are shown beside each other."""
 
-LOWER_IS_BETTER = frozenset({"lpips", "flicker"})
+LOWER_IS_BETTER = frozenset({"gmsd", "lpips", "spectrum", "gram", "flicker"})
 Results = Mapping[str, Any]
 
 
 def page(results: Results, folder: RunFolder) -> str:
     """The HTML page of a run."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stepvar.evaluation.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     tables = rows_by_method(folder)
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
         title=title(results),
         info=results["info"],
         overview=overview(results),
@@ -58,6 +52,18 @@ def page(results: Results, folder: RunFolder) -> str:
         groups=image_groups(results, folder, tables),
         maps=kept_maps(results, folder),
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page from a template of this package; what goes into it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("stepvar.evaluation.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(**values)
 
 
 def speedup(method: Mapping[str, Any]) -> dict[str, float] | None:
@@ -85,11 +91,12 @@ def fidelity_charts(results: Results) -> list[str]:
 
 
 def mean_share(semantics: Mapping[str, Any]) -> dict[str, float]:
-    """Mean over the categories; the interval is that of the mean of independent ones."""
-    count = len(semantics)
-    mean = sum(found["mean"] for found in semantics.values()) / count
-    below = sum((found["mean"] - found["low"]) ** 2 for found in semantics.values()) ** 0.5 / count
-    above = sum((found["high"] - found["mean"]) ** 2 for found in semantics.values()) ** 0.5 / count
+    """Mean over the single categories; the interval is that of the mean of independent ones."""
+    categories = [found for name, found in semantics.items() if name != EVERYTHING]
+    count = len(categories)
+    mean = sum(found["mean"] for found in categories) / count
+    below = sum((found["mean"] - found["low"]) ** 2 for found in categories) ** 0.5 / count
+    above = sum((found["high"] - found["mean"]) ** 2 for found in categories) ** 0.5 / count
     return {"mean": mean, "low": mean - below, "high": mean + above}
 
 
@@ -165,7 +172,7 @@ def image_groups(results: Results, folder: RunFolder, tables: Mapping[str, Rows]
         for key in keys:
             shown = {label: tables.get(label, {}).get(key, {}) for label in [DENSE.label, *labels]}
             images = [
-                _small(file, _caption(label, row))
+                small_image(read_image(file), _caption(label, row))
                 for label, row in shown.items()
                 if (file := folder.image(row)) is not None
             ]
@@ -199,7 +206,7 @@ def kept_maps(results: Results, folder: RunFolder) -> list[list[dict[str, str]]]
     rows: dict[str, list[dict[str, str]]] = {}
     for method in results["methods"]:
         for file in sorted(folder.place("kept", method["label"]).glob("*.png")):
-            rows.setdefault(file.stem, []).append(_small(file, method["label"]))
+            rows.setdefault(file.stem, []).append(small_image(read_image(file), method["label"]))
     return list(rows.values())
 
 
@@ -207,8 +214,8 @@ def _caption(label: str, row: Mapping[str, Any]) -> str:
     return f"{label}, {row['psnr']:.1f} dB" if "psnr" in row else label
 
 
-def _small(file: Path, caption: str) -> dict[str, str]:
-    small = read_image(file)
+def small_image(small: Image.Image, caption: str) -> dict[str, str]:
+    """An image as a page holds it, made small in place."""
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=88)

@@ -14,7 +14,7 @@ Results = Mapping[str, Any]
 Cells = list[list[str]]
 """The head, then the rows."""
 
-DIGITS = {"psnr": 1, "ssim": 3, "lpips": 3, "flicker": 2}
+DIGITS = {"psnr": 1, "ssim": 3, "gmsd": 3, "haarpsi": 3, "lpips": 3, "cvvdp": 2, "spectrum": 2, "gram": 3, "flicker": 2}
 SHARES = ("high_frequency", "motion")
 
 
@@ -122,6 +122,7 @@ def notes(results: Results) -> list[str]:
         "A signed number behind a share is its difference from dense on the same prompts and seeds, given only where "
         "its interval does not hold 0. floor-n is dense generation with the last n scales sampled again: "
         "differences smaller than those say nothing. Detail left is high-frequency energy over that of dense. "
+        "Lower is better for GMSD, LPIPS, the patch spectrum, the Gram distance and flicker. "
         "Flicker added, of videos, is the change from frame to frame where the dense video stands still, in levels of "
         "255, above what dense has there.",
     ]
@@ -131,6 +132,8 @@ def notes(results: Results) -> list[str]:
             "judge-FID and judge-KID are taken from the features of the embedded domain's judge, against real renders "
             "of the same scenes; they are not comparable with FID and KID from Inception."
         )
+    if any(name.startswith("Lite0") for name in sets):
+        found.append("Lite0-KID is the kernel distance in features of EfficientNet-Lite0.")
     if "FID to dense" in sets:
         found.append("FID and KID to dense compare a method's images with the dense ones, by Inception's features.")
     return found + [f"{name}: {text}" for name, text in results["notes"].items()]
@@ -157,12 +160,12 @@ def title(results: Results) -> str:
     return f"{results['model']}: {made}, on {results['device']}"
 
 
-def rich_table(results: Results) -> Table:
-    """The overview, for a terminal."""
+def rich_table(title: str, cells: Cells) -> Table:
+    """A table for a terminal."""
     from rich.table import Table
 
-    head, *rows = overview(results)
-    table = Table(title=title(results))
+    head, *rows = cells
+    table = Table(title=title)
     for index, cell in enumerate(head):
         table.add_column(cell, justify="left" if index == 0 else "right")
     for row in rows:

@@ -222,3 +222,10 @@ class Infinity(VARModel):
         """Bits by token (B, N, token_bits) -> by latent cell (B, d, h, w)."""
         bits = indices.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))
         return F.pixel_shuffle(bits, 2) if self.config.patchify else bits
+
+    def codes(self, images: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+        cells = ScaleSchedule.of([self.config.latent_size(grid)[1:] for grid in schedule])
+        bits, _ = self.tokenizer.encode(images, cells)
+        if self.config.patchify:
+            bits = [F.pixel_unshuffle(bit, 2) for bit in bits]
+        return [bit.flatten(2).transpose(1, 2).long() for bit in bits]

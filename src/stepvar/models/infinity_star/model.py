@@ -14,10 +14,10 @@ from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.infinity.model import StagedText, TextCondition, stage_text
-from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, shrink
+from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, quantise, shrink
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.rope import RotaryTable, text_coordinates, token_coordinates
-from stepvar.models.infinity_star.schedules import latents_of, schedule_for, shapes
+from stepvar.models.infinity_star.schedules import code_passes, latents_of, schedule_for, shapes
 from stepvar.models.infinity_star.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import POLICY, BlockContext, InfinityStarTransformer
@@ -262,6 +262,11 @@ class InfinityStar(VARModel):
     def latent_bits(self, indices: Tensor, step: Step) -> Tensor:
         """Bits by token (B, N, bits) -> by cell (B, bits, t, h, w)."""
         return indices.transpose(1, 2).unflatten(2, step.grid.shape)
+
+    def codes(self, images: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+        features = self.tokenizer.encode(images.unsqueeze(2), mean=True)
+        bits, _ = quantise(features, code_passes(self.config, schedule))
+        return [bit.flatten(2).transpose(1, 2).long() for bit in bits]
 
     def pixels(self, state: StarState, samples: slice, tile: int | None) -> Tensor:
         """The videos so far: (B, 3, F, H, W) in [-1, 1], in float32; an image has one frame."""

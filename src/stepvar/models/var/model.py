@@ -105,6 +105,10 @@ class CodebookModel(VARModel):
             codes = codes * mask.unflatten(1, (step.grid.h, step.grid.w)).unsqueeze(1)
         state.latent += self.tokenizer.contribution(codes, step.index, step.settings.schedule)
 
+    def codes(self, images: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+        indices, _ = self.tokenizer.encode(images, schedule)
+        return indices
+
 
 class VAR(CodebookModel):
     """A class-conditional model of the VAR family (see ``docs/models/var.md``)."""
