@@ -130,6 +130,7 @@ class Seen(Method):
         return self.method.run_sublayer(counted, tokens, ref, step, state)
 
 
+
 class Recording:
     """A model that notes its logits and what was sampled from them."""
 

@@ -23,3 +23,4 @@ from stepvar.methods.registry import make_method as make_method
 from stepvar.methods.registry import register as register
 from stepvar.methods.sparsevar import SparseVAR as SparseVAR
 from stepvar.methods.stepvar import StepVAR as StepVAR
+from stepvar.methods.stepvar_plus import StepVARPlus as StepVARPlus

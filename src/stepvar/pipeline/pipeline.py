@@ -307,7 +307,7 @@ class Pipeline(MemoryOptions, Schedules):
             class_labels: names or numbers of classes, for class-conditional models.
             prompt_embeds, negative_prompt_embeds: features of the text encoder in place of texts: (L, C), (B, L, C),
                 or a list of (L, C); for models that read padding, too, with mask and places.
-            method: an acceleration method, or its name; None: dense.
+            method: an acceleration method, or its name; None: dense; "auto", with ``speedup``: the best for the model.
             seed: one seed, from which image i uses ``seed + i``, or a list with one per image; None: chosen at
                 random and reported. The same seed on the same device gives the same image, alone or in a batch.
             generator: a stream of random numbers instead, used in the order of the published implementations; or a
@@ -376,18 +376,29 @@ class Pipeline(MemoryOptions, Schedules):
             seeds, noise = make_noise(seed, generator, samples, noise)
             schedule = inputs.schedule(self._schedule(aspect_ratio, resolution, inputs.seconds, inputs.aspect_ratio))
             settings = replace(self._settings(schedule, arguments), forced=inputs.forced_passes(schedule))
-            shown = self.progress if progress is None else progress
+            shown, reason = self.progress if progress is None else progress, ""
             if speedup is None:
                 method = as_method(method)
             else:
-                method = fit_speedup(self, speedup, method or "stepvar", settings, samples, progress=shown).method
+                fitted = fit_speedup(self, speedup, method or "stepvar", settings, samples, progress=shown)
+                method, reason = fitted.method, fitted.reason
             with blaming(method):
                 plan = method.plan(settings, self.model.info, samples)
             self._check_memory(plan, method)
             generators = make_generators(seeds, generator, samples)
             metadata = describe(self.name, self.origin, given, method, seeds, inputs.captions)
             return self._generate(
-                inputs, plan, method, seeds, noise, generators, output_type, callback_on_scale_end, shown, metadata
+                inputs,
+                plan,
+                method,
+                seeds,
+                noise,
+                generators,
+                output_type,
+                callback_on_scale_end,
+                shown,
+                metadata,
+                reason,
             )
 
     def _generate(
@@ -402,6 +413,7 @@ class Pipeline(MemoryOptions, Schedules):
         callback: Callable[[Step, Any], None] | None,
         shown: bool,
         metadata: list[dict[str, str]],
+        reason: str,
     ) -> Output:
         """Runs what was prepared, and measures it."""
         recorder = Recorder(self.device)
@@ -422,6 +434,7 @@ class Pipeline(MemoryOptions, Schedules):
             seeds=seeds,
             schedule=plan.schedule.name,
             settings=method.settings(),
+            chosen=reason,
             quantization=self.quantization,
             count=flop_counter(self.model, encoded.condition, recorder.plan or plan, method, encoded.forced),
         )
@@ -448,7 +461,8 @@ class Pipeline(MemoryOptions, Schedules):
 
         Args:
             speedup: 1 or more.
-            method: whose settings are to be found; those that the speed-up does not decide are kept.
+            method: whose settings are to be found; those that the speed-up does not decide are kept. "auto": the best
+                one for this model, by the comparison that was made of it; the result says which, and why.
             samples: images generated at once.
             scope: what the speed-up is of: a whole ``"image"``, from prompt to pixels, or the loop over ``"scales"``.
             progress: whether to show a bar; None: as :attr:`progress` says.
