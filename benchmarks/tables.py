@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import engine, memory, precision, quality_video, speed, upstream
+from benchmarks.stepvar_plus import summary as stepvar_plus
 from benchmarks.study.tables import single, write_tables
 from stepvar.utils.files import write_text
 
@@ -53,6 +54,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "upstream": lambda result: upstream.markdown(result) + info(result),
     "single": single,
+    "stepvar": lambda result: stepvar_plus.page(result) + info(result),
 }
 """From the first word of a result's name to what writes its table."""
 

@@ -1,8 +1,9 @@
 """``python -m benchmarks.stepvar_plus judge --out runs/stepvar-plus``: StepVAR+ and its rivals at equal cost.
 
-``choose`` measures the settings of StepVAR+ on captions that ``judge`` never sees; ``judge`` compares methods on others
-that no setting was chosen by. Both go on where they were stopped; all methods have the same images at any time.
-``summary`` writes the results, the table of ``--method auto``, and with ``python -m benchmarks.tables`` the page.
+``codes`` measures how many codes that are sampled from restored features differ from dense ones. ``choose`` measures
+the settings of StepVAR+ on captions that ``judge`` never sees. ``judge`` compares methods on captions that no setting
+was chosen by. All go on where they were stopped, with all methods on the same images at any time. ``summary`` writes
+the results and the table of ``--method auto``; ``python -m benchmarks.tables`` then writes the page.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks import command_line
-from benchmarks.stepvar_plus.candidates import BUDGETS, CHOSEN_AT, Entry, plus_at, rivals_at, variants_at
+from benchmarks.stepvar_plus.candidates import (
+    BUDGETS,
+    CHOSEN_AT,
+    Entry,
+    plus_at,
+    pruned_at_half,
+    rivals_at,
+    variants_at,
+)
 from benchmarks.stepvar_plus.shared import SharedImages
 from benchmarks.stepvar_plus.summary import summarise
 from benchmarks.study.match import counted_speedup
@@ -28,10 +37,10 @@ from stepvar.methods import Dense
 from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
 
-CAPTIONS = {"choose": (256, 64), "judge": (0, 64)}
+CAPTIONS = {"codes": (256, 16), "choose": (256, 64), "judge": (0, 64)}
 """Of the held-out suite: the first one, and how many; those of ``judge`` are what ``stepvar eval`` begins with."""
 
-SEEDS = {"choose": 500_000, "judge": 0}
+SEEDS = {"codes": 500_000, "choose": 500_000, "judge": 0}
 """Added to a caption's number."""
 
 DENSE = Dense()
@@ -51,8 +60,10 @@ def main(given: Sequence[str] | None = None) -> None:
     prompts = load_prompts(f"scenes:{first + count}").prompts[first:]
     settings, speedup_of = pipe.settings(), counted_speedup(pipe, pipe.settings())
     measure: Measure
-    if arguments.part == "choose":
-        entries, measure = variants_at(CHOSEN_AT, speedup_of), changed_codes
+    if arguments.part == "codes":
+        entries, measure = pruned_at_half(), changed_codes
+    elif arguments.part == "choose":
+        entries, measure = variants_at(CHOSEN_AT, speedup_of), fidelity_rows
     else:
         entries = [Entry("dense", 1.0, DENSE, 1.0)]
         for budget in arguments.budgets:
@@ -70,7 +81,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m benchmarks.stepvar_plus", description=__doc__)
-    found.add_argument("part", choices=("choose", "judge", "summary"))
+    found.add_argument("part", choices=("codes", "choose", "judge", "summary"))
     found.add_argument("--out", type=Path, default=Path("runs/stepvar-plus"), help="folder of the measurements")
     found.add_argument("--model", default="scenes")
     found.add_argument("--device", default="cpu")
@@ -151,6 +162,11 @@ def judged(domain: Any) -> Measure:
         return [fidelity_row | {"right": verdict["right"]} for fidelity_row, verdict in rows]
 
     return measure
+
+
+def fidelity_rows(images: SharedImages, entry: Entry, prompts: Sequence[Prompt]) -> list[Row]:
+    """Fidelity to the dense image."""
+    return fidelity(images.generate(entry.method).unsqueeze(1), images.images.unsqueeze(1))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.study.candidates import fastvar, kept
 from benchmarks.study.match import SpeedupOf, match_cost
 from stepvar.core.plan import Settings
 from stepvar.methods import Compose, DropGuidance, Method, SkipLast, StepVARPlus, make_method
-from stepvar.methods.restoration import Blend, Corrected
 
 BUDGETS = (1.3, 1.6, 2.0)
 """Speed-ups of the loop over scales, counted in operations."""
@@ -93,45 +92,36 @@ def rivals_at(budget: float, speedup_of: SpeedupOf) -> list[Entry]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "texture alone": {"structure_weight": 0.0, "midband_weight": 0.0},
-    "without mid-band": {"midband_weight": 0.0},
-    "mid-band 1": {"midband_weight": 1.0},
+    "structure: first component, weight 0.25": {"structure": "component", "structure_weight": 0.25},
     "without structure": {"structure_weight": 0.0},
     "structure 0.5": {"structure_weight": 0.5},
-    "structure 1": {"structure_weight": 1.0},
-    "restored from the nearest": {"restore": "nearest"},
-    "restored by blend": {"restore": "blend"},
-    "share of the earlier update 0.25": {"restore": Corrected(share=0.25)},
-    "share of the earlier update 0.75": {"restore": Corrected(share=0.75)},
-    "blend of 8": {"restore": Corrected(neighbours=8)},
-    "blend of 8, states": {"restore": Blend(8), "propagate": "state"},
-    "taper 0.5": {"taper": 0.5},
-    "without reuse of guidance": {"reuse_guidance": 0.0},
-    "reuse of guidance 0.25": {"reuse_guidance": 0.25},
-    "reuse of guidance 0.75": {"reuse_guidance": 0.75},
-    "reuse of guidance 1": {"reuse_guidance": 1.0},
+    "without mid-band": {"midband_weight": 0.0},
+    "pruned tokens add 0.15 of their codes": {"pruned_codes": 0.15},
+    "pruned tokens add all of their codes": {"pruned_codes": 1.0},
+    "the same share at both scales": {"taper": 0.0},
+    "guidance dropped at the last scale": {"drop_guidance": 1},
+    "the same, the conditional branch as it is": {"drop_guidance": 1, "reuse_guidance": 0.0},
 }
 """One setting changed at a time."""
 
-DROPPED = (0, 1, 2)
-"""Scales that guidance is dropped at, each at the share of tokens that then costs as much."""
-
 
 def variants_at(budget: float, speedup_of: SpeedupOf) -> list[Entry]:
-    """Settings of StepVAR+ at a speed-up: with guidance dropped at more or fewer scales, and one changed at a time."""
+    """Settings of StepVAR+ at a speed-up, and StepVAR."""
 
-    def at(label: str, method: StepVARPlus) -> Entry:
-        build = lambda share: replace(method, keep=share, last=2)  # noqa: E731
+    def at(label: str, build: Callable[[float], Method]) -> Entry:
         found = match_cost(build, speedup_of, budget)
         return Entry(label, budget, found.method, found.speedup)
 
-    found = [at(f"guidance dropped at {count}", StepVARPlus(drop_guidance=count)) for count in DROPPED]
-    found += [at(label, StepVARPlus(**settings)) for label, settings in VARIANTS.items()]
-    found.append(at_stepvar(budget, speedup_of))
-    return found
+    def plus(given: dict[str, Any]) -> Callable[[float], Method]:
+        return lambda share: StepVARPlus(keep=share, last=2, **given)
+
+    found = [at(label, plus(given)) for label, given in VARIANTS.items()]
+    return [*found, at("stepvar", kept("stepvar"))]
 
 
-def at_stepvar(budget: float, speedup_of: SpeedupOf) -> Entry:
-    """StepVAR itself."""
-    found = match_cost(lambda share: make_method("stepvar", keep=share, last=2), speedup_of, budget)
-    return Entry("stepvar", budget, found.method, found.speedup)
+def pruned_at_half() -> list[Entry]:
+    """StepVAR at half of the tokens: what its restored features are worth."""
+    return [
+        Entry(f"stepvar, restore {name}", 1.0, make_method("stepvar", keep=0.5, last=2, restore=name), 1.0)
+        for name in ("nearest", "blend")
+    ]

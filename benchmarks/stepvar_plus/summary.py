@@ -68,15 +68,17 @@ def ranking(compared: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, A
 
 
 def settings(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each variant: the codes that it changes, and how many more that are than those of StepVAR+ as it is."""
+    """Each variant: its fidelity, and how far it is from that of StepVAR+ as it is."""
     rows: Mapping[str, Rows] = kept["rows"]
     names = shared_captions(rows)
     default = next(rows[key] for key, entry in kept["entries"].items() if entry["label"] == "as it is")
     found = []
     for key, entry in kept["entries"].items():
-        own, usual = values(rows[key], names, "flips"), values(default, names, "flips")
         row = {"label": entry["label"], "budget": entry["budget"], "speedup": entry["speedup"], "images": len(names)}
-        found.append(row | {"flips": bootstrap(own).to_dict(), "more": paired(own, usual).to_dict()})
+        for measure in ("psnr", "ssim", "high_frequency"):
+            own, usual = values(rows[key], names, measure), values(default, names, measure)
+            row |= {measure: bootstrap(own).to_dict(), f"{measure}_from_usual": paired(own, usual).to_dict()}
+        found.append(row)
     return found
 
 
@@ -108,8 +110,13 @@ def _rounded(value: Any) -> Any:
     return [_rounded(inner) for inner in value] if isinstance(value, list) else value
 
 
+def page(result: Mapping[str, Any]) -> str:
+    """All tables."""
+    return f"{markdown(result)}\n**Settings of StepVAR+, at one cost**\n\n{settings_markdown(result)}"
+
+
 def markdown(result: Mapping[str, Any]) -> str:
-    """One table per cost, and the settings that were tried."""
+    """One table per cost."""
     parts = []
     for budget in sorted({row["budget"] for row in result["compared"] if row["label"] != "dense"}):
         rows = sorted(
@@ -120,8 +127,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     known = result["info"]
     dense = next(row for row in result["compared"] if row["label"] == "dense")
     parts.append(
-        f"{dense['images']} held-out captions (numbers {known['captions']}), one seed each, {known['dtype']}, "
-        f"{known['machine']}, torch {known['torch']}; intervals of 95 % over captions. Dense answers "
+        f"{dense['images']} held-out captions (of numbers {known['captions']}), one seed each, {known['dtype']}; "
+        f"intervals of 95 % over captions, in bold where they exclude 0. Dense answers "
         f"{100 * dense['accuracy']['mean']:.1f} % of the questions right.\n"
     )
     return "\n".join(parts)
@@ -146,17 +153,19 @@ def _compared(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def settings_markdown(result: Mapping[str, Any]) -> str:
     """The variants of StepVAR+."""
-    table = [["settings", "operations", "codes changed", "more than as it is, points"]]
+    table = [["settings", "operations", "PSNR to dense, dB", "from as it is, dB", "SSIM", "detail left"]]
     for row in result["chosen"]:
         usual = row["label"] == "as it is"
         table.append([
             row["label"],
             f"{row['speedup']:.2f}x",
-            f"{100 * row['flips']['mean']:.2f} %",
-            "" if usual else signed(row["more"], 2, 100),
+            interval(row["psnr"], 1),
+            "" if usual else signed(row["psnr_from_usual"], 2),
+            interval(row["ssim"], 3),
+            percents(row["high_frequency"]),
         ])  # fmt: skip
     known = result["chosen_info"]
-    return f"{to_markdown(table)}\n{result['chosen'][0]['images']} captions (numbers {known['captions']}).\n"
+    return f"{to_markdown(table)}\n{result['chosen'][0]['images']} captions (of numbers {known['captions']}).\n"
 
 
 def signed(change: Mapping[str, float], digits: int, factor: float = 1.0) -> str:

@@ -16,7 +16,7 @@ from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
 from stepvar.methods import Compose, DropGuidance, SkipLast, StepVARPlus
 from stepvar.methods.cached_features import CachedFeatures
-from stepvar.methods.stepvar_plus import midband_score
+from stepvar.methods.stepvar_plus import Structure, midband_score
 from stepvar.models.infinity import Infinity
 from tests.helpers import CLIPS, SQUARE, WIDE, equal_everywhere, generate_infinity, make_settings, make_text
 from tests.methods.helpers import DEPTH, plan_of, work
@@ -66,10 +66,13 @@ def test_midband_of_a_line() -> None:
     assert midband_score(torch.ones(1, 4, 2, dtype=torch.bfloat16), Grid(1, 2, 2)).dtype == torch.float32
 
 
-def test_the_score_is_the_sum_that_is_documented() -> None:
-    """Against loops for texture and mid-band and an SVD for the structure of the update, resized."""
+@pytest.mark.parametrize("structure", ["component", "magnitude"])
+def test_the_score_is_the_sum_that_is_documented(structure: Structure) -> None:
+    """Against loops for texture and mid-band, and an SVD or a plain sum for the structure of the update, resized."""
     schedule = ScaleSchedule.of([(1, 1), (4, 4), (6, 6)])
-    method = StepVARPlus(keep=(0.5,), structure_weight=0.4, midband_weight=0.7, power_iterations=200)
+    method = StepVARPlus(
+        keep=(0.5,), structure=structure, structure_weight=0.4, midband_weight=0.7, power_iterations=200
+    )
     plan = plan_of(method, schedule, 1.0)
     state = method.start(plan)
     first, dense, pruned = plan.steps
@@ -77,8 +80,9 @@ def test_the_score_is_the_sum_that_is_documented() -> None:
     update[..., 0] *= 5  # a clear first component
     for step, blocks in ((first, Blocks(update[:, :1])), (dense, Blocks(update))):
         method.run_stack(blocks, TokenMap.dense(torch.zeros(1, step.grid.size, 6), step.grid), step, state)
-    structure = F.interpolate(by_svd(update).view(1, 1, 4, 4), size=(6, 6), mode="bilinear").view(1, 36)
-    parts = (naive_texture(entered, pruned.grid), naive_midband(entered, pruned.grid), structure)
+    moved = by_svd(update) if structure == "component" else (update**2).sum(-1)
+    resized = F.interpolate(moved.view(1, 1, 4, 4), size=(6, 6), mode="bilinear").view(1, 36)
+    parts = (naive_texture(entered, pruned.grid), naive_midband(entered, pruned.grid), resized)
     expected = sum(w * part / part.mean() for w, part in zip((1.0, 0.7, 0.4), parts, strict=True))
     scores = method.score(TokenMap.dense(entered, pruned.grid), pruned, state)
     torch.testing.assert_close(scores, expected, atol=1e-3, rtol=1e-3)
@@ -86,7 +90,7 @@ def test_the_score_is_the_sum_that_is_documented() -> None:
 
 def test_structure_is_of_what_the_blocks_changed_at_the_last_dense_scale() -> None:
     """Not of what entered them: the map is constant here, and the update of the first scale grows to the right."""
-    method = StepVARPlus(keep=(0.5,), restore="nearest")
+    method = StepVARPlus(keep=(0.5,), restore="nearest", structure="component", structure_weight=0.25)
     plan = plan_of(method, LINE, 1.0)
     state = method.start(plan)
     for step, update in zip(plan.steps, ([[0.0], [8.0]], [[0.0]] * 4), strict=True):

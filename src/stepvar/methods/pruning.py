@@ -29,6 +29,7 @@ ContextClips = Literal["dense", "pruned"]
 
 Share = Annotated[float | Sequence[float], Range(above=0, most=1, note="1 keeps every token")]
 Scales = Annotated[int | None, Range(1, 1000, none="to choose by the schedule")]
+Taper = Annotated[float, Range(0, 1, note="0: the same share, 1: the same number")]
 Blocks = Annotated[int, Range(0, 1000)]
 
 FLOOR = 0.25
@@ -97,7 +98,7 @@ class Pruning(Method[State], ABC):
 
     keep: Share = 0.5
     last: Scales = None
-    taper: Annotated[float, Range(0, 1, note="0: the same share, 1: the same number")] = 0.0
+    taper: Taper = 0.0
     blocks_before: Blocks = 0
     blocks_after: Blocks = 0
     scope: Scope = "stack"
@@ -113,7 +114,7 @@ class Pruning(Method[State], ABC):
         super().__post_init__()
         if not self._ratios:
             raise UsageError("keep=(): give one number, or one per scale counted from the end")
-        if self.taper and not isinstance(self.keep, (int, float)):
+        if self.taper != type(self).taper and not isinstance(self.keep, (int, float)):
             raise UsageError(f"keep={self.keep!r}: give one number; taper spreads it over the scales")
 
     @abstractmethod

@@ -6,9 +6,10 @@ that the whole stack made at the last dense scale, and X the (N, C) features of 
 
 1. texture score: as StepVAR's, the energy of a 3x3 high-pass of X;
 2. mid-band score: the energy of the difference of a 3x3 and a 7x7 average of X, :func:`midband_score`;
-3. structure score: the magnitude of the projection of U on its first principal component, resized to the grid;
+3. structure score: how far the blocks moved a token, the energy of U, resized to the grid; or, nearer to StepVAR, the
+   magnitude of the projection of U on its first principal component;
 4. their weighted sum, each divided by its mean: :meth:`StepVARPlus.score`;
-5. a pruned token adds no codes to the image (``pruned_codes=False``): what is sampled from restored features differs in
+5. a pruned token adds no codes to the image (``pruned_codes=0``): what is sampled from restored features differs in
    nearly half of its bits from what dense generation samples, so that it takes the image farther away;
 6. where more is to be saved, the last scales run without the unconditional branch (:meth:`StepVARPlus.edit`); in its
    place a share of the difference between the branches at the last guided scale, resized, joins the features behind
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,15 +34,16 @@ from stepvar.errors import UsageError
 from stepvar.methods.base import Stage
 from stepvar.methods.cached_features import CachedFeatures
 from stepvar.methods.latent_delta import refuse_first_scale
-from stepvar.methods.pruning import FLOOR, LATE, LOWEST, Propagated, Pruning, PruningState
+from stepvar.methods.pruning import FLOOR, LATE, LOWEST, Propagated, Pruning, PruningState, Taper
 from stepvar.methods.registry import register
 from stepvar.methods.restoration import Restoration, RestorationName
-from stepvar.methods.scores import normalise
+from stepvar.methods.scores import normalise, squared_norm
 from stepvar.methods.stepvar import Iterations, structure_score, texture_score
 
-STAGES = (0.65, 0.6, FLOOR)
+STAGES = (0.45, 0.35, FLOOR)
 """The smallest share kept for a speed-up with guidance dropped at no scale, the last one, and the last two."""
 
+Structure = Literal["component", "magnitude"]
 Weight = Annotated[float, Range(0, 1e6)]
 
 
@@ -83,6 +85,7 @@ class StepVARPlus(Pruning[StepVARPlusState]):
     """Keeps the tokens that matter for texture, or that lie where the blocks change most; drops guidance late.
 
     Attributes:
+        structure: what of the update is scored: its energy (``"magnitude"``), or its first principal ``"component"``.
         structure_weight: weight of the structure score beside the texture score.
         midband_weight: weight of the mid-band score beside the texture score.
         power_iterations: steps of the power iteration that finds the principal component of the update.
@@ -95,16 +98,19 @@ class StepVARPlus(Pruning[StepVARPlusState]):
     name: ClassVar[str] = "stepvar-plus"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "drop-guidance": {"drop_guidance": 1},
-        "all-codes": {"pruned_codes": True},
+        "all-codes": {"pruned_codes": 1.0},
+        "component": {"structure": "component", "structure_weight": 0.25},
     }
     neutral: ClassVar[Mapping[str, Any] | None] = {"keep": 1.0, "drop_guidance": 0}
     speedup_settings: ClassVar[tuple[str, ...]] = ("keep", "last", "drop_guidance")
 
+    taper: Taper = 1.0
     propagate: Propagated = "update"
     restore: RestorationName | Restoration = "blend"
-    pruned_codes: bool = False
-    structure_weight: Weight = 0.25
-    midband_weight: Weight = 0.5
+    pruned_codes: Annotated[float, Range(0, 1)] = 0.0
+    structure: Structure = "magnitude"
+    structure_weight: Weight = 1.0
+    midband_weight: Weight = 0.25
     power_iterations: Iterations = 8
     drop_guidance: Annotated[int, Range(0, 1000)] = 0
     reuse_guidance: Annotated[float, Range(0, 2)] = 0.3
@@ -141,9 +147,13 @@ class StepVARPlus(Pruning[StepVARPlusState]):
     def run_stack(self, run: RunBlocks, tokens: TokenMap, step: Step, state: StepVARPlusState) -> TokenMap:
         after = super().run_stack(run, tokens, step, state)
         if step.index in state.dense and self.structure_weight:
-            scores = structure_score(after.features - tokens.features, self.power_iterations)
+            scores = self._structure(after.features - tokens.features)
             state.structure = CachedFeatures.of(after.with_features(scores.unsqueeze(-1)), step)
         return self._guided(after, step, state)
+
+    def _structure(self, update: Tensor) -> Tensor:
+        """The structure score (R, N) of an update (R, N, C)."""
+        return squared_norm(update) if self.structure == "magnitude" else structure_score(update, self.power_iterations)
 
     def _guided(self, after: TokenMap, step: Step, state: StepVARPlusState) -> TokenMap:
         """Notes the difference between the branches, or adds the one that was noted where guidance was dropped."""
