@@ -60,11 +60,14 @@ RIVALS: dict[str, tuple[Callable[[float], Method], tuple[str, dict[str, Any]], f
 FIXED: dict[str, tuple[Method, float, tuple[str, dict[str, Any]] | None]] = {
     "drop-guidance, last scale": (DropGuidance(1), 1.3, ("drop-guidance", {})),
     "drop-guidance, last 2 scales": (DropGuidance(2), 1.6, ("drop-guidance", {})),
-    "drop-guidance, last 3 scales": (DropGuidance(3), 2.0, None),
     "skip-last": (SkipLast(1), 2.0, ("skip-last", {})),
     "skip-last+drop-guidance": (Compose(SkipLast(1), DropGuidance(2)), 2.0, None),
 }
 """Methods that cost what they cost, with the budget that they are nearest to."""
+
+
+NULL = (1.6, kept("random", pruned_codes=0.0))
+"""Tokens chosen at random, which add no codes where they are pruned: what that alone is worth, at one budget."""
 
 
 def plus_at(budget: float, speedup_of: SpeedupOf, settings: Settings, method: StepVARPlus | None = None) -> Entry:
@@ -84,6 +87,9 @@ def rivals_at(budget: float, speedup_of: SpeedupOf) -> list[Entry]:
         if budget > least:
             matched = match_cost(build, speedup_of, budget)
             found.append(Entry(label, budget, matched.method, matched.speedup, auto))
+    if budget == NULL[0]:
+        matched = match_cost(NULL[1], speedup_of, budget)
+        found.append(Entry("random, no codes of pruned tokens", budget, matched.method, matched.speedup))
     for label, (method, nearest, offered) in FIXED.items():
         if nearest == budget:
             found.append(Entry(label, budget, method, speedup_of(method), offered))

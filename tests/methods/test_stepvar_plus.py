@@ -185,7 +185,7 @@ def test_wrong_settings_are_named(tiny_model: Infinity) -> None:
         StepVARPlus(midband_weight=-1)
     everything = ScaleSchedule(SQUARE.grids[1:])
     with pytest.raises(UsageError, match="stepvar-plus selects by the scale before, which the first scale"):
-        generate_infinity(tiny_model, make_settings(everything), StepVARPlus(last=4, restore="nearest"))
+        generate_infinity(tiny_model, make_settings(everything), StepVARPlus(last=4, taper=0.0))
 
 
 def test_it_composes_with_what_edits_the_schedule(tiny_model: Infinity) -> None:

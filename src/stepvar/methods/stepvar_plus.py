@@ -40,7 +40,7 @@ from stepvar.methods.restoration import Restoration, RestorationName
 from stepvar.methods.scores import normalise, squared_norm
 from stepvar.methods.stepvar import Iterations, structure_score, texture_score
 
-STAGES = (0.45, 0.35, FLOOR)
+STAGES = (0.3, FLOOR, FLOOR)
 """The smallest share kept for a speed-up with guidance dropped at no scale, the last one, and the last two."""
 
 Structure = Literal["component", "magnitude"]
