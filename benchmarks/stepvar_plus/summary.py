@@ -23,13 +23,29 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 
 def summarise(folder: Path, results: Path = RESULTS, auto: Path = AUTO) -> None:
-    """Writes both files."""
-    choose, judge = (json.loads((folder / f"{part}.json").read_text("utf-8")) for part in ("choose", "judge"))
-    judged = comparison(judge)
-    found = {"info": judge["info"], "compared": judged, "chosen": settings(choose), "chosen_info": choose["info"]}
+    """Writes both files, of the parts that were measured; ``judge`` has to be among them."""
+    parts = {
+        path.stem: json.loads(path.read_text("utf-8"))
+        for path in (folder / f"{part}.json" for part in ("codes", "choose", "judge"))
+        if path.exists()
+    }
+    judge = parts["judge"]
+    found = {"info": judge["info"], "compared": comparison(judge)}
+    if "choose" in parts:
+        found |= {"chosen": settings(parts["choose"]), "chosen_info": parts["choose"]["info"]}
+    if "codes" in parts:
+        found["codes"] = codes(parts["codes"])
     write_text(results, json.dumps(_rounded(found), indent=1, allow_nan=False) + "\n")
-    table = {"info": judge["info"], "models": {judge["info"]["model"]: ranking(judged)}}
+    table = {"info": judge["info"], "models": {judge["info"]["model"]: ranking(found["compared"])}}
     write_text(auto, json.dumps(_rounded(table), indent=1, allow_nan=False) + "\n")
+
+
+def codes(kept: Mapping[str, Any]) -> dict[str, float]:
+    """The share of codes of both pruned scales that differ from dense ones, by candidate; half of them are restored."""
+    return {
+        kept["entries"][key]["label"]: sum(row["flips"] for row in rows.values()) / len(rows) / 2
+        for key, rows in kept["rows"].items()
+    }
 
 
 def comparison(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -112,7 +128,8 @@ def _rounded(value: Any) -> Any:
 
 def page(result: Mapping[str, Any]) -> str:
     """All tables."""
-    return f"{markdown(result)}\n**Settings of StepVAR+, at one cost**\n\n{settings_markdown(result)}"
+    chosen = f"\n**Settings of StepVAR+, at one cost**\n\n{settings_markdown(result)}" if "chosen" in result else ""
+    return markdown(result) + chosen
 
 
 def markdown(result: Mapping[str, Any]) -> str:

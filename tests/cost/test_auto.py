@@ -96,7 +96,7 @@ def test_the_table_that_ships_can_be_read() -> None:
         for rows in costs.values():
             assert rows and all(make_method(row["method"], **row["settings"]) for row in rows)
             assert [row["psnr"] for row in rows] == sorted((row["psnr"] for row in rows), reverse=True)
-    assert choices("scenes", 1.6)[0].method.speedup_schedule
+    assert choices("scenes", 1.6)[0].method.speedup_settings
 
 
 @pytest.mark.usefixtures("table")

@@ -200,11 +200,11 @@ def test_it_composes_with_what_edits_the_schedule(tiny_model: Infinity) -> None:
 def test_a_larger_share_of_a_stage_never_costs_more(schedule: ScaleSchedule, guidance: float) -> None:
     settings: Settings = make_settings(schedule, guidance)
     for stage in StepVARPlus().speedup_schedule(settings):
-        costs = [work(plan_of(stage(share), schedule, guidance)) for share in (0.0, 0.3, 0.6, 1.0)]  # type: ignore[arg-type]
+        costs = [work(plan_of(stage(share), schedule, guidance)) for share in (0.0, 0.3, 0.6, 1.0)]
         assert costs == sorted(costs, reverse=True) and costs[-1] < costs[0]
 
 
 def test_a_dense_generation_is_the_end_of_the_first_stage() -> None:
     schedule = ScaleSchedule.of([(n, n) for n in (1, 2, 4, 6, 8, 12, 16)])
     gentlest = StepVARPlus().speedup_schedule(make_settings(schedule))[0](0.0)
-    assert work(plan_of(gentlest, schedule)) == DEPTH * 2 * schedule.size  # type: ignore[arg-type]
+    assert work(plan_of(gentlest, schedule)) == DEPTH * 2 * schedule.size
