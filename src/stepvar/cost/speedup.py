@@ -164,7 +164,8 @@ def _fit_best(
         UsageError: if none can, as the best one says it.
     """
     refused: UsageError | None = None
-    for choice in choices(pipe.name, speedup):
+    offered = choices(pipe.name, speedup)
+    for choice in offered if speedup >= 1 else offered[:1]:  # below 1 none can
         try:
             fitted = fit_speedup(pipe, speedup, choice.method, settings, samples, scope, progress=progress)
         except UsageError as error:
