@@ -66,7 +66,7 @@ FIXED: dict[str, tuple[Method, float, tuple[str, dict[str, Any]] | None]] = {
 """Methods that cost what they cost, with the budget that they are nearest to."""
 
 
-NULL = (1.6, kept("random", pruned_codes=0.0))
+NULL = (1.6, kept("random", pruned_codes=False))
 """Tokens chosen at random, which add no codes where they are pruned: what that alone is worth, at one budget."""
 
 
@@ -102,8 +102,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without structure": {"structure_weight": 0.0},
     "structure 0.5": {"structure_weight": 0.5},
     "without mid-band": {"midband_weight": 0.0},
-    "pruned tokens add 0.15 of their codes": {"pruned_codes": 0.15},
-    "pruned tokens add all of their codes": {"pruned_codes": 1.0},
+    "pruned tokens add their codes": {"pruned_codes": True},
+    "the same, restored by blend": {"pruned_codes": True, "restore": "blend", "propagate": "update"},
     "the same share at both scales": {"taper": 0.0},
     "guidance dropped at the last scale": {"drop_guidance": 1},
     "the same, the conditional branch as it is": {"drop_guidance": 1, "reuse_guidance": 0.0},

@@ -16,9 +16,8 @@ from torch import Tensor
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.sampling import sample_pass
-from stepvar.core.stack import run_dense
 from stepvar.evaluation.noise import CachedNoise
-from stepvar.generation import run_pass
+from stepvar.generation import run_blocks, run_pass
 from stepvar.methods import Method
 from stepvar.models.inputs import GenerationInputs
 from stepvar.pipeline import Pipeline
@@ -59,7 +58,7 @@ class SharedImages:
         for step in plan.steps:
             if step.index == found.first:
                 found.lengths, found.latent = list(state.cache.lengths), state.latent.clone()
-            tokens = model.blocks(state, step, run_dense)(model.embed(state, step))
+            tokens = model.blocks(state, step)(model.embed(state, step))
             logits = model.predict(state, tokens, step)
             found.codes[step.index], _ = sample_pass(logits, found.noise, step)
             model.accumulate(state, found.codes[step.index], step)
@@ -78,6 +77,7 @@ class SharedImages:
         """The images of a method (B, 3, H, W) in [0, 1], as the pipeline would generate them."""
         plan = self._restored(method)
         method_state = method.start(plan)
+        method_state.use(self.noise)
         for step in plan.steps[self.first :]:
             run_pass(self.pipe.model, self.state, method, method_state, step, self.noise)
         return self._decoded()
@@ -93,18 +93,12 @@ class SharedImages:
         plan, model = self._restored(method), self.pipe.model
         method_state, found = method.start(plan), torch.zeros(plan.samples)
         for step in plan.steps[self.first :]:
-            tokens = method.run_stack(
-                self._blocks(method, method_state, step), model.embed(self.state, step), step, method_state
-            )
+            tokens = run_blocks(model, self.state, method, method_state, step)
             chosen = model.predict(self.state, tokens, step).softmax(dim=-1)
             apart = (chosen - self.probabilities[step.index]).abs().sum(dim=-1) / 2
             found += apart.flatten(1).mean(dim=1)
             model.accumulate(self.state, self.codes[step.index], step)
         return found
-
-    def _blocks(self, method: Method, method_state: Any, step: Step) -> Any:
-        hook = lambda run, tokens, ref: method.run_sublayer(run, tokens, ref, step, method_state)  # noqa: E731
-        return self.pipe.model.blocks(self.state, step, hook if method.acts_on_sublayers(step) else run_dense)
 
     def _restored(self, method: Method) -> Plan:
         """The plan of a method, with the state as the shared passes left it.

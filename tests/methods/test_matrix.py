@@ -44,7 +44,7 @@ CASES: dict[str, Callable[[], Method]] = {
     "blend": lambda: make_method("stepvar:blend"),
     "taper": lambda: make_method("stepvar:taper", keep=0.4, last=2),
     "mean-distance": lambda: make_method("magnitude:mean-distance"),
-    "plus-dropped": lambda: make_method("stepvar-plus", drop_guidance=2, structure="component", pruned_codes=0.3),
+    "plus-dropped": lambda: make_method("stepvar-plus", drop_guidance=2, structure="component"),
     "together": lambda: make_method(
         "stepvar+drop-guidance+skip-last", **{"drop-guidance.last": 2, "stepvar.last": 2, "stepvar.keep": 0.4}
     ),
@@ -129,7 +129,6 @@ class Seen(Method):
             return run(pruned)
 
         return self.method.run_sublayer(counted, tokens, ref, step, state)
-
 
 
 class Recording:

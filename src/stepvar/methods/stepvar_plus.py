@@ -9,7 +9,7 @@ that the whole stack made at the last dense scale, and X the (N, C) features of 
 3. structure score: how far the blocks moved a token, the energy of U, resized to the grid; or, nearer to StepVAR, the
    magnitude of the projection of U on its first principal component;
 4. their weighted sum, each divided by its mean: :meth:`StepVARPlus.score`;
-5. a pruned token adds no codes to the image (``pruned_codes=0``): what is sampled from restored features differs in
+5. a pruned token adds no codes to the image (``pruned_codes=False``): what is sampled from restored features differs in
    nearly half of its bits from what dense generation samples, so that it takes the image farther away;
 6. where more is to be saved, the last scales run without the unconditional branch (:meth:`StepVARPlus.edit`); in its
    place a share of the difference between the branches at the last guided scale, resized, joins the features behind
@@ -34,9 +34,8 @@ from stepvar.errors import UsageError
 from stepvar.methods.base import Stage
 from stepvar.methods.cached_features import CachedFeatures
 from stepvar.methods.latent_delta import refuse_first_scale
-from stepvar.methods.pruning import FLOOR, LATE, LOWEST, Propagated, Pruning, PruningState, Taper
+from stepvar.methods.pruning import FLOOR, LATE, LOWEST, Pruning, PruningState, Taper
 from stepvar.methods.registry import register
-from stepvar.methods.restoration import Restoration, RestorationName
 from stepvar.methods.scores import normalise, squared_norm
 from stepvar.methods.stepvar import Iterations, structure_score, texture_score
 
@@ -98,16 +97,14 @@ class StepVARPlus(Pruning[StepVARPlusState]):
     name: ClassVar[str] = "stepvar-plus"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "drop-guidance": {"drop_guidance": 1},
-        "all-codes": {"pruned_codes": 1.0},
+        "all-codes": {"pruned_codes": True, "restore": "blend", "propagate": "update"},
         "component": {"structure": "component", "structure_weight": 0.25},
     }
     neutral: ClassVar[Mapping[str, Any] | None] = {"keep": 1.0, "drop_guidance": 0}
     speedup_settings: ClassVar[tuple[str, ...]] = ("keep", "last", "drop_guidance")
 
     taper: Taper = 1.0
-    propagate: Propagated = "update"
-    restore: RestorationName | Restoration = "blend"
-    pruned_codes: Annotated[float, Range(0, 1)] = 0.0
+    pruned_codes: bool = False
     structure: Structure = "magnitude"
     structure_weight: Weight = 1.0
     midband_weight: Weight = 0.25
