@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import engine, memory, own_scale, precision, quality_video, rules, speed, upstream
+from benchmarks.stepvar_plus import summary as stepvar_plus
 from benchmarks.study.tables import single, write_tables
 from stepvar.evaluation.likelihood.summary import overview, title
 from stepvar.evaluation.report.tables import to_markdown
@@ -61,6 +62,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "single": single,
     "own": lambda result: own_scale.markdown(result) + info(result),
     "likelihood": lambda result: f"{title(result)}.\n\n{to_markdown(overview(result))}{info(result)}",
+    "stepvar": lambda result: stepvar_plus.page(result) + info(result),
 }
 """From the first word of a result's name to what writes its table."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_a_picture_alone_reports_its_plan(run: Run, shared_model: Path, tmp_path
     assert report["method"] == "stepvar" and report["budget"]["asked_speedup"] == 1
 
 
+def test_the_method_may_be_chosen_too(run: Run, shared_model: Path, tmp_path: Path) -> None:
+    result = run("generate", PROMPT, "--model", shared_model, "--speedup", 1.1, "--method", "auto", "--report",
+                 "report.json", "--out", "a.png")  # fmt: skip
+    assert result.status == 0, result.err
+    said = re.search(r"^auto: (\S+), (nearest to dense of \d+ methods compared at .*)$", result.out, re.MULTILINE)
+    assert said is not None and "since no comparison was made on" in said[2]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["method"] == said[1] and report["budget"]["chosen"] == f"{said[1]}: {said[2]}"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -68,6 +79,12 @@ def test_a_picture_alone_reports_its_plan(run: Run, shared_model: Path, tmp_path
         (("--speedup", 2, "--method", "skip-last", "--set", "count=2"), "speedup and count: give one of them"),
         (("--speedup-of", "scales"), "speedup-of 'scales': says what --speedup is of; give a speed-up, too"),
         (("--speedup", 2, "--speedup-of", "text"), "speedup-of 'text': must be one of image, scales"),
+        (("--method", "auto"), "method 'auto': is chosen for a speed-up; give one, too, such as 1.5"),
+        (
+            ("--speedup", 2, "--method", "auto", "--set", "taper=1"),
+            "method 'auto' and set 'taper=1': it chooses the settings",
+        ),
+        (("--speedup", 2, "--method", "auto", "--keep", 0.5), "speedup and keep: give one of them"),
         (("--speedup", 2, "--method", "dense"), "speedup=2: method 'dense' has nothing to spare; choose another"),
         (("--speedup", 0.5), "speedup=0.5: must be at least 1, and with stepvar here at most"),
         (("--speedup", 1000), "speedup=1000: with stepvar at most"),

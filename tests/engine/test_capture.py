@@ -28,6 +28,7 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "blend": {"method": "stepvar", "restore": "blend"},
     "anchors": {"method": "stepvar", "restore": "anchors"},
     "cached": {"method": "stepvar", "restore": "cached"},
+    "dropped": {"method": "stepvar-plus", "drop_guidance": 2, "structure": "component"},
     "sublayer": {"method": "stepvar", "scope": "sublayer", "propagate": "update"},
 }
 """The random baseline copies from pinned memory, as a graph may; on the meta device that looks like other copies."""

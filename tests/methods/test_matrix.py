@@ -63,6 +63,7 @@ CASES: dict[str, Callable[[], Method]] = {
     "few-pairs": lambda: make_method(
         "sparvar+stepvar+drop-guidance", **{"stepvar.last": 1, "sparvar.sparse_scales": 3, **SMALL_SPARVAR}
     ),
+    "plus-dropped": lambda: make_method("stepvar-plus", drop_guidance=2, structure="component"),
     "together": lambda: make_method(
         "stepvar+drop-guidance+skip-last", **{"drop-guidance.last": 2, "stepvar.last": 2, "stepvar.keep": 0.4}
     ),

@@ -11,6 +11,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "stepvar": ("stepvar", {}),
     "stepvar:hart": ("stepvar:hart", {}),
+    "stepvar-plus": ("stepvar-plus", {}),
     "fastvar": ("fastvar", {"prune": [0.5], "skip": 1, "blocks_before": 1, "blocks_after": 1}),
     "fastvar:hart": ("fastvar:hart", {}),
     "fastervar": ("fastervar", {"skip": 1, "unconditional": 2}),

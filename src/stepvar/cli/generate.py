@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -83,7 +84,7 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help="See 'stepvar methods'; several at once: stepvar+drop-guidance. "
+        help="See 'stepvar methods'; several at once: stepvar+drop-guidance; with --speedup, auto: the best one. "
         "Default: stepvar with --keep, --set, --speedup or --compare, else dense.",
     ),
 ]
@@ -195,7 +196,7 @@ def generate(
         given = any(value is not None for value in (keep, last, speedup)) or set_
         method = "stepvar" if compare or given else "dense"
     scope = parse_scope(speedup_of, speedup)
-    parse = options.parse_method if speedup is None else method_to_fit
+    parse: Callable[..., Method | str] = options.parse_method if speedup is None else method_to_fit
     chosen = parse(method, {"keep": keep, "last": last}, set_ or [])
     settings = {
         "negative_prompt": negative_prompt,
@@ -230,9 +231,9 @@ def generate(
     fitted = None
     if speedup is not None:
         fitted = fit_settings(pipe, speedup, scope, chosen, len(batches[0].prompts) * num_images, settings, quiet)
-        chosen = fitted.method
+    acting = cast("Method", chosen) if fitted is None else fitted.method
     seed = secrets.randbelow(2**31) if seed is None else seed
-    job = Job(pipe, batches, chosen, seed, settings, files, quiet, fitted)
+    job = Job(pipe, batches, acting, seed, settings, files, quiet, fitted)
     if compare:
         _compare(job, runs)
     else:

@@ -42,17 +42,26 @@ def parse_scope(scope: str | None, speedup: float | None) -> str:
     return scope or SCOPES[0]
 
 
-def method_to_fit(name: str, given: dict[str, str | None], settings: Sequence[str]) -> Method:
+def method_to_fit(name: str, given: dict[str, str | None], settings: Sequence[str]) -> Method | str:
     """A method whose settings a speed-up may decide, from the texts of :func:`~stepvar.cli.options.parse_method`.
+
+    "auto" stays as it is: which method that means depends on the model.
 
     Raises:
         UsageError: if one of them was given.
     """
     from stepvar.methods.compose import Compose
+    from stepvar.methods.registry import AUTO
 
     for option, text in given.items():
         if text is not None:
             raise UsageError(f"speedup and {option}: give one of them; the speed-up decides what is kept")
+    if name == AUTO and settings:
+        raise UsageError(
+            f"method {name!r} and set {settings[0]!r}: it chooses the settings, too; name a method to set some"
+        )
+    if name == AUTO:
+        return name
     method = options.parse_method(name, given, settings)
     varied = method.varied if isinstance(method, Compose) else method
     for setting in settings:
@@ -63,7 +72,13 @@ def method_to_fit(name: str, given: dict[str, str | None], settings: Sequence[st
 
 
 def fit_settings(
-    pipe: Pipeline, speedup: float, scope: str, method: Method, samples: int, settings: dict[str, Any], quiet: bool
+    pipe: Pipeline,
+    speedup: float,
+    scope: str,
+    method: Method | str,
+    samples: int,
+    settings: dict[str, Any],
+    quiet: bool,
 ) -> Fitted:
     """The settings that meet a speed-up; a few of them are measured on the first use."""
     from stepvar.cost.speedup import fit_speedup

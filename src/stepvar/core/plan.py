@@ -48,6 +48,7 @@ class Settings:
             ``"area"``, the mean over what a cell covers.
         groups: passes that run through the blocks together, each group ascending and without a gap. They all start
             from the image in front of the first; each sees the keys of those before it.
+        asked_guidance: the guidance scales before a method changed them; empty: they are as asked.
         smooth: for models with a codebook: add soft codes, blends of the codebook, in place of the sampled ones.
             One number per pass, the relative scale by which they sharpen; None at a pass, or no number at all, adds
             the sampled codes.
@@ -69,6 +70,7 @@ class Settings:
     forced: frozenset[int] = frozenset()
     resampling: Resampling = "model"
     groups: tuple[tuple[int, ...], ...] = ()
+    asked_guidance: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.schedule)

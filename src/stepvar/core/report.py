@@ -66,6 +66,7 @@ class Report:
         seeds: of the images; None when the caller gave a generator.
         schedule: name of the scale schedule.
         settings: the method's.
+        chosen: why this method, where a speed-up chose it (``method="auto"``); else empty.
         quantization: how the weights of the blocks are stored; None: in ``dtype``.
         choice: what the method decided during the generation, by its name; None: nothing was left to decide.
         count: counts the floating-point operations of each pass, by its index, when they are asked for.
@@ -83,6 +84,7 @@ class Report:
     seeds: tuple[int, ...] | None = None
     schedule: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    chosen: str = ""
     quantization: str | None = None
     choice: str | None = None
     count: Callable[[], Mapping[int, int]] | None = field(default=None, repr=False, compare=False)

@@ -20,11 +20,13 @@ from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Settings
 from stepvar.core.report import Recorder, Report
 from stepvar.core.values import COUNT, Range, number, whole_number
+from stepvar.cost.auto import choices
 from stepvar.cost.store import load, save
 from stepvar.cost.timings import Timings
 from stepvar.errors import UsageError
 from stepvar.methods import Compose, as_method
 from stepvar.methods.base import Method, Stage
+from stepvar.methods.registry import AUTO
 from stepvar.models.inputs import EncodedInputs, InputProcessor
 from stepvar.text import CachedEncoder
 from stepvar.utils.device import device_name
@@ -48,6 +50,7 @@ HALVINGS = 14
 class Measurable(Protocol):
     """What is asked of a pipeline."""
 
+    name: str
     model: Any
     inputs: InputProcessor
     text_encoder: Any
@@ -71,6 +74,7 @@ class Fitted:
         expected: what is expected of the method.
         scope: what the speed-up is of: a whole ``"image"``, from prompt to pixels, or the loop over ``"scales"``.
         dense_seconds: how long that takes without a method.
+        reason: why the method was chosen, where ``"auto"`` was asked for.
     """
 
     method: Method
@@ -78,6 +82,7 @@ class Fitted:
     expected: float
     scope: Scope
     dense_seconds: float
+    reason: str = ""
 
     @property
     def is_near_only(self) -> bool:
@@ -92,12 +97,14 @@ class Fitted:
 
     def to_dict(self) -> dict[str, Any]:
         asked = {"asked_speedup": self.asked, "expected_speedup": self.expected, "speedup_of": self.scope}
-        return asked | {"settings": self.method.settings()}
+        chosen = {"chosen": f"{self.method}: {self.reason}"} if self.reason else {}
+        return asked | chosen | {"settings": self.method.settings()}
 
     def __str__(self) -> str:
         near = "; the nearest that it can do" if self.is_near_only else ""
         found = ", ".join(f"{name}={value}" for name, value in self.found.items())
-        return f"{self.asked:g} times as fast asked of the {self.scope}, {self.expected:.2f} expected{near} ({found})"
+        said = f"{self.asked:g} times as fast asked of the {self.scope}, {self.expected:.2f} expected{near} ({found})"
+        return f"{said}\n{AUTO}: {self.method}, {self.reason}" if self.reason else said
 
 
 def fit_speedup(
@@ -118,7 +125,7 @@ def fit_speedup(
         pipe: a pipeline.
         speedup: 1 or more.
         method: whose settings are to be found; those that the speed-up does not decide are kept. A composition varies
-            the part that acts on tokens.
+            the part that acts on tokens. ``"auto"``: the best one for the model, see :mod:`stepvar.cost.auto`.
         settings: of the dense generation; None: the pipeline's own.
         samples: images generated at once.
         scope: what the speed-up is of; see :class:`Fitted`.
@@ -130,6 +137,8 @@ def fit_speedup(
     speedup = number("speedup", speedup, Range(above=0, most=1000))
     if scope not in get_args(Scope):
         raise UsageError(f"scope={scope!r}: must be one of {', '.join(get_args(Scope))}")
+    if method == AUTO:
+        return _fit_best(pipe, speedup, settings, samples, scope, progress)
     search = Search(
         pipe, as_method(method), settings or pipe.settings(), whole_number("samples", samples, COUNT), scope
     )
@@ -151,6 +160,27 @@ def nothing_to_find(method: Method) -> str:
     if method.static:
         return f"method {str(method)!r} has nothing to spare"
     return f"method {str(method)!r} decides by the image what is run, so how much it saves is not known before"
+
+
+def _fit_best(
+    pipe: Measurable, speedup: float, settings: Settings | None, samples: int, scope: Scope, progress: bool
+) -> Fitted:
+    """Settings of the best method that can serve the speed-up; arguments as for :func:`fit_speedup`.
+
+    Raises:
+        UsageError: if none can, as the best one says it.
+    """
+    refused: UsageError | None = None
+    offered = choices(pipe.name, speedup)
+    for choice in offered if speedup >= 1 else offered[:1]:  # below 1 none can
+        try:
+            fitted = fit_speedup(pipe, speedup, choice.method, settings, samples, scope, progress=progress)
+        except UsageError as error:
+            refused = refused or error
+            continue
+        return replace(fitted, reason=choice.reason)
+    assert refused is not None  # no table is empty
+    raise refused
 
 
 def measure_ahead(

@@ -29,3 +29,4 @@ from stepvar.methods.skipvar import SkipVAR as SkipVAR
 from stepvar.methods.sparsevar import SparseVAR as SparseVAR
 from stepvar.methods.sparvar import SparVAR as SparVAR
 from stepvar.methods.stepvar import StepVAR as StepVAR
+from stepvar.methods.stepvar_plus import StepVARPlus as StepVARPlus

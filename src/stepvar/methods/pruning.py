@@ -29,6 +29,7 @@ ContextClips = Literal["dense", "pruned"]
 
 Share = Annotated[float | Sequence[float], Range(above=0, most=1, note="1 keeps every token")]
 Scales = Annotated[int | None, Range(1, 1000, none="to choose by the schedule")]
+Taper = Annotated[float, Range(0, 1, note="0: the same share, 1: the same number")]
 Blocks = Annotated[int, Range(0, 1000)]
 
 FLOOR = 0.25
@@ -80,6 +81,9 @@ class Pruning(Method[State], ABC):
         restore: where that comes from: the ``"nearest"`` kept token, a ``"blend"`` of the nearest few, the nearest
             of uniform ``"anchors"`` that are always kept, or the last pass that was not pruned, resized (``"cached"``);
             or a :class:`~stepvar.methods.restoration.Restoration` with settings of its own.
+        pruned_codes: whether pruned tokens add codes to the image, as published methods let them. What is sampled from
+            restored features often differs from what dense generation would have sampled; without it the image stays
+            there as the scales before left it.
         selection: videos only: rank the tokens of all frames of a pass together (``"clip"``), or keep the best of each
             frame, equally many in all (``"frame"``).
         temporal_weight: videos only: how many cells a step from frame to frame counts like, where distances decide.
@@ -94,12 +98,13 @@ class Pruning(Method[State], ABC):
 
     keep: Share = 0.5
     last: Scales = None
-    taper: Annotated[float, Range(0, 1, note="0: the same share, 1: the same number")] = 0.0
+    taper: Taper = 0.0
     blocks_before: Blocks = 0
     blocks_after: Blocks = 0
     scope: Scope = "stack"
     propagate: Propagated = "state"
     restore: RestorationName | Restoration = "nearest"
+    pruned_codes: bool = True
     selection: Selected = "clip"
     temporal_weight: Annotated[float, Range(0, 1000)] = 1.0
     context_clips: ContextClips = "dense"
@@ -109,7 +114,7 @@ class Pruning(Method[State], ABC):
         super().__post_init__()
         if not self._ratios:
             raise UsageError("keep=(): give one number, or one per scale counted from the end")
-        if self.taper and not isinstance(self.keep, (int, float)):
+        if self.taper != type(self).taper and not isinstance(self.keep, (int, float)):
             raise UsageError(f"keep={self.keep!r}: give one number; taper spreads it over the scales")
 
     @abstractmethod
@@ -187,8 +192,14 @@ class Pruning(Method[State], ABC):
         Raises:
             UsageError: if a pruned pass has none.
         """
-        if not self.restoration.reads_cache:
-            return frozenset()
+        return self.last_dense(plan) if self.restoration.reads_cache else frozenset()
+
+    def last_dense(self, plan: Plan) -> frozenset[int]:
+        """The last pass in front of each pruned one, in its clip, that is not pruned.
+
+        Raises:
+            UsageError: if a pruned pass has none.
+        """
         found: set[int] = set()
         dense: dict[int, int] = {}
         for step in plan.computed:
@@ -197,9 +208,8 @@ class Pruning(Method[State], ABC):
             elif step.clip in dense:
                 found.add(dense[step.clip])
             else:
-                raise UsageError(
-                    "restore='cached': needs a scale that is not pruned in front of those that are; prune fewer"
-                )
+                needs = "needs a scale that is not pruned in front of those that are; prune fewer"
+                raise UsageError(f"restore={self.restore!r}: {needs}")
         return frozenset(found)
 
     def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
@@ -263,6 +273,14 @@ class Pruning(Method[State], ABC):
         self, values: Tensor, selection: Selection, step: Step, state: State, place: int | SublayerRef
     ) -> Tensor:
         return self.restoration.restore(values, selection, step, state.cached.get(place))
+
+    def code_mask(self, step: Step, state: State) -> Tensor | None:
+        kept = state.selections.get(step.index)
+        if self.pruned_codes or not kept:
+            return None
+        own = kept[-1][: step.samples]
+        mask = torch.zeros(len(own), step.grid.size, dtype=torch.bool, device=own.device)
+        return mask.scatter(1, own, torch.ones_like(own, dtype=torch.bool))
 
     # Which tokens are kept.
 

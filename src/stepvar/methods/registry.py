@@ -29,6 +29,9 @@ ENTRY_POINTS = "stepvar.methods"
 METHODS: dict[str, type[Method]] = {}
 """The registered methods by name, without those of entry points that nobody has asked for yet."""
 
+AUTO = "auto"
+"""The name that no method has: a speed-up chooses one; see :mod:`stepvar.cost.auto`."""
+
 MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 
@@ -58,6 +61,8 @@ def check_class(method: Any) -> type[Method]:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or "name" in settings:
         own = "give it one of its own in lower case, such as name: ClassVar[str] = 'my-method'"
         raise UsageError(f"method {where}: name={name!r}; {own}")
+    if name == AUTO:
+        raise UsageError(f"method {where}: name={name!r} is reserved; give it another")
     if missing := sorted(getattr(method, "__abstractmethods__", ())):
         raise UsageError(f"method {name!r}: {where} does not define {' and '.join(missing)}()")
     other = METHODS.get(name)
@@ -94,6 +99,8 @@ def find_method(name: str) -> type[Method]:
     Raises:
         UsageError: if there is none, naming those that exist.
     """
+    if name == AUTO:
+        raise UsageError(f"method {name!r}: is chosen for a speed-up; give one, too, such as 1.5, or name a method")
     if name not in METHODS:
         for entry in entry_points(group=ENTRY_POINTS, name=name):
             _load(entry)

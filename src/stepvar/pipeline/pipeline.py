@@ -309,7 +309,7 @@ class Pipeline(MemoryOptions, Schedules):
                 or a list of (L, C); for models that read padding, too, with mask and places
                 (:class:`~stepvar.text.ContextFeatures`), for models that read a pooled vector, with it
                 (:class:`~stepvar.text.PooledFeatures`).
-            method: an acceleration method, or its name; None: dense.
+            method: an acceleration method, or its name; None: dense; "auto", with ``speedup``: the best for the model.
             seed: one seed, from which image i uses ``seed + i``, or a list with one per image; None: chosen at
                 random and reported. The same seed on the same device gives the same image, alone or in a batch.
             generator: a stream of random numbers instead, used in the order of the published implementations; or a
@@ -383,18 +383,29 @@ class Pipeline(MemoryOptions, Schedules):
             seeds, noise = make_noise(seed, generator, samples, noise)
             schedule = inputs.schedule(self._schedule(aspect_ratio, resolution, inputs.seconds, inputs.aspect_ratio))
             settings = replace(self._settings(schedule, arguments), forced=inputs.forced_passes(schedule))
-            shown = self.progress if progress is None else progress
+            shown, reason = self.progress if progress is None else progress, ""
             if speedup is None:
                 method = as_method(method)
             else:
-                method = fit_speedup(self, speedup, method or "stepvar", settings, samples, progress=shown).method
+                fitted = fit_speedup(self, speedup, method or "stepvar", settings, samples, progress=shown)
+                method, reason = fitted.method, fitted.reason
             with blaming(method):
                 plan = method.plan(settings, self.model.info, samples)
             self._check_memory(plan, method)
             generators = make_generators(seeds, generator, samples)
             metadata = describe(self.name, self.origin, given, method, seeds, inputs.captions)
             return self._generate(
-                inputs, plan, method, seeds, noise, generators, output_type, callback_on_scale_end, shown, metadata
+                inputs,
+                plan,
+                method,
+                seeds,
+                noise,
+                generators,
+                output_type,
+                callback_on_scale_end,
+                shown,
+                metadata,
+                reason,
             )
 
     def _generate(
@@ -409,6 +420,7 @@ class Pipeline(MemoryOptions, Schedules):
         callback: Callable[[Step, Any], None] | None,
         shown: bool,
         metadata: list[dict[str, str]],
+        reason: str,
     ) -> Output:
         """Runs what was prepared, and measures it."""
         recorder = Recorder(self.device)
@@ -429,6 +441,7 @@ class Pipeline(MemoryOptions, Schedules):
             seeds=seeds,
             schedule=plan.schedule.name,
             settings=method.settings(),
+            chosen=reason,
             quantization=self.quantization,
             count=flop_counter(self.model, encoded.condition, recorder.plan or plan, method, encoded.forced),
         )
@@ -454,7 +467,8 @@ class Pipeline(MemoryOptions, Schedules):
 
         Args:
             speedup: 1 or more.
-            method: whose settings are to be found; those that the speed-up does not decide are kept.
+            method: whose settings are to be found; those that the speed-up does not decide are kept. "auto": the best
+                one for this model, by the comparison that was made of it; the result says which, and why.
             samples: images generated at once.
             scope: what the speed-up is of: a whole ``"image"``, from prompt to pixels, or the loop over ``"scales"``.
             progress: whether to show a bar; None: as :attr:`progress` says.
