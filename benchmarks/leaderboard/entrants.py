@@ -1,0 +1,137 @@
+"""Who takes part: every registered method at each budget by its own speed-up schedule, compositions, and presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.study.match import SpeedupOf, match_cost
+from stepvar.core.plan import Settings
+from stepvar.errors import UsageError
+from stepvar.evaluation.candidates import Candidate, noise_floor
+from stepvar.methods import METHODS, Method, make_method
+
+BUDGETS = (1.3, 1.6, 2.0)
+"""Speed-ups of the loop over scales, counted in operations."""
+
+NEAR = 0.03
+"""How far from a budget a method may be, as a share of it, to stand in its table."""
+
+COMPOSITIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("stepvar+drop-guidance", {"drop-guidance.last": 1}),
+    ("stepvar+drop-guidance", {"drop-guidance.last": 2}),
+    ("stepvar:blend+drop-guidance", {"drop-guidance.last": 2}),
+    ("fastvar+drop-guidance", {"drop-guidance.last": 2, "skip": 0}),
+    ("random+drop-guidance", {"drop-guidance.last": 2}),
+    ("scalekv+stepvar", {}),
+    ("sparvar+stepvar", {}),
+    ("sparvar+drop-guidance", {"drop-guidance.last": 2}),
+)
+"""Compositions that can be set to a budget, and the settings that the budget does not decide."""
+
+BASELINES: tuple[tuple[str, dict[str, Any]], ...] = (
+    *(("skip-last", {"count": count}) for count in (1, 2)),
+    *(("drop-guidance", {"last": last}) for last in (1, 2, 3)),
+    ("drop-guidance+skip-last", {"drop-guidance.last": 2, "count": 1}),
+)
+"""What any method has to beat; they cost what they cost."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One row.
+
+    Attributes:
+        label: unique.
+        method: what generates.
+        budget: the speed-up that it was set to; None: it costs what it costs.
+        speedup: the dense operations over its own.
+        resampled: of the noise floor, how many of the last scales are sampled again.
+    """
+
+    label: str
+    method: Method
+    budget: float | None = None
+    speedup: float = 1.0
+    resampled: int = 0
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.label, self.method, self.resampled)
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {"label": self.label, "method": str(self.method), "settings": repr(self.method)}
+        return own | {"budget": self.budget, "speedup": self.speedup}
+
+
+def entrants(
+    speedup_of: SpeedupOf, settings: Settings, budgets: Sequence[float] = BUDGETS, names: Sequence[str] = ()
+) -> list[Entrant]:
+    """All that take part, or those whose label begins with one of ``names``.
+
+    Args:
+        speedup_of: counts a method.
+        settings: of the generation, before a method edits them.
+    """
+    found: dict[str, Entrant] = {}
+    for label, method in _named():
+        if names and not label.startswith(tuple(names)):
+            continue
+        for own in _rows(label, method, speedup_of, settings, budgets):
+            if all(own.method != other.method for other in found.values()):
+                found[own.label] = own
+    floors = [noise_floor(last) for last in (1, 2)] if not names else []
+    return [*found.values(), *(Entrant(floor.label, floor.method, resampled=floor.resampled) for floor in floors)]
+
+
+def _named() -> Iterator[tuple[str, Method]]:
+    for name, settings in BASELINES:
+        yield _label(name, settings), make_method(name, **settings)
+    for name, method in METHODS.items():
+        if name in ("dense", "skip-last", "drop-guidance"):
+            continue
+        yield name, make_method(name)
+        for preset in method.presets:
+            yield f"{name}:{preset}", make_method(f"{name}:{preset}")
+    for name, settings in COMPOSITIONS:
+        if all(part.partition(":")[0] in METHODS for part in name.split("+")):
+            yield _label(name, settings), make_method(name, **settings)
+
+
+def _label(name: str, settings: dict[str, Any]) -> str:
+    return " ".join([name, *(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())])
+
+
+def _rows(
+    label: str, method: Method, speedup_of: SpeedupOf, settings: Settings, budgets: Sequence[float]
+) -> Iterator[Entrant]:
+    """A method at each budget that it reaches, and as it is by default where that serves the model."""
+    try:
+        speedup = speedup_of(method)
+    except UsageError:  # a preset of another model, a schedule that is too short
+        speedup = 0.0
+    tuned = False
+    for budget in budgets:
+        own = at_budget(f"{label}@{budget:g}", method, budget, speedup_of, settings)
+        if own is not None:
+            tuned = True
+            yield own
+    if speedup >= 1 and not tuned:
+        yield Entrant(label, method, None, speedup)
+
+
+def at_budget(label: str, method: Method, budget: float, speedup_of: SpeedupOf, settings: Settings) -> Entrant | None:
+    """A method set to a budget by the gentlest stage of its schedule that reaches it; None if none does."""
+    try:
+        stages = method.speedup_schedule(settings)
+    except UsageError:
+        return None
+    for stage in stages:
+        try:
+            found = match_cost(lambda left, stage=stage: stage(1 - left), speedup_of, budget, 0.0, 1.0)  # type: ignore[misc]
+        except UsageError:
+            continue
+        if abs(found.speedup / budget - 1) <= NEAR:
+            return Entrant(label, found.method, budget, found.speedup)
+    return None
