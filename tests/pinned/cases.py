@@ -6,6 +6,9 @@ from typing import Any
 
 FAMILIES = ("infinity", "var", "hart", "infinity-star")
 
+IMAGES_ONLY = ("skipvar", "lazyvar", "scalekv", "sparvar")
+"""Methods that refuse videos."""
+
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     # Settings for methods whose defaults speak of more scales and blocks than the tiny models have.
     "dense": ("dense", {}),
@@ -19,6 +22,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "faststar": ("faststar", {"prune": [0.3, 0.6]}),
     "sparsevar": ("sparsevar", {}),
     "skipvar": ("skipvar", {}),
+    "lazyvar": ("lazyvar", {"keep": [0.4, 0.3]}),
+    "scalekv": ("scalekv", {"budget": 0.3, "window": 4}),
+    "sparvar": ("sparvar", {"group": 8, "multiple": 4, "sink": 2, "block": 8}),
     "high-pass": ("high-pass", {}),
     "pca": ("pca", {}),
     "l2-norm": ("l2-norm", {}),
@@ -158,8 +164,8 @@ def generations() -> dict[str, dict[str, Any]]:
     for family in FAMILIES:
         known = METHODS | (VIDEO_METHODS if family == "infinity-star" else {})
         for name, (method, settings) in known.items():
-            if method == "skipvar" and family == "infinity-star":
-                continue  # it decides by an image
+            if method in IMAGES_ONLY and family == "infinity-star":
+                continue
             found[f"{family}/{name}"] = {"family": family, "method": method, "settings": settings}
         rows = {f"{kind}-{name}": (name, more) for kind, more in SAMPLING.items() for name in ("dense", "stepvar")}
         rows |= {"plain-fastvar": ("fastvar", SAMPLING["plain"]), "batch-fastvar": ("fastvar", SAMPLING["batch"])}
