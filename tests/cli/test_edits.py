@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pipeline.test_edits import PROMPTS, photo, write_edit
+from tests.pipeline.test_image_edits import PROMPTS, photo, write_edit
 
 
 @pytest.fixture(scope="module")

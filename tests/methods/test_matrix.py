@@ -5,8 +5,9 @@ A method joins by its row in the registry, a family by its row in ``families.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -70,9 +71,8 @@ CASES: dict[str, Callable[[], Method]] = {
 }
 
 REFUSED: dict[str, Callable[[FamilyRow, str], bool]] = {
-    "lazyvar": lambda row, guidance: row.schedule.kv_scope != "all" or guidance == "inside",
-    "skipvar": lambda row, guidance: row.schedule.kv_scope != "all",
     **dict.fromkeys(IMAGES_ONLY, lambda row, guidance: row.schedule.kv_scope != "all"),
+    "lazyvar": lambda row, guidance: row.schedule.kv_scope != "all" or guidance == "inside",
 }
 """What a method says before any work that it cannot serve."""
 
@@ -204,9 +204,20 @@ def run(row: FamilyRow, settings: Settings, method: Method, places: Sequence[int
     return Generation(model.logits, model.indices, state.latent, recorder.plan, seen.tokens, report)
 
 
-@pytest.mark.parametrize("guidance", GUIDANCE)
-@pytest.mark.parametrize("row", ROWS, ids=str)
-@pytest.mark.parametrize("case", CASES)
+ALWAYS = ("dense", "stepvar", "stepvar-plus", "fastvar", "sparsevar", "scalekv", "sparvar", "lazyvar", "sublayers")
+"""Cases that run with every kind of guidance in the quick tests, one for each place where methods act."""
+
+
+def cells() -> Iterator[Any]:
+    """The cells of the matrix; of those that differ in guidance alone, most are among the slow tests."""
+    for case, row, guidance in product(CASES, ROWS, GUIDANCE):
+        quick = guidance == "guided" or case in ALWAYS
+        yield pytest.param(
+            case, row, guidance, id=f"{case}-{row}-{guidance}", marks=[] if quick else [pytest.mark.slow]
+        )
+
+
+@pytest.mark.parametrize(("case", "row", "guidance"), [*cells()])
 def test_matrix(case: str, row: FamilyRow, guidance: str) -> None:
     method, (scale, places) = CASES[case](), GUIDANCE[guidance]
     settings = make_settings(row.schedule, scale, cfg_layers=places, top_p=0.9)

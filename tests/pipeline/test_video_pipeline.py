@@ -104,10 +104,10 @@ def test_a_video_begins_with_the_image(pipe: Pipeline, tmp_path: Path, monkeypat
     forced: dict[int, Tensor] = {}
     accumulate = pipe.model.accumulate
 
-    def listen(state: Any, indices: Tensor, step: Step, weights: Tensor | None = None) -> None:
+    def listen(state: Any, indices: Tensor, step: Step, *others: Any) -> None:
         if step.forced:
             forced[step.index] = indices
-        accumulate(state, indices, step, weights)
+        accumulate(state, indices, step, *others)
 
     monkeypatch.setattr(pipe.model, "accumulate", listen)
     settings: dict[str, Any] = {"seconds": 3, "seed": 2, "output_type": "np"}

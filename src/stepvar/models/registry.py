@@ -24,7 +24,7 @@ def release_of_repo(name: str) -> tuple[Family, str] | None:
         if wanted in map(str.casefold, family.repos):
             return family, family.default
         for variant, released in family.variants.items():
-            if wanted == released.repos.get("transformer", "").casefold():
+            if "transformer" in released.repos and wanted == released.repos["transformer"].casefold():
                 return family, variant
     return None
 

@@ -183,7 +183,7 @@ def test_speedup_and_memory_count_the_source(pipe: Pipeline) -> None:
         ({"image": [photo(), photo(20, 20)], "output_type": "np"}, "output_type='np': the images have different"),
         ({"image": photo(), "strength": 0.5}, "strength: models that edit take image= and an instruction"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )  # fmt: skip
 def test_what_cannot_be_edited_is_refused(pipe: Pipeline, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
