@@ -15,11 +15,13 @@ import torch
 
 from benchmarks import command_line
 from benchmarks.leaderboard.figures import RESULTS
-from benchmarks.workload import random_pipeline
+from stepvar.checkpoints import LoadedModel
 from stepvar.errors import UsageError
 from stepvar.evaluation.machine import provenance
 from stepvar.methods import Dense, Method, make_method
+from stepvar.models.meta import build_on_meta
 from stepvar.models.registry import releases_named
+from stepvar.pipeline import Pipeline
 from stepvar.utils.files import write_text
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -51,10 +53,9 @@ METHODS: dict[str, dict[str, str]] = {
 def measure(model: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per method: operations and bytes of a generation with guidance, without a text encoder."""
     family, variant = releases_named(model)[0]
-    with torch.device("meta"):
-        pipe = random_pipeline(
-            family, family.variants[variant].config, torch.device("meta"), torch.bfloat16, model, guidance_scale=3.0
-        )
+    outline = build_on_meta(family.build, family.variants[variant].config).set_precision(torch.bfloat16)
+    defaults = {**family.variants[variant].defaults, "guidance_scale": 3.0}
+    pipe = Pipeline(LoadedModel(model, family.name, outline.eval(), None, defaults), None)
     plain = pipe.settings(**settings)
 
     def row(name: str, method: Method) -> dict[str, Any]:
