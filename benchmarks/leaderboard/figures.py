@@ -34,7 +34,7 @@ def figures(folder: RunFolder) -> dict[str, Any]:
     settings = folder.settings
     known = {entry["label"]: entry for entry in settings["entrants"]}
     found = [_entry(known[label], own, dense, folder.timing) for label, own in rows.items() if label in known]
-    leaders = {str(budget): _leader(found, rows, budget) for budget in settings["leaderboard"]["budgets"]}
+    leaders = {str(budget): leader_of(found, rows, budget) for budget in settings["leaderboard"]["budgets"]}
     return {"info": folder.info, "settings": settings["leaderboard"], "entries": found, "leaders": leaders}
 
 
@@ -64,7 +64,7 @@ def at_budget(entry: Mapping[str, Any], budget: float) -> bool:
     return entry["budget"] == budget or (entry["budget"] is None and abs(entry["speedup"] / budget - 1) <= 2 * NEAR)
 
 
-def _leader(entries: Sequence[Mapping[str, Any]], rows: Mapping[str, Rows], budget: float) -> dict[str, Any]:
+def leader_of(entries: Sequence[Mapping[str, Any]], rows: Mapping[str, Rows], budget: float) -> dict[str, Any]:
     """Who has the highest PSNR at a budget, and by how much it leads each of the others, pair by pair."""
     taking_part = [entry for entry in entries if at_budget(entry, budget) and "psnr" in entry]
     if not taking_part:
