@@ -75,19 +75,23 @@ def entrants(
         settings: of the generation, before a method edits them.
     """
     found: dict[str, Entrant] = {}
+    fixed = [(_label(name, own), make_method(name, **own)) for name, own in BASELINES]
+    found |= {
+        label: Entrant(label, method, None, speedup_of(method)) for label, method in fixed if _wanted(label, names)
+    }
     for label, method in _named():
-        if names and not label.startswith(tuple(names)):
-            continue
-        for own in _rows(label, method, speedup_of, settings, budgets):
+        for own in _rows(label, method, speedup_of, settings, budgets) if _wanted(label, names) else ():
             if all(own.method != other.method for other in found.values()):
                 found[own.label] = own
     floors = [noise_floor(last) for last in (1, 2)] if not names else []
     return [*found.values(), *(Entrant(floor.label, floor.method, resampled=floor.resampled) for floor in floors)]
 
 
+def _wanted(label: str, names: Sequence[str]) -> bool:
+    return not names or label.startswith(tuple(names))
+
+
 def _named() -> Iterator[tuple[str, Method]]:
-    for name, settings in BASELINES:
-        yield _label(name, settings), make_method(name, **settings)
     for name, method in METHODS.items():
         if name in ("dense", "skip-last", "drop-guidance"):
             continue
