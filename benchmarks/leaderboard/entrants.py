@@ -75,10 +75,10 @@ def entrants(
         settings: of the generation, before a method edits them.
     """
     found: dict[str, Entrant] = {}
-    fixed = [(_label(name, own), make_method(name, **own)) for name, own in BASELINES]
-    found |= {
-        label: Entrant(label, method, None, speedup_of(method)) for label, method in fixed if _wanted(label, names)
-    }
+    for name, own_settings in BASELINES:
+        label, method = _label(name, own_settings), make_method(name, **own_settings)
+        if _wanted(label, names):
+            found[label] = Entrant(label, method, None, speedup_of(method))
     for label, method in _named():
         for own in _rows(label, method, speedup_of, settings, budgets) if _wanted(label, names) else ():
             if all(own.method != other.method for other in found.values()):
