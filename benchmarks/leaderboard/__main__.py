@@ -52,7 +52,7 @@ def main(given: Sequence[str] | None = None) -> None:
         Measures(domain_of(prompts.prompts, pipe.device)),
         batch=arguments.batch,
         images=arguments.images,
-        timed=True,
+        timed=False,
     )
     with bar("leaderboard", evaluation.images_left, True, time_left=True) as advance:
         evaluation.generate(advance, 60 * arguments.minutes)

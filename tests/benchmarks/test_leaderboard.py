@@ -48,7 +48,7 @@ def test_the_first_leads_by_pairs() -> None:
     def entry(label: str, psnr: float, budget: float | None, speedup: float) -> dict:
         mean = {"mean": psnr, "low": psnr - 1, "high": psnr + 1, "count": 3}
         own = {"label": label, "budget": budget, "speedup": speedup, "psnr": mean, "ssim": mean}
-        return own | {"accuracy": {}, "measured": None}
+        return own | {"accuracy": {}}
 
     entries = [entry("b@1.6", 30.0, 1.6, 1.6), entry("a@1.6", 33.0, 1.6, 1.6), entry("skip", 31.0, None, 1.65)]
     entries.append(entry("far", 20.0, None, 4.0))
