@@ -24,8 +24,8 @@ from stepvar.models.blocks import BlockRun, ResidualStream
 from stepvar.models.infinity.model import TextRun
 from stepvar.models.meta import build_on_meta
 from stepvar.models.precision import Precision
+from stepvar.models.star.rope import rotary_table
 from stepvar.models.switti import CONFIGS, PooledCondition, Switti, SwittiConfig
-from stepvar.models.switti.rope import rotary_table
 from tests.helpers import (
     SQUARE,
     TINY_SWITTI,
@@ -62,6 +62,9 @@ def test_released_sizes(name: str, parameters: int) -> None:
     assert model.schedule().kv_scope == ("all" if name.endswith("ar") else "none")
 
 
+ROPE = (TINY_SWITTI.head_dim, TINY_SWITTI.rope_theta, TINY_SWITTI.rope_size)
+
+
 def test_configurations_survive_json_and_refuse_nonsense() -> None:
     for config in (TINY_SWITTI_AR, *CONFIGS.values()):
         assert SwittiConfig.from_dict(config.to_dict()) == config
@@ -79,15 +82,15 @@ def test_configurations_survive_json_and_refuse_nonsense() -> None:
 
 def test_the_corners_of_all_grids_have_the_same_angles() -> None:
     for side in (2, 5, 8):
-        cos, sin = rotary_table(Grid(1, side, side), TINY_SWITTI)
-        other_cos, other_sin = rotary_table(Grid(1, 3, 3), TINY_SWITTI)
+        cos, sin = rotary_table(Grid(1, side, side), *ROPE)
+        other_cos, other_sin = rotary_table(Grid(1, 3, 3), *ROPE)
         for corner, other in ((0, 0), (side - 1, 2), (side * (side - 1), 6), (-1, -1)):
             torch.testing.assert_close(cos[corner], other_cos[other])
             torch.testing.assert_close(sin[corner], other_sin[other])
 
 
 def test_columns_turn_the_first_half_of_the_pairs_and_rows_the_second() -> None:
-    _, sin = rotary_table(Grid(1, 2, 3), TINY_SWITTI)  # cells of rows of three
+    _, sin = rotary_table(Grid(1, 2, 3), *ROPE)  # cells of rows of three
     half = TINY_SWITTI.head_dim // 4
     step = 64.0 * 10000.0 ** (-4.0 * torch.arange(half) / TINY_SWITTI.head_dim)
     assert not sin[0].any() and not sin[1, half:].any() and not sin[3, :half].any()

@@ -118,9 +118,9 @@ class BlockRun(ABC, Generic[Model, State]):
 
     def enter(self, tokens: TokenMap, first: int = 0) -> TokenMap:
         self.counts = tokens.counts or (tokens.features.shape[1],)
-        added = self.added_before(first)
+        tokens = tokens if first in self._entered else self.entered(tokens, first)
         self._entered.add(first)
-        return tokens if added is None else tokens.with_features(tokens.features + added)
+        return tokens
 
     def added_before(self, layer: int) -> Tensor | None:
         """As :meth:`embedding_before`, as long as it was not added yet."""
@@ -229,6 +229,7 @@ class RotaryRun(BlockRun[Model, State]):
     """Blocks whose rotary positions are rows of a table for each scale: ``state.rotary``."""
 
     state: Any
+    _tables: tuple[Tensor, tuple[tuple[Tensor, Tensor], Tensor]] | None = None
 
     def table(self, step: Step) -> tuple[Tensor, Tensor]:
         """The table of the rotary positions of a scale."""
@@ -237,9 +238,15 @@ class RotaryRun(BlockRun[Model, State]):
 
     def tables(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Cosines and sines of all positions of the scales that run, and the rows of them that tokens take (R, N)."""
+        if len(self.steps) == 1:
+            return self.table(self.step), positions
+        if self._tables is None or self._tables[0] is not positions:
+            self._tables = (positions, self._joined_tables(positions))
+        return self._tables[1]
+
+    def _joined_tables(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Those of several scales; made once for consecutive blocks that see the same tokens."""
         tables = [self.table(step) for step in self.steps]
-        if len(tables) == 1:
-            return tables[0], positions
         starts = accumulate((len(cos) for cos, _ in tables[:-1]), initial=0)
         rows = [own + start for own, start in zip(positions.split(self.counts, dim=1), starts, strict=True)]
         cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stepvar.core.tokens import Grid, ScaleSchedule
+from stepvar.models.infinity.rope import axial_angles
 from stepvar.models.layers import Rotary
 
 
@@ -14,12 +15,9 @@ def rotary_table(grid: Grid, head_dim: int, base: float, span: float) -> Rotary:
     Pairs below ``head_dim / 4`` turn with the column, the others with the row, each axis with the frequencies
     ``base ** (-4 j / head_dim)``. The coordinate of row ``y`` is ``y / (h - 1) * span``.
     """
-    count = head_dim // 4
-    frequencies = 1.0 / base ** (torch.arange(0, 4 * count, 4, dtype=torch.float32) / head_dim)
     rows, columns = (torch.arange(side, dtype=torch.float32) * (span / max(side - 1, 1)) for side in (grid.h, grid.w))
-    by_column = torch.outer(columns, frequencies)[None].expand(grid.h, -1, -1)
-    by_row = torch.outer(rows, frequencies)[:, None].expand(-1, grid.w, -1)
-    angles = torch.cat([by_column, by_row], dim=-1).reshape(grid.size, 2 * count)
+    by_row, by_column = axial_angles(rows, columns, head_dim, base)
+    angles = torch.cat([by_column, by_row], dim=-1).flatten(0, 1)
     return angles.cos(), angles.sin()
 
 

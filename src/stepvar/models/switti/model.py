@@ -13,8 +13,8 @@ from stepvar.errors import UsageError
 from stepvar.models.infinity.model import InfinityState, StagedText, TextCondition, TextRun, stage_text
 from stepvar.models.model import Staged
 from stepvar.models.precision import parts_policy
+from stepvar.models.star.rope import rotary_tables
 from stepvar.models.switti.config import SwittiConfig
-from stepvar.models.switti.rope import rotary_tables
 from stepvar.models.switti.transformer import POLICY, SwittiTransformer
 from stepvar.models.var.model import CodebookModel
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
@@ -75,7 +75,10 @@ class Switti(CodebookModel):
 
     def begin(self, staged: StagedPooledText, plan: Plan) -> InfinityState:
         schedule, config = plan.schedule, self.config
-        rotary = self.table(schedule, lambda: rotary_tables(schedule, config, self.device))
+        rotary = self.table(
+            schedule,
+            lambda: rotary_tables(schedule, config.head_dim, config.rope_theta, config.rope_size, self.device),
+        )
         text = staged.text
         features = text.prompts if text.negative is None else torch.cat([text.prompts, text.negative])
         condition = self.transformer.condition(features, staged.pooled, text.mask)
