@@ -14,10 +14,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.kernels.linear import Quantization, quantize_linears
+from stepvar.text.features import TextFeatures
 from stepvar.utils.hub import hub_options
 
 _SAFE = ("model*.safetensors", "model.safetensors.index.json")
@@ -117,6 +119,13 @@ class OffloadableEncoder:
         self._model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _features(self, rows: Sequence[Sequence[int]]) -> TextFeatures:
+        """Features of prompts given as their tokens, zeros behind each."""
+        lengths = tuple(len(row) for row in rows)
+        read = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        hidden = self._run(pad_sequence([torch.tensor(row) for row in rows], batch_first=True), read)
+        return TextFeatures(hidden.masked_fill(~read.to(hidden.device)[..., None], 0), lengths)
 
     def _run(self, tokens: Tensor, read: Tensor) -> Tensor:
         """tokens (B, L), read (B, L) false on padding -> last hidden states (B, L, C) in float32.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from stepvar.errors import CheckpointError, UsageError
 from stepvar.text.features import TextFeatures
@@ -92,11 +91,7 @@ class T5Encoder(OffloadableEncoder):
         """
         if not prompts:
             raise UsageError("prompts: none given")
-        rows = [torch.tensor(self.tokens(prompt)) for prompt in prompts]
-        lengths = tuple(len(row) for row in rows)
-        read = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        hidden = self._run(pad_sequence(rows, batch_first=True), read)
-        return TextFeatures(hidden.masked_fill(~read.to(hidden.device)[..., None], 0), lengths)
+        return self._features([self.tokens(prompt) for prompt in prompts])
 
 
 def _tokenizer(folder: Path, end: int) -> Any:
