@@ -145,9 +145,9 @@ def evaluate(
     from stepvar.evaluation.machine import provenance
     from stepvar.evaluation.metrics.sets import compare_sets, reference_files
     from stepvar.evaluation.prompts import load_prompts
-    from stepvar.evaluation.require import require
     from stepvar.evaluation.run import Evaluation
     from stepvar.evaluation.summary import write_results
+    from stepvar.utils.require import require
 
     for package in ("torchmetrics", "matplotlib"):
         require(package)  # before anything is generated

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stepvar.errors import UsageError
-from stepvar.evaluation.require import require
+from stepvar.utils.require import require
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

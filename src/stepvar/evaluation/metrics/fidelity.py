@@ -13,8 +13,8 @@ from torch import Tensor
 from stepvar.evaluation.metrics.learned import Distance
 from stepvar.evaluation.metrics.perceptual import gmsd, haarpsi, spectrum_distance
 from stepvar.evaluation.metrics.video import directions, flicker
-from stepvar.evaluation.require import require
 from stepvar.utils.device import full_precision
+from stepvar.utils.require import require
 
 SSIM_WINDOW = 11
 """Pixels of the window that structural similarity is taken over."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepvar.evaluation.require import require
 from stepvar.evaluation.statistics import pareto_front
+from stepvar.utils.require import require
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b", "#5d7a1f", "#777777")
 """After Okabe and Ito: told apart by most eyes."""
