@@ -19,9 +19,12 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def to_device_async(value: Tensor, device: torch.device) -> Tensor:
-    """Copies a CPU tensor to a device without making the caller wait for the device's queued work."""
-    if device.type != "cuda":
-        return value.to(device)
+    """Copies a tensor to a device without making the caller wait for the device's queued work.
+
+    Only memory of the host can be pinned; a tensor that lies on a device is copied from there, or not at all.
+    """
+    if device.type != "cuda" or value.device.type != "cpu":
+        return value.to(device, non_blocking=True)
     return value.pin_memory().to(device, non_blocking=True)
 
 
