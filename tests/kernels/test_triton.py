@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stepvar.kernels import decoder, fp8, ops
 from stepvar.kernels.norm import HeadsNorm, Norm, Rotation
-from stepvar.kernels.sparse_attention import KeyLists, attend_to_lists
+from stepvar.kernels.sparse_attention import KeyLists, attend_to_lists, attend_with_mass
 
 pytest.importorskip("triton")
 
@@ -307,6 +307,21 @@ def test_attention_to_lists_of_keys(head_dim: int, counted: bool) -> None:
         expected = attend_to_lists(q.float(), k.float(), v.float(), lists)
     torch.testing.assert_close(got.float(), expected, atol=2e-3, rtol=2e-3)
     assert got.dtype == half and not torch.equal(got.float(), expected)
+
+
+@runs_kernels
+@pytest.mark.parametrize(("head_dim", "group", "queries", "keys"), [(64, 70, 130, 150), (24, 192, 65, 66)])
+def test_attention_with_the_mass_of_each_key(head_dim: int, group: int, queries: int, keys: int) -> None:
+    half = torch.float16  # the interpreter multiplies no matrices in bfloat16
+    q = 3 * random(2, queries, 3, head_dim, dtype=half).transpose(1, 2)
+    k, v = random(2, 2, 3, keys + 9, head_dim, seed=1, dtype=half)[..., 9:, :]
+    got, mass = attend_with_mass(q, k, v, group)
+    with ops.kernels("plain"):
+        expected, sums = attend_with_mass(q.float(), k.float(), v.float(), group)
+    torch.testing.assert_close(got.float(), expected, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(mass, sums, atol=2e-3, rtol=2e-3)
+    assert got.dtype == half and mass.dtype == torch.float32 and not torch.equal(mass, sums)
+    torch.testing.assert_close(mass.sum(dim=(2, 3)), torch.full((2, 3), float(queries)), rtol=1e-3, atol=0)
 
 
 def check_quantised(got: fp8.Quantised, expected: fp8.Quantised) -> None:

@@ -46,13 +46,17 @@ def attend_to_lists(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists) -> Tensor:
     if q.is_meta:
         seen = lists.keys_per_query
         return F.scaled_dot_product_attention(q, k[:, :, :seen], v[:, :, :seen], scale=1.0)
-    half = q.dtype != torch.float32 and q.dtype == k.dtype == v.dtype
-    regular = k.stride(3) == v.stride(3) == 1 and q.shape[3] <= WIDEST_HEAD
-    if half and regular and use_triton(q, k, v):
+    if _kernel_runs(q, k, v):
         from stepvar.kernels import triton_sparse
 
         return triton_sparse.attend_to_lists(q, k, v, lists.places, lists.group, lists.counts)
     return _attend_masked(q, k, v, lists)
+
+
+def _kernel_runs(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    half = q.dtype != torch.float32 and q.dtype == k.dtype == v.dtype
+    regular = k.stride(3) == v.stride(3) == 1 and q.shape[3] <= WIDEST_HEAD
+    return half and regular and use_triton(q, k, v)
 
 
 def _attend_masked(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists) -> Tensor:
@@ -72,6 +76,9 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists) -> Tensor:
 def attend_with_mass(q: Tensor, k: Tensor, v: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """Attention over all keys, and how much of it each key gets from each group of neighbouring queries.
 
+    The kernels write no probabilities, which at 1024x1024 are a gigabyte: the first notes the denominators of the
+    softmax, the second sums by key.
+
     Args:
         q: (R, H, N, D).
         k, v: (R, H, M, D).
@@ -80,6 +87,10 @@ def attend_with_mass(q: Tensor, k: Tensor, v: Tensor, group: int) -> tuple[Tenso
     Returns:
         (R, H, N, D), and the sums of probabilities (R, H, G, M) in float32.
     """
+    if _kernel_runs(q, k, v):
+        from stepvar.kernels import triton_sparse
+
+        return triton_sparse.attend_with_mass(q, k, v, group)
     attended, mass = [], []
     for queries in q.split(group, dim=2):
         shares = torch.softmax(queries @ k.mT, dim=-1, dtype=torch.float32)
