@@ -21,7 +21,7 @@ from tests.helpers import make_settings
 from tests.methods.families import ROWS, FamilyRow
 from tests.methods.test_matrix import REFUSED, SMALLER
 
-CAPTURED = [name for name in METHODS if make_method(name).static]
+CAPTURED = [name for name in METHODS if make_method(name).replayable]
 
 METHOD_CASES: dict[str, dict[str, Any]] = {
     **{name: {"method": name, **SMALLER.get(name, {})} for name in CAPTURED if name != "random"},
@@ -37,19 +37,21 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
 ONE_EACH = list({row.family: row for row in ROWS}.values())
 """One schedule of each family."""
 
-QUICK = ("dense", "stepvar", "sublayer")
+BOTH_MEDIA = ("infinity", "infinity-star")
+
+QUICK = ("dense", "stepvar", "sublayer", "scalekv")
 
 EVERY_CASE = [
     pytest.param(
         row,
         case,
         id=f"{row}-{case}",
-        marks=[pytest.mark.slow] if row.family == "star" and case not in QUICK else [],
+        marks=[pytest.mark.slow] if row.family not in BOTH_MEDIA and case not in QUICK else [],
     )
     for row in ONE_EACH
     for case in METHOD_CASES
 ]
-"""STAR, which samples a scale in many steps, runs most methods with the slow tests only."""
+"""Methods know no family, so each runs on one for images and one for videos, and with the slow tests on all others."""
 
 
 @cache
@@ -102,8 +104,10 @@ def test_nor_does_a_pass_with_quantised_weights(row: FamilyRow, kind: Quantizati
 
 
 def run_refusing_copies(model: Any, row: FamilyRow, method: Method) -> None:
-    plan = method.plan(make_settings(row.schedule, 3.0), model.info, 2)
-    staged = map_tensors(model.stage(row.condition(range(2)), plan, padded=True), lambda tensor: tensor.to("meta"))
+    samples = 2 if method.static else 1
+    plan = method.plan(make_settings(row.schedule, 3.0), model.info, samples)
+    condition = model.stage(row.condition(range(samples)), plan, padded=True)
+    staged = map_tensors(condition, lambda tensor: tensor.to("meta"))
     tape = NoiseTape(MetaNoise())
     with torch.inference_mode():
         method_state = method.start(plan)

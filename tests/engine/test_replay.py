@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from stepvar.core.noise import SeededNoise
+from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
-from stepvar.engine.graphs import CapturedGeneration
+from stepvar.core.stack import PassResult
+from stepvar.engine.graphs import CapturedGeneration, CapturedPasses, Passes
 from stepvar.engine.noise import NoiseTape
+from stepvar.engine.request import Request
+from stepvar.engine.static import copy_into
 from stepvar.generation import generate
 from stepvar.kernels.linear import QUANTIZATIONS, Quantization
-from stepvar.methods import Method, make_method
+from stepvar.methods import Compose, DropGuidance, Method, SkipVAR, StepVAR, make_method
+from stepvar.methods.skipvar import Probe, SkipVARState, Verdict
+from stepvar.models.blocks import GenerationState
 from stepvar.utils.tensors import signature
 from tests.helpers import make_settings
 from tests.methods.families import ROWS, FamilyRow
@@ -31,21 +38,39 @@ class WorkAgain:
 
     def replay(self) -> None:
         new = self.work()
-        if self.result is not None:
+        if isinstance(self.result, GenerationState):
             vars(self.result).update(vars(new))
+        else:
+            copy_into(self.result, new)
 
 
 class CapturedOnCPU(CapturedGeneration):
-    """A captured generation whose graphs are :class:`WorkAgain`."""
+    """A captured generation whose graphs are :class:`WorkAgain`.
+
+    That work runs on the host again, so what it notes in the states is undone before.
+    """
 
     def _capture(self, work: Callable[[], Any]) -> Any:
         result = work()
         return WorkAgain(work, result), result
 
-    def replay(self, *arguments: Any) -> Any:
-        self.tape._place.clear()
-        self.method_state.selections.clear()
-        return super().replay(*arguments)
+    def replay(self, request: Request) -> Any:
+        vars(self.first.method_state).update(vars(request.method.start(self.plan)))
+        self.first.method_state.use(self.first.tape)
+        self.first.tape._place.clear()
+        return super().replay(request)
+
+    def _branch(self, plan: Plan, request: Request) -> Passes:
+        state, method_state = copy.deepcopy((self.first.state, self.first.method_state))
+        branch = super()._branch(plan, request)
+        if isinstance(branch, CapturedPasses):
+            vars(branch.state).update(vars(state))
+            vars(branch.method_state).update(vars(method_state))
+            branch.method_state.use(branch.tape)
+            for step in plan.steps:
+                if step.index in branch.totals:
+                    branch.tape._place.pop(step.index, None)
+        return branch
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +87,7 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, name, Nothing)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -90,24 +116,128 @@ def check_replays(model: Any, row: FamilyRow, acting: Method) -> None:
     settings = make_settings(row.schedule, 3.0, top_p=0.9)
     plan = acting.plan(settings, model.info, 1)
 
-    def staged(place: int) -> Any:
-        return model.stage(row.condition(range(place, place + 1)), plan, padded=True)
+    def asked(place: int, seed: int) -> Request:
+        staged = model.stage(row.condition(range(place, place + 1)), plan, padded=True)
+        return Request(model, staged, plan, acting, SeededNoise((seed,)), {}, Recorder())
 
-    tape = NoiseTape(SeededNoise((9,)))
-    first = generate(model, staged(0), plan, acting, tape)
-    assert torch.equal(first.latent, generate(model, staged(0), plan, acting, SeededNoise((9,))).latent)
-    captured = CapturedOnCPU(model, staged(0), plan, acting, tape, {})
+    first = asked(0, 9)
+    tape = NoiseTape(first.noise)
+    recorded = eager(replace(first, noise=tape))
+    assert torch.equal(recorded.latent, eager(first).latent)
+    captured = CapturedOnCPU(first, tape)
     for place, seed in ((1, 4), (0, 9), (1, 5), (0, 3)):
-        if signature(staged(place)) != signature(staged(0)):  # texts of another length that the family does not pad
+        if signature(asked(place, seed).condition) != signature(first.condition):  # texts that the family does not pad
             assert row.family == "infinity-star"
             continue
-        recorder = Recorder()
-        expected = generate(model, staged(place), plan, acting, SeededNoise((seed,)), recorder=recorder)
-        again = Recorder()
-        found = captured.replay(staged(place), SeededNoise((seed,)), {}, again, None)
-        assert torch.equal(found.latent, expected.latent)
-        kept, kept_again = ([t.tolist() for _, t in one.kept_maps()] for one in (recorder, again))
-        assert kept == kept_again
+        check_replay(captured, asked(place, seed))
+
+
+def eager(request: Request) -> Any:
+    asked = (request.model, request.condition, request.plan, request.method, request.noise)
+    return generate(*asked, recorder=request.recorder)
+
+
+def check_replay(captured: CapturedGeneration, request: Request) -> Recorder:
+    """Whether it is what an eager generation is; gives what it recorded."""
+    expected, again = eager(request), replace(request, recorder=Recorder(engine="graphs"))
+    found = captured.replay(again)
+    assert torch.equal(found.latent, expected.latent)
+    kept, kept_again = ([t.tolist() for _, t in one.recorder.kept_maps()] for one in (request, again))
+    assert kept == kept_again
+    assert [step for step, _ in again.recorder.scales] == [step for step, _ in request.recorder.scales]
+    assert again.recorder.plan == request.recorder.plan
+    for (_, own), (_, wanted) in zip(again.recorder.totals, request.recorder.totals, strict=True):
+        assert own is not None and wanted is not None and torch.equal(own, wanted)
+    return again.recorder
+
+
+@dataclass(frozen=True)
+class Told(SkipVAR):
+    """Decides what it is told, if that is what its small images are decided by."""
+
+    choices: ClassVar[list[str]] = []
+
+    def decide(self, result: PassResult, step: Step, state: SkipVARState) -> str:
+        assert len(state.probes) == 2
+        return self.choices.pop(0)
+
+
+ENGINES_SAY = {
+    "captured": "graphs",
+    "new": "graphs up to the decision, then eager: first {choice!r} of its kind",
+    "refused": "graphs up to the decision, then eager: not captured (not permitted)",
+}
+
+
+@pytest.mark.parametrize(
+    "beside", [(), (StepVAR(last=2),), (DropGuidance(last=1),)], ids=lambda parts: "+".join(map(str, parts))
+)
+@torch.inference_mode()
+def test_each_alternative_is_captured_when_it_comes_again(beside: tuple[Method, ...]) -> None:
+    row, model = ROWS[0], ROWS[0].model()
+    method = Compose(Told(), *beside) if beside else Told()
+    plan = method.plan(make_settings(row.schedule, 3.0), model.info, 1)
+    seeds = iter(range(20))
+
+    def asked() -> Request:
+        staged = model.stage(row.condition(range(1)), plan, padded=True)
+        return Request(model, staged, plan, method, SeededNoise((next(seeds),)), {}, Recorder())
+
+    Told.choices[:] = ["skip 1"]
+    request = asked()
+    tape = NoiseTape(request.noise)
+    eager(replace(request, noise=tape))
+    assert request.recorder.plan is not None
+    tape.choice = request.recorder.plan.choice
+    captured = CapturedOnCPU(request, tape)
+    for choice, says in (
+        ("skip 1", "captured"),
+        ("conditional 2", "new"),
+        ("skip 2", "new"),
+        ("skip 1", "captured"),
+        ("conditional 2", "captured"),
+        ("skip 2", "captured"),
+        ("conditional 2", "captured"),
+    ):
+        Told.choices[:] = [choice, choice]
+        recorder = check_replay(captured, asked())
+        assert recorder.engine == ENGINES_SAY[says].format(choice=choice)
+
+
+@torch.inference_mode()
+def test_decisions_are_made_by_the_small_images_of_the_generation_itself() -> None:
+    row, model, seen = ROWS[0], ROWS[0].model(), []
+
+    class Watching(SkipVAR):
+        def judge(self, before: Probe, after: Probe) -> Verdict:
+            seen.append(super().judge(before, after))
+            return seen[-1]
+
+    check_replays(model, row, Watching())
+    pairs = list(zip(seen[2::2], seen[3::2], strict=True))  # behind those of the two eager generations
+    assert len(pairs) == 4 and all(expected == found for expected, found in pairs)
+    assert len({found.features for _, found in pairs}) == 4
+
+
+@torch.inference_mode()
+def test_what_follows_a_decision_may_be_refused() -> None:
+    row, model, method = ROWS[0], ROWS[0].model(), Told()
+    plan = method.plan(make_settings(row.schedule, 3.0), model.info, 1)
+    staged = model.stage(row.condition(range(1)), plan, padded=True)
+    request = Request(model, staged, plan, method, SeededNoise((9,)), {}, Recorder())
+
+    class Refusing(CapturedOnCPU):
+        def _captured(self, plan: Plan, tape: NoiseTape) -> CapturedPasses:
+            raise RuntimeError("not permitted")
+
+    Told.choices[:] = ["skip 1"]
+    tape = NoiseTape(request.noise)
+    eager(replace(request, noise=tape))
+    captured = Refusing(request, tape)
+    for says in ("new", "refused", "refused"):
+        Told.choices[:] = ["skip 3", "skip 3"]
+        recorder = check_replay(captured, replace(request, recorder=Recorder()))
+        assert recorder.engine == ENGINES_SAY[says].format(choice="skip 3")
 
 
 @torch.inference_mode()
@@ -117,13 +247,15 @@ def test_what_says_whether_features_are_finite_is_not_in_the_pool() -> None:
     method, model = make_method("dense"), row.model()
     plan = method.plan(make_settings(row.schedule, 3.0), model.info, 1)
     staged = model.stage(row.condition(range(1)), plan, padded=True)
-    tape = NoiseTape(SeededNoise((9,)))
-    generate(model, staged, plan, method, tape)
-    captured, recorder = CapturedOnCPU(model, staged, plan, method, tape, {}), Recorder()
-    captured.replay(staged, SeededNoise((9,)), {}, recorder, None)
+    recorder = Recorder()
+    request = Request(model, staged, plan, method, SeededNoise((9,)), {}, recorder)
+    tape = NoiseTape(request.noise)
+    eager(replace(request, noise=tape, recorder=Recorder()))
+    captured = CapturedOnCPU(request, tape)
+    captured.replay(request)
     recorder.check_finite("dense")
     assert [step for step, _ in recorder.totals] == list(plan.steps)
-    for _, total in captured.totals:
+    for total in captured.first.totals.values():
         assert total is not None
         total.fill_(torch.nan)
     recorder.check_finite("dense")

@@ -62,7 +62,8 @@ class Report:
         stages: seconds of what is not a scale (text, preparation, decoding).
         peak_memory: bytes; on CUDA the allocator's peak during the generation, on the CPU the peak resident
             size of the whole process so far.
-        engine: how the generation ran: "eager", or "graphs"; after a colon, why not as asked.
+        engine: how the generation ran: "eager", "graphs", or "graphs up to the decision, then eager"; after a colon,
+            why not as asked.
         seeds: of the images; None when the caller gave a generator.
         schedule: name of the scale schedule.
         settings: the method's.
@@ -191,7 +192,7 @@ class Recorder:
         selections: for each pass the indices (R, K) of the tokens that the method kept, in order.
         engine: how the generation ran, and why.
         totals: per pass the sum of all features behind the blocks; see :meth:`check_finite`.
-        plan: what was run, all decisions made and all tokens counted; None until it is, and of a captured generation.
+        plan: what was run, all decisions made and all tokens counted; None until it is.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

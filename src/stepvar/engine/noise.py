@@ -21,11 +21,13 @@ class NoiseTape:
 
     Attributes:
         nbytes: what a captured generation with these requests holds on the device; 0: not known.
+        choice: what the method decided in the generation that was recorded; None: nothing was left to decide.
     """
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
         self.nbytes = 0
+        self.choice: str | None = None
         # Soft codes of a seeded source reuse the numbers of the sampled codes; other sources draw again.
         self._reuses = isinstance(noise, SeededNoise)
         self._requests: dict[int, list[tuple[Draw, torch.Size]]] = {}
@@ -47,7 +49,9 @@ class NoiseTape:
         return self._answer(scale, lambda noise: noise.normal(scale, turn, size, device))
 
     def allocate(self, device: torch.device) -> None:
-        """Ends the recording: from now on every request is answered with a tensor of its own."""
+        """Ends the recording, if it has not ended: from now on every request is answered with a tensor of its own."""
+        if self._tensors is not None:
+            return
         self._tensors = {
             scale: [torch.empty(size, device=device) for _, size in requests]
             for scale, requests in self._requests.items()

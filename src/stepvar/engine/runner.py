@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from stepvar.core.noise import Noise, SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
-from stepvar.engine.graphs import CapturedGeneration
+from stepvar.engine.graphs import CapturedGeneration, not_captured
 from stepvar.engine.noise import NoiseTape
+from stepvar.engine.request import Request
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.methods.base import Method
@@ -88,83 +90,72 @@ class Engine:
         recorder = recorder or Recorder(model.device)
         if model.device.type == "cuda":  # padded alike, so that eager generations and replays are equal to the bit
             condition = model.stage(condition, plan, padded=True)
+        request = Request(model, condition, plan, method, noise, forced or {}, recorder, on_scale_end)
         if not self._replays(model.device):
             if self.name == "graphs":
                 where = "ROCm" if model.device.type == "cuda" else model.device.type
                 raise UsageError(f"engine='graphs': needs a CUDA device, the model is on {where}; use 'auto'")
-            recorder.engine = "eager"
-            return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)
+            return _eager(request, "eager")
         if model.offload is not None:
-            recorder.engine = "eager: the weights are offloaded, and a graph needs them where they were"
-            return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)
+            return _eager(request, "eager: the weights are offloaded, and a graph needs them where they were")
         if not self._lock.acquire(blocking=False):  # another thread replays: its tensors are in use
-            recorder.engine = "eager: another generation is running"
-            return generate(model, condition, plan, method, noise, forced, recorder, on_scale_end)
+            return _eager(request, "eager: another generation is running")
         try:
-            return self._generate(model, condition, plan, method, noise, forced or {}, recorder, on_scale_end)
+            return self._generate(request)
         finally:
             self._lock.release()
 
     @torch.inference_mode()
-    def _generate(
-        self,
-        model: Any,
-        staged: Any,
-        plan: Plan,
-        method: Method,
-        noise: Noise,
-        forced: Mapping[int, Tensor],
-        recorder: Recorder,
-        on_scale_end: Callable[[Step, Any], None] | None,
-    ) -> Any:
-        key = self._key(model, staged, plan, method, noise, forced)
+    def _generate(self, request: Request) -> Any:
+        model, noise, recorder = request.model, request.noise, request.recorder
+        key = _key(request)
         self._count += 1
         entry = self._seen.pop(key, None)
-        source: Noise = noise
+        why, tape = f"eager: {FULL}", None
         if entry is None:
-            recorder.engine = "eager: first generation of its kind"
-            entry = source = NoiseTape(noise)
+            why, entry = "eager: first generation of its kind", (tape := NoiseTape(noise))
         elif isinstance(entry, NoiseTape):
-            entry = self._capture(model, staged, plan, method, entry, forced)
-            recorder.engine = f"eager: {FULL}"
+            entry = self._capture(request, entry)
         if isinstance(entry, str):
-            recorder.engine = f"eager: {entry}"
+            why = f"eager: {entry}"
         self._seen[key] = entry
         while len(self._seen) > MOST_SEEN:
             self._seen.popitem(last=False)
-        if isinstance(entry, CapturedGeneration):
-            recorder.engine, entry.used = "graphs", self._count
-            return entry.replay(staged, noise, forced, recorder, on_scale_end)
         try:
-            return generate(model, staged, plan, method, source, forced, recorder, on_scale_end)
+            if isinstance(entry, CapturedGeneration):
+                recorder.engine, entry.used = "graphs", self._count
+                return entry.replay(request)
+            state = _eager(request if tape is None else replace(request, noise=tape), why)
         except torch.OutOfMemoryError:
             if not self._held():
                 raise
+            entry = None
             self.clear()
             _free_unused(model.device)
             if not isinstance(noise, SeededNoise):  # a generator has moved on: its numbers cannot be drawn again
                 raise
+        else:
+            if tape is not None and recorder.plan is not None:
+                tape.choice = recorder.plan.choice
+            return state
         recorder.scales.clear()
         recorder.totals.clear()
-        recorder.engine = "eager: memory ran out, captured generations were dropped"
-        return generate(model, staged, plan, method, noise, forced, recorder, on_scale_end)
+        return _eager(request, "eager: memory ran out, captured generations were dropped")
 
-    def _capture(
-        self, model: Any, staged: Any, plan: Plan, method: Method, tape: NoiseTape, forced: Mapping[int, Tensor]
-    ) -> CapturedGeneration | NoiseTape | str:
+    def _capture(self, request: Request, tape: NoiseTape) -> CapturedGeneration | NoiseTape | str:
         """The captured generation; its tape, if there is no room for one; or why there can be none."""
-        if not method.static:
-            return f"{method} decides by the image what is run"
-        if not self._make_room(tape.nbytes, model.device):
+        device = request.model.device
+        if not request.method.replayable:
+            return f"{request.method} decides by the image how much is run"
+        if not self._make_room(tape.nbytes, device):
             return tape
-        _free_unused(model.device)
+        _free_unused(device)
         try:
-            captured = CapturedGeneration(model, staged, plan, method, tape, forced)
-        except RuntimeError as error:  # whatever the driver refuses; the image is generated all the same
-            torch.cuda.synchronize(model.device)
-            return f"not captured ({' '.join(str(error).split())[:200]})"
+            captured = CapturedGeneration(request, tape)
+        except RuntimeError as error:
+            return not_captured(error, device)
         tape.nbytes = captured.nbytes
-        return captured if self._make_room(captured.nbytes, model.device) else tape.free()
+        return captured if self._make_room(captured.nbytes, device) else tape.free()
 
     def _make_room(self, nbytes: int, device: torch.device) -> bool:
         """Whether a captured generation of so many bytes may be kept, once others are dropped that are no longer used.
@@ -184,21 +175,36 @@ class Engine:
         """Captured generations, the one that was not used for longest first."""
         return {key: entry for key, entry in self._seen.items() if isinstance(entry, CapturedGeneration)}
 
-    def _key(
-        self, model: Any, staged: Any, plan: Plan, method: Method, noise: Noise, forced: Mapping[int, Tensor]
-    ) -> Hashable:
-        settings = (type(method), repr(method.settings()))
-        return (
-            id(model),
-            next(model.parameters()).data_ptr(),  # a model that was moved has other weights under the same name
-            model.precision,
-            repr(plan.settings),
-            plan.samples,
-            settings,
-            type(noise),
-            signature(staged),
-            signature(dict(forced)),
-        )
+
+def _eager(request: Request, why: str) -> Any:
+    """The generation without graphs; the report says why."""
+    request.recorder.engine = why
+    return generate(
+        request.model,
+        request.condition,
+        request.plan,
+        request.method,
+        request.noise,
+        request.forced,
+        request.recorder,
+        request.on_scale_end,
+    )
+
+
+def _key(request: Request) -> Hashable:
+    """What generations have in common that one set of graphs serves."""
+    model, method = request.model, request.method
+    return (
+        id(model),
+        next(model.parameters()).data_ptr(),  # a model that was moved has other weights under the same name
+        model.precision,
+        repr(request.plan.settings),
+        request.plan.samples,
+        (type(method), repr(method.settings())),
+        type(request.noise),
+        signature(request.condition),
+        signature(dict(request.forced)),
+    )
 
 
 def _free_unused(device: torch.device) -> None:

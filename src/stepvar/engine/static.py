@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from stepvar.utils.tensors import map_tensors, tensors_of
 
@@ -21,3 +25,28 @@ def copy_into(target: Any, source: Any) -> None:
     """Writes the numbers of one value into the tensors of another of the same signature."""
     for own, new in zip(tensors_of(target), tensors_of(source), strict=True):
         own.copy_(new, non_blocking=True)
+
+
+class _TensorsAreShared(TorchFunctionMode):
+    """Within it a deep copy has the tensors of the original."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        return args[0] if func is Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
+
+
+def forked(value: Value, shared: Iterable[object]) -> Value:
+    """A copy that can go on by itself: its containers and numbers on the host are its own, its tensors are not.
+
+    Args:
+        shared: what is not copied, either.
+
+    Raises:
+        RuntimeError: if something in it cannot be copied.
+    """
+    try:
+        with _TensorsAreShared():
+            return deepcopy(value, {id(one): one for one in shared})
+    except TypeError as error:
+        raise RuntimeError(f"a state cannot be copied: {error}") from error

@@ -10,7 +10,8 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from stepvar.core.noise import Noise
-from stepvar.core.plan import Decision, Plan, Settings, Step, resolve
+from stepvar.core.plan import Decision, Plan, Settings, Step
+from stepvar.core.resolve import resolve
 from stepvar.core.stack import Attention, AttentionInputs, ModelInfo, PassResult, RunBlocks, Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap
 from stepvar.core.values import check_fields, shown
@@ -199,7 +200,10 @@ class Method(Generic[State]):
         """Looks at what a pass left; nothing of it may be written into."""
 
     def decide(self, result: PassResult, step: Step, state: State) -> str:
-        """The name of the one of :meth:`alternatives` that follows; called behind its pass."""
+        """The name of the one of :meth:`alternatives` that follows; called behind its pass.
+
+        It may wait for the device, best once, and changes nothing of the state: what follows may have been captured.
+        """
         raise UsageError(f"method {str(self)!r}: alternatives() leaves a choice; define decide(), which makes it")
 
     def speedup_schedule(self, settings: Settings) -> Sequence[Stage]:
@@ -217,8 +221,13 @@ class Method(Generic[State]):
 
     @property
     def static(self) -> bool:
-        """Whether the plan says all that the method will do, so that a captured generation can be replayed."""
+        """Whether the plan says all that the method will do, so that images of a batch go the same way."""
         return self.knows_counts and not self.makes_a_choice
+
+    @property
+    def replayable(self) -> bool:
+        """Whether captured passes can be replayed: only which of the alternatives follows may depend on the image."""
+        return self.static or (self.makes_a_choice and self.knows_counts)
 
     @property
     def knows_counts(self) -> bool:

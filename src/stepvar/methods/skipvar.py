@@ -170,7 +170,7 @@ class SkipVAR(Method[SkipVARState]):
     Behind one scale (of 13 the tenth, 32x32 of 64x64) the image so far and that of the scale before are decoded small.
     Two features, how much the edges changed and the share of high frequencies, go to two linear classifiers. The first
     says how many of the last scales are not run; if all are, the second says at how many of them the conditional
-    branch runs alone. The report says what was decided. One image at a time, without CUDA graphs, no videos.
+    branch runs alone. The report says what was decided. One image at a time, no videos.
 
     The coefficients are those released for Infinity-2B at 1024x1024 with guidance 4 and temperature 0.5; on another
     model, size or guidance they are used as they are, and what they choose says little. On schedules of other lengths
@@ -270,8 +270,8 @@ class SkipVAR(Method[SkipVARState]):
         return self.judge(*state.probes).choice
 
     def judge(self, before: Probe, after: Probe) -> Verdict:
-        """What the classifiers say; waits for the device."""
-        images = [probe.image.float().cpu() for probe in (before, after)]
+        """What the classifiers say; waits for the device once."""
+        images = torch.cat([before.image, after.image]).float().cpu().split(1)
         features = edge_change(*images), high_frequencies(images[1], self.radius)
         skip, branch = self.classifiers.skip, self.classifiers.branch
         scores = skip.scores(features)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The value with every tensor in it changed: in dataclasses, tuples, lists and mappings."""
+    """The value with every tensor in it changed: in dataclasses, tuples, named ones too, lists and mappings."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(one, change) for one in value)
+        changed = [map_tensors(one, change) for one in value]
+        return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
     if isinstance(value, Mapping):
         return {key: map_tensors(one, change) for key, one in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
