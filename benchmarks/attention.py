@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import command_line
-from benchmarks.kernels import HALF, Inputs, milliseconds
+from benchmarks.kernel_cases import HALF, Inputs
+from benchmarks.kernels import milliseconds
 from stepvar.core.plan import Plan, Settings, Step
 from stepvar.core.stack import AttentionInputs, ModelInfo, Projection, SublayerRef
 from stepvar.methods import SparVAR, make_method

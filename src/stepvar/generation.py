@@ -17,7 +17,7 @@ from stepvar.core.stack import PassResult
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, MethodState
 from stepvar.methods.contract import blaming, checked_map, checked_mask, checked_state, chosen_plan, hooks_of
-from stepvar.models.model import NextScaleModel
+from stepvar.models.base import NextScaleModel
 from stepvar.utils.ambient import stated_formats
 
 Condition = TypeVar("Condition")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from html import escape
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from stepvar.core.plan import Step
 from stepvar.core.report import Report
-from stepvar.core.values import nearest
+from stepvar.core.values import nearest, shown
 from stepvar.errors import UnknownAttribute, UsageError
 from stepvar.media.images import GeneratedImage
 from stepvar.media.saving import check_results, result_paths, save_result
@@ -234,3 +235,24 @@ def to_videos(pixels: Tensor, fps: float, output_type: OutputType, metadata: Seq
         for one, texts in zip(pixels, metadata or [{}] * len(pixels), strict=True)
     ]
     return np.stack([video.frames for video in videos]) if output_type == "np" else videos
+
+
+def check_outputs(output_type: Any, callback: Any) -> None:
+    """Raises a UsageError for a form of outputs, or a callback, that cannot be used."""
+    if output_type not in get_args(OutputType):
+        raise UsageError(f"output_type={shown(output_type)}: must be one of {', '.join(get_args(OutputType))}")
+    if callback is not None and not (callable(callback) and _takes_two(callback)):
+        raise UsageError(f"callback_on_scale_end={shown(callback)}: must be a function of (step, state)")
+
+
+def _takes_two(callback: Callable[..., Any]) -> bool:
+    """Whether a function can be called with two arguments, as far as Python can tell."""
+    try:
+        parameters = signature(callback)
+    except (TypeError, ValueError):  # some that are written in C do not say
+        return True
+    try:
+        parameters.bind(None, None)
+    except TypeError:
+        return False
+    return True

@@ -251,7 +251,7 @@ def test_a_missing_text_encoder_is_told_before_weights_are_read(
     def load(*_: object, **__: object) -> None:
         raise AssertionError("weights are read")
 
-    monkeypatch.setattr("stepvar.pipeline.pipeline.load_model", load)
+    monkeypatch.setattr("stepvar.pipeline.pretrained.load_model", load)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty: no model"):
         Pipeline.from_pretrained(folder, text_encoder=tmp_path / "empty")

@@ -21,7 +21,8 @@ from stepvar.core.guidance import (
     linear_hold,
     relative_scales,
 )
-from stepvar.core.plan import Step, resolve
+from stepvar.core.plan import Step
+from stepvar.core.resolve import resolve
 from stepvar.errors import UsageError
 from tests.helpers import SQUARE, make_settings
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from stepvar.core.plan import Plan, Settings, Step, resolve
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.resolve import resolve
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.methods import FastVAR, SkipLast
 from tests.core.test_tokens import VIDEO

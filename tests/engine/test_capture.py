@@ -54,6 +54,16 @@ EVERY_CASE = [
 """Methods know no family, so each runs on one for images and one for videos, and with the slow tests on all others."""
 
 
+QUANTISED_CASES = [
+    pytest.param(
+        row, kind, id=f"{row}-{kind}", marks=[] if kind == "int8" or row.family == "infinity" else [pytest.mark.slow]
+    )
+    for row in ONE_EACH
+    for kind in QUANTIZATIONS
+]
+"""Every family with one kind, and one family with all."""
+
+
 @cache
 def on_meta(row: FamilyRow) -> Any:
     """The family's small model without numbers."""
@@ -97,8 +107,7 @@ def test_a_pass_takes_nothing_from_the_host(row: FamilyRow, case: str) -> None:
     run_refusing_copies(on_meta(row), row, make_method(settings.pop("method"), **settings))
 
 
-@pytest.mark.parametrize("kind", QUANTIZATIONS)
-@pytest.mark.parametrize("row", ONE_EACH, ids=str)
+@pytest.mark.parametrize(("row", "kind"), QUANTISED_CASES)
 def test_nor_does_a_pass_with_quantised_weights(row: FamilyRow, kind: Quantization) -> None:
     run_refusing_copies(copy.deepcopy(on_meta(row)).quantize(kind), row, make_method("stepvar"))
 

@@ -19,15 +19,17 @@ from stepvar.engine.noise import NoiseTape
 from stepvar.engine.request import Request
 from stepvar.engine.static import copy_into
 from stepvar.generation import generate
-from stepvar.kernels.linear import QUANTIZATIONS, Quantization
+from stepvar.kernels.linear import Quantization
 from stepvar.methods import Compose, DropGuidance, Method, SkipVAR, StepVAR, make_method
 from stepvar.methods.skipvar import Probe, SkipVARState, Verdict
 from stepvar.models.blocks import GenerationState
 from stepvar.utils.tensors import signature
+from tests.engine.test_capture import BOTH_MEDIA, ONE_EACH, QUANTISED_CASES
 from tests.helpers import make_settings
 from tests.methods.families import ROWS, FamilyRow
 
-ONE_EACH = list({row.family: row for row in ROWS}.values())
+QUICK = ("stepvar", "fastvar")
+"""Methods that run with the quick tests on every family; the others do so on one for images and one for videos."""
 
 
 class WorkAgain:
@@ -91,9 +93,18 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["dense", "stepvar", "fastvar", "stepvar+drop-guidance", "sparsevar", "fastervar", "faststar"]
+    ("row", "method"),
+    [
+        pytest.param(
+            row,
+            method,
+            id=f"{row}-{method}",
+            marks=[] if row.family in BOTH_MEDIA or method in QUICK else [pytest.mark.slow],
+        )
+        for row in ONE_EACH
+        for method in (*QUICK, "dense", "stepvar+drop-guidance", "sparsevar", "fastervar", "faststar")
+    ],
 )
-@pytest.mark.parametrize("row", ONE_EACH, ids=str)
 @torch.inference_mode()
 def test_a_replay_is_an_eager_generation_with_other_prompts_and_seeds(row: FamilyRow, method: str) -> None:
     changes: dict[str, dict[str, Any]] = {
@@ -104,8 +115,7 @@ def test_a_replay_is_an_eager_generation_with_other_prompts_and_seeds(row: Famil
     check_replays(row.model(), row, make_method(method, **changes.get(method, {})))
 
 
-@pytest.mark.parametrize("kind", QUANTIZATIONS)
-@pytest.mark.parametrize("row", ONE_EACH, ids=str)
+@pytest.mark.parametrize(("row", "kind"), QUANTISED_CASES)
 @torch.inference_mode()
 def test_so_it_is_with_quantised_weights(row: FamilyRow, kind: Quantization) -> None:
     model = copy.deepcopy(row.model()).to(dtype=torch.bfloat16).quantize(kind)

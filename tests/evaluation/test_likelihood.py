@@ -16,7 +16,8 @@ from torch import Tensor
 
 from stepvar.checkpoints import LoadedModel
 from stepvar.core.noise import SeededNoise
-from stepvar.core.plan import Settings, resolve
+from stepvar.core.plan import Settings
+from stepvar.core.resolve import resolve
 from stepvar.core.stack import ModelInfo
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError

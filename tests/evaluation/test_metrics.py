@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from stepvar.errors import UsageError
-from stepvar.evaluation import require
 from stepvar.evaluation.metrics.distribution import frechet_distance, kernel_distance
 from stepvar.evaluation.metrics.fidelity import fidelity, high_frequency_share, psnr, ssim
 from stepvar.evaluation.metrics.learned import Unavailable, load_scores
+from stepvar.utils.require import require
 
 
 def pictures(count: int = 3, height: int = 40, width: int = 28, seed: int = 0) -> torch.Tensor:
@@ -33,7 +33,7 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     with pytest.raises(UsageError, match=r"needs the package torchmetrics; pip install '\.\[eval\]'"):
         ssim(pictures(), pictures())
-    assert require.require("json").dumps({}) == "{}"
+    assert require("json").dumps({}) == "{}"
 
 
 def test_psnr_of_a_known_error() -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kernels
-from benchmarks.kernels import Case, Inputs, norm_cases, pruning_cases
+from benchmarks.kernel_cases import FULL, Case, Inputs, Outcome, norm_cases, pruning_cases
 
 
 def broken_cases(given: Inputs) -> Iterator[Case]:
-    def fail() -> kernels.Outcome:
+    def fail() -> Outcome:
         raise RuntimeError("no such kernel")
 
     good = next(norm_cases(given))
-    yield Case("broken", fail, good.reference, 1, kernels.FULL)
-    yield Case("wrong", lambda: good.reference()[::-1], good.reference, 1, kernels.FULL)
+    yield Case("broken", fail, good.reference, 1, FULL)
+    yield Case("wrong", lambda: good.reference()[::-1], good.reference, 1, FULL)
     yield good
 
 

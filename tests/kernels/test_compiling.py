@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.kernels import GROUPS, Inputs
+from benchmarks.kernel_cases import GROUPS, Inputs
 from stepvar.kernels import fp8, ops
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.kernels import BOUNDS, GROUPS, Inputs, flattened, relative_error
+from benchmarks.kernel_cases import GROUPS, Inputs, flattened
+from benchmarks.kernels import BOUNDS, relative_error
 from benchmarks.quantization import check_products
 from stepvar.kernels import ops
 from stepvar.kernels.fp8 import has_fp8_products

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stepvar.errors import OutputError, UsageError
-from stepvar.media import video_files
+from stepvar.media import video_files, video_reading
 from stepvar.media.video import Video
 
 
@@ -408,17 +408,17 @@ def test_what_is_no_array_and_no_image_is_refused() -> None:
 
 def test_gaps_between_times_are_bounded_before_they_are_filled() -> None:
     pixels = np.zeros((2, 4, 3), np.uint8)
-    day = [video_files.Shown(pixels, 0.0), video_files.Shown(pixels, 72_000.0)]
+    day = [video_reading.Shown(pixels, 0.0), video_reading.Shown(pixels, 72_000.0)]
     with pytest.raises(UsageError, match=r"boat.mp4: gives more than 250,000 frames; ask for fewer with frames=, or a"):
-        next(video_files.at_rate(day, 16, 16, where="boat.mp4"))
-    assert len(list(video_files.at_rate(day, 16, 16, most=3))) == 3
-    assert len(list(video_files.at_rate(day, 16, 1))) == 72_001
+        next(video_reading.at_rate(day, 16, 16, where="boat.mp4"))
+    assert len(list(video_reading.at_rate(day, 16, 16, most=3))) == 3
+    assert len(list(video_reading.at_rate(day, 16, 1))) == 72_001
     with pytest.raises(UsageError, match=r"video: gives more than 250,000 frames"):
         make_video(fps=0.001).at_rate(1000)
 
 
 def test_gaps_between_large_frames_are_bounded_by_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_files, "MOST_FRAMES", 100 * make_video().frames[0].nbytes)
+    monkeypatch.setattr(video_reading, "MOST_FRAMES", 100 * make_video().frames[0].nbytes)
     assert len(make_video(fps=16).at_rate(160)) == 90
     with pytest.raises(UsageError, match="GB of frames; ask for fewer"):
         make_video(fps=16).at_rate(192)

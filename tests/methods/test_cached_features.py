@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepvar.core.plan import Settings, Step, resolve
+from stepvar.core.plan import Settings, Step
+from stepvar.core.resolve import resolve
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.methods.cached_features import CachedFeatures, resample
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepvar.core.plan import resolve
+from stepvar.core.resolve import resolve
 from stepvar.methods import HighPass, Method
 from stepvar.models.infinity import Infinity, TextCondition
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize

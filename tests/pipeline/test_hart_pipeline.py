@@ -143,6 +143,6 @@ def test_a_quantised_pipeline_says_so(tmp_path: Path) -> None:
 def test_quantization_is_checked_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="quantization='int4': must be one of fp8, int8"):
         Pipeline.from_pretrained("nowhere", quantization="int4")  # type: ignore[arg-type]
-    monkeypatch.setattr("stepvar.pipeline.pipeline.device_of", lambda name, device: torch.device(device))
+    monkeypatch.setattr("stepvar.pipeline.pretrained.device_of", lambda name, device: torch.device(device))
     with pytest.raises(UsageError, match="quantization='fp8': needs an NVIDIA GPU"):
         Pipeline.from_pretrained("nowhere", device="mps", quantization="fp8")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import stepvar.pipeline.pipeline
+import stepvar.pipeline.pretrained
 from stepvar import Pipeline, StepVAR
 from stepvar.checkpoints import save_model
 from stepvar.core.noise import SeededNoise
@@ -282,7 +282,7 @@ def test_other_precisions_and_devices_are_refused(pipe, change):
 
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(stepvar.pipeline.pipeline, "load_model", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(stepvar.pipeline.pretrained, "load_model", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(UsageError, match="device 'cuda': this machine has none"):
         load(tmp_path, device="cuda")
 
@@ -295,7 +295,7 @@ def test_an_empty_text_is_not_left_out(word):
 
 def test_a_missing_text_encoder_is_found_before_the_weights_are_read(monkeypatch, tmp_path):
     folder = write_infinity(tmp_path / "model").folder
-    monkeypatch.setattr(stepvar.pipeline.pipeline, "load_model", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(stepvar.pipeline.pretrained, "load_model", lambda *_, **__: pytest.fail("weights were read"))
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "transformers", None)
         with pytest.raises(UsageError, match="needs transformers"):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from stepvar.core.noise import SeededNoise
-from stepvar.core.plan import resolve
+from stepvar.core.resolve import resolve
 from stepvar.generation import generate
 from stepvar.methods import Dense
 from stepvar.models.infinity import Infinity, TextCondition, schedule_for

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from stepvar.core.noise import SeededNoise
-from stepvar.core.plan import Step, resolve
+from stepvar.core.plan import Step
+from stepvar.core.resolve import resolve
 from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods import Dense

@@ -14,8 +14,8 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import NO_HOOKS, Hooks, ModelInfo, RunBlocks, Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap
+from stepvar.models.base import Condition_contra, NextScaleModel, Staged
 from stepvar.models.blocks import GenerationState
-from stepvar.models.model import Condition_contra, NextScaleModel, Staged
 from stepvar.models.offload import Part
 
 State = TypeVar("State", bound=GenerationState)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stepvar.errors import UsageError
 from stepvar.media.images import FORMATS, comment_texts, image_metadata, opened
-from stepvar.media.video_files import frame_paths, mp4_comment
+from stepvar.media.video_reading import frame_paths, mp4_comment
 from stepvar.utils.reading import check_regular
 
 

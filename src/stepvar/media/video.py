@@ -14,7 +14,8 @@ from torch import Tensor
 from stepvar.core.values import shown
 from stepvar.errors import UsageError
 from stepvar.media.images import as_rgb
-from stepvar.media.video_files import FPS, Frames, Shown, at_rate, check_rate, read_frames, write_video
+from stepvar.media.video_files import FPS, Frames, check_rate, write_video
+from stepvar.media.video_reading import Shown, at_rate, read_frames
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,13 +14,13 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import Hooks, Projection, run_dense
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
+from stepvar.models.base import Staged
 from stepvar.models.blocks import GenerationState
 from stepvar.models.hart.config import HARTConfig
 from stepvar.models.hart.rope import map_rotary, text_rotary
 from stepvar.models.hart.tokenizer import HybridTokenizer
 from stepvar.models.hart.transformer import POLICY, Conditioning, HARTTransformer
 from stepvar.models.layers import Rotary
-from stepvar.models.model import Staged
 from stepvar.models.offload import in_turn
 from stepvar.models.precision import parts_policy
 from stepvar.models.var.model import CodebookModel, VARRun

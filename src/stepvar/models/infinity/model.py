@@ -13,6 +13,7 @@ from torch import Tensor
 from stepvar.core.plan import Plan, Step
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
+from stepvar.models.base import Staged
 from stepvar.models.blocks import GenerationState, ResidualStream, RotaryRun
 from stepvar.models.infinity.config import InfinityConfig
 from stepvar.models.infinity.rope import rotary_tables
@@ -21,7 +22,7 @@ from stepvar.models.infinity.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
 from stepvar.models.infinity.transformer import POLICY, BlockContext, Conditioning, InfinityTransformer
 from stepvar.models.layers import FusedAttention, Rotary
-from stepvar.models.model import Shape, Staged, VARModel
+from stepvar.models.model import Shape, VARModel
 from stepvar.models.precision import parts_policy
 from stepvar.text import TextFeatures, length_mask, pad_to_device, text_bucket
 from stepvar.utils.device import to_device_async

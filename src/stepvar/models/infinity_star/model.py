@@ -12,6 +12,7 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.stack import AttentionInputs, Projection
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
+from stepvar.models.base import Staged
 from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.infinity.model import StagedText, TextCondition, stage_text
 from stepvar.models.infinity_star.codes import codes_of, enlarge_codes, quantise, shrink
@@ -22,7 +23,7 @@ from stepvar.models.infinity_star.tokenizer import POLICY as TOKENIZER_POLICY
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
 from stepvar.models.infinity_star.transformer import POLICY, BlockContext, InfinityStarTransformer
 from stepvar.models.layers import Rotary, grouped_attention
-from stepvar.models.model import Shape, Staged, VARModel
+from stepvar.models.model import Shape, VARModel
 from stepvar.models.precision import parts_policy
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from stepvar.core.plan import Plan, Step
 from stepvar.core.tokens import TokenMap
 from stepvar.errors import UsageError
+from stepvar.models.base import Staged
 from stepvar.models.infinity.model import InfinityState, StagedText, TextCondition, TextRun, stage_text
-from stepvar.models.model import Staged
 from stepvar.models.precision import parts_policy
 from stepvar.models.star.rope import rotary_tables
 from stepvar.models.switti.config import SwittiConfig

@@ -11,9 +11,10 @@ from torch import Tensor
 from stepvar.core.plan import Plan, Step
 from stepvar.core.tokens import ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
+from stepvar.models.base import Staged
 from stepvar.models.blocks import BlockRun, GenerationState, ResidualStream
 from stepvar.models.layers import FusedAttention
-from stepvar.models.model import Shape, Staged, VARModel
+from stepvar.models.model import Shape, VARModel
 from stepvar.models.precision import parts_policy
 from stepvar.models.var.config import SquareConfig, VARConfig
 from stepvar.models.var.tokenizer import POLICY as TOKENIZER_POLICY
