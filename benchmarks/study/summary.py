@@ -123,6 +123,8 @@ def _checks(study: Study) -> dict[str, Any]:
     ratios = again["loop_speedup"]
     return {
         "images": len(study.dense),
+        "prompts_done": len({prompt for prompt, _ in study.dense}),
+        "variant_images": max((len(study.rows[key]) for key in _variants(study)), default=0),
         "rounds": again["rounds"],
         "seeds_done": sorted({seed for _, seed in study.dense}),
         "same_method": _same_method(study),
@@ -131,6 +133,11 @@ def _checks(study: Study) -> dict[str, Any]:
         "dense_image_ms": _milliseconds(again["loop_seconds"]),
         "decode_image_ms": _milliseconds(again["decode_seconds"]),
     }
+
+
+def _variants(study: Study) -> list[str]:
+    """Candidates that vary a setting and have run."""
+    return [key for key, entry in study.entries.items() if entry["group"] not in SET_GROUPS and key in study.rows]
 
 
 def _milliseconds(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ SETTINGS = {
     "variants": "Settings of the variants",
 }
 """Groups of variants and their titles."""
+
+STEADY = 0.1
+"""How far apart the measured speed-ups of one and the same method may lie for speed-ups to be given."""
 
 CLOSE = 0.15
 """Methods whose cost cannot be set stand in the table of a budget that they come as near to."""
@@ -49,32 +52,46 @@ def write_tables(result: Result, snippets: Path, images: Path) -> None:
         write_text(images / f"study-{name}.svg", chart(result, title, label, pick) + "\n")
 
 
+def clock_is_good(result: Result) -> bool:
+    """Whether one and the same method, wherever it was timed, came out alike; else measured speed-ups are left out."""
+    same = result["info"]["same_method"]
+    return bool(same["times"] > 1 and same["highest"] <= (1 + STEADY) * same["lowest"])
+
+
 def info(result: Result) -> str:
     """What was run, and what the instruments are worth."""
     known = result["info"]
-    settings, again, same = known["settings"], known["dense_again_time"], known["same_method"]
-    done, planned = len(known["seeds_done"]), settings["seeds"]
-    missing = "" if done == planned else f" (of {planned}: the run was stopped before the others)"
-    fewer = min(settings["ablation_seeds"], done)
-    variants = "" if fewer == done else f" (variants of settings: {fewer} seed{'s' if fewer > 1 else ''})"
-    exact = "dense generated twice gave the same images"
-    if known["dense_again_psnr"] < 99:
-        exact = f"dense generated a second time came out at {known['dense_again_psnr']:.1f} dB"
+    settings, variants = known["settings"], known["variant_images"]
+    planned = settings["limit"] or settings["prompts"]
+    prompts = f"{known['prompts_done']}" + (f" of {planned}" if known["prompts_done"] < planned else "")
+    seeds = len(known["seeds_done"])
+    of_variants = f" ({variants} of variants of settings)" if variants else ""
     renders = ", ".join(f"{name} {100 * found['mean']:.1f} %" for name, found in result["renders"].items())
-    clock = f"the time of the second over that of the first was {spread(again, 2)}"
-    if same["times"] > 1:
-        clock += (
-            f"; StepVAR's default at the budget of {ABLATED:g}, which stands in {same['times']} tables, was measured "
-            f"at {same['lowest']:.2f} to {same['highest']:.2f} times the speed of dense"
-        )
     return (
-        f"{settings['limit'] or settings['prompts']} held-out prompts, {done} seed{'s' if done > 1 else ''}"
-        f"{missing}: {known['images']} images of each method{variants}. {known['machine']}, "
-        f"{settings['dtype']}, batches of {settings['batch']}, torch {known['torch']}. The dense loop takes "
-        f"{known['dense_image_ms']['median']:.2f} ms per image, decoding "
-        f"{known['decode_image_ms']['median']:.2f} ms.\n\n"
-        f"Instruments: {exact}; {clock}. The judge reads real renders of the same scenes as: {renders}.\n\n"
+        f"{prompts} held-out prompts, {seeds} seed{'s' if seeds > 1 else ''}: {known['images']} images of each method"
+        f"{of_variants}. {known['machine']}, {settings['dtype']}, batches of {settings['batch']}, torch "
+        f"{known['torch']}.\n\n"
+        f"Instruments: dense generated twice gave the same images. {_clock(result)} The judge reads real renders of "
+        f"the same scenes as: {renders}.\n\n"
         f"`{known['command'].replace('.__main__', '')}`"
+    )
+
+
+def _clock(result: Result) -> str:
+    """What times are worth, and those of dense where they are worth something."""
+    known = result["info"]
+    same, again = known["same_method"], known["dense_again_time"]
+    found = f"Dense took {spread(again, 2)} times as long the second time"
+    if same["times"] > 1:
+        found += (
+            f", and StepVAR's default at the budget of {ABLATED:g}, measured {same['times']} times, was "
+            f"{same['lowest']:.2f} to {same['highest']:.2f} times as fast as dense"
+        )
+    if not clock_is_good(result):
+        return f"{found}: too coarse a clock, so no measured speed-ups are given."
+    return (
+        f"{found}. The dense loop takes {known['dense_image_ms']['median']:.2f} ms per image, decoding "
+        f"{known['decode_image_ms']['median']:.2f} ms."
     )
 
 
@@ -92,32 +109,33 @@ def at_budget(result: Result, budget: float) -> list[Entry]:
 
 def methods(result: Result) -> str:
     """One table per budget, then what fits none, then the noise floor."""
-    parts, placed = [], set()
+    parts, placed, timed = [], set(), clock_is_good(result)
     for budget in BUDGETS:
         rows = at_budget(result, budget)
         placed |= {entry["label"] for entry in rows}
-        parts.append(f"**Loop over scales {budget:g} times as cheap in operations**\n\n{_methods(rows)}")
+        parts.append(f"**Loop over scales {budget:g} times as cheap in operations**\n\n{_methods(rows, timed)}")
     others = [e for e in result["entries"].values() if e["group"] == "methods" and e["label"] not in placed]
     if others:
-        parts.append(f"**Methods of other cost**\n\n{_methods(others)}")
+        parts.append(f"**Methods of other cost**\n\n{_methods(others, timed)}")
     floor = [entry for entry in result["entries"].values() if entry["group"] == "floor"]
-    parts.append(f"**Noise floor: dense, the last 1, 2 and 3 scales sampled again**\n\n{_methods(floor)}")
+    parts.append(f"**Noise floor: dense, the last 1, 2 and 3 scales sampled again**\n\n{_methods(floor, timed)}")
     return "\n".join(parts)
 
 
-def _methods(entries: Iterable[Entry]) -> str:
-    head = ["method", "operations", "measured speed-up", "PSNR, dB", "worst tenth", "SSIM", "detail left", "judge-FID"]
-    rows = [[*head, "prompt accuracy", "against dense"]]
+def _methods(entries: Iterable[Entry], timed: bool) -> str:
+    head = ["method", "operations", *(["measured speed-up"] if timed else []), "PSNR, dB", "worst tenth", "SSIM"]
+    rows = [[*head, "detail left", "judge-FID", "prompt accuracy", "against dense"]]
     for entry in entries:
         dense = entry["group"] == "dense"
         fidelity = ["reference", "", "", ""]
         if not dense:
             fidelity = [interval(entry["psnr"], 1), f"{entry['worst_tenth']:.1f}", interval(entry["ssim"], 3),
                         percents(entry["share"])]  # fmt: skip
+        measured = f"{entry['measured']['median']:.2f}x" if entry["group"] == "methods" else ""
         rows.append([
             entry["label"],
             f"{entry['speedup']:.2f}x",
-            f"{entry['measured']['median']:.2f}x" if entry["group"] == "methods" else "",
+            *([measured] if timed else []),
             *fidelity,
             f"{entry['judge_fid']:.3f}" if "judge_fid" in entry else "",
             f"{100 * entry['questions']['mean']:.1f} %",
@@ -134,7 +152,14 @@ def categories(result: Result) -> str:
     for entry in at_budget(result, budget):
         rows.append([entry["label"], *(_category(entry["categories"][name]) for name in names)])
     rows.append(["real renders", *(f"{100 * result['renders'][name]['mean']:.1f} %" for name in names)])
-    return f"**Loop over scales {budget:g} times as cheap**\n\n" + to_markdown(rows)
+    changes = [e["categories"][name]["against_dense"] for e in at_budget(result, budget)[1:] for name in names]
+    return f"**Loop over scales {budget:g} times as cheap**\n\n{to_markdown(rows)}\n{by_chance(changes)}"
+
+
+def by_chance(changes: Sequence[Mapping[str, float]]) -> str:
+    """How many intervals exclude 0, and how many would where nothing differs."""
+    certain = sum(map(is_certain, changes))
+    return f"Of {len(changes)} intervals about {len(changes) / 20:.0f} would exclude 0 by chance; {certain} do."
 
 
 def _category(found: Mapping[str, Any]) -> str:
@@ -144,8 +169,9 @@ def _category(found: Mapping[str, Any]) -> str:
 
 def contrast_table(result: Result, chosen: Callable[[Mapping[str, Any]], bool]) -> str:
     """Differences of pairs at equal cost; what is certain is set in bold."""
+    shown = list(filter(chosen, result["contrasts"]))
     rows = [["question", "budget", "PSNR, dB", "SSIM", "detail left, points", "prompt accuracy, points"]]
-    for row in filter(chosen, result["contrasts"]):
+    for row in shown:
         entry = result["entries"][row["one"]]
         rows.append([
             row["question"],
@@ -155,23 +181,24 @@ def contrast_table(result: Result, chosen: Callable[[Mapping[str, Any]], bool]) 
             signed(row["share"], 1, 100),
             signed(row["questions"], 1, 100),
         ])  # fmt: skip
-    return to_markdown(rows)
+    changes = [row[name] for row in shown for name in ("psnr", "ssim", "share", "questions")]
+    return f"{to_markdown(rows)}\n{by_chance(changes)}"
 
 
 def settings(result: Result) -> str:
     """One table per group of variants, all at one budget; differences are paired, from what StepVAR is by default."""
-    parts = []
+    parts, timed = [], clock_is_good(result)
     for group, title in SETTINGS.items():
         entries = [entry for entry in result["entries"].values() if entry["group"] == group]
         if not entries:
             continue
-        head = ["variant", "tokens kept", "measured speed-up", "PSNR, dB", "against the default", "worst tenth"]
-        rows = [[*head, "detail left", "right"]]
+        head = ["variant", "tokens kept", *(["measured speed-up"] if timed else []), "PSNR, dB", "against the default"]
+        rows = [[*head, "worst tenth", "detail left", "right"]]
         for entry in entries:
             rows.append([
                 entry["label"],
                 f"{100 * entry['knob']:.0f} %",
-                f"{entry['measured']['median']:.2f}x",
+                *([f"{entry['measured']['median']:.2f}x"] if timed else []),
                 interval(entry["psnr"], 1),
                 signed(entry["psnr_against_default"], 2) if "psnr_against_default" in entry else "",
                 f"{entry['worst_tenth']:.1f}",
@@ -219,19 +246,22 @@ CHARTS: dict[str, tuple[str, str, Pick]] = {
 
 
 def chart(result: Result, title: str, label: str, pick: Pick) -> str:
-    """Quality against measured speed-up, a line per method."""
+    """Quality against speed-up, measured or, without a good clock, counted in operations; a line per method."""
     series: dict[str, list[Point]] = {}
+    timed = clock_is_good(result)
     for entry in result["entries"].values():
         family = family_of(entry["label"])
         value = pick(entry)
         if entry["group"] not in ("methods", "dense") or value is None or family not in (*SHOWN, "dense"):
             continue
-        fast = entry["measured"]
+        counted = {name: entry["speedup"] for name in ("median", "p10", "p90")}
+        fast = entry["measured"] if timed else counted
         series.setdefault(family, []).append(Point(fast["median"], value[0], (fast["p10"], fast["p90"]), value[1:]))
     floor = result["entries"].get("floor/floor-2")
     level = None if floor is None else pick(floor)
     levels = [] if level is None else [("dense, last 2 scales sampled again", level[0])]
-    return scatter(title, label, series, [*SHOWN, "dense"], levels, lower_is_better=pick is _fid)
+    x_label = f"speed-up of the loop over scales, {'measured' if timed else 'counted in operations'}"
+    return scatter(title, label, series, [*SHOWN, "dense"], levels, lower_is_better=pick is _fid, x_label=x_label)
 
 
 def family_of(label: str) -> str:

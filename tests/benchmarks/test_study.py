@@ -147,7 +147,7 @@ def test_figures_and_tables_of_a_study(shared_model: Path, tmp_path: Path) -> No
     tables.write_tables(result, tmp_path, images)
     for name in ("info", "methods", "categories", "contrasts", "restoring", "settings"):
         assert (tmp_path / f"study-{name}.md").read_text().strip()
-    assert "4 images of each method (variants of settings: 1 seed)" in (tmp_path / "study-info.md").read_text()
+    assert "4 images of each method (2 of variants of settings)" in (tmp_path / "study-info.md").read_text()
     assert "+0.00 (+0.00 to +0.00)" in (tmp_path / "study-settings.md").read_text()
     methods = (tmp_path / "study-methods.md").read_text()
     assert methods.count("| dense |") == 3 and methods.count("| random |") == 1 and "| floor-2 |" in methods
@@ -162,7 +162,26 @@ def test_the_tables_of_the_stored_results(tmp_path: Path) -> None:
     result = json.loads((RESULTS / "study.json").read_text())
     tables.write_tables(result, tmp_path, tmp_path)
     assert "| latent-delta |" in (tmp_path / "study-methods.md").read_text()
-    assert "NVIDIA H100" in (tmp_path / "study-info.md").read_text()
+    assert "NVIDIA H200" in (tmp_path / "study-info.md").read_text()
+
+
+@pytest.mark.parametrize(("times", "highest", "timed"), [(8, 1.3, True), (8, 1.4, False), (1, 1.2, False)])
+def test_measured_speed_ups_are_given_where_one_method_measured_again_stays_within_a_tenth(
+    times: int, highest: float, timed: bool
+) -> None:
+    result = json.loads((RESULTS / "study.json").read_text())
+    result["info"]["same_method"] = {"times": times, "lowest": 1.2, "highest": highest}
+    for table in (tables.methods, tables.settings):
+        assert ("measured speed-up" in table(result)) == timed
+    known = tables.info(result)
+    assert ("The dense loop takes" in known) == timed == ("too coarse a clock" not in known)
+    label = "measured" if timed else "counted in operations"
+    assert f"speed-up of the loop over scales, {label}" in tables.chart(result, *tables.CHARTS["psnr"])
+
+
+def test_intervals_are_counted_with_what_chance_would_give() -> None:
+    changes = [{"low": 0.1, "high": 0.2}, {"low": -0.1, "high": 0.2}] * 20
+    assert tables.by_chance(changes) == "Of 40 intervals about 2 would exclude 0 by chance; 20 do."
 
 
 def test_the_questions_of_an_image() -> None:

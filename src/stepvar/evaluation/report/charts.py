@@ -46,6 +46,7 @@ def scatter(
     order: Sequence[str],
     levels: Sequence[tuple[str, float]] = (),
     lower_is_better: bool = False,
+    x_label: str = "speed-up of the loop over scales, measured",
 ) -> str:
     """Quality against speed-up: points with intervals, a line per method, and the Pareto front of all points.
 
@@ -80,7 +81,7 @@ def scatter(
                 linewidth=1.3,
                 elinewidth=0.8,
             )
-        axes.set(xlabel="speed-up of the loop over scales, measured", ylabel=y_label)
+        axes.set(xlabel=x_label, ylabel=y_label)
         return _svg(figure)
 
 
