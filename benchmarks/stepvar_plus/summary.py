@@ -53,6 +53,7 @@ def comparison(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows: Mapping[str, Rows] = kept["rows"]
     names = shared_captions(rows)
     dense = rows[DENSE]
+    better = more_accurate(kept, names)
     found = []
     for key, entry in kept["entries"].items():
         own = rows[key]
@@ -61,6 +62,7 @@ def comparison(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
         if key != DENSE:
             plus = rows[f"{OWN}@{entry['budget']:g}"]
             row["accuracy_against_dense"] = accuracy(own, names, dense).to_dict()
+            row["more_accurate"] = better[key]
             for measure in ("psnr", "ssim", "high_frequency"):
                 row[measure] = bootstrap(values(own, names, measure)).to_dict()
             for measure in ("psnr", "ssim"):
@@ -71,11 +73,31 @@ def comparison(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def more_accurate(kept: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
+    """By candidate, the methods that ``auto`` may choose at the same cost and that certainly answer more right."""
+    rows, entries = kept["rows"], kept["entries"]
+    return {
+        key: [
+            other["label"]
+            for other_key, other in entries.items()
+            if other_key != key
+            and other["auto"] is not None
+            and other["budget"] == entry["budget"]
+            and accuracy(rows[key], names, rows[other_key]).high < 0
+        ]
+        for key, entry in entries.items()
+    }
+
+
 def ranking(compared: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """By cost, the methods that ``auto`` may choose: nearest to dense first, none that is certainly less accurate."""
+    """By cost, the methods that ``auto`` may choose: nearest to dense first.
+
+    One that is certainly less accurate than another at the same cost is left out. Each is held to the others and not to
+    dense: what all of them lose against dense on a few captions says nothing about which to take.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(compared, key=lambda row: -row.get("psnr", {"mean": 0})["mean"]):
-        if row["auto"] is None or row["accuracy_against_dense"]["high"] < 0:
+        if row["auto"] is None or row["more_accurate"]:
             continue
         method, given = row["auto"]
         names = {"method": method, "settings": given, "psnr": row["psnr"]["mean"]}

@@ -122,7 +122,7 @@ ROWS = {
 
 
 def test_figures_are_paired_and_ranked() -> None:
-    """Nearest first; neither what is not offered nor what is certainly less accurate."""
+    """Nearest first; neither what is not offered nor what is certainly less accurate than another."""
     compared = comparison(kept(ENTRIES, ROWS))
     found = {row["label"]: row for row in compared}
     assert found["stepvar-plus"]["psnr"]["mean"] == 35.0 and found["stepvar-plus"]["psnr_of_plus_ahead"]["mean"] == 0
@@ -136,6 +136,14 @@ def test_figures_are_paired_and_ranked() -> None:
             {"method": "stepvar", "settings": {}, "psnr": 34.0},
         ]
     }
+
+
+def test_what_all_methods_lose_against_dense_rules_none_out() -> None:
+    """All are certainly less accurate than dense, and none than another: the nearest to dense is still the first."""
+    rows = ROWS | {key: judged([row["psnr"] for row in own], [False] * 4) for key, own in ROWS.items() if key[0] != "d"}
+    compared = comparison(kept(ENTRIES, rows))
+    assert all(row["accuracy_against_dense"]["high"] < 0 for row in compared if row["label"] != "dense")
+    assert [row["method"] for row in ranking(compared)["1.6"]] == ["drop-guidance", "stepvar-plus", "stepvar"]
 
 
 def test_a_summary_writes_results_and_table(tmp_path: Path) -> None:
