@@ -23,6 +23,7 @@ from stepvar.evaluation.machine import provenance
 from stepvar.evaluation.metrics.scenes import domain_of
 from stepvar.evaluation.prompts import load_prompts
 from stepvar.evaluation.run import Evaluation, Measures
+from stepvar.methods import Dense, Method
 from stepvar.pipeline import Pipeline
 from stepvar.utils.progress import bar
 
@@ -37,10 +38,11 @@ def main(given: Sequence[str] | None = None) -> None:
     taking_part = entrants(counted_speedup(pipe, settings), settings, arguments.budgets, arguments.methods)
     prompts = load_prompts(f"{arguments.model}:{arguments.prompts}")
     names = ("model", "device", "dtype", "prompts", "seeds", "batch", "budgets", "methods")
-    described: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    described: dict[str, Any] = {name: getattr(arguments, name) for name in names} | {"cache": cache_of(pipe, Dense())}
+    listed = [entrant.to_dict() | {"cache": cache_of(pipe, entrant.method)} for entrant in taking_part]
     folder = RunFolder.open(
         arguments.out,
-        {"leaderboard": described, "entrants": [entrant.to_dict() for entrant in taking_part]},
+        {"leaderboard": described, "entrants": listed},
         provenance(pipe.device, command_line(__spec__)),
     )
     evaluation = Evaluation(
@@ -59,6 +61,11 @@ def main(given: Sequence[str] | None = None) -> None:
     if evaluation.images_left:
         print(f"{evaluation.images_left} images are left; the same command goes on", flush=True)
     print(f"{write_figures(folder, arguments.model)}: written")
+
+
+def cache_of(pipe: Pipeline, method: Method) -> int:
+    """The largest cache of keys and values of one generation with guidance, in bytes, by a dry run."""
+    return pipe.dry_run(method.plan(pipe.settings(), pipe.model.info, 1), method).cache
 
 
 def parser() -> argparse.ArgumentParser:

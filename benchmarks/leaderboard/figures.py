@@ -39,7 +39,15 @@ def figures(folder: RunFolder) -> dict[str, Any]:
     found = [_entry(known[label], own, dense) for label, own in rows.items() if label in known]
     found = [entry for entry in found if entry.get("psnr", {"mean": 0.0})["mean"] < EQUAL]  # the others change nothing
     leaders = {str(budget): leader_of(found, rows, budget) for budget in settings["leaderboard"]["budgets"]}
-    return {"info": folder.info, "settings": settings["leaderboard"], "entries": found, "leaders": leaders}
+    answers = [right for right in map(accuracy, dense.values()) if right is not None]
+    return {
+        "info": folder.info,
+        "settings": settings["leaderboard"],
+        "images": len(dense),
+        "dense_accuracy": round(float(np.mean(answers)), 5) if answers else None,
+        "entries": found,
+        "leaders": leaders,
+    }
 
 
 def _entry(entry: Mapping[str, Any], rows: Rows, dense: Rows) -> dict[str, Any]:
@@ -90,26 +98,30 @@ def _rounded(value: Any) -> Any:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """A table per budget, the best first; then what costs less or more than all budgets."""
-    parts, shown = [], set()
+    parts, shown, cache = [], set(), result["settings"]["cache"]
     for budget in result["settings"]["budgets"]:
         leader = result["leaders"].get(str(budget), {})
         taking_part = [entry for entry in result["entries"] if at_budget(entry, budget) and "psnr" in entry]
         taking_part.sort(key=lambda entry: -entry["psnr"]["mean"])
         shown |= {entry["label"] for entry in taking_part}
-        parts.append(f"### {budget:g} times fewer operations\n\n{_table(taking_part, leader.get('leads', {}))}")
+        parts.append(f"### {budget:g} times fewer operations\n\n{_table(taking_part, leader.get('leads', {}), cache)}")
     rest = [entry for entry in result["entries"] if entry["label"] not in shown and "psnr" in entry]
     rest.sort(key=lambda entry: entry["speedup"])
-    parts.append(f"### At a cost of their own\n\n{_table(rest, {})}")
-    return "\n\n".join(parts) + "\n"
+    parts.append(f"### At a cost of their own\n\n{_table(rest, {}, cache)}")
+    known = f"{result['images']} images of each method, {result['settings']['dtype']}."
+    if result["dense_accuracy"] is not None:
+        known += f" Dense answers {100 * result['dense_accuracy']:.1f} % of the questions right."
+    return "\n\n".join([*parts, known]) + "\n"
 
 
-def _table(entries: Sequence[Mapping[str, Any]], leads: Mapping[str, Any]) -> str:
-    columns = ["method", "FLOPs", "PSNR, dB", "behind the first", "SSIM", "detail left", "accuracy"]
+def _table(entries: Sequence[Mapping[str, Any]], leads: Mapping[str, Any], dense_cache: int) -> str:
+    columns = ["method", "FLOPs", "cache", "PSNR, dB", "behind the first", "SSIM", "detail left", "accuracy"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for entry in entries:
         cells = [
             f"`{entry['label'].partition('@')[0]}`",
             f"{entry['speedup']:.2f}x",
+            f"{100 * entry['cache'] / dense_cache:.0f} %",
             _mean(entry, "psnr", 1),
             _behind(leads.get(entry["label"])),
             _mean(entry, "ssim", 3),

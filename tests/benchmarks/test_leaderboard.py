@@ -48,7 +48,7 @@ def test_the_first_leads_by_pairs() -> None:
     def entry(label: str, psnr: float, budget: float | None, speedup: float) -> dict:
         mean = {"mean": psnr, "low": psnr - 1, "high": psnr + 1, "count": 3}
         own = {"label": label, "budget": budget, "speedup": speedup, "psnr": mean, "ssim": mean}
-        return own | {"accuracy": {}}
+        return own | {"accuracy": {}, "cache": 50}
 
     entries = [entry("b@1.6", 30.0, 1.6, 1.6), entry("a@1.6", 33.0, 1.6, 1.6), entry("skip", 31.0, None, 1.65)]
     entries.append(entry("far", 20.0, None, 4.0))
@@ -60,10 +60,13 @@ def test_the_first_leads_by_pairs() -> None:
     leader = figures.leader_of(entries, rows, 1.6)
     assert leader["label"] == "a@1.6" and leader["leads"]["b@1.6"]["mean"] == 3.0
     assert leader["leads"]["skip"]["low"] < 0 < leader["leads"]["skip"]["high"]
-    text = figures.markdown({"settings": {"budgets": [1.6]}, "leaders": {"1.6": leader}, "entries": entries})
+    result = {"settings": {"budgets": [1.6], "cache": 200, "dtype": "float32"}, "leaders": {"1.6": leader}}
+    text = figures.markdown(result | {"entries": entries, "images": 3, "dense_accuracy": 0.914})
     table, rest = text.split("### At a cost of their own")
     assert table.index("`a`") < table.index("`skip`") < table.index("`b`") and "| first |" in table
     assert "**3.00 (3.00 to 3.00)**" in table and "`far`" in rest
+    assert "| `b` | 1.60x | 25 % | 30.0 |" in table
+    assert "3 images of each method, float32. Dense answers 91.4 % of the questions right." in rest
 
 
 def test_costs_are_over_those_of_dense() -> None:
