@@ -28,10 +28,31 @@ from stepvar.media.video import Video
 from stepvar.media.video_files import FPS
 from stepvar.utils.outputs import is_folder_name, write_new
 
-OutputType = Literal["pil", "np", "pt"]
+MediaType = Literal["pil", "np", "pt"]
+OutputType = Literal["pil", "np", "pt", "latent"]
 
 SHOWN, MOST_SHOWN, FRAMES_SHOWN = 384, 8, 24
 """In a notebook: longest side in pixels, images of a batch, frames of a video."""
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Images or videos that are generated and not yet decoded; :meth:`Pipeline.decode` does that.
+
+    Attributes:
+        model: the name of the model that generated them.
+        state: what its decoder reads; ``state.latent`` is the accumulated latent, (B, d, H, W) or (B, d, T, H, W).
+        metadata, sources: as those of :class:`Output`.
+    """
+
+    model: str
+    state: Any
+    metadata: list[dict[str, str]]
+    sources: list[Image.Image]
+
+    def __len__(self) -> int:
+        """Number of images or videos."""
+        return len(self.state.latent)
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +61,7 @@ class Output:
 
     Attributes:
         images: ``"pil"``: a list of PIL images; ``"np"``: (B, H, W, 3) uint8; ``"pt"``: (B, 3, H, W) in [0, 1].
-            Empty if videos were generated.
+            Empty if videos were generated, or with ``"latent"``.
         report: what it cost.
         seeds: the seed of each image or video; None when a generator was given.
         kept: per pruned scale its :class:`~stepvar.core.plan.Step` and a map (B, t, h, w) of kept tokens, in [0, 1].
@@ -53,6 +74,7 @@ class Output:
         fps: frames per second of videos.
         sources: the image that each result is an edit of; empty where nothing was edited. A map of kept tokens then is
             that of a square as large as the longer side, with the image in its top left corner.
+        latents: with ``output_type="latent"`` what :meth:`Pipeline.decode` makes images or videos of; else None.
     """
 
     images: Any
@@ -65,6 +87,7 @@ class Output:
     metadata: list[dict[str, str]] = field(default_factory=list)
     fps: float = FPS
     sources: list[Image.Image] = field(default_factory=list)
+    latents: Latents | None = None
 
     def save(self, path: str | Path, *, quality: int | None = None) -> list[Path]:
         """Writes all images or videos, each with how it was made inside; files of these names are replaced.
@@ -78,11 +101,13 @@ class Output:
             The files.
 
         Raises:
-            UsageError: for another ending, or an empty path.
+            UsageError: for another ending, an empty path, or latents.
             OutputError: if one cannot be written; the others are then not begun.
         """
         if not str(path):
             raise UsageError("path '': must name a file or a folder")
+        if self.latents is not None:
+            raise UsageError("output_type='latent': nothing is decoded; save what pipe.decode(output.latents) returns")
         results, own = self._media(), is_folder_name(path)
         paths = result_paths(path, len(results), bool(len(self.videos)))
         check_results(paths, bool(len(self.videos)), quality)
@@ -133,7 +158,13 @@ class Output:
             "" if self.seeds is None else f", seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds[:4]))}"
         )
         more = ", ..." if self.seeds is not None and len(self.seeds) > 4 else ""
-        return f"{len(several)} {kind}{'s' * (len(several) != 1)} of {_size_of(several)}{seeds}{more}; {self.report!r}"
+        count = len(several) if self.latents is None else len(self.latents)
+        what = (
+            f"{count} {kind}{'s' * (count != 1)} of {_size_of(several)}"
+            if self.latents is None
+            else f"latents ({count})"
+        )
+        return f"{what}{seeds}{more}; {self.report!r}"
 
     def _pictures(self) -> list[tuple[str, str]]:
         """Type and base64 of a picture of each of the first images or videos."""
@@ -185,7 +216,7 @@ def _as_image(one: Any) -> Image.Image:
 def to_media(
     pixels: Tensor,
     fps: float,
-    output_type: OutputType,
+    output_type: MediaType,
     metadata: Sequence[Mapping[str, str]] = (),
     sources: Sequence[Image.Image] = (),
 ) -> tuple[Any, Any]:
@@ -204,7 +235,7 @@ def to_media(
 
 def to_images(
     pixels: Tensor,
-    output_type: OutputType,
+    output_type: MediaType,
     metadata: Sequence[Mapping[str, str]] = (),
     sources: Sequence[Image.Image] = (),
 ) -> Any:
@@ -226,7 +257,7 @@ def to_images(
     return [GeneratedImage.of(one, texts) for one, texts in zip(array, metadata or [{}] * len(array), strict=True)]
 
 
-def to_videos(pixels: Tensor, fps: float, output_type: OutputType, metadata: Sequence[Mapping[str, str]] = ()) -> Any:
+def to_videos(pixels: Tensor, fps: float, output_type: MediaType, metadata: Sequence[Mapping[str, str]] = ()) -> Any:
     """Pixels (B, 3, F, H, W) in [-1, 1] -> videos in the form asked for."""
     if output_type == "pt":
         return (pixels.float() + 1) / 2

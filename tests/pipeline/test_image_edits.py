@@ -73,6 +73,14 @@ def test_the_result_has_the_size_of_the_image(pipe: Pipeline) -> None:
         assert out.report.schedule == "0.06M 1" and out.captions == [PROMPTS[0]]
 
 
+def test_latents_of_edits_are_cut_when_they_are_decoded(pipe: Pipeline) -> None:
+    given: dict[str, Any] = {"image": [photo(40, 25), photo(20, 30)], "seed": 3, "progress": False}
+    latents = pipe(PROMPTS, output_type="latent", **given).latents
+    assert latents is not None
+    whole = pipe(PROMPTS, **given).images
+    assert [one.tobytes() for one in pipe.decode(latents)] == [one.tobytes() for one in whole]
+
+
 def test_all_forms_of_an_image_are_the_same(pipe: Pipeline, tmp_path: Path) -> None:
     shown = photo()
     shown.save(tmp_path / "street.png")

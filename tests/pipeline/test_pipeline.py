@@ -49,6 +49,25 @@ def pixels(pipe: Pipeline, *arguments: Any, **settings: Any) -> torch.Tensor:
     return images
 
 
+def test_latents_are_decoded_later_to_the_same_image(text_pipe: Pipeline, class_pipe: Pipeline, tmp_path: Path) -> None:
+    whole = text_pipe(PROMPTS, seed=1)
+    out = text_pipe(PROMPTS, seed=1, output_type="latent")
+    assert out.latents is not None and len(out.latents) == 2 and not len(out.images) and not len(out.videos)
+    assert out.report.tokens == whole.report.tokens and "latents (2)" in repr(out)
+    later = text_pipe.decode(out.latents)
+    assert [one.tobytes() for one in later] == [one.tobytes() for one in whole.images]
+    assert later[1].metadata == whole.images[1].metadata
+    assert not {"cache", "condition"} & vars(out.latents.state).keys()
+    with pytest.raises(UsageError, match=r"pipe\.decode"):
+        out.save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="latents of tiny: cannot be decoded by tiny-var"):
+        class_pipe.decode(out.latents)
+    with pytest.raises(UsageError, match=r"give output\.latents of a call"):
+        text_pipe.decode(out)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="must be one of pil, np, pt"):
+        text_pipe.decode(out.latents, "latent")  # type: ignore[arg-type]
+
+
 def test_the_three_forms_are_the_same_image(text_pipe: Pipeline) -> None:
     pil, array, tensor = (text_pipe(PROMPTS, seed=1, output_type=form) for form in ("pil", "np", "pt"))
     assert [image.size for image in pil.images] == [(32, 32)] * 2

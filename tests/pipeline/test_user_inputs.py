@@ -112,7 +112,7 @@ def test_numbers_of_other_libraries_mean_what_those_of_python_do(pipe, given, pl
         {"resolution": ""},
         {"seconds": float("nan")},
         {"num_frames": 9},
-        {"output_type": "latent"},
+        {"output_type": "latents"},
         {"callback_on_scale_end": 3},
         {"callback_on_scale_end": lambda pipe, step, time, given: given},  # as diffusers calls it
         {"callback_on_scale_end": lambda: None},

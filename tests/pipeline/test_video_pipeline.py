@@ -66,6 +66,16 @@ def test_the_three_forms_are_the_same_video(pipe: Pipeline) -> None:
     assert torch.equal((tensor * 255).round().byte().permute(0, 2, 3, 4, 1), torch.from_numpy(array))
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"seconds": 3}, {"seconds": 0}, {"seconds": 3, "image": Image.new("RGB", (90, 64))}]
+)
+def test_latents_are_decoded_later_to_the_same_video(pipe: Pipeline, arguments: dict[str, Any]) -> None:
+    whole = pipe(PROMPTS[0], seed=1, output_type="np", **arguments)
+    latents = pipe(PROMPTS[0], seed=1, output_type="latent", **arguments).latents
+    assert latents is not None
+    assert np.array_equal(pipe.decode(latents, "np"), whole[0])
+
+
 def test_no_seconds_is_an_image_and_none_the_usual_length(pipe: Pipeline) -> None:
     out = pipe(PROMPTS, seconds=0, seed=1)
     assert [image.size for image in out.images] == [(48, 32)] * 2 and not out.videos
@@ -200,6 +210,9 @@ def test_a_continuation_goes_on_clip_by_clip(tmp_path: Path) -> None:
     assert first.videos[0].frames.shape == (6, 32, 48, 3)  # the frames of the new clip alone
     assert len(first.report.scales) == 4 and all(scale.branches == 2 for scale in first.report.scales)
     assert torch.equal(first.continuation.former[:, :, 0], story.former[:, :, -1])
+    latents = model_of_clips(PROMPTS[0], continuation=story, seed=1, output_type="latent").latents
+    assert latents is not None
+    assert np.array_equal(model_of_clips.decode(latents, "np")[0], first.videos[0].frames)
     second = model_of_clips(PROMPTS[1], continuation=first.continuation, seed=2, method=StepVAR())
     again = model_of_clips(PROMPTS[1], continuation=story, seed=2, method=StepVAR())
     assert not np.array_equal(second.videos[0].frames, again.videos[0].frames)  # what came before matters

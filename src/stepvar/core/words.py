@@ -209,6 +209,8 @@ ATTRIBUTES: Mapping[str, str] = {
     "enable_attention_slicing": FUSED,
     "disable_attention_slicing": FUSED,
     "enable_flash_attention": FUSED,
+    "enable_group_offload": "use pipe.enable_sequential_cpu_offload()",
+    "fuse_qkv_projections": "attention projects queries, keys and values as released; leave it out",
     "enable_freeu": "it is of diffusion models; leave it out",
     "disable_freeu": "it is of diffusion models; leave it out",
     "upcast_vae": "use pipe.model.set_precision(Precision(blocks=..., tokenizer=torch.float32))",

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Generic, TypeVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +32,17 @@ class GenerationState:
         cache: keys and values so far.
         latent: the sum of codes at full size, (B, d, H, W) or (B, d, T, H, W) float32.
         constants: what fused blocks derive from weights alone.
+        decoded_from: the attributes that decoding reads.
     """
 
     cache: KVCache
     latent: Tensor
     constants: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    decoded_from: ClassVar[tuple[str, ...]] = ("latent",)
+
+    def for_decoding(self) -> SimpleNamespace:
+        """What decoding reads of the state, so that caches and texts need not be held as long."""
+        return SimpleNamespace(**{name: getattr(self, name) for name in self.decoded_from})
 
 
 Model = TypeVar("Model", bound=Any)

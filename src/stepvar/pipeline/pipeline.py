@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from stepvar.core.arguments import (
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
-from stepvar.core.values import COUNT, MOST_VALUES, as_list, whole_number
+from stepvar.core.values import COUNT, MOST_VALUES, as_list, shown, whole_number
 from stepvar.core.words import CALL, NO_WORDS, accepts
 from stepvar.cost.dry_run import flop_counter
 from stepvar.cost.speedup import Fitted, Scope, fit_speedup
@@ -30,7 +30,7 @@ from stepvar.methods import Method, as_method
 from stepvar.methods.contract import blaming
 from stepvar.models.inputs import GenerationInputs, PreparedInputs
 from stepvar.models.shapes import shape_of_size
-from stepvar.output import Output, OutputType, check_outputs, to_media
+from stepvar.output import Latents, MediaType, Output, OutputType, check_outputs, to_media
 from stepvar.pipeline.memory import MemoryOptions
 from stepvar.pipeline.pretrained import Pretrained
 from stepvar.pipeline.records import describe
@@ -137,7 +137,7 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
                 none if that is far away. None: that of the given image or video, or the model's usual one.
             resolution: name of a schedule, such as "0.25M"; None: the model's own.
             height, width: the size in pixels instead; must be that of a schedule.
-            output_type: see :class:`Output`.
+            output_type: see :class:`Output`; "latent" leaves decoding to :meth:`decode`.
             callback_on_scale_end: called with the step and the running state after each scale;
                 :meth:`preview` shows the image so far.
             progress: whether to show a bar; None: as :attr:`progress` says.
@@ -173,7 +173,7 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             inputs = self.inputs.prepare(wanted, times)
             samples = len(inputs.captions)
             sizes = {one.size for one in inputs.sources}
-            if output_type != "pil" and len(sizes) > 1:
+            if output_type in ("np", "pt") and len(sizes) > 1:
                 found = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
                 raise UsageError(f"output_type={output_type!r}: the images have different sizes ({found}); use 'pil'")
             seeds, noise = make_noise(seed, generator, samples, noise)
@@ -226,8 +226,14 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             state = self.engine.generate(
                 self.model, encoded.condition, plan, method, noise, encoded.forced, recorder, on_scale_end
             )
-        with recorder.stage("decode"):
-            pixels = self.model.decode(state, self.tile, self.sliced)
+        images: Any = []
+        videos: Any = []
+        latents = None
+        if output_type == "latent":
+            latents = Latents(self.name, state.for_decoding(), metadata, inputs.sources)
+        else:
+            with recorder.stage("decode"):
+                pixels = self.model.decode(state, self.tile, self.sliced)
         recorder.check_finite(str(method))
         report = recorder.report(
             self.name,
@@ -242,9 +248,12 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             count=flop_counter(self.model, encoded.condition, recorder.plan or plan, method, encoded.forced),
         )
         sources = inputs.sources
-        images, videos = to_media(pixels, self._fps, output_type, metadata, sources)
+        if output_type != "latent":
+            images, videos = to_media(pixels, self._fps, output_type, metadata, sources)
         following, kept = inputs.next_continuation(state.latent), recorder.kept_maps()
-        return Output(images, report, seeds, kept, inputs.captions, videos, following, metadata, self._fps, sources)
+        return Output(
+            images, report, seeds, kept, inputs.captions, videos, following, metadata, self._fps, sources, latents
+        )
 
     @accepts(CALL, lambda: sampling_names() | dict.fromkeys(("aspect_ratio", "resolution", "seconds")))
     def for_speedup(
@@ -276,7 +285,27 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
         shown, settings = self.progress if progress is None else progress, self.settings(**arguments)
         return fit_speedup(self, speedup, method, settings, samples, scope, progress=shown)
 
-    def preview(self, state: Any, output_type: OutputType = "pil") -> Any:
+    def decode(self, latents: Latents, output_type: MediaType = "pil") -> Any:
+        """The images or videos of latents, in the form that a call gives them; :attr:`tile` and :attr:`sliced` hold.
+
+        Args:
+            latents: ``output.latents`` of a call with ``output_type="latent"``.
+
+        Raises:
+            UsageError: for anything else, or latents of another model.
+        """
+        if not isinstance(latents, Latents):
+            raise UsageError(f"latents={shown(latents)}: give output.latents of a call with output_type='latent'")
+        if latents.model != self.name:
+            raise UsageError(f"latents of {latents.model}: cannot be decoded by {self.name}; use the model they are of")
+        if output_type not in get_args(MediaType):
+            raise UsageError(f"output_type={shown(output_type)}: must be one of {', '.join(get_args(MediaType))}")
+        with stated_formats():
+            pixels = self.model.decode(latents.state, self.tile, self.sliced)
+            images, videos = to_media(pixels, self._fps, output_type, latents.metadata, latents.sources)
+        return images if len(images) else videos
+
+    def preview(self, state: Any, output_type: MediaType = "pil") -> Any:
         """The image or video so far of a running generation, for use in ``callback_on_scale_end``.
 
         Of an edit it is the whole square.

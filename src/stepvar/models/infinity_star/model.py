@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class StarState(GenerationState):
     clips: tuple[slice, ...]
     before: Tensor | None = None
     decoded: int = 0
+    decoded_from: ClassVar[tuple[str, ...]] = ("latent", "before", "decoded")
 
     def clip(self, step: Step) -> Tensor:
         """The sum of codes of the clip of a step (B, d, t, H, W), a view."""

@@ -1,0 +1,1 @@
+"""Pipelines in the shape of other libraries, for tools that are written for those."""
