@@ -19,7 +19,7 @@ PIN := $(VENV)/constraints.txt
 BASE := $(VENV)/.base-torch-$(TORCH)
 DEV  := $(VENV)/.dev-torch-$(TORCH)
 
-CODE := $(wildcard src training benchmarks tests)
+CODE := $(wildcard src training benchmarks integrations tests)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test coverage test-slow lint format docs bench clean

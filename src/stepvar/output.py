@@ -42,13 +42,14 @@ class Latents:
     Attributes:
         model: the name of the model that generated them.
         state: what its decoder reads; ``state.latent`` is the accumulated latent, (B, d, H, W) or (B, d, T, H, W).
-        metadata, sources: as those of :class:`Output`.
+        metadata, sources, fps: as those of :class:`Output`.
     """
 
     model: str
     state: Any
     metadata: list[dict[str, str]]
     sources: list[Image.Image]
+    fps: float
 
     def __len__(self) -> int:
         """Number of images or videos."""

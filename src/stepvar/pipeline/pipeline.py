@@ -230,7 +230,7 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
         videos: Any = []
         latents = None
         if output_type == "latent":
-            latents = Latents(self.name, state.for_decoding(), metadata, inputs.sources)
+            latents = Latents(self.name, state.for_decoding(), metadata, inputs.sources, self._fps)
         else:
             with recorder.stage("decode"):
                 pixels = self.model.decode(state, self.tile, self.sliced)
@@ -302,7 +302,7 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             raise UsageError(f"output_type={shown(output_type)}: must be one of {', '.join(get_args(MediaType))}")
         with stated_formats():
             pixels = self.model.decode(latents.state, self.tile, self.sliced)
-            images, videos = to_media(pixels, self._fps, output_type, latents.metadata, latents.sources)
+            images, videos = to_media(pixels, latents.fps, output_type, latents.metadata, latents.sources)
         return images if len(images) else videos
 
     def preview(self, state: Any, output_type: MediaType = "pil") -> Any:
