@@ -42,14 +42,14 @@ test-slow: $(DEV) ## run the long tests
 	$(BIN)/python -m pytest -m slow
 
 lint: $(DEV) ## check style and types
-	$(BIN)/ruff check $(CODE)
-	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE) examples
+	$(BIN)/ruff format --check $(CODE) examples
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
 
 format: $(DEV) ## rewrite the code in the project's style
-	$(BIN)/ruff check --fix $(CODE)
-	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE) examples
+	$(BIN)/ruff format $(CODE) examples
 
 docs: $(DEV) ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

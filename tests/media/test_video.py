@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -433,3 +434,16 @@ def test_a_gif_wider_than_the_format_holds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="70000x8 as GIF: a side has at most 65535 pixels; save to a folder"):
         Video(np.zeros((2, 8, 70_000, 3), np.uint8)).save(tmp_path / "wide.gif")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_that_cannot_be_written_to_give_no_warning() -> None:
+    frames = np.zeros((1, 4, 4, 3), np.uint8)
+    frames.setflags(write=False)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert Video(frames).tensor().shape == (3, 1, 4, 4)
+    finally:
+        torch.set_warn_always(before)

@@ -138,5 +138,6 @@ class Video:
 
     def tensor(self, device: str | torch.device = "cpu") -> Tensor:
         """Pixels (3, F, H, W) in [-1, 1], as models take them."""
-        pixels = torch.from_numpy(np.ascontiguousarray(self.frames)).to(device).permute(3, 0, 1, 2)
+        frames = np.require(self.frames, requirements=["C", "W"])  # PyTorch warns of arrays that cannot be written to
+        pixels = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)
         return pixels.float() / 127.5 - 1
