@@ -44,7 +44,13 @@ def test_what_does_not_fit_fails_with_advice(run: Any) -> None:
     [
         ("Infinity", "8b", ["--offload", "sequential", "--blocks-on-device", 20], 24),
         ("Infinity", "8b", ["--offload", "model", "--cache-dtype", "int8"], 24),
-        ("InfinityStar", "480p", ["--offload", "sequential", "--blocks-on-device", 20], 24),
+        pytest.param(
+            "InfinityStar",
+            "480p",
+            ["--offload", "sequential", "--blocks-on-device", 20],
+            24,
+            marks=pytest.mark.slow,  # the options of the first, the model of the last
+        ),
         ("InfinityStar", "720p", ["--offload", "sequential", "--cache-dtype", "int8", "--tile", 20], 32),
     ],
 )
@@ -62,10 +68,10 @@ def test_options_that_save_memory_make_large_models_fit(
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_release_can_be_planned(run: Any, family: str) -> None:
+    """Also dense, which a plan has beside the method."""
     for variant in FAMILIES[family].variants:
-        for method in ("dense", "stepvar"):
-            result = run("plan", "--model", FAMILIES[family].repos[0], "--variant", variant, "--method", method)
-            assert result.status == 0, result.err
+        result = run("plan", "--model", FAMILIES[family].repos[0], "--variant", variant, "--method", "stepvar")
+        assert result.status == 0 and len(numbers(result.out, "peak")) == 3, result.err
 
 
 def test_local_models_and_mistakes(run: Any, shared_model: Path) -> None:

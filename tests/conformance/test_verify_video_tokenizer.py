@@ -12,13 +12,7 @@ import torch
 from stepvar.conformance.golden import find_goldens
 from stepvar.conformance.infinity_star import build_tokenizer, published_frames, read_code_passes
 from stepvar.errors import CheckpointError
-from tests.conformance.files import GOLDENS, copy, edit, put, run, tensors_of
-
-
-def test_everything_stored_is_compared() -> None:
-    result = run("istar_video_encode")
-    assert result.kind == "video tokenizer" and result.passed
-    assert set(result.errors) == {"hidden"} and result.errors["hidden"] < 1e-5 and result.differing == {"bits": 0}
+from tests.conformance.files import GOLDENS, copy, edit, run
 
 
 @pytest.mark.parametrize(
@@ -32,13 +26,6 @@ def test_other_settings_are_found(tmp_path: Path, settings: dict[str, Any]) -> N
 
 def test_other_weights_are_found(tmp_path: Path) -> None:
     assert run(edit(copy(tmp_path, "istar_video_encode"), seed=1)).errors["hidden"] > 0.1
-
-
-def test_wrong_bit_is_found(tmp_path: Path) -> None:
-    path = copy(tmp_path, "istar_video_encode")
-    bits = tensors_of(path)["gt_bits010"]
-    bits[0, 1, 0, 1, 3] ^= 1
-    assert run(put(path, gt_bits010=bits)).notes == ("bits: 1 differ",)
 
 
 def test_weights_are_those_of_the_list_beside_it(tmp_path: Path) -> None:
