@@ -14,6 +14,7 @@ from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
 from stepvar.core.stack import PassResult
+from stepvar.engine import Engine, runner
 from stepvar.engine.graphs import CapturedGeneration, CapturedPasses, Passes
 from stepvar.engine.noise import NoiseTape
 from stepvar.engine.request import Request
@@ -172,46 +173,51 @@ class Told(SkipVAR):
         return self.choices.pop(0)
 
 
-ENGINES_SAY = {
-    "captured": "graphs",
-    "new": "graphs up to the decision, then eager: first {choice!r} of its kind",
-    "refused": "graphs up to the decision, then eager: not captured (not permitted)",
-}
-
-
-@pytest.mark.parametrize(
-    "beside", [(), (StepVAR(last=2),), (DropGuidance(last=1),)], ids=lambda parts: "+".join(map(str, parts))
+DECISIONS = (
+    ("skip 1", "eager: first generation of its kind"),
+    ("skip 1", "graphs"),
+    ("conditional 2", "graphs up to the decision, then eager: first 'conditional 2' of its kind"),
+    ("skip 2", "graphs up to the decision, then eager: first 'skip 2' of its kind"),
+    ("skip 1", "graphs"),
+    ("skip 2", "graphs"),
+    ("conditional 2", "graphs"),
+    ("skip 2", "graphs"),
 )
-@torch.inference_mode()
-def test_each_alternative_is_captured_when_it_comes_again(beside: tuple[Method, ...]) -> None:
-    row, model = ROWS[0], ROWS[0].model()
+"""What is decided in one generation after another, and how each runs."""
+
+BESIDE = [(), (StepVAR(last=2),), (DropGuidance(last=1),)]
+
+
+@pytest.mark.parametrize("beside", BESIDE, ids=lambda parts: "+".join(map(str, parts)))
+def test_each_alternative_is_captured_when_it_comes_again(
+    beside: tuple[Method, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "_replays", lambda self, device: self.name != "eager")
+    monkeypatch.setattr(Engine, "_make_room", lambda self, nbytes, device: True)
+    monkeypatch.setattr(runner, "CapturedGeneration", CapturedOnCPU)
+    monkeypatch.setattr(runner, "_free_unused", lambda device: None)
+    check_decisions(ROWS[0].model(), beside)
+
+
+def check_decisions(model: Any, beside: tuple[Method, ...]) -> None:
+    """Whether each generation is the eager one to the bit, and ran as it should."""
     method = Compose(Told(), *beside) if beside else Told()
-    plan = method.plan(make_settings(row.schedule, 3.0), model.info, 1)
-    seeds = iter(range(20))
+    plan = method.plan(make_settings(ROWS[0].schedule, 3.0), model.info, 1)
+    condition: Any = ROWS[0].condition(range(1))
+    if model.device.type == "cpu":  # else the engine does so
+        condition = model.stage(condition, plan, padded=True)
 
-    def asked() -> Request:
-        staged = model.stage(row.condition(range(1)), plan, padded=True)
-        return Request(model, staged, plan, method, SeededNoise((next(seeds),)), {}, Recorder())
+    def run(engine: Engine, choice: str, seed: int) -> tuple[torch.Tensor, Recorder]:
+        Told.choices[:] = [choice]
+        recorder = Recorder(model.device)
+        state = engine.generate(model, condition, plan, method, SeededNoise((seed,)), recorder=recorder)
+        return state.latent.clone(), recorder
 
-    Told.choices[:] = ["skip 1"]
-    request = asked()
-    tape = NoiseTape(request.noise)
-    eager(replace(request, noise=tape))
-    assert request.recorder.plan is not None
-    tape.choice = request.recorder.plan.choice
-    captured = CapturedOnCPU(request, tape)
-    for choice, says in (
-        ("skip 1", "captured"),
-        ("conditional 2", "new"),
-        ("skip 2", "new"),
-        ("skip 1", "captured"),
-        ("conditional 2", "captured"),
-        ("skip 2", "captured"),
-        ("conditional 2", "captured"),
-    ):
-        Told.choices[:] = [choice, choice]
-        recorder = check_replay(captured, asked())
-        assert recorder.engine == ENGINES_SAY[says].format(choice=choice)
+    eager, graphs = Engine("eager"), Engine("graphs")
+    for seed, (choice, says) in enumerate(DECISIONS):
+        (wanted, _), (found, recorder) = (run(engine, choice, seed) for engine in (eager, graphs))
+        assert torch.equal(found, wanted)
+        assert recorder.engine == says and recorder.plan is not None and recorder.plan.choice == choice
 
 
 @torch.inference_mode()
@@ -244,10 +250,11 @@ def test_what_follows_a_decision_may_be_refused() -> None:
     tape = NoiseTape(request.noise)
     eager(replace(request, noise=tape))
     captured = Refusing(request, tape)
-    for says in ("new", "refused", "refused"):
+    new, refused = "first 'skip 3' of its kind", "not captured (not permitted)"
+    for why in (new, refused, refused):
         Told.choices[:] = ["skip 3", "skip 3"]
         recorder = check_replay(captured, replace(request, recorder=Recorder()))
-        assert recorder.engine == ENGINES_SAY[says].format(choice="skip 3")
+        assert recorder.engine == f"graphs up to the decision, then eager: {why}"
 
 
 @torch.inference_mode()
