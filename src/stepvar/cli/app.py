@@ -25,6 +25,7 @@ from stepvar.cli.listing import info, methods, models
 from stepvar.cli.plan import plan
 from stepvar.cli.signals import ending_signals
 from stepvar.cli.verify import verify
+from stepvar.cli.web import web
 from stepvar.errors import StepvarError, UsageError, printable
 from stepvar.utils.log import logger
 
@@ -40,7 +41,7 @@ app = typer.Typer(
     help="Generate images and videos with visual autoregressive models, faster with token pruning.",
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.",
 )
-for command in (generate, demo, plan, calibrate, methods, models, verify, convert, info):
+for command in (generate, demo, plan, calibrate, methods, models, verify, convert, info, web):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(report)

@@ -33,6 +33,7 @@ def methods(
     from rich.table import Table
 
     from stepvar.methods import all_methods
+    from stepvar.methods.registry import summary_of
 
     if name is not None:
         show_method(name, as_json)
@@ -79,14 +80,10 @@ def brief(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN].rpartition(',')[0]}, ...)"
 
 
-def summary_of(method: type[Method]) -> str:
-    """The first line of a method's docstring."""
-    return inspect.cleandoc(method.__doc__ or "").partition("\n")[0].replace("``", "")
-
-
 def describe_method(method: type[Method]) -> dict[str, Any]:
     """A method with its settings, for JSON."""
     from stepvar.core.values import describe_kind, field_kinds
+    from stepvar.methods.registry import summary_of
 
     kinds = field_kinds(cast(Hashable, method))
     settings = [

@@ -79,6 +79,11 @@ def all_methods() -> Mapping[str, type[Method]]:
     return METHODS
 
 
+def summary_of(method: type[Method]) -> str:
+    """What a method does: the first line of its docstring."""
+    return inspect.cleandoc(method.__doc__ or "").partition("\n")[0].replace("``", "")
+
+
 def _load(entry: EntryPoint) -> None:
     """Registers the method of an entry point."""
     if entry.name in METHODS and METHODS[entry.name].__module__ == entry.module:
