@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from typing import Annotated
 
 import typer
@@ -39,6 +40,8 @@ def web(
     """Open a page that generates images and videos, until it is interrupted."""
     from stepvar.serving.web import check_address, check_package, parse_auth, serve
 
+    for category in (DeprecationWarning, FutureWarning, ResourceWarning):  # what Gradio is to mend
+        warnings.simplefilter("ignore", category)
     check_package()
     login = parse_auth(auth)
     check_address(host, port, waiting)

@@ -74,6 +74,11 @@ class Page:
         if stop := self._running.get((session or "", video)):
             stop.set()
 
+    def close(self) -> None:
+        """Stops everything."""
+        for stop in list(self._running.values()):
+            stop.set()
+
     def _leave(self, request: gr.Request) -> None:
         for video in (False, True):
             self.cancel(request.session_hash, video)
@@ -165,7 +170,7 @@ class Panel:
         self.compare = gr.Checkbox(True, label="Compare with dense", elem_id=f"{kind}-compare")
         self.previews = gr.Checkbox(True, label="Show every scale", elem_id=f"{kind}-previews")
         with gr.Row(elem_classes="sv-pair"):
-            self.seed = gr.Number(1, label="Seed", precision=0, minimum=0, min_width=120, elem_id=f"{kind}-seed")
+            self.seed = gr.Number(1, label="Seed", precision=0, min_width=120, elem_id=f"{kind}-seed")
             self.random = gr.Checkbox(True, label="Random seed", min_width=120, elem_id=f"{kind}-random")
         self.shape = gr.Dropdown(
             list(offer.shapes),
@@ -188,6 +193,7 @@ class Panel:
                     height=VIEW,
                     elem_id=f"{kind}-picture",
                     elem_classes="sv-view",
+                    alt_text="What was generated",
                     **shown,
                 )
                 if self.video:

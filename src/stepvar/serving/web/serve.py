@@ -96,8 +96,8 @@ def serve(
     with TemporaryDirectory(prefix="stepvar-web-") as folder, _files_in(Path(folder) / "shown"):
         results = Path(folder) / "results"
         results.mkdir()
-        studio = Studio(pipe, waiting)
-        blocks = Page(studio, Downloads(results)).blocks()
+        page = Page(Studio(pipe, waiting), Downloads(results))
+        blocks = page.blocks()
         try:
             _, url, public = blocks.launch(
                 server_name=host,
@@ -109,13 +109,14 @@ def serve(
                 show_error=True,
                 footer_links=[],
                 ssr_mode=False,
-                max_threads=studio.turns.most + 16,  # each request that waits takes one
+                max_threads=waiting + 16,  # each request that waits takes one
                 max_file_size="32mb",
                 theme=theme(),
                 css_paths=STYLE,
             )
             yield public or url
         finally:
+            page.close()
             blocks.close(verbose=False)
 
 

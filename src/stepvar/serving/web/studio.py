@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
@@ -23,7 +23,7 @@ from stepvar.methods import Dense, Method, make_method
 from stepvar.output import Output
 from stepvar.pipeline import Pipeline
 from stepvar.serving.web.offers import Budget, Offer, length
-from stepvar.serving.web.turns import Cancelled, Turns
+from stepvar.serving.web.turns import GLANCE, Cancelled, Turns
 
 FRAMES = 4
 """Frames of a video over which the kept tokens are drawn."""
@@ -145,7 +145,12 @@ class Studio:
         Thread(target=work, name="stepvar-web", daemon=True).start()
         try:
             while True:
-                event = events.get()
+                try:
+                    event = events.get(timeout=GLANCE)
+                except Empty:
+                    if stop.is_set():  # at once, though the work goes on until its scale or its measuring is done
+                        raise Cancelled from None
+                    continue
                 if isinstance(event, BaseException):
                     raise event
                 yield event
