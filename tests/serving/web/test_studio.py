@@ -22,6 +22,10 @@ from tests.serving.web.conftest import Gate, emptied
 WISH = Wish("a red circle on grass", seed=3)
 
 
+def same(one: Any, other: Any) -> bool:
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
 def result_of(studio: Studio, wish: Wish) -> Result:
     *_, last = studio.generate(wish, Event())
     assert isinstance(last, Result)
@@ -33,15 +37,15 @@ def test_a_picture_follows_every_scale_and_the_last_one_is_the_result(studio: St
     assert isinstance(result, Result)
     shown = [step.picture for step in steps if isinstance(step, Progress) and step.picture is not None]
     assert len(shown) == len(result.scales) == len(result.output.report.scales)
-    assert np.array_equal(shown[-1], result.output.images[0])
-    assert not np.array_equal(shown[0], shown[-1])
+    assert same(shown[-1], result.output.images[0])
+    assert not same(shown[0], shown[-1])
 
 
 def test_progress_never_goes_back_within_a_generation_and_ends_at_one(studio: Studio) -> None:
     steps = [step for step in studio.generate(WISH, Event()) if isinstance(step, Progress)]
     for name in ("stepvar", "dense"):
-        shares = [step.share for step in steps if step.text.startswith(name)]
-        assert shares == sorted(shares, key=float) and shares[-1] == 1.0
+        shares = [step.share for step in steps if step.share is not None and step.text.startswith(name)]
+        assert shares == sorted(shares) and shares[-1] == 1.0
 
 
 def test_images_are_those_of_the_pipeline_with_the_same_seed(studio: Studio, pipe: Pipeline) -> None:
@@ -49,7 +53,7 @@ def test_images_are_those_of_the_pipeline_with_the_same_seed(studio: Studio, pip
     method = pipe(WISH.prompt, seed=3, method=StepVAR(keep=0.4), progress=False).images[0]
     dense = pipe(WISH.prompt, seed=3, progress=False).images[0]
     assert result.dense is not None and result.psnr == psnr([dense], [method])
-    assert np.array_equal(result.output.images[0], method) and np.array_equal(result.dense.images[0], dense)
+    assert same(result.output.images[0], method) and same(result.dense.images[0], dense)
     assert result.output.report.kept < result.dense.report.kept
 
 
@@ -78,7 +82,7 @@ def test_a_random_seed_is_one_seed_for_both_generations(studio: Studio) -> None:
 
 def test_a_negative_prompt_and_an_aspect_ratio_reach_the_model(studio: Studio) -> None:
     plain, other = result_of(studio, WISH), result_of(studio, replace(WISH, negative_prompt="a blue star"))
-    assert not np.array_equal(plain.output.images[0], other.output.images[0])
+    assert not same(plain.output.images[0], other.output.images[0])
     wide = result_of(studio, replace(WISH, aspect_ratio=2.0)).output.images[0]
     assert wide.width == 2 * wide.height
 
@@ -165,7 +169,7 @@ def test_requests_wait_for_their_turn_and_one_too_many_is_refused(studio: Studio
     gate.open()
     *_, last = second
     first.join(60)
-    assert isinstance(last, Result) and np.array_equal(last.output.images[0], results[0].output.images[0])
+    assert isinstance(last, Result) and same(last.output.images[0], results[0].output.images[0])
 
 
 def test_one_that_waits_can_be_cancelled(studio: Studio, gate: Gate) -> None:
@@ -177,6 +181,6 @@ def test_one_that_waits_can_be_cancelled(studio: Studio, gate: Gate) -> None:
     stop.set()
     with pytest.raises(Cancelled):
         next(waiting)
-    assert studio.turns.length == 1
+    emptied(studio, left=1)
     gate.open()
     first.join(60)

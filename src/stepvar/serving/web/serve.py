@@ -89,15 +89,16 @@ def serve(
     port = check_address(host, port, waiting)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from stepvar.serving.web.downloads import Downloads
-    from stepvar.serving.web.page import STYLE, Page
+    from stepvar.serving.web.page import STYLE, build
+    from stepvar.serving.web.requests import Requests
     from stepvar.serving.web.studio import Studio
     from stepvar.serving.web.theme import theme
 
     with TemporaryDirectory(prefix="stepvar-web-") as folder, _files_in(Path(folder) / "shown"):
         results = Path(folder) / "results"
         results.mkdir()
-        page = Page(Studio(pipe, waiting), Downloads(results))
-        blocks = page.blocks()
+        requests = Requests(Studio(pipe, waiting), Downloads(results))
+        blocks = build(requests)
         try:
             _, url, public = blocks.launch(
                 server_name=host,
@@ -116,7 +117,7 @@ def serve(
             )
             yield public or url
         finally:
-            page.close()
+            requests.close()
             blocks.close(verbose=False)
 
 
