@@ -32,6 +32,7 @@ def studio(pipe: Pipeline) -> Iterator[Studio]:
     studio = Studio(pipe, waiting=1)
     yield studio
     emptied(studio)
+    studio.close()
 
 
 class Gate:

@@ -42,3 +42,4 @@ class Requests:
         """Stops everything."""
         for stop in list(self._running.values()):
             stop.set()
+        self.studio.close()

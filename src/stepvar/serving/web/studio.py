@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -114,8 +115,14 @@ class Studio:
     def __init__(self, pipe: Pipeline, waiting: int = 8) -> None:
         self.pipe = pipe
         self.turns = Turns(waiting)
+        # One thread for all: each new one that computes would keep memory of its own.
+        self._worker = ThreadPoolExecutor(1, "stepvar-web")
         self.images = Offer.of(pipe)
         self.videos = Offer.of(pipe, video=True) if pipe.family.video else None
+
+    def close(self) -> None:
+        """Takes no further requests; what runs has to be stopped by its event."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def generate(self, wish: Wish, stop: Event, video: bool = False) -> Iterator[Progress | Result]:
         """Runs a request in a thread of its own; the last entry is the result.
@@ -138,11 +145,11 @@ class Studio:
         def work() -> None:
             try:
                 with self.turns.turn(stop, lambda ahead: events.put(Progress(f"Waiting: {ahead} ahead of you"))):
-                    events.put(run.result())
+                    events.put(self._worker.submit(run.result).result())
             except BaseException as error:  # it belongs to whoever waits for the events
                 events.put(error)
 
-        Thread(target=work, name="stepvar-web", daemon=True).start()
+        Thread(target=work, name="stepvar-web-turn", daemon=True).start()
         try:
             while True:
                 try:
