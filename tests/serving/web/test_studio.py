@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stepvar.checkpoints import LoadedModel
 from stepvar.cost.speedup import Fitted
 from stepvar.errors import UsageError
 from stepvar.evaluation.comparison import psnr
 from stepvar.methods import StepVAR
+from stepvar.models.var import VAR
 from stepvar.pipeline import Pipeline
 from stepvar.serving.web.studio import Progress, Result, Studio, Wish
 from stepvar.serving.web.turns import BusyError, Cancelled
+from tests.pipeline.test_image_edits import photo, write_edit
 from tests.serving.web.conftest import Gate, emptied
 
 WISH = Wish("a red circle on grass", seed=3)
@@ -184,3 +188,22 @@ def test_one_that_waits_can_be_cancelled(studio: Studio, gate: Gate) -> None:
     emptied(studio, left=1)
     gate.open()
     first.join(60)
+
+
+def test_a_model_of_classes_generates_a_class(tiny_var: VAR) -> None:
+    studio = Studio(Pipeline(LoadedModel("tiny-var", "var", tiny_var, None, {}), None))
+    result = result_of(studio, Wish("3", seed=1))
+    assert same(result.output.images[0], studio.pipe(class_labels=3, seed=1, method="stepvar").images[0])
+    studio.close()
+
+
+def test_an_edit_shows_the_size_of_its_image_at_every_scale(tmp_path: Path) -> None:
+    studio = Studio(Pipeline.from_pretrained(write_edit(tmp_path / "edit")))
+    assert studio.images.edits and len(studio.images.shapes) == 1
+    wish = Wish("make the sky red", seed=1, image=photo())
+    result = result_of(studio, wish)
+    assert {picture.size for picture, _ in result.scales} == {result.output.images[0].size} == {(40, 25)}
+    assert result.dense is not None and result.psnr is not None and result.kept
+    with pytest.raises(UsageError, match="image"):
+        result_of(studio, replace(wish, image=None))
+    studio.close()

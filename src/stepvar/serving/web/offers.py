@@ -53,7 +53,8 @@ class Offer:
         argument: the input of the pipeline that says what to generate: ``"prompt"`` or ``"class_labels"``.
         negative: whether the model takes a negative prompt.
         edits: whether it changes an image, which has to be given.
-        shapes: what each is called, and its width over height; one: there is no choice.
+        shapes: what each is called, and its width over height; one: there is no choice, as for edits, which have
+            the shape of their image.
         methods: those that the model runs.
         examples: prompts to begin with.
     """
@@ -80,7 +81,7 @@ class Offer:
             argument=pipe.inputs.argument,
             negative=_takes_negative(pipe),
             edits=pipe.family.edits,
-            shapes=tuple(_shapes(pipe)),
+            shapes=tuple(_shapes(pipe))[: 1 if pipe.family.edits else None],
             methods=tuple(_methods(pipe, length(pipe, video))),
             examples=EXAMPLES.get(pipe.name, ()),
         )

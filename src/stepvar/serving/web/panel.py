@@ -18,6 +18,9 @@ from stepvar.utils.log import logger
 BUDGETS: dict[Budget, str] = {"keep": "Share of tokens", "speedup": "Speed-up"}
 PLAIN: dict[str, Any] = {"padding": False, "apply_default_css": False}
 """HTML without Gradio's own style."""
+SHOWN: dict[str, Any] = {"interactive": False, "show_label": False, "format": "png", "buttons": ["fullscreen"]}
+"""Pictures without loss; Gradio's own download would be without the settings inside."""
+PLAYED: dict[str, Any] = {"interactive": False, "loop": True, "autoplay": True, "buttons": []}
 MOVE_DIVIDER = "(place) => ({__type__: 'update', slider_position: place})"
 IDLE = "Write a prompt and press Enter."
 VIEW = 460
@@ -71,36 +74,7 @@ class Panel:
             visible=offer.negative,
             elem_id=f"{kind}-negative",
         )
-        first = offer.methods[0]
-        self.method = gr.Dropdown(
-            [one.name for one in offer.methods],
-            value=first.name,
-            label="Method",
-            info=first.summary,
-            elem_id=f"{kind}-method",
-        )
-        self.budget = gr.Radio(
-            self._budgets(first.name), value="keep", label="Budget", elem_id=f"{kind}-budget", elem_classes="sv-radio"
-        )
-        self.keep = gr.Slider(
-            5,
-            100,
-            value=50,
-            step=5,
-            label="Tokens computed at the late scales, %",
-            info="Fewer are faster; 100 % is dense.",
-            elem_id=f"{kind}-keep",
-        )
-        self.speedup = gr.Slider(
-            1,
-            4,
-            value=1.5,
-            step=0.1,
-            label="Times as fast as dense",
-            info="Measured on this machine at the first use, which takes a while.",
-            visible=False,
-            elem_id=f"{kind}-speedup",
-        )
+        self._method_settings(kind)
         self.compare = gr.Checkbox(True, label="Compare with dense", elem_id=f"{kind}-compare")
         self.previews = gr.Checkbox(True, label="Show every scale", elem_id=f"{kind}-previews")
         with gr.Row(elem_classes="sv-pair"):
@@ -116,80 +90,96 @@ class Panel:
         with gr.Accordion("What the methods do", open=False, elem_classes="sv-all"):
             gr.HTML(markup.methods(offer), **PLAIN)
 
+    def _method_settings(self, kind: str) -> None:
+        first = self.offer.methods[0]
+        budget = next(iter(first.budgets), None)
+        self.method = gr.Dropdown(
+            [one.name for one in self.offer.methods],
+            value=first.name,
+            label="Method",
+            info=first.summary,
+            elem_id=f"{kind}-method",
+        )
+        self.budget = gr.Radio(
+            self._budgets(first.name),
+            value=budget,
+            label="Budget",
+            visible=len(first.budgets) > 1,
+            elem_id=f"{kind}-budget",
+        )
+        self.keep = gr.Slider(
+            5,
+            100,
+            value=50,
+            step=5,
+            label="Tokens computed at the late scales, %",
+            info="Fewer are faster; 100 % is dense.",
+            visible=budget == "keep",
+            elem_id=f"{kind}-keep",
+        )
+        self.speedup = gr.Slider(
+            1,
+            4,
+            value=1.5,
+            step=0.1,
+            label="Times as fast as dense",
+            info="Measured on this machine at the first use, which takes a while.",
+            visible=budget == "speedup",
+            elem_id=f"{kind}-speedup",
+        )
+
     def _results(self, kind: str) -> None:
         self.status = gr.HTML(markup.done(IDLE), **PLAIN, elem_id=f"{kind}-status")
-        shown: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["fullscreen"]}
         with gr.Tabs(elem_classes="sv-views") as self.views:
             with gr.Tab("Picture", id="picture"):
                 self.picture = gr.Image(
                     label="Picture",
-                    show_label=False,
                     height=VIEW,
                     elem_id=f"{kind}-picture",
                     elem_classes="sv-view",
                     alt_text="What was generated",
-                    **shown,
+                    **SHOWN,
                 )
                 if self.video:
-                    self.film = gr.Video(
-                        label="Video", show_label=False, loop=True, autoplay=True, visible=False, height=VIEW
-                    )
+                    self.film = gr.Video(label="Video", show_label=False, visible=False, height=VIEW, **PLAYED)
             with gr.Tab("Compare", id="compare"):
-                if self.video:
-                    with gr.Row():
-                        self.dense = gr.Video(label="Dense", loop=True, autoplay=True, elem_id=f"{kind}-dense")
-                        self.pruned = gr.Video(label="Method", loop=True, autoplay=True, elem_id=f"{kind}-pruned")
-                else:
-                    self.slider = gr.ImageSlider(
-                        label="Dense and the method",
-                        show_label=False,
-                        max_height=VIEW,
-                        elem_id=f"{kind}-slider",
-                        **shown,
-                    )
-                    self.ends = gr.HTML(**PLAIN)
-                    self.divider = gr.Slider(
-                        0,
-                        100,
-                        value=50,
-                        step=1,
-                        label="Divider, % from the left",
-                        buttons=[],
-                        visible=False,
-                        elem_id=f"{kind}-divider",
-                        elem_classes="sv-divider",
-                    )
+                self._comparison(kind)
             with gr.Tab("Tokens", id="kept"):
-                gr.HTML(
-                    markup.hint("Dark tokens were restored, not computed; the number is the share that was computed."),
-                    **PLAIN,
-                )
-                self.kept = gr.Gallery(
-                    label="Computed tokens",
-                    show_label=False,
-                    elem_classes="sv-gallery",
-                    columns=2,
-                    object_fit="contain",
-                    elem_id=f"{kind}-kept",
-                    **shown,
-                )
+                said = "Dark tokens were restored, not computed; the number is the share that was computed."
+                self.kept = self._gallery("Computed tokens", said, 2, f"{kind}-kept")
             with gr.Tab("Scales", id="scales"):
-                gr.HTML(
-                    markup.hint("The picture after each scale, from coarse to fine; the number is that of its tokens."),
-                    **PLAIN,
-                )
-                self.scales = gr.Gallery(
-                    label="The picture after each scale",
-                    show_label=False,
-                    elem_classes="sv-gallery",
-                    columns=4,
-                    object_fit="contain",
-                    elem_id=f"{kind}-scales",
-                    **shown,
-                )
+                said = "The picture after each scale, from coarse to fine; the number is that of its tokens."
+                self.scales = self._gallery("The picture after each scale", said, 4, f"{kind}-scales")
         self.costs = gr.HTML(**PLAIN, elem_id=f"{kind}-costs")
         self.download = gr.DownloadButton(
             "Download MP4" if self.video else "Download PNG", interactive=False, elem_id=f"{kind}-download"
+        )
+
+    def _comparison(self, kind: str) -> None:
+        if self.video:
+            with gr.Row():
+                self.dense = gr.Video(label="Dense", elem_id=f"{kind}-dense", **PLAYED)
+                self.pruned = gr.Video(label="Method", elem_id=f"{kind}-pruned", **PLAYED)
+            return
+        self.slider = gr.ImageSlider(label="Dense and the method", max_height=VIEW, elem_id=f"{kind}-slider", **SHOWN)
+        self.ends = gr.HTML(**PLAIN)
+        self.divider = gr.Slider(
+            0,
+            100,
+            value=50,
+            step=1,
+            label="Divider, % from the left",
+            buttons=[],
+            visible=False,
+            elem_id=f"{kind}-divider",
+            elem_classes="sv-divider",
+        )
+
+    def _gallery(self, label: str, said: str, columns: int, name: str) -> gr.Gallery:
+        """Pictures in columns, below what is said of them."""
+        gr.HTML(markup.hint(said), **PLAIN)
+        return gr.Gallery(
+            label=label, columns=columns, object_fit="contain", elem_id=name, elem_classes="sv-gallery", **SHOWN
         )
 
     def _wire(self) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 from typing import Any
 
 from PIL import Image
@@ -271,14 +271,15 @@ def _caption(grid: tuple[int, int, int], kept: Any) -> str:
 
 @contextmanager
 def _noting() -> Iterator[list[str]]:
-    """Collects what this package warns of; the pipeline is one's own meanwhile, so it is of this request."""
+    """Collects what this package warns of in this thread; Python has one hook for warnings of all threads."""
     notes: list[str] = []
+    own = get_ident()
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         before = warnings.showwarning
 
         def note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if category.__module__.startswith("stepvar"):
+            if get_ident() == own and category.__module__.startswith("stepvar"):
                 notes.append(str(message))
             else:
                 before(message, category, *where, **more)
