@@ -71,7 +71,7 @@ def costs(result: Result) -> str:
     report, dense = result.output.report, None if result.dense is None else result.dense.report
     if dense is None:
         return str(_fragments().costs([report.method], cost_rows(report), ""))
-    footnote = "One run of each, one after the other; “stepvar generate --compare” times several runs in turn."
+    footnote = "One run of each; the first of a kind is slower. “stepvar generate --compare” times several in turn."
     fidelity = "equal" if result.psnr == math.inf else f"{result.psnr:.1f} dB"
     rows = [
         (*row, *other[1:], against)
