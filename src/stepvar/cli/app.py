@@ -23,6 +23,7 @@ from stepvar.cli.evaluate import evaluate, report
 from stepvar.cli.generate import generate
 from stepvar.cli.listing import info, methods, models
 from stepvar.cli.plan import plan
+from stepvar.cli.serve import serve
 from stepvar.cli.signals import ending_signals
 from stepvar.cli.verify import verify
 from stepvar.cli.web import web
@@ -41,7 +42,7 @@ app = typer.Typer(
     help="Generate images and videos with visual autoregressive models, faster with token pruning.",
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.",
 )
-for command in (generate, demo, plan, calibrate, methods, models, verify, convert, info, web):
+for command in (generate, demo, plan, calibrate, methods, models, verify, convert, info, web, serve):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(report)

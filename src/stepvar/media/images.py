@@ -26,6 +26,9 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "GIF": 65_535}
 """Pixels of the longest side that a format holds."""
 
+MOST_DECODED = 50_000_000
+"""Pixels of an image that somebody unknown sent: 150 MB once it is decoded."""
+
 JPEG_QUALITY = 95
 _EXIF, _USER_COMMENT, _ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
 _MOST_EXIF = 60_000
@@ -154,9 +157,35 @@ def opened(path: Path, name: str = "") -> Iterator[Image.Image]:
     """
     where = f"{name} {str(path)!r}" if name else str(path)
     check_regular(path, where)
+    with _explained(where), Image.open(path) as image:
+        yield image
+
+
+def decode_image(data: bytes, name: str = "image") -> Image.Image:
+    """The bytes of a PNG, JPEG or WebP file from somebody unknown, as 8-bit RGB, see :func:`as_rgb`.
+
+    Args:
+        name: of the argument, for errors.
+
+    Raises:
+        UsageError: if they are no such file, or one of more than ``MOST_DECODED`` pixels.
+    """
+    with _explained(name), Image.open(BytesIO(data), formats=sorted(set(FORMATS.values()))) as image:
+        width, height = image.size
+        if width * height > MOST_DECODED:
+            raise UsageError(f"{name} of {width}x{height} pixels: at most {MOST_DECODED}; make it smaller first")
+        return as_rgb(image)
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Within it, whatever Pillow raises for what it cannot read is a UsageError.
+
+    Args:
+        where: what is read, for errors.
+    """
     try:
-        with Image.open(path) as image:
-            yield image
+        yield
     except UsageError:
         raise
     except UnidentifiedImageError:

@@ -1,0 +1,98 @@
+"""``stepvar serve``: a model behind OpenAI's images and videos API."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepvar.cli import options
+from stepvar.core.values import Range
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one, which is printed.")]
+Name = Annotated[str | None, typer.Option(help="What clients call the model; default: its own name.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        parser=options.path,
+        metavar="PATH",
+        help="File with the keys that clients must bring, one per line; default: the variable STEPVAR_API_KEY, if set.",
+    ),
+]
+Method = Annotated[str, typer.Option("--method", help="What requests run that name no method and no quality.")]
+MaxBatch = Annotated[int, typer.Option(help="Images that run as one batch at most.")]
+MaxWait = Annotated[float, typer.Option(help="Seconds that an image waits for others to join its batch.")]
+MaxQueue = Annotated[int, typer.Option(help="Images that wait at most; more are answered with 429.")]
+MaxImages = Annotated[int, typer.Option(help="Images of one request.")]
+MaxPixels = Annotated[int | None, typer.Option(help="Width times height of a result at most.")]
+MaxSeconds = Annotated[float, typer.Option(help="Length of a video at most.")]
+WarmUp = Annotated[bool, typer.Option(help="Generate before the server says that it is ready.")]
+
+
+def serve(
+    model: options.Model = "scenes",
+    variant: options.Variant = None,
+    revision: options.Revision = None,
+    text_encoder: options.TextEncoder = None,
+    offload: options.Offload = None,
+    blocks_on_device: options.BlocksOnDevice = None,
+    cache_dtype: options.CacheDtype = None,
+    tile: options.Tile = None,
+    vae_slicing: options.Slicing = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    quantization: options.Quantization = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    name: Name = None,
+    api_key_file: KeyFile = None,
+    method: Method = "dense",
+    max_batch: MaxBatch = 4,
+    max_wait: MaxWait = 0.01,
+    max_queue: MaxQueue = 64,
+    max_images: MaxImages = 10,
+    max_pixels: MaxPixels = None,
+    max_seconds: MaxSeconds = 60.0,
+    warm_up: WarmUp = True,
+) -> None:
+    """Serve a model over HTTP: OpenAI's images and videos API, Prometheus metrics, JSON logs."""
+    from stepvar.utils.require import require
+
+    for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+        require(package, "serve", "the server")
+    from stepvar.serving.server import ServerSettings, create_app
+    from stepvar.serving.server.logs import FACTS, json_log
+    from stepvar.serving.server.run import is_public, listen, url_of
+    from stepvar.serving.server.run import serve as run
+    from stepvar.serving.server.settings import KEY_VARIABLE, read_keys
+    from stepvar.utils.log import logger
+
+    options.check_counts(port=(port, Range(0, 65535)))
+    settings = ServerSettings(
+        name=name or "",
+        method=method,
+        max_batch=max_batch,
+        max_wait=max_wait,
+        max_queue=max_queue,
+        max_images=max_images,
+        max_pixels=max_pixels,
+        max_seconds=max_seconds,
+        warm_up=warm_up,
+    )
+    keys = read_keys(api_key_file)
+    options.parse_device(device), options.parse_dtype(dtype)
+    memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
+    load = partial(options.load_pipeline, model, device, dtype, variant, revision, text_encoder, memory, quantization)
+    app = create_app(load, settings, keys)
+    with json_log(), listen(host, port) as listener:
+        if is_public(listener) and not keys:
+            logger.warning(
+                f"everybody who reaches this address may use the server; set {KEY_VARIABLE} or --api-key-file"
+            )
+        print(url_of(listener), flush=True)
+        logger.info("listening", extra={FACTS: {"url": url_of(listener), "model": model}})
+        run(app, listener)

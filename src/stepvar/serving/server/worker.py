@@ -1,0 +1,315 @@
+"""The one thread that owns the pipeline: it loads the model, warms it up, and generates what waits, batch by batch."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+from stepvar.core.plan import Plan, Step
+from stepvar.core.report import Report
+from stepvar.errors import StepvarError
+from stepvar.media.squares import cut_from_square
+from stepvar.media.video import Video
+from stepvar.methods import Method
+from stepvar.pipeline import Pipeline
+from stepvar.serving.server.errors import busy, unavailable
+from stepvar.serving.server.metrics import Metrics
+from stepvar.serving.server.requests import Recipe, Work, texts_of
+from stepvar.serving.server.settings import ServerSettings
+from stepvar.utils.log import logger
+
+FITTED = 64
+"""Speed-ups whose settings are remembered."""
+WARM_PROMPT = "a red circle on sand"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A share of the passes of image ``index`` has run, in [0, 1]."""
+
+    index: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Image ``index`` after one of its passes."""
+
+    index: int
+    step: int
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Done:
+    """Image or video ``index``, and what it cost.
+
+    Attributes:
+        texts: for its file.
+        waited: seconds in the queue.
+        batch: images that ran together.
+    """
+
+    index: int
+    result: Any
+    texts: dict[str, str]
+    report: Report
+    waited: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request cannot be answered."""
+
+    error: BaseException
+
+
+@dataclass(eq=False)
+class _Item:
+    """One image or video of a request."""
+
+    work: Work
+    index: int
+    since: float
+
+
+class _AllLeft(Exception):
+    """Nobody waits for this batch any more, or the server ends."""
+
+
+class Worker:
+    """Queue and thread.
+
+    Args:
+        factory: loads the pipeline; called in the thread.
+
+    Attributes:
+        pipe: None until it is loaded.
+        ready: whether it is loaded and warm.
+        failure: why loading failed.
+    """
+
+    def __init__(self, factory: Callable[[], Pipeline], settings: ServerSettings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.pipe: Pipeline | None = None
+        self.ready = False
+        self.failure: BaseException | None = None
+        self._factory = factory
+        self._queue: deque[_Item] = deque()
+        self._running: list[_Item] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._seconds = 1.0
+        self._fitted: OrderedDict[tuple[Any, ...], Method] = OrderedDict()
+        self._thread = threading.Thread(target=self._run, name="stepvar-generation", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """Ends the thread: what runs is left behind at the end of its pass."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+
+    @property
+    def idle(self) -> bool:
+        with self._changed:
+            return not self._queue and not self._running
+
+    def submit(self, work: Work) -> None:
+        """Puts all images of a request into the queue.
+
+        Raises:
+            RequestError: 429 where they do not fit.
+        """
+        now = time.monotonic()
+        with self._changed:
+            if self._stopping:
+                raise unavailable("the server is ending; try another", "shutting_down")
+            waiting = len(self._queue)
+            if waiting + len(work.seeds) > self.settings.max_queue:
+                raise busy(waiting, min(600, max(1, math.ceil(waiting * self._seconds))))
+            self._queue.extend(_Item(work, index, now) for index in range(len(work.seeds)))
+            self._changed.notify_all()
+            self.metrics.queue.set(len(self._queue))
+
+    def leave(self, work: Work) -> None:
+        """Nobody waits for a request any more: it leaves the queue; a batch that runs ends once all of it have left."""
+        with self._changed:
+            work.left = True
+            self._queue = deque(item for item in self._queue if item.work is not work)
+            self._changed.notify_all()
+            self.metrics.queue.set(len(self._queue))
+
+    def _run(self) -> None:
+        try:
+            self.pipe = self._factory()
+            self.pipe.progress = False
+            if self.settings.warm_up:
+                self._warm_up(self.pipe)
+        except _AllLeft:
+            return
+        except BaseException as error:
+            self.failure = error
+            return
+        self.ready = True
+        logger.info("ready: %r", self.pipe)
+        while batch := self._next_batch():
+            self._serve(self.pipe, batch)
+            with self._changed:
+                self._running = []
+
+    def _warm_up(self, pipe: Pipeline) -> None:
+        """Generates until times are those that stay: single images, and whole batches."""
+        wanted = pipe.inputs.example()
+        prompt = wanted.class_labels if wanted.class_labels is not None else WARM_PROMPT
+        images = [Image.new("RGB", (256, 256))] if pipe.family.edits else None
+        recipe = Recipe(self.settings.method, seconds=0.0 if pipe.family.video else None)
+        method = recipe.named_method()
+        runs = pipe.engine.warmup_runs(pipe.device)
+        for count in sorted({1, self.settings.max_batch} if runs > 1 else {1}):  # graphs are captured for each size
+            for seed in range(runs):
+                if self._stopping:
+                    return
+                given: dict[str, Any] = {pipe.inputs.argument: [prompt] * count, "image": images, "method": method}
+                pipe(**given, seed=seed, seconds=recipe.seconds, callback_on_scale_end=self._end_early)
+
+    def _end_early(self, step: Step, state: Any) -> None:
+        if self._stopping:
+            raise _AllLeft
+
+    def _next_batch(self) -> list[_Item]:
+        """The oldest image and those that fit to it, once there are enough or it has waited; empty: the server ends."""
+        most = self.settings.max_batch
+        with self._changed:
+            while not self._stopping:
+                if not self._queue:
+                    self._changed.wait()
+                    continue
+                first = self._queue[0]
+                batch = [item for item in self._queue if item.work.recipe == first.work.recipe][:most]
+                left = first.since + self.settings.max_wait - time.monotonic()
+                if len(batch) < most and left > 0:
+                    self._changed.wait(left)
+                    continue
+                taken = set(map(id, batch))
+                self._queue = deque(item for item in self._queue if id(item) not in taken)
+                self._running = batch
+                self.metrics.queue.set(len(self._queue))
+                return batch
+        return []
+
+    def _serve(self, pipe: Pipeline, batch: list[_Item]) -> None:
+        """Generates a batch; where it fails as a whole, image by image, so that none suffers from another's fault."""
+        batch = [item for item in batch if not item.work.left]
+        if not batch:
+            return
+        begun, again = time.monotonic(), False
+        try:
+            self._generate(pipe, batch, begun)
+            self._seconds += 0.2 * ((time.monotonic() - begun) / len(batch) - self._seconds)
+        except _AllLeft:
+            self.metrics.abandoned.inc(len(batch))
+        except Exception as error:
+            again = len(batch) > 1
+            if not again:
+                self._fail(batch[0].work, error)
+        if again:  # here, where the error is gone, and with it the tensors of the batch
+            for item in batch:
+                self._serve(pipe, [item])
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        if not isinstance(error, StepvarError):
+            logger.error("generation failed", exc_info=error)
+        work.tell(Failed(error.with_traceback(None)))  # whose frames would hold the tensors
+        self.leave(work)
+
+    def _generate(self, pipe: Pipeline, batch: Sequence[_Item], begun: float) -> None:
+        first, recipe = batch[0].work, batch[0].work.recipe
+        method = self._method(pipe, recipe)
+        plan = recipe.plan(pipe, method)
+        call: dict[str, Any] = {
+            pipe.inputs.argument: [item.work.prompt for item in batch],
+            "negative_prompt": [item.work.negative_prompt for item in batch] if recipe.negative else None,
+            "image": [item.work.image for item in batch] if first.image is not None else None,
+            "seed": [item.work.seeds[item.index] for item in batch],
+            "guidance_scale": recipe.guidance_scale,
+            "seconds": recipe.seconds,
+        }
+        if recipe.size is not None:
+            call["width"], call["height"] = recipe.size
+        output = pipe(
+            **call,
+            method=method,
+            callback_on_scale_end=self._follow(pipe, batch, plan, recipe.previews),
+            progress=False,
+        )
+        results = output.videos or output.images
+        for item, result, texts in zip(batch, results, output.metadata, strict=True):
+            own = texts_of(item.work, texts)
+            waited = begun - item.since
+            item.work.tell(Done(item.index, _with_texts(result, own), own, output.report, waited, len(batch)))
+        self.metrics.add_generation(output.report, [begun - item.since for item in batch], bool(output.videos))
+
+    def _method(self, pipe: Pipeline, recipe: Recipe) -> Method:
+        """The method of a recipe; what a speed-up decides is measured for one image, so that no batch changes it."""
+        method = recipe.named_method()
+        if recipe.speedup is None:
+            assert isinstance(method, Method)
+            return method
+        key = (recipe.method, recipe.speedup, recipe.guidance_scale, recipe.size, recipe.seconds)
+        if key not in self._fitted:
+            fitted = pipe.for_speedup(recipe.speedup, method, progress=False, **recipe.settings(pipe))
+            self._fitted[key] = fitted.method
+        self._fitted.move_to_end(key)
+        while len(self._fitted) > FITTED:
+            self._fitted.popitem(last=False)
+        return self._fitted[key]
+
+    def _follow(self, pipe: Pipeline, batch: Sequence[_Item], plan: Plan, previews: int) -> Callable[[Step, Any], None]:
+        """What happens after each pass: the batch ends if all have left, and the others hear how far it is."""
+        shown, passes = preview_passes(plan, previews), max(1, len(plan.steps))
+        ran = 0
+
+        def on_scale_end(step: Step, state: Any) -> None:
+            nonlocal ran
+            ran += 1
+            if self._stopping or all(item.work.left for item in batch):
+                raise _AllLeft
+            for item in batch:
+                item.work.tell(Progress(item.index, min(1.0, ran / passes)))
+            if step.index in shown:
+                for item, image in zip(batch, pipe.preview(state), strict=True):
+                    if isinstance(image, Image.Image):
+                        source = item.work.image if pipe.family.edits else None
+                        seen = image if source is None else cut_from_square(image, source.size)
+                        item.work.tell(Preview(item.index, step.index, seen))
+
+        return on_scale_end
+
+
+def preview_passes(plan: Plan, count: int) -> frozenset[int]:
+    """The passes behind which a picture is shown: the last of each scale but the last scale, evenly spread."""
+    last = {(step.clip, step.scale): step.index for step in plan.steps}
+    scales = sorted(last.values())[:-1]
+    if count >= len(scales):
+        return frozenset(scales if count else ())
+    return frozenset(scales[math.ceil((place + 1) * len(scales) / count) - 1] for place in range(count))
+
+
+def _with_texts(result: Any, texts: dict[str, str]) -> Any:
+    """A result whose file says no more than the texts."""
+    if isinstance(result, Video):
+        return replace(result, metadata=texts)
+    result.metadata = texts
+    return result
