@@ -25,7 +25,9 @@ KeyFile = Annotated[
 ]
 Method = Annotated[str, typer.Option("--method", help="What requests run that name no method and no quality.")]
 MaxBatch = Annotated[int, typer.Option(help="Images that run as one batch at most.")]
-MaxWait = Annotated[float, typer.Option(help="Seconds that an image waits for others to join its batch.")]
+MaxWait = Annotated[
+    float, typer.Option(help="Seconds that a batch waits for others to join it, if several clients ask.")
+]
 MaxQueue = Annotated[int, typer.Option(help="Images that wait at most; more are answered with 429.")]
 MaxImages = Annotated[int, typer.Option(help="Images of one request.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Width times height of a result at most.")]

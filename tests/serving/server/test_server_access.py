@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stepvar.serving.server.logs import JsonFormatter
-from tests.serving.server.servers import HeldPipeline, Server, running, until
+from tests.serving.server.servers import HeldPipeline, Server, in_thread, running, until
 
 PATH = "/v1/images/generations"
 KEYS = ("first-key-of-the-server", "second-key-of-the-server")
@@ -142,3 +142,27 @@ def test_everything_is_described(server: Server) -> None:
     assert {PATH, "/v1/videos", "/v1/models", "/ready", "/metrics"} <= described["paths"].keys()
     fields = described["components"]["schemas"]["ImageRequest"]["properties"]
     assert fields.keys() >= {"prompt", "n", "size", "method", "keep", "speedup", "guidance_scale", "negative_prompt"}
+
+
+def test_a_client_that_reads_nothing_holds_up_nobody(server: Server) -> None:
+    host, port = server.root.removeprefix("http://").split(":")
+    body = json.dumps(GOOD | {"n": 10, "stream": True, "partial_images": 9}).encode()
+    with socket.socket() as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        stalled.connect((host, int(port)))
+        stalled.sendall(head(len(body)) + body)
+        assert server.fetch(PATH, GOOD)[0] == 200
+        until(lambda: server.service.worker.idle)
+        assert server.fetch(PATH, GOOD)[0] == 200
+    assert server.fetch(PATH, GOOD)[0] == 200
+
+
+def test_many_streams_at_once_keep_to_themselves(server: Server) -> None:
+    def seeds(seed: int) -> list[int]:
+        events = server.client.images.generate(
+            prompt=GOOD["prompt"], stream=True, partial_images=2, n=2, extra_body={"seed": seed}
+        )
+        return sorted(event.seed for event in events if event.type == "image_generation.completed")
+
+    running_streams = [in_thread(lambda seed=10 * number: seeds(seed)) for number in range(6)]  # type: ignore[misc]
+    assert [found() for found in running_streams] == [[10 * number, 10 * number + 1] for number in range(6)]

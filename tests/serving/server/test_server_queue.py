@@ -71,6 +71,23 @@ def test_an_image_of_a_batch_is_that_of_the_image_alone(server: Server) -> None:
     first()
 
 
+def test_a_client_that_is_alone_waits_for_nobody(held: HeldPipeline) -> None:
+    with running(lambda: held.prepare(), max_wait=60.0) as server:
+        for _ in range(2):
+            assert ask(server, "a red circle")().report["queued"] < 60
+
+
+def test_clients_that_ask_again_and_again_do_not_take_turns(held: HeldPipeline) -> None:
+    with running(lambda: held.prepare(), max_wait=60.0, max_batch=2) as server:
+        first = hold(server)
+        second = ask(server, "a blue star")
+        waiting(server, 1)
+        held.let_begin.set()
+        assert first()
+        again = ask(server, "a red circle")  # which the second one waits for, in place of running alone
+        assert second().report["batch"] == again().report["batch"] == 2
+
+
 def test_a_large_request_is_several_batches(server: Server) -> None:
     answer = server.client.images.generate(prompt="a red circle", n=6, extra_body={"seed": 0})
     assert [len(batch) for batch in server.pipe.prompts] == [4, 2]

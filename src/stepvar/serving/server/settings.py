@@ -27,7 +27,7 @@ class ServerSettings:
         name: of the model, as clients give it; empty: the model's own.
         method: what requests run that name neither a method nor a quality.
         max_batch: images that run as one batch at most.
-        max_wait: seconds that an image waits for others to join its batch.
+        max_wait: seconds that a batch waits for others to join, where requests came together before.
         max_queue: images and videos that wait at most; more are answered with 429.
         max_images: of one request.
         max_prompt: characters of a prompt, and of a negative prompt.

@@ -107,6 +107,8 @@ class Worker:
         self._running: list[_Item] = []
         self._changed = threading.Condition()
         self._stopping = False
+        self._free_since = 0.0
+        self._shared = False
         self._seconds = 1.0
         self._fitted: OrderedDict[tuple[Any, ...], Method] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="stepvar-generation", daemon=True)
@@ -167,7 +169,8 @@ class Worker:
         while batch := self._next_batch():
             self._serve(self.pipe, batch)
             with self._changed:
-                self._running = []
+                self._running, self._free_since = [], time.monotonic()
+                self._shared = bool(self._queue) or len({id(item.work) for item in batch}) > 1
 
     def _warm_up(self, pipe: Pipeline) -> None:
         """Generates until times are those that stay: single images, and whole batches."""
@@ -189,7 +192,11 @@ class Worker:
             raise _AllLeft
 
     def _next_batch(self) -> list[_Item]:
-        """The oldest image and those that fit to it, once there are enough or it has waited; empty: the server ends."""
+        """The oldest image and those that fit to it, once there are enough or it has waited; empty: the server ends.
+
+        It waits only where requests came together before: a client that is alone would wait for nobody. The wait begins
+        when the last batch has ended, for its clients to ask again: else two of them would take turns for ever.
+        """
         most = self.settings.max_batch
         with self._changed:
             while not self._stopping:
@@ -198,8 +205,8 @@ class Worker:
                     continue
                 first = self._queue[0]
                 batch = [item for item in self._queue if item.work.recipe == first.work.recipe][:most]
-                left = first.since + self.settings.max_wait - time.monotonic()
-                if len(batch) < most and left > 0:
+                left = max(first.since, self._free_since) + self.settings.max_wait - time.monotonic()
+                if len(batch) < most and self._shared and left > 0:
                     self._changed.wait(left)
                     continue
                 taken = set(map(id, batch))
