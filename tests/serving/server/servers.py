@@ -51,6 +51,7 @@ class HeldPipeline(Pipeline):
         return pipe.prepare()
 
     def __call__(self, *args: Any, **settings: Any) -> Output:
+        warm = "num_images_per_prompt" in settings
         callback = settings.pop("callback_on_scale_end", lambda step, state: None)
 
         def on_scale_end(step: Any, state: Any) -> None:
@@ -59,7 +60,7 @@ class HeldPipeline(Pipeline):
             assert self.let_go_on.wait(LONG)
             callback(step, state)
 
-        self.prompts.append(list(settings[self.inputs.argument]))
+        self.prompts.append([settings[self.inputs.argument]] if warm else list(settings[self.inputs.argument]))
         self.begun.set()
         assert self.let_begin.wait(LONG)
         if self.failing is not None and self.failing_prompt in self.prompts[-1]:

@@ -49,6 +49,7 @@ def test_malformed_bodies_are_refused(server: Server, body: bytes) -> None:
     assert status == 400 and json.loads(answer)["error"]["message"] and server.pipe.prompts == []
 
 
+@pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
 def test_unknown_words_of_any_script_are_answered(server: Server) -> None:
     for prompt in ("красный круг", "🟥" * 20, "a red circle\u202e \x00\x1b[31m", "赤い円 red"):
         status, _, answer = server.fetch(PATH, {"prompt": prompt, "negative_prompt": prompt})
@@ -146,7 +147,7 @@ def test_everything_is_described(server: Server) -> None:
 
 def test_a_client_that_reads_nothing_holds_up_nobody(server: Server) -> None:
     host, port = server.root.removeprefix("http://").split(":")
-    body = json.dumps(GOOD | {"n": 10, "stream": True, "partial_images": 9}).encode()
+    body = json.dumps(GOOD | {"n": 4, "stream": True, "partial_images": 9}).encode()
     with socket.socket() as stalled:
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         stalled.connect((host, int(port)))
@@ -157,6 +158,7 @@ def test_a_client_that_reads_nothing_holds_up_nobody(server: Server) -> None:
     assert server.fetch(PATH, GOOD)[0] == 200
 
 
+@pytest.mark.slow
 def test_many_streams_at_once_keep_to_themselves(server: Server) -> None:
     def seeds(seed: int) -> list[int]:
         events = server.client.images.generate(

@@ -28,6 +28,7 @@ TEXT: dict[str, Any] = {
     "max_words": 15,
 }
 PROMPT = "make the sky red"
+pytestmark = pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
 from PIL import Image
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -49,7 +50,7 @@ async def _respond(request: Request, body: ImageFields, image: Image.Image | Non
     service, facts = service_of(request), request.scope["state"][FACTS]
     pipe = service.pipe()
     service.check_model(body.model)
-    work, form = await service.check(lambda: image_work(body, pipe, service.settings, image))
+    work, form = await to_thread.run_sync(image_work, body, pipe, service.settings, image)
     facts["images"] = len(work.seeds)
     feed = service.submit(work)
     if body.stream:
@@ -63,12 +64,12 @@ async def _respond(request: Request, body: ImageFields, image: Image.Image | Non
     if found is None:
         facts["status"] = CLIENT_LEFT
         return Response(status_code=CLIENT_LEFT)
-    return JSONResponse(await service.check(partial(_answer, body, work, found, form)))
+    return await to_thread.run_sync(_answer, body, work, found, form)
 
 
-def _answer(body: ImageFields, work: Work, found: list[Done], form: FileFormat) -> dict[str, Any]:
+def _answer(body: ImageFields, work: Work, found: list[Done], form: FileFormat) -> Response:
     entries = [entry(done, encode(done.result, form, done.texts), form, work.seeds[done.index]) for done in found]
-    return images_response(body, found, entries)
+    return JSONResponse(images_response(body, found, entries))
 
 
 class _EventStream(StreamingResponse):
@@ -97,20 +98,18 @@ async def _events(feed: Feed, work: Work, body: ImageFields, form: FileFormat, n
             yield event_of(as_request_error(event.error))
             return
         elif isinstance(event, Preview) and event.step not in shown[event.index]:  # a batch that failed runs again
-            place = len(shown[event.index])
+            fields = event_fields(body, event.image, event.index)
+            fields |= {"type": f"{name}.partial_image", "partial_image_index": len(shown[event.index])}
             shown[event.index].append(event.step)
-            data = await _data(event.image, form, {}, event_fields(body, event.image, event.index))
-            yield _event(f"{name}.partial_image", {**data, "partial_image_index": place})
+            yield await to_thread.run_sync(_event, event.image, form, {}, fields)
         elif isinstance(event, Done):
             done += 1
-            data = await _data(event.result, form, event.texts, event_fields(body, event.result, event.index))
-            own = {"usage": usage([event]), "seed": work.seeds[event.index], "report": report(event)}
-            yield _event(f"{name}.completed", {**data, **own})
+            fields = event_fields(body, event.result, event.index)
+            fields |= {"type": f"{name}.completed", "usage": usage([event])}
+            fields |= {"seed": work.seeds[event.index], "report": report(event)}
+            yield await to_thread.run_sync(_event, event.result, form, event.texts, fields)
 
 
-async def _data(image: Image.Image, form: FileFormat, texts: dict[str, str], fields: dict[str, Any]) -> dict[str, Any]:
-    return {"b64_json": await asyncio.to_thread(encode, image, form, texts), **fields}
-
-
-def _event(name: str, data: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
+def _event(image: Image.Image, form: FileFormat, texts: dict[str, str], fields: dict[str, Any]) -> bytes:
+    data = json.dumps({**fields, "b64_json": encode(image, form, texts)})
+    return f"event: {fields['type']}\ndata: {data}\n\n".encode()

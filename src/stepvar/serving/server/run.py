@@ -57,7 +57,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self.service = service
+        self.service, self._signal = service, ""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -79,10 +79,13 @@ class _Server(uvicorn.Server):
         if self.service.draining:
             self.should_exit = self.force_exit = True
             return
-        logger.info("ending: finishes what was taken", extra={FACTS: {"signal": signal.Signals(sig).name}})
+        self._signal = signal.Signals(sig).name
         self.service.drain()
 
     async def on_tick(self, counter: int) -> bool:
+        if self._signal:  # logged here: a signal may have come in the middle of a line
+            logger.info("ending: finishes what was taken", extra={FACTS: {"signal": self._signal}})
+            self._signal = ""
         if self.service.worker.failure is not None or (self.service.draining and self.service.finished):
             self.should_exit = True
         return await super().on_tick(counter)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio.to_thread
 from fastapi import Request
 
 from stepvar.pipeline import Pipeline
@@ -20,8 +19,6 @@ from stepvar.serving.server.worker import Done, Failed, Worker
 
 QUIET = 10.0
 """Seconds after which a stream says that it is still there."""
-
-Result = TypeVar("Result")
 
 
 class Feed:
@@ -80,8 +77,8 @@ class Service:
 
     @property
     def name(self) -> str:
-        """Of the model, as clients give it."""
-        return self.settings.name or (self.worker.pipe.name if self.worker.pipe is not None else "")
+        """Of the model, as clients give it; a RequestError, 503, where it is not known yet."""
+        return self.settings.name or self.pipe().name
 
     def check_model(self, asked: str | None) -> None:
         """Raises a RequestError, 404, for a model that is not the one that is served."""
@@ -89,16 +86,13 @@ class Service:
             message = f"model={asked!r}: is not served here; it is {self.name!r}, or leave it out"
             raise RequestError(404, message, code="model_not_found", param="model")
 
-    async def check(self, prepare: Callable[[], Result]) -> Result:
-        """Runs the checks of a request beside the loop, which goes on meanwhile."""
-        return await anyio.to_thread.run_sync(prepare)
-
     def submit(self, work: Work) -> Feed:
         """Queues work, and gives what happens to it; :meth:`leave` must follow, whatever happens.
 
         Raises:
-            RequestError: 429 where the queue is full.
+            RequestError: 429 where the queue is full, 503 where the server ends.
         """
+        self.pipe()
         feed = Feed()
         work.tell = feed.tell
         self.worker.submit(work)

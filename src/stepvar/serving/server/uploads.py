@@ -19,7 +19,7 @@ from stepvar.serving.server.errors import invalid_fields
 from stepvar.serving.server.schema import Fields
 
 MOST_FIELDS = 64
-LONGEST_FIELD = 256 * 1024
+LONGEST_FIELD = 2**20
 """Bytes of a field that is no file."""
 
 Body = TypeVar("Body", bound=Fields)

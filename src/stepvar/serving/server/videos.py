@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
@@ -24,7 +25,7 @@ async def create(request: Request) -> Response:
     pipe = service.pipe()
     body, image = await read_form(request, VideoRequest, "input_reference")
     service.check_model(body.model)
-    work = await service.check(lambda: video_work(body, pipe, service.settings, image))
+    work = await to_thread.run_sync(video_work, body, pipe, service.settings, image)
     feed = service.submit(work)
     seconds = "" if body.seconds is None else f"{body.seconds:g}"
     job = service.videos.new(work, service.name, seconds, body.size)

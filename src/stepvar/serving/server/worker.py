@@ -14,10 +14,11 @@ from PIL import Image
 
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Report
-from stepvar.errors import StepvarError
+from stepvar.errors import StepvarError, UsageError
 from stepvar.media.squares import cut_from_square
 from stepvar.media.video import Video
 from stepvar.methods import Method
+from stepvar.models.inputs import GenerationInputs
 from stepvar.pipeline import Pipeline
 from stepvar.serving.server.errors import busy, unavailable
 from stepvar.serving.server.metrics import Metrics
@@ -94,7 +95,7 @@ class Worker:
     Attributes:
         pipe: None until it is loaded.
         ready: whether it is loaded and warm.
-        failure: why loading failed.
+        failure: why the thread ended before its time.
     """
 
     def __init__(self, factory: Callable[[], Pipeline], settings: ServerSettings, metrics: Metrics) -> None:
@@ -121,7 +122,7 @@ class Worker:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join(timeout)
+        self._thread.join(timeout if self.pipe is not None else 0.0)  # nothing ends the loading of a model early
 
     @property
     def idle(self) -> bool:
@@ -159,33 +160,31 @@ class Worker:
             self.pipe.progress = False
             if self.settings.warm_up:
                 self._warm_up(self.pipe)
+            self.ready = True
+            logger.info("ready: %r", self.pipe)
+            self._work(self.pipe)
         except _AllLeft:
             return
         except BaseException as error:
-            self.failure = error
-            return
-        self.ready = True
-        logger.info("ready: %r", self.pipe)
+            self.ready, self.failure = False, error
+
+    def _work(self, pipe: Pipeline) -> None:
         while batch := self._next_batch():
-            self._serve(self.pipe, batch)
+            self._serve(pipe, batch)
             with self._changed:
                 self._running, self._free_since = [], time.monotonic()
                 self._shared = bool(self._queue) or len({id(item.work) for item in batch}) > 1
 
     def _warm_up(self, pipe: Pipeline) -> None:
         """Generates until times are those that stay: single images, and whole batches."""
-        wanted = pipe.inputs.example()
-        prompt = wanted.class_labels if wanted.class_labels is not None else WARM_PROMPT
-        images = [Image.new("RGB", (256, 256))] if pipe.family.edits else None
         recipe = Recipe(self.settings.method, seconds=0.0 if pipe.family.video else None)
-        method = recipe.named_method()
+        given = {**_warm_inputs(pipe), "method": recipe.named_method(), "seconds": recipe.seconds}
         runs = pipe.engine.warmup_runs(pipe.device)
         for count in sorted({1, self.settings.max_batch} if runs > 1 else {1}):  # graphs are captured for each size
             for seed in range(runs):
                 if self._stopping:
                     return
-                given: dict[str, Any] = {pipe.inputs.argument: [prompt] * count, "image": images, "method": method}
-                pipe(**given, seed=seed, seconds=recipe.seconds, callback_on_scale_end=self._end_early)
+                pipe(**given, seed=seed, num_images_per_prompt=count, callback_on_scale_end=self._end_early)
 
     def _end_early(self, step: Step, state: Any) -> None:
         if self._stopping:
@@ -303,6 +302,19 @@ class Worker:
                         item.work.tell(Preview(item.index, step.index, seen))
 
         return on_scale_end
+
+
+def _warm_inputs(pipe: Pipeline) -> dict[str, Any]:
+    """Arguments of a call that means nothing; in words, if the model knows them, to warm up its text encoder, too."""
+    image = Image.new("RGB", (256, 256)) if pipe.family.edits else None
+    example = pipe.inputs.example()
+    if example.class_labels is not None:
+        return {"class_labels": example.class_labels}
+    try:
+        pipe.inputs.prepare(GenerationInputs(WARM_PROMPT, image=image), 1)
+    except UsageError:
+        return {"prompt_embeds": example.prompt_embeds, "image": image}
+    return {"prompt": WARM_PROMPT, "image": image}
 
 
 def preview_passes(plan: Plan, count: int) -> frozenset[int]:
