@@ -198,3 +198,11 @@ def test_what_keeps_the_model_from_being_loaded_ends_the_server(tmp_path: Path) 
 
     with listen("127.0.0.1", 0) as listener, pytest.raises(StepvarError, match="nothing"):
         serve(create_app(lambda: Pipeline.from_pretrained(tmp_path / "nothing")), listener)
+
+
+def test_a_request_fails_once_and_as_a_whole(server: Server) -> None:
+    server.pipe.failing, server.pipe.failing_prompt = UsageError("prompt: cannot be drawn"), "a red circle"
+    with pytest.raises(openai.BadRequestError, match="cannot be drawn"):
+        server.client.images.generate(prompt="a red circle", n=6)
+    until(lambda: server.service.worker.idle)
+    assert [len(prompts) for prompts in server.pipe.prompts] == [4, 1]  # the batch, and its first image alone

@@ -136,6 +136,7 @@ class VideoJobs:
 
     def remove(self, job: VideoJob) -> None:
         self._jobs.pop(job.identity, None)
+        job.work.tell(None)  # nobody follows it any more
         if job.file is not None:
             job.file.unlink(missing_ok=True)
 
@@ -149,8 +150,10 @@ class VideoJobs:
 
     async def _follow(self, job: VideoJob, feed: Any) -> None:
         """Until the job has ended, or was deleted."""
-        while not job.ended and not job.work.left:
-            event = await feed.next(1.0)
+        while not job.ended:
+            event = await feed.next()
+            if event is None:
+                return
             if isinstance(event, Progress):
                 job.status, job.progress = "in_progress", min(99, int(100 * event.share))
             elif isinstance(event, Failed):
@@ -161,7 +164,7 @@ class VideoJobs:
                 except Exception as error:  # such as a full disk
                     logger.error("video could not be written", exc_info=error)
                     self._fail(job, error)
-        job.work.image = None  # only the results are kept
+        job.work.image = None  # only the result is kept
 
     def _fail(self, job: VideoJob, error: BaseException) -> None:
         job.error, job.status, job.completed = as_request_error(error), "failed", int(time.time())

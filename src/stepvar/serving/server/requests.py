@@ -91,6 +91,7 @@ class Work:
         image: to start from.
         tell: takes what happens, from the thread that generates; must return at once.
         left: whether nobody waits for it any more.
+        failed: whether one of its images could not be generated.
     """
 
     recipe: Recipe
@@ -100,6 +101,7 @@ class Work:
     image: Image.Image | None = None
     tell: Callable[[Any], None] = field(default=lambda event: None)
     left: bool = False
+    failed: bool = False
 
 
 @dataclass(frozen=True)

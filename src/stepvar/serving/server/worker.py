@@ -148,8 +148,12 @@ class Worker:
 
     def leave(self, work: Work) -> None:
         """Nobody waits for a request any more: it leaves the queue; a batch that runs ends once all of it have left."""
+        work.left = True
+        self._drop(work)
+
+    def _drop(self, work: Work) -> None:
+        """Takes what is left of a request out of the queue."""
         with self._changed:
-            work.left = True
             self._queue = deque(item for item in self._queue if item.work is not work)
             self._changed.notify_all()
             self.metrics.queue.set(len(self._queue))
@@ -217,7 +221,7 @@ class Worker:
 
     def _serve(self, pipe: Pipeline, batch: list[_Item]) -> None:
         """Generates a batch; where it fails as a whole, image by image, so that none suffers from another's fault."""
-        batch = [item for item in batch if not item.work.left]
+        batch = [item for item in batch if not (item.work.left or item.work.failed)]
         if not batch:
             return
         begun, again = time.monotonic(), False
@@ -237,8 +241,9 @@ class Worker:
     def _fail(self, work: Work, error: Exception) -> None:
         if not isinstance(error, StepvarError):
             logger.error("generation failed", exc_info=error)
+        work.failed = True
         work.tell(Failed(error.with_traceback(None)))  # whose frames would hold the tensors
-        self.leave(work)
+        self._drop(work)
 
     def _generate(self, pipe: Pipeline, batch: Sequence[_Item], begun: float) -> None:
         first, recipe = batch[0].work, batch[0].work.recipe
