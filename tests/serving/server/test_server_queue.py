@@ -94,6 +94,14 @@ def test_a_large_request_is_several_batches(server: Server) -> None:
     assert [one.seed for one in answer.data] == [0, 1, 2, 3, 4, 5]
 
 
+def test_what_decides_by_the_image_runs_image_by_image(server: Server) -> None:
+    fields = {"seed": 0, "method": "sparsevar:threshold"}
+    answer = server.client.images.generate(prompt="a red circle", n=2, extra_body=fields)
+    alone = server.client.images.generate(prompt="a red circle", extra_body={**fields, "seed": 1})
+    assert server.pipe.prompts == [["a red circle"]] * 3
+    assert np.array_equal(pixels(picture(answer.data[1])), pixels(picture(alone.data[0])))
+
+
 def test_one_that_fails_does_not_fail_its_batch(server: Server) -> None:
     first = hold(server)
     server.pipe.failing, server.pipe.failing_prompt = UsageError("prompt: cannot be drawn"), PROMPTS[1]

@@ -89,6 +89,7 @@ class Work:
     Attributes:
         seeds: one per image.
         image: to start from.
+        alone: whether its images run one by one: what their method decides by an image would be decided for a batch.
         tell: takes what happens, from the thread that generates; must return at once.
         left: whether nobody waits for it any more.
         failed: whether one of its images could not be generated.
@@ -99,6 +100,7 @@ class Work:
     negative_prompt: str | None
     seeds: tuple[int, ...]
     image: Image.Image | None = None
+    alone: bool = False
     tell: Callable[[Any], None] = field(default=lambda event: None)
     left: bool = False
     failed: bool = False
@@ -196,7 +198,8 @@ def _work(
     pipe.inputs.prepare(GenerationInputs(**words, negative_prompt=negative, seconds=seconds, image=image), 1)
     first = secrets.randbelow(2**31) if fields.seed is None else fields.seed
     first = whole_number("seed", first, Range(0, LARGEST_SEED - count + 1))
-    return Work(recipe, prompt, negative, tuple(range(first, first + count)), image)
+    alone = isinstance(method, Method) and not method.static
+    return Work(recipe, prompt, negative, tuple(range(first, first + count)), image, alone)
 
 
 def _method(fields: ImageFields | VideoRequest, settings: ServerSettings) -> str:

@@ -200,13 +200,13 @@ class Worker:
         It waits only where requests came together before: a client that is alone would wait for nobody. The wait begins
         when the last batch has ended, for its clients to ask again: else two of them would take turns for ever.
         """
-        most = self.settings.max_batch
         with self._changed:
             while not self._stopping:
                 if not self._queue:
                     self._changed.wait()
                     continue
                 first = self._queue[0]
+                most = 1 if first.work.alone else self.settings.max_batch
                 batch = [item for item in self._queue if item.work.recipe == first.work.recipe][:most]
                 left = max(first.since, self._free_since) + self.settings.max_wait - time.monotonic()
                 if len(batch) < most and self._shared and left > 0:
