@@ -41,7 +41,7 @@ TIMEOUT = 600.0
 EVERY = 5.0
 """Seconds between two looks at the memory."""
 GROWTH = 0.02
-"""Share that memory may grow by between the first half of the load and its end."""
+"""Share that memory may grow by under load."""
 LONGEST_PAUSE = 10.0
 
 Row = dict[str, Any]
@@ -69,10 +69,13 @@ class Tally:
         return sum(count for answer, count in self.answers.items() if answer not in ("200", "429", "left"))
 
     def growth(self) -> float:
-        """By which share memory grew from the second fifth of the time to the last; the first one is warming up."""
+        """By which share memory grew from the second fifth of the time to the last; the first one is warming up.
+
+        Of each the least counts, which is the memory between batches: what a batch works in comes and goes.
+        """
         sizes = [size for _, size in self.memory]
         fifth = max(1, len(sizes) // 5)
-        return median(sizes[-fifth:]) / median(sizes[fifth : 2 * fifth] or sizes[-fifth:]) - 1
+        return min(sizes[-fifth:]) / min(sizes[fifth : 2 * fifth] or sizes[-fifth:]) - 1
 
 
 @contextmanager
