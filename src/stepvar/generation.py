@@ -13,10 +13,11 @@ from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
 from stepvar.core.sampling import Sampler
+from stepvar.core.split import whole_plan
 from stepvar.core.stack import PassResult
 from stepvar.core.tokens import TokenMap
 from stepvar.methods.base import Method, MethodState
-from stepvar.methods.contract import blaming, checked_map, checked_mask, checked_state, chosen_plan, hooks_of
+from stepvar.methods.contract import blaming, checked_map, checked_mask, checked_state, decided_plan, hooks_of
 from stepvar.models.base import NextScaleModel
 from stepvar.utils.ambient import stated_formats
 
@@ -67,12 +68,12 @@ def generate(
                 ran = run_pass(model, state, method, method_state, step, noise, given, sampler)
                 if plan.decision is not None and step.index == plan.decision.after:
                     assert ran.result is not None
-                    plan = chosen_plan(plan, method.decide(ran.result, step, method_state), method)
+                    plan = decided_plan(plan, ran.result, method, step, method_state)
                     steps = [later for later in plan.steps if later.index > step.index]
             recorder.totals.append((step, ran.total))
             if on_scale_end is not None:
                 on_scale_end(step, state)
-    recorder.plan = plan.with_tokens(method_state.counts) if method_state.counts else plan
+    recorder.plan = whole_plan(plan.with_tokens(method_state.counts) if method_state.counts else plan)
     model.finish(state)
     return state
 

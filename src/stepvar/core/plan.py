@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from stepvar.core.exchange import Split
 from stepvar.core.guidance import UNCONDITIONAL, Combine, branches_for, classifier_free_guidance
 from stepvar.core.tokens import Grid, ScaleSchedule
 
@@ -188,6 +189,8 @@ class Step:
         dropped: how many keys and values of each block leave the cache behind the pass.
         keys_per_query: how many keys a token of each block attends to on average; empty: all that are there.
         together: of the first pass of a group, all its passes; else empty.
+        split: what one process would run, where two run one guidance branch each; ``branches`` and ``first_row`` then
+            are those of this process.
     """
 
     index: int
@@ -213,6 +216,7 @@ class Step:
     dropped: tuple[int, ...] = ()
     keys_per_query: tuple[int, ...] = ()
     together: tuple[Step, ...] = ()
+    split: Split | None = None
 
     @property
     def rows(self) -> int:
@@ -226,7 +230,8 @@ class Step:
     @property
     def applies_cfg(self) -> bool:
         """Whether this pass combines two guidance branches."""
-        return self.branches == 2 and len(branches_for(self.guidance)) == 2
+        branches = self.branches if self.split is None else self.split.branches
+        return branches == 2 and len(branches_for(self.guidance)) == 2
 
     @property
     def applies_cfg_on_logits(self) -> bool:
@@ -251,8 +256,21 @@ class Step:
         """
         values = logits(self.logit_rows) / self.temperature
         if self.applies_cfg_on_logits:
-            return self.settings.combine(values, self.guidance)
-        return values[-self.samples :] if self.guidance == 0.0 else values
+            return self.settings.combine(self.every_row(values), self.guidance)
+        return self.every_row(values)[-self.samples :] if self.guidance == 0.0 else self.first_rows(values)
+
+    def every_row(self, values: Tensor) -> Tensor:
+        """Values (rows, ...) of all branches of the pass, also of one that another process runs: (R, ...)."""
+        return values if self.split is None else self.split.every_row(values)
+
+    def first_rows(self, values: Tensor) -> Tensor:
+        """Values (rows, ...) of the first branch of the pass, in whichever process it runs: (B, ...)."""
+        return values[: self.samples] if self.split is None else self.split.first_rows(values)
+
+    def guided_features(self, features: Tensor) -> Tensor:
+        """Features (rows, N, C) of the branches combined, the same for each that runs here."""
+        guided = classifier_free_guidance(self.every_row(features), self.guidance)
+        return guided.repeat(self.branches, 1, 1)
 
     @property
     def fewest_tokens(self) -> int:

@@ -27,7 +27,7 @@ from stepvar.engine.request import Request
 from stepvar.engine.static import copy_into, forked, static_copy
 from stepvar.generation import Ran, run_pass
 from stepvar.methods.base import MethodState
-from stepvar.methods.contract import blaming, chosen_plan
+from stepvar.methods.contract import blaming, chosen_plan, decided_plan
 from stepvar.utils.tensors import map_tensors
 
 Result = TypeVar("Result")
@@ -185,7 +185,7 @@ class CapturedGeneration:
         method = self._own.method
         assert self._result is not None
         with blaming(method):
-            return chosen_plan(self.plan, method.decide(self._result, step, self.first.method_state), method)
+            return decided_plan(self.plan, self._result, method, step, self.first.method_state)
 
     def _branch(self, plan: Plan, request: Request) -> Passes:
         """The passes of what was decided, captured if it was decided before."""

@@ -127,8 +127,8 @@ class Engine:
                 return entry.replay(request)
             state = _eager(request if tape is None else replace(request, noise=tape), why)
         except torch.OutOfMemoryError:
-            if not self._held():
-                raise
+            if not self._held() or any(step.split is not None for step in request.plan.steps):
+                raise  # of two processes the other one would not begin again
             entry = None
             self.clear()
             _free_unused(model.device)
@@ -200,6 +200,7 @@ def _key(request: Request) -> Hashable:
         model.precision,
         repr(request.plan.settings),
         request.plan.samples,
+        any(step.split is not None for step in request.plan.steps),
         (type(method), repr(method.settings())),
         type(request.noise),
         signature(request.condition),

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
-from stepvar.core.stack import Attention, AttentionInputs, Hooks, Sublayer, SublayerRef
+from stepvar.core.stack import Attention, AttentionInputs, Hooks, PassResult, Sublayer, SublayerRef
 from stepvar.core.tokens import TokenMap
 from stepvar.core.values import shown
 from stepvar.errors import MethodError, StepvarError, UsageError
@@ -122,6 +123,20 @@ def chosen_plan(plan: Plan, name: Any, method: Method) -> Plan:
     chosen = plan.decision.plans[name]
     later = (step for step in chosen.steps if step.index > plan.decision.after)
     return replace(chosen, steps=(*(step for step in plan.steps if step.index <= plan.decision.after), *later))
+
+
+def decided_plan(plan: Plan, result: PassResult, method: Method, step: Step, state: MethodState) -> Plan:
+    """The plan that the method decides for behind a pass; of two processes, for which the first one's does.
+
+    Raises:
+        UsageError: if it gives no name of an alternative.
+    """
+    assert plan.decision is not None
+    name, names = method.decide(result, step, state), list(plan.decision.plans)
+    if step.split is not None and name in names:
+        place = torch.tensor([names.index(name)], device=result.indices.device)
+        name = names[int(step.split.first_rows(place))]
+    return chosen_plan(plan, name, method)
 
 
 def _checked(values: Any, shape: tuple[int, ...], name: str, method: Method, step: Step) -> Tensor:

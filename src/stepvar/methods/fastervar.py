@@ -235,7 +235,7 @@ class FasterVAR(Method[FasterVARState]):
     ) -> TokenMap:
         """A dense map behind a span of blocks, which runs on mixtures of the dense map in front of it."""
         features, rank = tokens.features, self.rank(step, span.share)
-        weights = squared_norm(features[: step.samples])
+        weights = step.first_rows(squared_norm(features[: step.samples]))
         places, mixing = self.draw(weights, rank, span, step, state)
         state.record(step, places.sort(dim=1).values)
         places, mixing = places.repeat(step.branches, 1), mixing.repeat(step.branches, 1, 1)

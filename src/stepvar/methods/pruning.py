@@ -278,7 +278,7 @@ class Pruning(Method[State], ABC):
         kept = state.selections.get(step.index)
         if self.pruned_codes or not kept:
             return None
-        own = kept[-1][: step.samples]
+        own = kept[-1] if self.branches == "shared" else step.first_rows(kept[-1])
         mask = torch.zeros(len(own), step.grid.size, dtype=torch.bool, device=own.device)
         return mask.scatter(1, own, torch.ones_like(own, dtype=torch.bool))
 
@@ -290,6 +290,8 @@ class Pruning(Method[State], ABC):
         scored = tokens.with_features(tokens.features[: step.samples]) if shared else tokens
         scores = checked_scores(self.score(scored, step, state), scored.features, self.name, step)
         kept = self._choose_by_frame(scores, count, step)
+        if shared:  # where the branches run in two processes, each has scored its own
+            kept = step.first_rows(kept)
         selection = self.restoration.sources(kept, step.grid, self.temporal_weight)
         state.record(step, kept)
         return selection.repeat(step.branches) if shared else selection

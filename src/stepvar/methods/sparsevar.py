@@ -264,7 +264,7 @@ class SparseVAR(Method[SparseVARState]):
         before = run(tokens, 0, first) if first else tokens
         after = run(before, first, end)
         change = after.features.float() - run.entered(before, first).features.float()
-        by_row = change.square().mean(dim=-1)
+        by_row = step.every_row(change.square().mean(dim=-1))
         error = by_row.unflatten(0, (-1, step.samples)).mean(dim=0)
         if not tokens.is_dense:
             zeros = error.new_zeros(step.samples, tokens.grid.size)

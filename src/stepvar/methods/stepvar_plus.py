@@ -158,8 +158,9 @@ class StepVARPlus(Pruning[StepVARPlusState]):
         if not self.drop_guidance or not self.reuse_guidance or 0 not in settings.cfg_layers:
             return after
         if step.applies_cfg:
-            if len(features) == 2 * samples:  # a text that runs as the first scale may come without the other branch
-                state.guidance = CachedFeatures(features[:samples] - features[samples:], after.grid)
+            both = step.every_row(features)
+            if len(both) == 2 * samples:  # a text that runs as the first scale may come without the other branch
+                state.guidance = CachedFeatures(both[:samples] - both[samples:], after.grid)
             return after
         asked = (settings.asked_guidance or settings.guidance)[step.index]
         if state.guidance is None or asked == step.guidance:

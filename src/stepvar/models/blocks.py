@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepvar.core.cache import KVCache
-from stepvar.core.guidance import classifier_free_guidance
 from stepvar.core.plan import Step
 from stepvar.core.stack import AttentionHook, AttentionInputs, Hooks, Projection, Sublayer, SublayerHook, SublayerRef
 from stepvar.core.tokens import TokenMap
@@ -163,8 +162,7 @@ class BlockRun(ABC, Generic[Model, State]):
             with self.model.block_on_device(layer):
                 self.run_fused_block(stream, tokens.positions, layer)
             if layer in self.cfg_blocks:
-                guided = classifier_free_guidance(stream.read(), self.step.guidance)
-                stream = ResidualStream(guided.repeat(2, 1, 1))
+                stream = ResidualStream(self.step.guided_features(stream.read()))
         return tokens.with_features(stream.read())
 
     def __call__(self, tokens: TokenMap, first: int = 0, last: int | None = None) -> TokenMap:
@@ -176,8 +174,7 @@ class BlockRun(ABC, Generic[Model, State]):
             with self.model.block_on_device(layer):
                 tokens = self.run_block(tokens, layer)
             if layer in self.cfg_blocks:
-                guided = classifier_free_guidance(tokens.features, self.step.guidance)
-                tokens = tokens.with_features(guided.repeat(2, 1, 1))
+                tokens = tokens.with_features(self.step.guided_features(tokens.features))
         return tokens
 
     def hook(self, sublayer: Sublayer, tokens: TokenMap, ref: SublayerRef) -> Tensor:

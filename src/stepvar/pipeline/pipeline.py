@@ -18,9 +18,10 @@ from stepvar.core.arguments import (
     make_generators,
     make_noise,
 )
-from stepvar.core.noise import Noise
+from stepvar.core.noise import Noise, SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
+from stepvar.core.split import split_plan, whole_plan
 from stepvar.core.values import COUNT, MOST_VALUES, as_list, shown, whole_number
 from stepvar.core.words import CALL, NO_WORDS, accepts
 from stepvar.cost.dry_run import flop_counter
@@ -47,6 +48,7 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
         progress: whether a bar over the scales is shown, on a terminal only; a call may say otherwise.
         tile: side of the tiles of decoding in latent cells; None: images are decoded in one piece.
         sliced: whether the images of a batch are decoded one by one.
+        processes: the two that run one guidance branch each; None: this one runs both.
     """
 
     def set_progress_bar_config(self, *, disable: bool = False, **look: Any) -> None:
@@ -182,12 +184,20 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             shown, reason = self.progress if progress is None else progress, ""
             if speedup is None:
                 method = as_method(method)
+            elif self.processes is not None:
+                raise UsageError(
+                    f"speedup={speedup:g}: is measured in one process, and two run here; give the settings that "
+                    "for_speedup finds without parallel"
+                )
             else:
                 fitted = fit_speedup(self, speedup, method or "stepvar", settings, samples, progress=shown)
                 method, reason = fitted.method, fitted.reason
             with blaming(method):
                 plan = method.plan(settings, self.model.info, samples)
             self._check_memory(plan, method)
+            if self.processes is not None:
+                agreed = self.processes.agree(seeds or (), (inputs.captions, plan, method, seed))
+                seeds, noise = (None, noise) if seeds is None else (agreed, SeededNoise(agreed))
             generators = make_generators(seeds, generator, samples)
             metadata = describe(self.name, self.origin, given, method, seeds, inputs.captions)
             return self._generate(
@@ -219,22 +229,27 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
         reason: str,
     ) -> Output:
         """Runs what was prepared, and measures it."""
-        recorder = Recorder(self.device)
+        recorder, processes = Recorder(self.device), self.processes
+        own = plan if processes is None else split_plan(plan, processes)
+        returns = processes is None or processes.returns
         with recorder.stage("condition"):
             encoded = inputs.encode(plan.schedule, generators)
-        with scale_bar(shown, plan.pass_weights, callback) as on_scale_end:
+        with scale_bar(shown and returns, plan.pass_weights, callback if returns else None) as on_scale_end:
             state = self.engine.generate(
-                self.model, encoded.condition, plan, method, noise, encoded.forced, recorder, on_scale_end
+                self.model, encoded.condition, own, method, noise, encoded.forced, recorder, on_scale_end
             )
         images: Any = []
         videos: Any = []
         latents = None
-        if output_type == "latent":
+        if output_type == "latent" and returns:
             latents = Latents(self.name, state.for_decoding(), metadata, inputs.sources, self._fps)
-        else:
+        elif returns:
             with recorder.stage("decode"):
                 pixels = self.model.decode(state, self.tile, self.sliced)
         recorder.check_finite(str(method))
+        if processes is not None:
+            recorder.plan = whole_plan(recorder.plan or plan)
+            recorder.engine += ", guidance branches in two processes"
         report = recorder.report(
             self.name,
             str(method),
@@ -248,6 +263,8 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             count=flop_counter(self.model, encoded.condition, recorder.plan or plan, method, encoded.forced),
         )
         sources = inputs.sources
+        if not returns:
+            return Output([], report, seeds, [], inputs.captions, metadata=metadata, fps=self._fps)
         if output_type != "latent":
             images, videos = to_media(pixels, self._fps, output_type, metadata, sources)
         following, kept = inputs.next_continuation(state.latent), recorder.kept_maps()

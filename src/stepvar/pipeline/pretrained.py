@@ -19,6 +19,7 @@ from stepvar.kernels.linear import Quantization, check_quantization
 from stepvar.models.precision import CacheName
 from stepvar.models.registry import FAMILIES
 from stepvar.pipeline.loading import check_text_encoder, encoder_behind_cache, own_text_encoder
+from stepvar.pipeline.parallel import GuidanceProcesses, Parallel, start_parallel
 from stepvar.text import Encoder, WordEncoder
 from stepvar.utils.ambient import stated_formats
 from stepvar.utils.files import atomic_folder
@@ -38,9 +39,16 @@ class Pretrained:
         progress: whether a bar over the scales is shown, on a terminal only; a call may say otherwise.
         tile: side of the tiles of decoding in latent cells; None: images are decoded in one piece.
         sliced: whether the images of a batch are decoded one by one.
+        processes: the two that run one guidance branch each; None: this one runs both.
     """
 
-    def __init__(self, loaded: LoadedModel, text_encoder: Encoder[Any] | None, engine: EngineName = "auto") -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        text_encoder: Encoder[Any] | None,
+        engine: EngineName = "auto",
+        processes: GuidanceProcesses | None = None,
+    ) -> None:
         self.name = loaded.name
         self.model = loaded.model
         self.text_encoder: Any = text_encoder
@@ -53,6 +61,7 @@ class Pretrained:
         self._origin: dict[str, str | None] | None = None
         self.sliced = False
         self.engine = Engine(engine)
+        self.processes = processes
         self._fitting: set[Hashable] = set()
 
     @classmethod
@@ -70,6 +79,7 @@ class Pretrained:
         engine: EngineName = "auto",
         cache_dtype: CacheName | None = None,
         quantization: Quantization | None = None,
+        parallel: Parallel | None = None,
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
@@ -92,11 +102,14 @@ class Pretrained:
                 token; None: as they are computed.
             quantization: how the weights of the blocks are stored: "int8" on any device, or "fp8" on Hopper and newer
                 GPUs, which also multiply in fp8. A large text encoder that is loaded here is stored in int8 either way.
+            parallel: "guidance" runs the guidance branches of an image in two processes, one on each of two GPUs, which
+                ``torchrun --nproc-per-node 2 script.py`` starts; both call the pipeline alike, and the first one's
+                output has the images. None: one process runs both branches.
             cache_dir, token, local_files_only: of downloads; None: as ``HF_HOME`` and ``HF_TOKEN`` say.
 
         Raises:
-            UsageError: if there is no such model, variant or device, or the device cannot run the quantization, before
-                anything is fetched.
+            UsageError: if there is no such model, variant or device, the device cannot run the quantization, or
+                there are not two processes for ``parallel``, before anything is fetched.
             CheckpointError: if its files are missing, damaged or do not fit.
         """
         for word, value in (("name", name), ("variant", variant), ("revision", revision), ("tokenizer", tokenizer)):
@@ -106,13 +119,15 @@ class Pretrained:
         Engine(engine)
         if quantization is not None:
             check_quantization(quantization, place)
+        processes = start_parallel(parallel, place)
+        place = place if processes is None else processes.device
         started = time.perf_counter()
         # Weights made in inference mode could never be changed again.
         with hub_access(cache_dir, token, local_files_only), torch.inference_mode(False), stated_formats():
             check_text_encoder(find_outline(name, variant, revision, tokenizer), text_encoder)
             loaded = load_model(name, variant=variant, revision=revision, dtype=precision, tokenizer=tokenizer)
             loaded.model.set_cache_dtype(cache_dtype)
-            pipe = cls(loaded, own_text_encoder(loaded, text_encoder, quantization is not None), engine)
+            pipe = cls(loaded, own_text_encoder(loaded, text_encoder, quantization is not None), engine, processes)
             if quantization is not None:  # before it moves: the device never holds the weights at full length
                 pipe.model.quantize(quantization)
             pipe.to(place, precision)
@@ -196,6 +211,12 @@ class Pretrained:
                 if self.text_encoder is not None:
                     self.text_encoder.to(device=device)
         return self
+
+    def close(self) -> None:
+        """Drops captured generations and, of a pipeline that is ``parallel``, leaves the other process."""
+        self.engine.clear()
+        if self.processes is not None:
+            self.processes.close()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> Path:
         """Writes the model as a folder that :meth:`from_pretrained` reads: safetensors and a configuration.

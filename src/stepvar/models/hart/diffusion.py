@@ -25,6 +25,13 @@ GAIN = 0.6
 Draw = Callable[[int], Tensor]
 """From the number of a draw, counted from 0, to standard normal variables (B, N, d)."""
 
+EveryRow = Callable[[Tensor], Tensor]
+
+
+def itself(values: Tensor) -> Tensor:
+    """All rows, where they are all here."""
+    return values
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -180,12 +187,14 @@ class DiffusionHead(nn.Module):
         """The kept steps, written on the device: a copy from the host could not be captured in a graph."""
         return torch.stack([torch.full((), step, device=device) for step in self.schedule.timesteps])
 
-    def sample(self, condition: Tensor, guidance: float, draw: Draw) -> Tensor:
+    def sample(self, condition: Tensor, guidance: float, draw: Draw, every_row: EveryRow = itself) -> Tensor:
         """Residuals (B, N, channels) in float32; arguments as for :meth:`steps`."""
-        *_, (x, _) = self.steps(condition, guidance, draw)
+        *_, (x, _) = self.steps(condition, guidance, draw, every_row)
         return GAIN * x
 
-    def steps(self, condition: Tensor, guidance: float, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
+    def steps(
+        self, condition: Tensor, guidance: float, draw: Draw, every_row: EveryRow = itself
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The sample after each step, and the clean value that it was estimated to lead to.
 
         Guidance moves the estimated noise, not its variance.
@@ -195,12 +204,14 @@ class DiffusionHead(nn.Module):
             guidance: of which the first branch is pushed away from the second, as in
                 :func:`~stepvar.core.sampling.classifier_free_guidance`; without effect on one branch.
             draw: draw 0 is the start, draw i the noise of step i.
+            every_row: from values of the rows of the condition to those of all rows, of which others may be in another
+                process.
         """
         schedule, embedded = self.schedule, self.net.embed(condition)
         times = self.net.time_embed(self.timesteps(condition.device))
         x = draw(0)
         for turn, step in enumerate(reversed(range(len(schedule))), start=1):
-            noise, share = self.net(x, embedded, times[step])
+            noise, share = map(every_row, self.net(x, embedded, times[step]))
             if len(noise) > len(x):
                 conditional, unconditional = noise.chunk(2)
                 noise = guidance * conditional + (1 - guidance) * unconditional

@@ -166,7 +166,8 @@ class HART(CodebookModel):
         channels = self.config.tokenizer.channels
         shape = (step.samples, step.grid.size, channels)
         draw = partial(noise.normal, step.index, shape=shape, device=self.device)
-        rest = self.transformer.diffloss.sample(self.residual_condition(tokens, indices), step.guidance, draw)
+        condition = self.residual_condition(tokens, indices)
+        rest = self.transformer.diffloss.sample(condition, step.guidance, draw, step.every_row)
         if mask is not None:
             rest = rest * mask.unsqueeze(-1)
         state.latent += rest.transpose(1, 2).unflatten(2, (step.grid.h, step.grid.w))

@@ -110,6 +110,11 @@ class STAR(CodebookModel):
                 "guidance: leads away from a text, and there is none; give negative_prompt_embeds (the features of an "
                 "empty prompt), or guidance_scale=1"
             )
+        if self.config.first_row_cross and any(step.split is not None for step in plan.steps):
+            raise UsageError(
+                "first_row_cross: the unconditional branch takes its attention to the text from the conditional one, so "
+                "the two cannot run in two processes; leave parallel out"
+            )
         if self.config.first_row_cross and plan.samples > 1 and any(s.fewest_tokens < s.grid.size for s in plan.steps):
             raise UsageError(
                 f"first_row_cross: {plan.samples} images at once, whose kept tokens differ; generate one at a time, or "
