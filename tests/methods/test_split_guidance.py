@@ -100,7 +100,7 @@ def run_apart(row: FamilyRow, plan: Plan, make: Callable[[], Method]) -> tuple[F
 
 
 def plan_of(row: FamilyRow, method: Method, samples: int = 1, **settings: Any) -> Plan:
-    settings = {"guidance": 3.0, "cfg_layers": (0,)} | settings
+    settings = {"guidance": 3.0, "cfg_layers": (0,), **settings}
     return method.plan(make_settings(row.schedule, **settings), row.model().info, samples)
 
 

@@ -24,7 +24,7 @@ START = "start them with 'torchrun --nproc-per-node 2 script.py'"
 
 
 class GuidanceProcesses:
-    """Two processes that generate the same images together: the first runs the conditional branch, the second the other.
+    """Two processes that generate images together: the first runs the conditional branch, the second the other one.
 
     Tensors go through NCCL between CUDA devices and through gloo on the CPU, as bytes, so that they arrive to the bit
     whatever their format. A process group that the caller has made is used, and else one is made.
@@ -38,7 +38,7 @@ class GuidanceProcesses:
     """
 
     def __init__(self, device: torch.device) -> None:
-        if device.type not in ("cuda", "cpu") or torch.version.hip is not None and device.type == "cuda":
+        if device.type not in ("cuda", "cpu"):
             raise UsageError(f"parallel='guidance': needs CUDA devices or CPUs, and the model goes to {device.type}")
         if not dist.is_available():
             raise UsageError("parallel='guidance': this PyTorch was built without torch.distributed; install another")
@@ -73,9 +73,9 @@ class GuidanceProcesses:
 
     def gather(self, values: Tensor) -> tuple[Tensor, Tensor]:
         own = _as_bytes(values)
-        both = own.new_empty(2, *own.shape)
-        dist.all_gather_into_tensor(both, own.unsqueeze(0), group=self._group)
-        conditional, unconditional = (part.view(values.dtype).view(values.shape) for part in both.unbind())
+        both = [torch.empty_like(own) for _ in range(2)]
+        dist.all_gather(both, own, group=self._group)
+        conditional, unconditional = (part.view(values.dtype).view(values.shape) for part in both)
         return conditional, unconditional
 
     def broadcast(self, values: Tensor, branch: int) -> Tensor:
@@ -107,6 +107,10 @@ class GuidanceProcesses:
                 "same arguments"
             )
         return tuple(first[len(digest) + 1 :].tolist())
+
+    def wait(self) -> None:
+        """Waits until both processes are here."""
+        dist.barrier(group=self._host)
 
     def close(self) -> None:
         """Leaves the process group, if it was made here; captured generations must have been dropped before."""

@@ -112,8 +112,8 @@ class STAR(CodebookModel):
             )
         if self.config.first_row_cross and any(step.split is not None for step in plan.steps):
             raise UsageError(
-                "first_row_cross: the unconditional branch takes its attention to the text from the conditional one, so "
-                "the two cannot run in two processes; leave parallel out"
+                "first_row_cross: the unconditional branch takes its attention to the text from the conditional one, "
+                "so they cannot run in two processes; leave parallel out"
             )
         if self.config.first_row_cross and plan.samples > 1 and any(s.fewest_tokens < s.grid.size for s in plan.steps):
             raise UsageError(

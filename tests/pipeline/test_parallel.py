@@ -1,0 +1,91 @@
+"""``parallel="guidance"`` with real processes, which talk through gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from stepvar import Pipeline
+from stepvar.core.plan import Step
+from stepvar.errors import UsageError
+
+PROMPT = "a large red circle left of a small blue square on grass"
+
+
+def _generate(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pipe = Pipeline.from_pretrained("scenes", parallel="guidance")
+    assert pipe.processes is not None
+    seen: list[int] = []
+
+    def note(step: Step, state: object) -> None:
+        seen.append(step.index)
+
+    outputs = [pipe(PROMPT, seed=3, method="stepvar", output_type="pt", callback_on_scale_end=note, progress=False)]
+    outputs.append(pipe(PROMPT, method="drop-guidance", output_type="pt", progress=False))
+    errors = []
+    other = f"a {('red', 'blue')[rank]} circle on sand"
+    wrong: list[tuple[str, dict[str, Any]]] = [(PROMPT, {"guidance_scale": 1.0}), (other, {}), (PROMPT, {"speedup": 2})]
+    for prompt, arguments in wrong:
+        with pytest.raises(UsageError) as caught:
+            pipe(prompt, progress=False, **arguments)
+        errors.append(str(caught.value))
+    found = {
+        "images": [out.images for out in outputs],
+        "seeds": [list(out.seeds or ()) for out in outputs],
+        "branches": [[scale.branches for scale in out.report.scales] for out in outputs],
+        "flops": [out.report.flops for out in outputs],
+        "engine": outputs[0].report.engine,
+        "seen": seen,
+        "errors": errors,
+    }
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    pipe.processes.close()
+
+
+@pytest.mark.slow
+def test_two_processes_return_the_image_of_one(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_generate, args=(port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    pipe = Pipeline.from_pretrained("scenes")
+    seeds = [3, first["seeds"][1][0]]
+    for index, method in enumerate(("stepvar", "drop-guidance")):
+        one = pipe(PROMPT, seed=seeds[index], method=method, output_type="pt", progress=False)
+        torch.testing.assert_close(first["images"][index], one.images, atol=1e-3, rtol=0)
+        assert first["branches"][index] == [scale.branches for scale in one.report.scales]
+        assert first["flops"][index] == one.report.flops
+    assert first["seeds"] == second["seeds"]
+    assert second["images"] == [[], []]
+    assert first["seen"] and not second["seen"]
+    assert first["engine"] == "eager, guidance branches in two processes"
+    unguided, different, speedup = first["errors"]
+    assert "guidance scale 1" in unguided
+    assert "same arguments" in different
+    assert "measured in one process" in speedup
+    assert second["errors"] == first["errors"]
+
+
+def test_one_process_is_told_how_to_start_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(UsageError, match="this is the only one; start them with 'torchrun --nproc-per-node 2"):
+        Pipeline.from_pretrained("scenes", parallel="guidance")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match="needs two processes, one for each guidance branch, and there are 4"):
+        Pipeline.from_pretrained("scenes", parallel="guidance")
+    assert not dist.is_initialized()
+
+
+def test_other_words_and_devices_are_refused() -> None:
+    with pytest.raises(UsageError, match="parallel='tensor': must be guidance, or None"):
+        Pipeline.from_pretrained("scenes", parallel="tensor")  # type: ignore[arg-type]
