@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from stepvar import __version__
+from stepvar.cli.batch import batch
 from stepvar.cli.calibrate import calibrate
 from stepvar.cli.convert import convert
 from stepvar.cli.demo import demo
@@ -42,7 +43,7 @@ app = typer.Typer(
     help="Generate images and videos with visual autoregressive models, faster with token pruning.",
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.",
 )
-for command in (generate, demo, plan, calibrate, methods, models, verify, convert, info, web, serve):
+for command in (generate, batch, demo, plan, calibrate, methods, models, verify, convert, info, web, serve):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(report)

@@ -1,0 +1,175 @@
+"""``stepvar batch``: the rows of a file of prompts as images in a folder, on several devices."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stepvar.cli import options
+from stepvar.cli.generate import (
+    GuidanceSchedule,
+    GuidanceType,
+    MethodName,
+    MoreSmooth,
+    Negative,
+    Quality,
+    Suffix,
+    TopK,
+    TopP,
+)
+from stepvar.core.values import COUNT, Range
+from stepvar.errors import UsageError
+
+if TYPE_CHECKING:
+    from stepvar.serving.batch.worker import Setup
+
+SOME_FAILED = 1
+"""Exit status where rows failed; the others are done."""
+
+IMAGE_FORMATS, VIDEO_FORMATS = ("png", "jpg", "webp"), ("mp4", "gif")
+
+Rows = Annotated[
+    Path, typer.Argument(parser=options.path, metavar="FILE", help="Prompts as JSON lines, CSV or Parquet.")
+]
+Folder = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", parser=options.path, metavar="FOLDER", help="For images and manifest; a job in it goes on."
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="png, jpg or webp, for videos mp4 or gif; or parquet: their bytes in Parquet files. Default: png or mp4.",
+    ),
+]
+Gpus = Annotated[int, typer.Option("--gpus", help="GPUs, each with a model of its own; 0 runs on the CPU.")]
+Processes = Annotated[int, typer.Option("--workers", help="Without --gpus: processes on the CPU.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows that each worker generates at once.")]
+JobSeed = Annotated[int, typer.Option("--seed", help="From which the seeds of rows without one follow.")]
+
+
+def batch(
+    file: Rows,
+    out: Folder,
+    model: options.Model = "scenes",
+    variant: options.Variant = None,
+    revision: options.Revision = None,
+    text_encoder: options.TextEncoder = None,
+    gpus: Gpus = 0,
+    workers: Processes = 1,
+    batch_size: BatchSize = 1,
+    format_: Format = None,
+    quality: Quality = None,
+    seed: JobSeed = 0,
+    method: MethodName = None,
+    keep: options.Keep = None,
+    last: options.Last = None,
+    set_: options.Settings = None,
+    negative_prompt: Negative = None,
+    guidance_scale: options.GuidanceScale = None,
+    guidance_schedule: GuidanceSchedule = None,
+    guidance_type: GuidanceType = None,
+    temperature: options.Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    more_smooth: MoreSmooth = None,
+    aspect_ratio: options.AspectRatio = None,
+    resolution: options.Resolution = None,
+    seconds: options.Seconds = None,
+    prompt_suffix: Suffix = None,
+    cache_dtype: options.CacheDtype = None,
+    tile: options.Tile = None,
+    vae_slicing: options.Slicing = False,
+    dtype: options.Dtype = "float32",
+    quantization: options.Quantization = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Generate an image or video for each row of a file, on several GPUs; goes on where it was stopped."""
+    bounds = {"gpus": (gpus, Range(0, 4096)), "workers": (workers, COUNT), "batch_size": (batch_size, COUNT)}
+    options.check_counts(**bounds, seed=(seed, Range(0, 2**63 - 1)))
+    if gpus and workers != 1:
+        raise UsageError(f"gpus={gpus} and workers={workers}: each GPU has one worker; leave --workers out")
+    if method is None:
+        method = "stepvar" if keep is not None or last is not None or set_ else "dense"
+    settings = {
+        "negative_prompt": negative_prompt,
+        "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
+        "guidance_schedule": guidance_schedule,
+        "guidance_type": guidance_type,
+        "temperature": options.parse_numbers("temperature", temperature),
+        "top_k": top_k,
+        "top_p": top_p,
+        "more_smooth": more_smooth,
+        "aspect_ratio": aspect_ratio,
+        "resolution": resolution,
+        "seconds": seconds,
+        "prompt_suffix": prompt_suffix,
+    }
+    load = {
+        "name": os.path.abspath(model) if os.path.exists(model) else model,
+        "variant": variant,
+        "revision": revision,
+        "text_encoder": "auto" if text_encoder is None else text_encoder,
+        "device": "cuda" if gpus else "cpu",
+        "dtype": str(options.parse_dtype(dtype)).removeprefix("torch."),
+        "quantization": options.parse_quantization(quantization),
+        "cache_dtype": options.Memory(cache_dtype=cache_dtype).cache_dtype,
+    }
+    chosen = options.parse_method(method, {"keep": keep, "last": last}, set_ or [])
+    from stepvar.serving.batch.worker import Setup
+
+    suffix, parquet = _parse_format(format_, model, variant, seconds, quality)
+    threads = None if gpus else max(1, (os.cpu_count() or 1) // workers)
+    setup = Setup(load, chosen, settings, suffix, quality, tile, vae_slicing, threads)
+    failed = _run(file, out, setup, parquet, seed, (gpus or workers, min(gpus, 1), batch_size), quiet)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _parse_format(
+    name: str | None, model: str, variant: str | None, seconds: float | None, quality: int | None
+) -> tuple[str, bool]:
+    """The ending of the files, and whether they go into Parquet files; nothing of the model's weights is read."""
+    from stepvar.checkpoints.sources import find_outline
+    from stepvar.media.images import check_quality
+    from stepvar.media.saving import default_suffix
+
+    video = find_outline(model, variant).family.video and seconds != 0
+    formats = VIDEO_FORMATS if video else IMAGE_FORMATS
+    if name not in (None, "parquet", *formats):
+        raise UsageError(f"format={name!r}: must be one of {', '.join(formats)}, parquet")
+    if quality is not None:
+        check_quality(quality)
+    parquet = name == "parquet"
+    return default_suffix(video) if name is None or parquet else f".{name}", parquet
+
+
+def _run(
+    file: Path, out: Path, setup: Setup, parquet: bool, seed: int, workers: tuple[int, int, int], quiet: bool
+) -> int:
+    """Runs the job and says how it ended; returns how many rows failed."""
+    from stepvar.serving.batch.folder import MANIFEST, PARQUET, BatchFolder
+    from stepvar.serving.batch.job import Workers, check_ray, run_job
+    from stepvar.serving.batch.rows import read_rows
+
+    check_ray()
+    rows = read_rows(file, seed)
+    folder = BatchFolder.open(out, job_settings(setup, parquet, seed), PARQUET if parquet else setup.suffix)
+    summary = run_job(rows, folder, setup, Workers(*workers), quiet)
+    if not quiet:
+        there = f", {summary.skipped} done before" if summary.skipped else ""
+        print(f"{out / MANIFEST}: {len(rows)} rows: {summary.done} done, {summary.failed} failed{there}")
+    return summary.failed
+
+
+def job_settings(setup: Setup, parquet: bool, seed: int) -> dict[str, Any]:
+    """What images depend on beside their rows: a job goes on with the same alone."""
+    shared = {key: value for key, value in {**setup.load, **setup.settings}.items() if value is not None}
+    files = {"format": setup.suffix.removeprefix("."), "parquet": parquet, "quality": setup.quality, "tile": setup.tile}
+    method = {"method": str(setup.method), "method_settings": setup.method.settings()}
+    return {**shared, **method, **files, "seed": seed}

@@ -1,0 +1,168 @@
+"""A batch job on Ray Data: rows through a pool of actors, results into a folder as they come."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from stepvar.errors import StepvarError, UsageError
+from stepvar.serving.batch.folder import BatchFolder, Result
+from stepvar.serving.batch.rows import Row
+from stepvar.serving.batch.worker import Actor, Setup, pack_row, unpack_result
+from stepvar.utils.progress import bar
+from stepvar.utils.require import require
+
+MOST_BLOCKS = 4096
+"""Pieces that a job is handed out in at most; a worker that dies takes no more than one with it."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who generates.
+
+    Attributes:
+        count: actors, each with a pipeline of its own.
+        gpus: of each: 1, or 0 for the CPU.
+        batch: rows that each generates at once.
+    """
+
+    count: int
+    gpus: int = 0
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a job ended: rows that are done now, that failed, and that were done before."""
+
+    done: int
+    failed: int
+    skipped: int
+
+
+def run_job(rows: Sequence[Row], folder: BatchFolder, setup: Setup, workers: Workers, quiet: bool = False) -> Summary:
+    """Generates the rows that are not in the folder yet.
+
+    Raises:
+        UsageError: if Ray is not installed, or has not as many GPUs or CPUs as there are workers.
+        StepvarError: if the workers cannot begin, or are lost.
+    """
+    todo = [row for row in rows if row.id not in folder.done]
+    skipped = len(rows) - len(todo)
+    good = [row for row in todo if row.error is None]
+    for row in todo:
+        if row.error is not None:
+            folder.add(Result(row, facts={"error": row.error}))
+    done, failed = 0, len(todo) - len(good)
+    if good:
+        with (
+            bar("rows", len(good), shown=not quiet, time_left=True) as tick,
+            closing(_results(good, setup, workers)) as found,
+        ):
+            try:
+                for result in found:
+                    folder.add(result)
+                    done, failed = done + bool(result.data), failed + (not result.data)
+                    tick()
+            finally:
+                folder.flush()
+    return Summary(done, failed, skipped)
+
+
+def _results(rows: Sequence[Row], setup: Setup, workers: Workers) -> Generator[Result, None, None]:
+    """What becomes of the rows, in the order in which they end."""
+    with _ray(workers) as data:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of its own settings
+            context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # every batch comes back as soon as it is generated
+        batches = -(-len(rows) // workers.batch)
+        actors = min(workers.count, batches)
+        dataset = data.from_items(
+            [{"row": pack_row(row)} for row in rows], override_num_blocks=min(batches, MOST_BLOCKS)
+        ).map_batches(
+            Actor,
+            batch_size=workers.batch,
+            compute=data.ActorPoolStrategy(size=actors),
+            fn_constructor_args=(setup,),
+            num_gpus=workers.gpus or None,
+            num_cpus=None if workers.gpus else 1,
+        )
+        try:
+            for found in dataset.iter_rows():
+                yield unpack_result(found)
+        except (StepvarError, OSError):
+            raise
+        except Exception as error:
+            cause = _cause(error)
+            if isinstance(cause, StepvarError):
+                raise cause from error
+            said = " ".join(str(cause).split())[:500]
+            raise StepvarError(
+                f"batch: a worker was lost ({type(cause).__name__}: {said}); start again to go on"
+            ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a worker raised, behind the errors of Ray around it."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return error
+
+
+def check_ray() -> None:
+    """Fails now rather than after the work if Ray is not there.
+
+    Raises:
+        UsageError: if it is not installed.
+    """
+    require("ray.data", "batch", "batch jobs")
+
+
+@contextmanager
+def _ray(workers: Workers) -> Iterator[Any]:
+    """Ray Data with a cluster: that of ``RAY_ADDRESS``, or one of this machine that ends with the job."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters here comes as an exception
+    ray, data = (require(name, "batch", "batch jobs") for name in ("ray", "ray.data"))
+    address = os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ours = not ray.is_initialized()
+    if ours:
+        local = {} if address else {"num_cpus": max(os.cpu_count() or 1, workers.count), "include_dashboard": False}
+        with _without_stderr():
+            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+    try:
+        _check_resources(ray.cluster_resources(), workers)
+        yield data
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drops what is written to file descriptor 2: Ray's C++ part says there which log level it was given."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _check_resources(found: dict[str, float], workers: Workers) -> None:
+    kind = "GPU" if workers.gpus else "CPU"
+    there = int(found.get(kind, 0))
+    if there < workers.count:
+        option = "gpus" if workers.gpus else "workers"
+        remedy = f"give --{option} {there}" if there else "leave --gpus out to run on the CPU"
+        raise UsageError(f"{option}={workers.count}: Ray finds {there} {kind}s; {remedy}")
