@@ -48,7 +48,8 @@ def _generate(rank: int, port: int, folder: str) -> None:
         "errors": errors,
     }
     torch.save(found, Path(folder) / f"{rank}.pt")
-    pipe.processes.close()
+    pipe.close()
+    assert not dist.is_initialized()
 
 
 @pytest.mark.slow
