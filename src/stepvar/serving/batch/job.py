@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
-from stepvar.errors import StepvarError, UsageError
+from stepvar.errors import StepvarError
 from stepvar.serving.batch.folder import BatchFolder, Result
 from stepvar.serving.batch.rows import Row
 from stepvar.serving.batch.worker import Actor, Setup, pack_row, unpack_result
+from stepvar.serving.cluster import cluster
 from stepvar.utils.progress import bar
 from stepvar.utils.require import require
 
@@ -76,7 +75,10 @@ def run_job(rows: Sequence[Row], folder: BatchFolder, setup: Setup, workers: Wor
 
 def _results(rows: Sequence[Row], setup: Setup, workers: Workers) -> Generator[Result, None, None]:
     """What becomes of the rows, in the order in which they end."""
-    with _ray(workers) as data:
+    option = "gpus" if workers.gpus else "workers"
+    with cluster(option, workers.count, workers.gpus, "batch jobs"):
+        data = require("ray.data", "batch", "batch jobs")
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of its own settings
             context = data.DataContext.get_current()
@@ -123,46 +125,3 @@ def check_ray() -> None:
         UsageError: if it is not installed.
     """
     require("ray.data", "batch", "batch jobs")
-
-
-@contextmanager
-def _ray(workers: Workers) -> Iterator[Any]:
-    """Ray Data with a cluster: that of ``RAY_ADDRESS``, or one of this machine that ends with the job."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters here comes as an exception
-    ray, data = (require(name, "batch", "batch jobs") for name in ("ray", "ray.data"))
-    address = os.environ.get("RAY_ADDRESS")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ours = not ray.is_initialized()
-    if ours:
-        local = {} if address else {"num_cpus": max(os.cpu_count() or 1, workers.count), "include_dashboard": False}
-        with _without_stderr():
-            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-    try:
-        _check_resources(ray.cluster_resources(), workers)
-        yield data
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-@contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Drops what is written to file descriptor 2: Ray's C++ part says there which log level it was given."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _check_resources(found: dict[str, float], workers: Workers) -> None:
-    kind = "GPU" if workers.gpus else "CPU"
-    there = int(found.get(kind, 0))
-    if there < workers.count:
-        option = "gpus" if workers.gpus else "workers"
-        remedy = f"give --{option} {there}" if there else "leave --gpus out to run on the CPU"
-        raise UsageError(f"{option}={workers.count}: Ray finds {there} {kind}s; {remedy}")
