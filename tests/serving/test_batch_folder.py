@@ -72,8 +72,14 @@ def test_a_line_damaged_in_the_middle_is_named(tmp_path: Path) -> None:
         BatchFolder.open(tmp_path / "out", SETTINGS, ".png")
 
 
+def test_settings_may_be_mended_as_long_as_nothing_is_done(tmp_path: Path) -> None:
+    job(tmp_path / "out", result("one", b""))
+    BatchFolder.open(tmp_path / "out", {**SETTINGS, "method": "stepvar"}, ".png")
+    assert json.loads((tmp_path / "out" / "batch.json").read_text(encoding="utf-8"))["method"] == "stepvar"
+
+
 def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
-    job(tmp_path / "out")
+    job(tmp_path / "out", result("one"))
     with pytest.raises(UsageError, match="other settings \\(method: 'dense' there, 'stepvar' here\\)"):
         BatchFolder.open(tmp_path / "out", {**SETTINGS, "method": "stepvar"}, ".png")
     (tmp_path / "mine").mkdir()

@@ -70,11 +70,14 @@ def test_a_bad_row_alone_fails_and_the_others_are_what_the_pipeline_generates(pi
     assert found.facts["width"] == found.facts["height"] == 256
 
 
-def test_what_all_rows_share_is_checked_before_the_first(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_all_rows_share_is_checked_before_the_first_and_ends_the_job(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Pipeline, "from_pretrained", lambda **given: pipe)
     for given, error in (({"guidance_schedule": "x"}, "guidance_schedule='x'"), ({"resolution": "9M"}, "resolution")):
+        found = Actor(setup(**given))({"row": ["{}"]})
         with pytest.raises(UsageError, match=error):
-            Actor(setup(**given))
+            unpack_result({name: column[0] for name, column in found.items()})
 
 
 def test_an_actor_takes_and_gives_columns(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

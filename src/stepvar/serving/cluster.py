@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,14 +33,18 @@ def cluster(option: str, count: int, gpus: int, what: str) -> Iterator[Any]:
     ours = not ray.is_initialized()
     if ours:
         local = {} if address else {"num_cpus": max(os.cpu_count() or 1, count + 1), "include_dashboard": False}
-        with _without_stderr():
+        with _without_stderr(), _own_signals():
             ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     try:
         _check_resources(ray.cluster_resources(), option, count, "GPU" if gpus else "CPU")
         yield ray
+    except KeyboardInterrupt:
+        ours = False  # it ends with the process: while it shuts down, another signal would kill the process at once
+        raise
     finally:
         if ours:
-            ray.shutdown()
+            with _own_signals():
+                ray.shutdown()
 
 
 def _check_resources(found: dict[str, float], option: str, count: int, kind: str) -> None:
@@ -46,6 +52,15 @@ def _check_resources(found: dict[str, float], option: str, count: int, kind: str
     if there < count:
         remedy = f"give --{option} {there}" if there else "leave them out to run on the CPU"
         raise UsageError(f"{option}={count}: Ray finds {there} {kind}s; {remedy}")
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Has the handler of SIGTERM that was there be there again behind it: Ray sets its own, and at its end none."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

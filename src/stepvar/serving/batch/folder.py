@@ -91,17 +91,17 @@ class BatchFolder:
         lock = FolderLock.of(path)
         for stale in path.rglob(f"{TEMPORARY}*"):  # of a process that was killed: nobody else writes here now
             shutil.rmtree(stale, ignore_errors=True)
-        if (path / JOB).exists():
-            different = describe_differences(read_json(path / JOB, remedy="name another folder"), wanted)
-            if different:
-                raise UsageError(
-                    f"{path}: holds a job with other settings ({different}); continue it with the same ones, or name "
-                    "another folder"
-                )
-        else:
-            write_text(path / JOB, json.dumps(wanted, indent=2) + "\n")
         lines = _read_manifest(path / MANIFEST)
         kept = [line for line in lines.values() if line["status"] == DONE and _is_there(path, line["file"])]
+        there = read_json(path / JOB, remedy="name another folder") if (path / JOB).exists() else {}
+        different = describe_differences(there, wanted)
+        if different and kept:
+            raise UsageError(
+                f"{path}: holds a job with other settings ({different}); continue it with the same ones, or name "
+                "another folder"
+            )
+        if different:
+            write_text(path / JOB, json.dumps(wanted, indent=2) + "\n")
         _write_lines(path / MANIFEST, kept)
         folder = cls(path, kind, {line["id"] for line in kept}, lock)
         folder._clear_parts({line["file"] for line in kept})

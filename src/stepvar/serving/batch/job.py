@@ -102,20 +102,10 @@ def _results(rows: Sequence[Row], setup: Setup, workers: Workers) -> Generator[R
         except (StepvarError, OSError):
             raise
         except Exception as error:
-            cause = _cause(error)
-            if isinstance(cause, StepvarError):
-                raise cause from error
-            said = " ".join(str(cause).split())[:500]
+            said = " ".join(str(error).split())[:500]
             raise StepvarError(
-                f"batch: a worker was lost ({type(cause).__name__}: {said}); start again to go on"
+                f"batch: a worker was lost ({type(error).__name__}: {said}); start again to go on"
             ) from error
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, behind the errors of Ray around it."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = inner
-    return error
 
 
 def check_ray() -> None:

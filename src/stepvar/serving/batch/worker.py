@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stepvar.errors import StepvarError
+from stepvar.errors import StepvarError, UsageError
 from stepvar.serving.batch.folder import Result
 from stepvar.serving.batch.rows import Row
 
@@ -123,12 +123,24 @@ class Generator:
 
 
 class Actor:
-    """A generator as Ray Data calls it: batches of columns in, batches of columns out."""
+    """A generator as Ray Data calls it: batches of columns in, batches of columns out.
+
+    If it cannot begin, every call says why: an exception would reach the job in Ray's words, many pages of them.
+    """
 
     def __init__(self, setup: Setup) -> None:
-        self.generator = Generator.load(setup)
+        self.generator: Generator | None = None
+        self.failure: tuple[str, bool] | None = None
+        try:
+            self.generator = Generator.load(setup)
+        except StepvarError as error:
+            self.failure = str(error), isinstance(error, UsageError)
+        except Exception as error:
+            self.failure = f"batch: a worker cannot begin ({type(error).__name__}: {error})", False
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        if self.generator is None:
+            return {"result": np.array([json.dumps({"failure": self.failure})], dtype=object), "data": [b""]}
         results = self.generator.run([unpack_row(text) for text in batch["row"]])
         data = np.empty(len(results), dtype=object)
         data[:] = [result.data for result in results]
@@ -146,6 +158,14 @@ def unpack_row(text: str) -> Row:
 
 
 def unpack_result(found: Mapping[str, Any]) -> Result:
-    """A result from a row of a dataset."""
-    row, suffix, facts = json.loads(found["result"])
+    """A result from a row of a dataset.
+
+    Raises:
+        StepvarError: if its worker could not begin.
+    """
+    told = json.loads(found["result"])
+    if isinstance(told, dict):
+        message, wrong_usage = told["failure"]
+        raise (UsageError if wrong_usage else StepvarError)(message)
+    row, suffix, facts = told
     return Result(Row(**row), bytes(found["data"]), suffix, facts)
