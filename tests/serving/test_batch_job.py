@@ -96,6 +96,7 @@ def test_an_actor_takes_and_gives_columns(pipe: Pipeline, monkeypatch: pytest.Mo
         (["--format", "mp4"], "format='mp4': must be one of png, jpg, webp, parquet"),
         (["--batch-size", "0"], "batch-size"),
         (["--model", "nothing"], "model 'nothing': unknown"),
+        (["--model", "HiDream-ai/VAREdit"], "changes images, and rows have none"),
     ],
 )
 def test_wrong_options_end_before_any_work(

@@ -139,7 +139,10 @@ def _parse_format(
     from stepvar.media.images import check_quality
     from stepvar.media.saving import default_suffix
 
-    video = find_outline(model, variant).family.video and seconds != 0
+    family = find_outline(model, variant).family
+    if family.edits:
+        raise UsageError(f"model {model!r}: changes images, and rows have none; use 'stepvar generate --prompts'")
+    video = family.video and seconds != 0
     formats = VIDEO_FORMATS if video else IMAGE_FORMATS
     if name not in (None, "parquet", *formats):
         raise UsageError(f"format={name!r}: must be one of {', '.join(formats)}, parquet")

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stepvar.core.values import shown
+from stepvar.core.values import device_of, shown
 from stepvar.errors import UsageError
 
 Parallel = Literal["guidance"]
@@ -50,7 +50,7 @@ class GuidanceProcesses:
                 f"parallel='guidance': needs two processes, one for each guidance branch, and {found}; {START}"
             )
         if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", _local_rank())
+            device = device_of("device", f"cuda:{_local_rank()}")
         self.device = device
         backend = "nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
