@@ -107,12 +107,13 @@ def plan_of(row: FamilyRow, method: Method, samples: int = 1, **settings: Any) -
 def check_alike(row: FamilyRow, case: str, samples: int = 1, **settings: Any) -> None:
     """What both find is what one finds: the plan and the kept tokens to the last, and the latent.
 
-    To the bit, but in HART: one process runs the text of the unconditional branch as one token for all, two as many.
+    To the bit, but in HART: one process runs the text of the unconditional branch as one token, two as several alike,
+    and the diffusion head makes more of the last bits. A code that was another one would show as tenths.
     """
     make = CASES[case]
     plan = plan_of(row, make(), samples, **settings)
     one, (first, second) = run(row, plan, make()), run_apart(row, plan, make)
-    tolerance = 1e-4 if row.family == "hart" else 0.0
+    tolerance = 5e-3 if row.family == "hart" else 0.0
     torch.testing.assert_close(first.latent, one.latent, atol=tolerance, rtol=0)
     assert first.plan == one.plan
     assert first.kept.keys() == one.kept.keys()
