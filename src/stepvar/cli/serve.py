@@ -10,6 +10,7 @@ import typer
 
 from stepvar.cli import options
 from stepvar.core.values import Range
+from stepvar.errors import UsageError
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one, which is printed.")]
@@ -32,6 +33,12 @@ MaxQueue = Annotated[int, typer.Option(help="Images that wait at most; more are 
 MaxImages = Annotated[int, typer.Option(help="Images of one request.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Width times height of a result at most.")]
 MaxSeconds = Annotated[float, typer.Option(help="Length of a video at most.")]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        help="Copies behind one address, on Ray Serve: each with a GPU of its own, or a CPU without --device."
+    ),
+]
 WarmUp = Annotated[bool, typer.Option(help="Generate before the server says that it is ready.")]
 
 
@@ -59,6 +66,7 @@ def serve(
     max_images: MaxImages = 10,
     max_pixels: MaxPixels = None,
     max_seconds: MaxSeconds = 60.0,
+    replicas: Replicas = None,
     warm_up: WarmUp = True,
 ) -> None:
     """Serve a model over HTTP: OpenAI's images and videos API, Prometheus metrics, JSON logs."""
@@ -89,6 +97,14 @@ def serve(
     options.parse_device(device), options.parse_dtype(dtype)
     memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
     load = partial(options.load_pipeline, model, device, dtype, variant, revision, text_encoder, memory, quantization)
+    if replicas is not None:
+        _check_replicas(replicas, port, model, variant)
+        from stepvar.serving.replicas import serve_replicas
+
+        with json_log():
+            gpus = int(options.parse_device(device).type == "cuda")
+            serve_replicas(load, settings, keys, replicas, gpus, host, port, lambda url: print(url, flush=True))
+        return
     app = create_app(load, settings, keys)
     with json_log(), listen(host, port) as listener:
         if is_public(listener) and not keys:
@@ -98,3 +114,21 @@ def serve(
         print(url_of(listener), flush=True)
         logger.info("listening", extra={FACTS: {"url": url_of(listener), "model": model}})
         run(app, listener)
+
+
+def _check_replicas(replicas: int, port: int, model: str, variant: str | None) -> None:
+    """Says before any work what copies of a server cannot do.
+
+    Raises:
+        UsageError: for a number that is none, port 0, or a model whose jobs one copy alone would know.
+    """
+    from stepvar.checkpoints.sources import find_outline
+
+    options.check_counts(replicas=(replicas, Range(1, 4096)))
+    if port == 0:
+        raise UsageError("port=0: copies share one port, which must be known; give one, such as 8000")
+    if find_outline(model, variant).family.video:
+        raise UsageError(
+            f"replicas={replicas}: jobs of videos are known to the copy that took them; start one server for each GPU, "
+            "each with a --port of its own"
+        )
