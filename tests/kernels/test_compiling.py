@@ -13,6 +13,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.kernel_cases import GROUPS, Inputs
 from stepvar.kernels import fp8, ops
+from stepvar.kernels.sparse_attention import KeyLists, attend_to_lists, attend_with_mass
 
 
 class NoGPU:
@@ -58,8 +59,12 @@ def test_all_kernels_compile(compiled: list[tuple[str, str]]) -> None:
     for group in GROUPS:
         for case in group(Inputs(torch.device("cpu"), small=True)):
             case.run()
+    q, k, v = torch.zeros(3, 1, 2, 70, 16, dtype=torch.bfloat16)
+    places = torch.zeros(1, 1, 2, 5, dtype=torch.int32)
+    attend_with_mass(q, k, v, 64)
+    attend_to_lists(q, k, v, KeyLists(places, 64, None, 5))
     names = {name for name, _ in compiled}
     expected = {"_add_norm", "_attention_inputs", "_swiglu", "_texture", "_gather"}
-    expected |= {"_moments", "_combine", "_normalise", "_upsample"}
+    expected |= {"_attend_to_lists", "_mass", "_moments", "_combine", "_normalise", "_upsample"}
     assert names >= expected | ({"_quantise"} if target == "sm_90" else set())
     assert all(f".target {target}" in code for _, code in compiled)

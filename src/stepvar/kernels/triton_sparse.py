@@ -21,6 +21,7 @@ def _attend_to_lists(
     k,
     v,
     out,
+    log_total,
     index,
     counts,
     tokens,
@@ -47,7 +48,11 @@ def _attend_to_lists(
     BQ: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Some queries of one group and head: softmax over the listed keys, in one go as in flash attention."""
+    """Some queries of one group and head: softmax over the listed keys, in one go as in flash attention.
+
+    Without lists (``index``) over the first ``listed`` keys. ``log_total``: if given, takes the logarithms to base 2 of
+    the softmax's denominators.
+    """
     TILES: tl.constexpr = (GROUP + BQ - 1) // BQ
     group = tl.program_id(0) // TILES
     row = (tl.program_id(1) // H).to(tl.int64)
@@ -61,7 +66,8 @@ def _attend_to_lists(
     )
     k += row * k_row + head * k_head
     v += row * v_row + head * v_head
-    index += row * index_row + head * index_head + group.to(tl.int64) * index_group
+    if index is not None:
+        index += row * index_row + head * index_head + group.to(tl.int64) * index_group
     count = listed
     if counts is not None:
         count = tl.load(counts + group)
@@ -70,7 +76,9 @@ def _attend_to_lists(
     sums = tl.zeros([BQ, WIDTH], tl.float32)
     for start in range(0, count, BK):
         j = start + tl.arange(0, BK)
-        place = tl.load(index + j, mask=j < count, other=0).to(tl.int64)
+        place = j.to(tl.int64)
+        if index is not None:
+            place = tl.load(index + j, mask=j < count, other=0).to(tl.int64)
         held = (j < count)[:, None] & (d < D)[None, :]
         key = tl.load(k + place[:, None] * k_token + d[None, :], mask=held, other=0.0)
         scores = tl.dot(query, tl.trans(key)) * LOG2_E
@@ -84,34 +92,50 @@ def _attend_to_lists(
         highest = peak
     target = out + row * out_row + head * out_head + n[:, None].to(tl.int64) * out_token + d[None, :]
     tl.store(target, (sums / total[:, None]).to(out.dtype.element_ty), mask=there)
+    if log_total is not None:
+        real = (within < GROUP) & (n < tokens)
+        tl.store(log_total + tl.program_id(1).to(tl.int64) * tokens + n, highest + tl.log2(total), mask=real)
 
 
 def attend_to_lists(q: Tensor, k: Tensor, v: Tensor, places: Tensor, group: int, counts: Tensor | None) -> Tensor:
     """:func:`stepvar.kernels.sparse_attention.attend_to_lists`; places (R or 1, H or 1, G, K), counts (G,)."""
+    index = places if places.stride(3) == 1 else places.contiguous()
+    return _attend(q, k, v, index.expand(*q.shape[:2], -1, -1), counts, group, None)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor | None,
+    counts: Tensor | None,
+    group: int,
+    log_total: Tensor | None,
+) -> Tensor:
+    """Attention over listed keys, or over all."""
     rows, heads, tokens, head_dim = q.shape
     q = q if q.stride(3) == 1 else q.contiguous()
-    index = places if places.stride(3) == 1 else places.contiguous()
-    index = index.expand(rows, heads, -1, -1)
     out = torch.empty(rows, tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    tiles = triton.cdiv(group, QUERIES)
+    groups = triton.cdiv(tokens, group) if index is None else index.shape[2]
     with on_device(q):
-        _attend_to_lists[(index.shape[2] * tiles, rows * heads)](
+        _attend_to_lists[(groups * triton.cdiv(group, QUERIES), rows * heads)](
             q,
             k,
             v,
             out,
+            log_total,
             index,
             counts,
             tokens,
-            index.shape[3],
+            k.shape[2] if index is None else index.shape[3],
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
             *out.stride()[:3],
-            *index.stride()[:3],
+            *((0, 0, 0) if index is None else index.stride()[:3]),
             H=heads,
             D=head_dim,
-            WIDTH=max(16, triton.next_power_of_2(head_dim)),
+            WIDTH=_width(head_dim),
             GROUP=group,
             BQ=QUERIES,
             BK=KEYS,
@@ -120,63 +144,8 @@ def attend_to_lists(q: Tensor, k: Tensor, v: Tensor, places: Tensor, group: int,
     return out
 
 
-@triton.jit(do_not_specialize=["tokens", "keys"])
-def _attend_with_total(
-    q,
-    k,
-    v,
-    out,
-    log_total,
-    tokens,
-    keys,
-    q_row,
-    q_head,
-    q_token,
-    k_row,
-    k_head,
-    k_token,
-    v_row,
-    v_head,
-    v_token,
-    out_row,
-    out_head,
-    out_token,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BQ: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """Some queries of one head: softmax over all keys, and the logarithm to base 2 of its denominator."""
-    row = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
-    n = tl.program_id(0) * BQ + tl.arange(0, BQ)
-    d = tl.arange(0, WIDTH)
-    there = (n < tokens)[:, None] & (d < D)[None, :]
-    query = tl.load(
-        q + row * q_row + head * q_head + n[:, None].to(tl.int64) * q_token + d[None, :], mask=there, other=0.0
-    )
-    k += row * k_row + head * k_head
-    v += row * v_row + head * v_head
-    highest = tl.full([BQ], -float("inf"), tl.float32)
-    total = tl.zeros([BQ], tl.float32)
-    sums = tl.zeros([BQ, WIDTH], tl.float32)
-    for start in range(0, keys, BK):
-        m = start + tl.arange(0, BK)
-        held = (m < keys)[:, None] & (d < D)[None, :]
-        key = tl.load(k + m[:, None].to(tl.int64) * k_token + d[None, :], mask=held, other=0.0)
-        scores = tl.dot(query, tl.trans(key)) * LOG2_E
-        scores = tl.where((m < keys)[None, :], scores, -float("inf"))
-        peak = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.exp2(scores - peak[:, None])
-        fade = tl.exp2(highest - peak)
-        total = total * fade + tl.sum(weights, 1)
-        value = tl.load(v + m[:, None].to(tl.int64) * v_token + d[None, :], mask=held, other=0.0)
-        sums = sums * fade[:, None] + tl.dot(weights.to(value.dtype), value)
-        highest = peak
-    target = out + row * out_row + head * out_head + n[:, None].to(tl.int64) * out_token + d[None, :]
-    tl.store(target, (sums / total[:, None]).to(out.dtype.element_ty), mask=there)
-    tl.store(log_total + tl.program_id(1).to(tl.int64) * tokens + n, highest + tl.log2(total), mask=n < tokens)
+def _width(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))
 
 
 @triton.jit(do_not_specialize=["tokens", "keys"])
@@ -234,30 +203,11 @@ def attend_with_mass(q: Tensor, k: Tensor, v: Tensor, group: int) -> tuple[Tenso
     """:func:`stepvar.kernels.sparse_attention.attend_with_mass`: probabilities are never written, only their sums."""
     rows, heads, tokens, head_dim = q.shape
     q, keys = q if q.stride(3) == 1 else q.contiguous(), k.shape[2]
-    out = torch.empty(rows, tokens, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     log_total = torch.empty(rows, heads, tokens, dtype=torch.float32, device=q.device)
-    groups, width = triton.cdiv(tokens, group), max(16, triton.next_power_of_2(head_dim))
+    out = _attend(q, k, v, None, None, QUERIES, log_total)
+    groups = triton.cdiv(tokens, group)
     mass = torch.empty(rows, heads, groups, keys, dtype=torch.float32, device=q.device)
     with on_device(q):
-        _attend_with_total[(triton.cdiv(tokens, QUERIES), rows * heads)](
-            q,
-            k,
-            v,
-            out,
-            log_total,
-            tokens,
-            keys,
-            *q.stride()[:3],
-            *k.stride()[:3],
-            *v.stride()[:3],
-            *out.stride()[:3],
-            H=heads,
-            D=head_dim,
-            WIDTH=width,
-            BQ=QUERIES,
-            BK=KEYS,
-            num_warps=4,
-        )
         _mass[(triton.cdiv(keys, KEYS), groups, rows * heads)](
             q,
             k,
@@ -270,7 +220,7 @@ def attend_with_mass(q: Tensor, k: Tensor, v: Tensor, group: int) -> tuple[Tenso
             *mass.stride()[:3],
             H=heads,
             D=head_dim,
-            WIDTH=width,
+            WIDTH=_width(head_dim),
             GROUP=group,
             BQ=QUERIES,
             BK=KEYS,
