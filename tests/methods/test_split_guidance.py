@@ -1,7 +1,7 @@
 """Guidance branches apart: two processes find what one does, with every method on every family.
 
-The processes are threads here, which hand tensors to each other in memory; ``tests/pipeline/test_guidance_parallel.py`` has real
-ones.
+The processes are threads here, which hand tensors to each other in memory;
+``tests/pipeline/test_guidance_parallel.py`` has real ones.
 """
 
 from __future__ import annotations
