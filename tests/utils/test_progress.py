@@ -65,6 +65,21 @@ def test_a_generation_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) ->
     assert f"{passes}/{passes}" in terminal.getvalue() and re.search(r"0:00:\d\d", terminal.getvalue())
 
 
+def test_a_number_of_steps_that_is_not_known_is_a_question_mark(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("stepvar.utils.progress.SILENCE", 0.0)
+    with caplog.at_level("INFO", "stepvar"), bar("measuring", None, True) as advance:
+        advance()
+    assert caplog.messages == ["measuring: 1 of ?"]
+    terminal = as_terminal(monkeypatch)
+    with bar("measuring", None, True) as advance:
+        advance()
+        assert "1/?" in terminal.getvalue()
+        advance(2)
+    assert "2/2" in terminal.getvalue()
+
+
 def test_nothing_is_shown_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with scale_bar(True, {0: 1.0, 1: 1.0}, None) as on_scale_end:
         step: Any = SimpleNamespace(index=0)

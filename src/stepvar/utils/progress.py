@@ -26,8 +26,13 @@ def bar(title: str, total: int | None, shown: bool, time_left: bool = False) -> 
     Args:
         time_left: whether the bar says how long it will take, for steps that take equally long.
     """
-    with _updates(title, total, "?" if total is None else total, shown, time_left) as update:
-        yield lambda known_total=total: update(advance=1, total=known_total, count=known_total)
+    with _updates(title, total, _count(total), shown, time_left) as update:
+        yield lambda known_total=total: update(advance=1, total=known_total, count=_count(known_total))
+
+
+def _count(total: int | None) -> int | str:
+    """What stands for the number of all steps, which may not be known."""
+    return "?" if total is None else total
 
 
 @contextmanager
