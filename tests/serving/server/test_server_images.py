@@ -106,6 +106,8 @@ def test_another_size_is_one_of_the_model(server: Server) -> None:
         ({"method": "os:Popen"}, "method", "registered method"),
         ({"method": "dense+os.path:Join"}, "method", "registered method"),
         ({"method": "nothing"}, "method", "unknown; choose one of"),
+        ({"method": "dense+fast"}, "method", "stepvar-plus; did you mean 'fastvar'?"),  # and no class by its path
+        ({"method": "stepvar keep=0.4"}, "method", "have the fields keep and speedup"),
         ({"keep": 2}, "keep", "keep=2"),
         ({"keep": 0.5, "speedup": 2}, "keep", "give one of them"),
         ({"keep": 0.5, "quality": "low"}, "quality", "give one of them"),

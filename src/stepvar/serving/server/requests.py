@@ -13,12 +13,12 @@ from PIL import Image
 
 from stepvar.core.arguments import LARGEST_SEED
 from stepvar.core.plan import Plan
-from stepvar.core.values import Range, number, shown, whole_number
+from stepvar.core.values import Range, nearest, number, shown, whole_number
 from stepvar.errors import UsageError
 from stepvar.media.images import check_quality
 from stepvar.media.video_files import check_video_suffix
 from stepvar.methods import Method, make_method
-from stepvar.methods.registry import AUTO, is_class_path
+from stepvar.methods.registry import AUTO, METHODS, all_methods, is_class_path
 from stepvar.models.inputs import GenerationInputs
 from stepvar.models.shapes import shape_of_size
 from stepvar.pipeline import Pipeline
@@ -222,10 +222,15 @@ def check_method_name(name: str) -> str:
     """The name of registered methods; a class by its path would be imported, which a client has no business to do.
 
     Raises:
-        UsageError: for a path, or what is no name.
+        UsageError: for a path, or what is no name; it offers names alone, since clients cannot give a class.
     """
     if not name.strip() or any(map(is_class_path, name.split("+"))):
         raise UsageError(f"method={shown(name)}: give a registered method by name, as 'stepvar methods' has it")
+    if "=" in name:
+        raise UsageError(f"method={shown(name)}: a name takes no settings; requests have the fields keep and speedup")
+    for word in (part.partition(":")[0].strip() for part in name.split("+")):
+        if word != AUTO and word not in METHODS and word not in (known := all_methods()):
+            raise UsageError(f"method {shown(word)}: unknown; choose one of {', '.join(known)}{nearest(word, known)}")
     return name
 
 
