@@ -201,6 +201,7 @@ class TestWhole:
         finished = run(command(rows, out, "--workers", "2"))
         assert finished.returncode == 1
         assert "4 rows: 2 done, 2 failed" in finished.stdout
+        assert "\nthe first that failed: line 5: seed='x'" in finished.stdout
         lines = {line["id"]: line for line in manifest(out)}
         assert {name: line["status"] for name, line in lines.items()} == {
             "one": "done",

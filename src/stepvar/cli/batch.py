@@ -167,6 +167,8 @@ def _run(
     if not quiet:
         there = f", {summary.skipped} done before" if summary.skipped else ""
         print(f"{out / MANIFEST}: {len(rows)} rows: {summary.done} done, {summary.failed} failed{there}")
+        if summary.failure is not None:
+            print(f"the first that failed: {summary.failure}")
     return summary.failed
 
 

@@ -37,11 +37,16 @@ class Workers:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a job ended: rows that are done now, that failed, and that were done before."""
+    """How a job ended: rows that are done now, that failed, and that were done before.
+
+    Attributes:
+        failure: where and why the first of the failed ones did.
+    """
 
     done: int
     failed: int
     skipped: int
+    failure: str | None = None
 
 
 def run_job(rows: Sequence[Row], folder: BatchFolder, setup: Setup, workers: Workers, quiet: bool = False) -> Summary:
@@ -54,10 +59,9 @@ def run_job(rows: Sequence[Row], folder: BatchFolder, setup: Setup, workers: Wor
     todo = [row for row in rows if row.id not in folder.done]
     skipped = len(rows) - len(todo)
     good = [row for row in todo if row.error is None]
-    for row in todo:
-        if row.error is not None:
-            folder.add(Result(row, facts={"error": row.error}))
-    done, failed = 0, len(todo) - len(good)
+    done, failed = 0, [Result(row, facts={"error": row.error}) for row in todo if row.error is not None]
+    for result in failed:
+        folder.add(result)
     if good:
         with (
             bar("rows", len(good), shown=not quiet, time_left=True) as tick,
@@ -66,11 +70,15 @@ def run_job(rows: Sequence[Row], folder: BatchFolder, setup: Setup, workers: Wor
             try:
                 for result in found:
                     folder.add(result)
-                    done, failed = done + bool(result.data), failed + (not result.data)
+                    if result.data:
+                        done += 1
+                    else:
+                        failed.append(result)
                     tick()
             finally:
                 folder.flush()
-    return Summary(done, failed, skipped)
+    failure = f"{failed[0].row.place}: {failed[0].facts['error']}" if failed else None
+    return Summary(done, len(failed), skipped, failure)
 
 
 def _results(rows: Sequence[Row], setup: Setup, workers: Workers) -> Generator[Result, None, None]:
