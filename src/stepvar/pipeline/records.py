@@ -106,7 +106,7 @@ def describe(
         texts = {"prompt": caption}
         texts |= {} if seeds is None else {"seed": str(seeds[index])}
         texts |= {"model": name, "method": str(method), "method_settings": json.dumps(method.settings(), default=str)}
-        texts |= {key: _text(value) for key, value in shown.items()}
+        texts |= {key: _text(_own(key, value, index, len(captions))) for key, value in shown.items()}
         if origin is not None:
             texts |= {"device": str(origin["device"]), "dtype": str(origin["dtype"])}
             texts |= {} if origin["quantization"] is None else {"quantization": str(origin["quantization"])}
@@ -114,6 +114,13 @@ def describe(
         texts |= {REPEAT: json.dumps(repeat | {"index": index})} if reason is None else {"not repeatable": reason}
         found.append(texts)
     return found
+
+
+def _own(key: str, value: Any, index: int, images: int) -> Any:
+    """What an argument is for one image: of negative prompts, which come one per prompt, its own."""
+    if key == "negative_prompt" and not isinstance(value, str):
+        return value[index * len(value) // images]
+    return value
 
 
 def _text(value: Any) -> str:
