@@ -43,9 +43,13 @@ def image_format(path: Path) -> str:
     return FORMATS.get(suffix, "PNG")
 
 
-def check_quality(quality: Any) -> int:
-    """The quality of a JPEG, WebP or MP4 as a number of Python; a UsageError for what is none."""
-    return whole_number("quality", quality, Range(0, 100, note="small to large files"))
+def check_quality(quality: Any, name: str = "quality") -> int:
+    """The quality of a JPEG, WebP or MP4 as a number of Python; a UsageError for what is none.
+
+    Args:
+        name: of the argument, for errors.
+    """
+    return whole_number(name, quality, Range(0, 100, note="small to large files"))
 
 
 def check_size(size: tuple[int, int], kind: str, path: Path, remedy: str) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
 
+from stepvar.serving.server import protocol
 from stepvar.serving.server.logs import JsonFormatter
+from stepvar.serving.server.schema import ImageRequest
 from tests.serving.server.servers import HeldPipeline, Server, in_thread, running, until
 
 PATH = "/v1/images/generations"
@@ -73,11 +76,9 @@ def send(server: Server, data: bytes) -> bytes:
         return found
 
 
-def head(length: int | None) -> bytes:
+def head(length: int | None, path: str = PATH, kind: str = "application/json") -> bytes:
     size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
-    return f"POST {PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{size}\r\n".encode() + (
-        b"Content-Type: application/json\r\n\r\n"
-    )
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{size}\r\nContent-Type: {kind}\r\n\r\n".encode()
 
 
 def test_large_and_slow_bodies_are_cut_off(held: HeldPipeline) -> None:
@@ -168,3 +169,56 @@ def test_many_streams_at_once_keep_to_themselves(server: Server) -> None:
 
     running_streams = [in_thread(lambda seed=10 * number: seeds(seed)) for number in range(6)]  # type: ignore[misc]
     assert [found() for found in running_streams] == [[10 * number, 10 * number + 1] for number in range(6)]
+
+
+def test_what_is_no_http_is_answered_like_other_errors(server: Server) -> None:
+    for data in (b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/1.1\r\nHost: \x00\r\n\r\n"):
+        answer = send(server, data)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+
+
+def test_a_connection_without_a_whole_head_is_closed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.05)
+    for data in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX-More: "):
+        assert send(server, data) == b""  # closed by the server: the client would wait for ever
+    with running(lambda: server.pipe, wait=False) as other:
+        assert other.fetch("/health")[0] == 200
+
+
+def test_methods_that_clients_make_up_are_counted_together(held: HeldPipeline) -> None:
+    with running(lambda: held.prepare()) as server:
+        assert [server.fetch(PATH, method=method)[0] for method in ("PROPFIND", "TRACE")] == [405, 405]
+        until(lambda: figures(server).get(f"stepvar_requests_total{{{PATH},405,other}}") == 2)
+
+
+def test_no_client_is_sent_to_another_host(server: Server) -> None:
+    status, headers, answer = server.fetch("/health/", Host="elsewhere.example")
+    assert status == 404 and headers["Location"] is None and json.loads(answer)["error"]
+
+
+WRONG = (
+    ({"output_format": "jpeg", "output_compression": 101}, "output_compression"),
+    ({"size": "0x64"}, "size"),
+    ({"method": "+".join(["stepvar"] * 100)}, "method"),
+    ({"keep": ["x"] * 1000}, "keep"),
+)
+
+
+@pytest.mark.parametrize("own, param", WRONG, ids=[param for _, param in WRONG])
+def test_an_error_names_the_field_of_the_request(server: Server, own: dict[str, Any], param: str) -> None:
+    status, _, answer = server.fetch(PATH, GOOD | own)
+    error = json.loads(answer)["error"]
+    assert status == 400 and error["param"] == param
+
+
+def test_an_error_names_the_parameter_of_the_address(server: Server) -> None:
+    for query in ("limit=0", "order=sideways"):
+        status, _, answer = server.fetch(f"/v1/videos?{query}")
+        assert status == 400 and json.loads(answer)["error"]["param"] == query.partition("=")[0]
+
+
+def test_a_long_list_is_refused_before_its_values_are_looked_at() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ImageRequest.model_validate({"prompt": "a red circle", "keep": ["x"] * 100_000})
+    assert caught.value.error_count() == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import socket
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,9 +18,11 @@ import torch
 from PIL import Image
 
 from stepvar.checkpoints import save_model
+from stepvar.serving.server.logs import FACTS
 from stepvar.text import WordEncoder
 from tests.helpers import TINY, make_edit
-from tests.serving.server.servers import HeldPipeline, Server, picture, pixels, running
+from tests.serving.server.servers import HeldPipeline, Server, picture, pixels, running, until
+from tests.serving.server.test_server_access import head
 
 TEXT: dict[str, Any] = {
     "vocabulary": ["a", "blue", "make", "red", "sky", "the"],
@@ -27,6 +32,7 @@ TEXT: dict[str, Any] = {
     "hidden": 32,
     "max_words": 15,
 }
+PATH = "/v1/images/edits"
 PROMPT = "make the sky red"
 pytestmark = pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
 
@@ -91,3 +97,40 @@ def test_without_an_image_it_says_where_to_send_one(server: Server) -> None:
         server.client.images.generate(prompt=PROMPT)
     status, _, body = server.fetch("/v1/images/edits", {"prompt": PROMPT})
     assert status == 400 and b"image" in body
+
+
+def requests_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.getMessage() == "request"]
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error_of_the_server(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "stepvar")
+    kinds = ("application/json", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded")
+    host, port = server.root.removeprefix("http://").split(":")
+    for kind in kinds:
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head(1000, PATH, kind) + b"--x\r\n")
+    until(lambda: len(requests_of(caplog)) == len(kinds))
+    assert {record.__dict__[FACTS]["status"] for record in requests_of(caplog)} == {499}
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+LIST = 'Content-Disposition: form-data; name="prompt[]"'
+FORMS = (
+    ("multipart/form-data; boundary=x; charset=punycode", "a\xff-b", "charset='punycode'"),
+    ("multipart/form-data; boundary=x; charset=undefined", "a", "charset='undefined'"),
+    (
+        "multipart/form-data; boundary=x",
+        'a\r\n--x\r\nContent-Disposition: form-data; name="prompt[]"\r\n\r\nb',
+        "prompt: is",
+    ),
+)
+
+
+@pytest.mark.parametrize("kind, value, said", FORMS, ids=("punycode", "undefined", "one value and a list"))
+def test_odd_forms_are_refused(server: Server, kind: str, value: str, said: str) -> None:
+    form = f'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n{value}\r\n--x--\r\n'
+    status, _, answer = server.fetch(PATH, form.encode("latin-1"), Content_Type=kind)
+    assert status == 400 and json.loads(answer)["error"]["message"].startswith(said)

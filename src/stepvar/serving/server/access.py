@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ from stepvar.utils.log import logger
 OPEN = ("/health", "/ready")
 """Paths that need no key: those of load balancers."""
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -56,6 +58,8 @@ class Access:
         try:
             self._check_key(scope["path"], headers)
             await self.app(scope, self._bounded(headers, receive), send_named)
+        except ClientDisconnect:  # before its request had arrived
+            status = status or CLIENT_LEFT
         except Exception as error:
             refused = as_request_error(error)
             if not isinstance(error, RequestError):
@@ -101,10 +105,11 @@ class Access:
         return receive_bounded
 
     def _record(self, scope: Scope, facts: dict[str, Any], status: int, seconds: float) -> None:
-        """Counts the request under the path of its route: what clients make up is not counted one by one."""
+        """Counts the request by its route and method: what clients make up is not counted one by one."""
         status = facts.pop("status", status) or CLIENT_LEFT
         path = getattr(scope.get("route"), "path", "other")
-        self.metrics.requests.labels(path, scope["method"] if path != "other" else "other", str(status)).inc()
+        method = scope["method"] if path != "other" and scope["method"] in _METHODS else "other"
+        self.metrics.requests.labels(path, method, str(status)).inc()
         self.metrics.request_seconds.labels(path).observe(seconds)
         if scope["path"] not in OPEN:
             logger.info("request", extra={FACTS: facts | {"status": status, "seconds": round(seconds, 4)}})

@@ -18,7 +18,7 @@ from stepvar.serving.server import images, status, videos
 from stepvar.serving.server.access import Access, answer
 from stepvar.serving.server.errors import RequestError, as_request_error, invalid_fields
 from stepvar.serving.server.requests import check_method_name
-from stepvar.serving.server.schema import ImageRequest
+from stepvar.serving.server.schema import FIELDS
 from stepvar.serving.server.service import Service
 from stepvar.serving.server.settings import ServerSettings
 from stepvar.utils.version import __version__
@@ -50,7 +50,9 @@ def create_app(
             await asyncio.to_thread(service.worker.stop)
             service.videos.close()
 
-    app = FastAPI(title="stepvar", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="stepvar", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.service = service
     for module in (images, videos, status):
         app.include_router(module.router)
@@ -63,7 +65,7 @@ def create_app(
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    return answer(as_request_error(error, tuple(ImageRequest.model_fields)))
+    return answer(as_request_error(error, FIELDS))
 
 
 async def _refuse_fields(request: Request, error: Exception) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -16,7 +16,9 @@ CLIENT_LEFT = 499
 
 _TYPES = {429: "rate_limit_error"}
 _NAMED = re.compile(r"([a-z_]+)\b")
-_FIELDS = {"height": "size", "aspect_ratio": "size", "class_labels": "prompt"}
+_SOURCES = (("body",), ("query",), ("path",))
+"""How FastAPI begins the place of what is wrong."""
+_FIELDS = {"height": "size", "width": "size", "aspect_ratio": "size", "class_labels": "prompt"}
 """What arguments of the pipeline are called in a request."""
 
 
@@ -67,7 +69,7 @@ def unavailable(message: str, code: str, seconds: int = 5) -> RequestError:
     return RequestError(503, message, code=code, headers={"Retry-After": str(seconds)})
 
 
-def as_request_error(error: BaseException, fields: Sequence[str] = ()) -> RequestError:
+def as_request_error(error: BaseException, fields: Collection[str] = ()) -> RequestError:
     """What a client is told about an error.
 
     Args:
@@ -93,7 +95,7 @@ def invalid_fields(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UsageError):
         return as_request_error(cause)
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = [str(part) for part in first["loc"][first["loc"][:1] in _SOURCES :]]
     name = place[0] if place else "body"
     if first["type"] == "json_invalid":
         return RequestError(400, f"body: is not JSON ({first.get('ctx', {}).get('error', first['msg'])})")

@@ -35,6 +35,8 @@ QUALITIES = {
 """The method that a quality of OpenAI's stands for, with its own settings."""
 
 MOST_PREVIEWS = 64
+LONGEST_METHOD = 500
+"""Characters of the names of methods: some of them together have fewer, and each costs time to look up."""
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 PerScale = float | tuple[float, ...]
@@ -143,7 +145,7 @@ def image_work(
     if fields.output_compression is not None:
         if fields.output_format == "png":
             raise UsageError("output_compression: PNG loses nothing; leave it out, or take jpeg or webp")
-        quality = check_quality(fields.output_compression)
+        quality = check_quality(fields.output_compression, "output_compression")
     count = whole_number("n", fields.n, Range(1, settings.max_images))
     work = _work(fields, pipe, settings, count, 0.0 if pipe.family.video else None, image, previews)
     return work, FileFormat(fields.output_format, quality, fields.response_format == "url")
@@ -224,7 +226,7 @@ def check_method_name(name: str) -> str:
     Raises:
         UsageError: for a path, or what is no name; it offers names alone, since clients cannot give a class.
     """
-    if not name.strip() or any(map(is_class_path, name.split("+"))):
+    if len(name) > LONGEST_METHOD or not name.strip() or any(map(is_class_path, name.split("+"))):
         raise UsageError(f"method={shown(name)}: give a registered method by name, as 'stepvar methods' has it")
     if "=" in name:
         raise UsageError(f"method={shown(name)}: a name takes no settings; requests have the fields keep and speedup")

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from stepvar.errors import UsageError
 from stepvar.serving.server.logs import FACTS
+from stepvar.serving.server.protocol import Protocol
 from stepvar.serving.server.service import Service
 from stepvar.utils.log import logger
 
@@ -38,6 +39,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     """
     config = uvicorn.Config(
         app,
+        http=Protocol,
         log_config=None,
         access_log=False,
         server_header=False,

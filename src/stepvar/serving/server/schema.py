@@ -9,6 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from stepvar.core.values import nearest, shown
 from stepvar.errors import UsageError
 
+MOST_SCALES = 1000
+"""Numbers of a list: more than any model has scales."""
+
 
 def _no_flag(value: Any) -> Any:
     if isinstance(value, bool):
@@ -16,9 +19,16 @@ def _no_flag(value: Any) -> Any:
     return value
 
 
+def _no_long_list(value: Any) -> Any:
+    """Before each of its values is looked at: half a million wrong ones fit into a request, each an error."""
+    if isinstance(value, list) and len(value) > MOST_SCALES:
+        raise ValueError(f"a number, or at most {MOST_SCALES}, one per scale")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_no_flag)]
 Number = Annotated[float, BeforeValidator(_no_flag)]
-PerScale = Annotated[Number | list[Number], Field(union_mode="left_to_right")]
+PerScale = Annotated[Number | list[Number], Field(union_mode="left_to_right"), BeforeValidator(_no_long_list)]
 
 Ignored = Annotated[Any, Field(description="Taken and ignored.")]
 
@@ -85,3 +95,7 @@ class VideoRequest(Fields):
     seconds: Number | None = Field(None, description="Length of the video; the model's usual one without it.")
     size: str = "auto"
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] = "auto"
+
+
+FIELDS = frozenset({*EditRequest.model_fields, *VideoRequest.model_fields, "image", "input_reference"})
+"""What an error may name as its field."""

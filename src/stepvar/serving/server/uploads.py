@@ -10,9 +10,11 @@ from typing import Any
 from fastapi import Request
 from PIL import Image
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from typing_extensions import TypeVar
 
+from stepvar.core.values import shown
 from stepvar.errors import UsageError
 from stepvar.media.images import decode_image
 from stepvar.serving.server.errors import invalid_fields
@@ -36,13 +38,18 @@ async def read_form(request: Request, kind: type[Body], image_name: str) -> tupl
         RequestError: for other fields.
         UsageError: for what is no image, or for several.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+    form_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if form_type == b"application/json":
         return await _read_json(request, kind, image_name)
+    if (charset := options.get(b"charset", b"utf-8")).lower() not in (b"utf-8", b"utf8"):  # others can be slow, or fail
+        raise UsageError(f"charset={shown(charset.decode('latin-1'))}: forms are read as utf-8; leave it out")
     fields: dict[str, Any] = {}
     images = []
     async with request.form(max_files=2, max_fields=MOST_FIELDS, max_part_size=LONGEST_FIELD) as form:
         for name, value in form.multi_items():
             plain = name.removesuffix("[]")
+            if plain in fields and isinstance(fields[plain], list) == (plain == name):
+                raise UsageError(f"{plain}: is given as one value, and as a list as '{plain}[]'; send one of them")
             if isinstance(value, UploadFile):
                 if plain != image_name:
                     raise UsageError(f"{name}: this server takes no such file; leave it out")
