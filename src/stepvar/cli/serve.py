@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -114,6 +116,9 @@ def serve(
         print(url_of(listener), flush=True)
         logger.info("listening", extra={FACTS: {"url": url_of(listener), "model": model}})
         run(app, listener)
+    if app.state.service.worker.loading:  # no signal ends that, and Python's own end crashes where it takes it away
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _check_replicas(replicas: int, port: int, model: str, variant: str | None) -> None:

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from openai import OpenAI
 
-from stepvar.cli import main
+from stepvar import Pipeline
+from stepvar.cli import main, options
 from stepvar.errors import UsageError
 from stepvar.serving.server import ServerSettings, create_app
 from stepvar.serving.server.settings import KEY_VARIABLE, read_keys
@@ -63,6 +65,22 @@ def test_a_wrong_model_ends_the_server_with_its_error(capsys: pytest.CaptureFixt
     assert main(["serve", "--port", "0", "--model", "/nowhere/at/all"]) != 0
     out, err = capsys.readouterr()
     assert out.startswith("http://127.0.0.1:") and "stepvar: error:" in err.splitlines()[-1]
+
+
+def test_a_signal_while_the_model_is_loaded_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own end would pull the libraries away from the thread that loads, which is a crash."""
+    ended, let_go = [], threading.Event()
+
+    def load(*given: object) -> Pipeline:
+        os.kill(os.getpid(), signal.SIGTERM)
+        let_go.wait(60)
+        raise UsageError("never loaded")
+
+    monkeypatch.setattr(options, "load_pipeline", load)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    assert main(["serve", "--port", "0"]) == 0
+    let_go.set()
+    assert ended == [0]
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

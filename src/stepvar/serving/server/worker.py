@@ -122,7 +122,12 @@ class Worker:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join(timeout if self.pipe is not None else 0.0)  # nothing ends the loading of a model early
+        self._thread.join(0.0 if self.loading else timeout)  # nothing ends the loading of a model early
+
+    @property
+    def loading(self) -> bool:
+        """Whether its thread still loads the pipeline."""
+        return self.pipe is None and self._thread.is_alive()
 
     @property
     def idle(self) -> bool:
