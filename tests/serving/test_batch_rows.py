@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,23 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=error):
             read_rows(write(tmp_path / name, text), seed=0)
+
+
+def test_what_cannot_be_written_again_is_the_error_of_its_row(tmp_path: Path) -> None:
+    deep = '{"id": "deep", "prompt": "a circle", "tags": ' + "[" * 900 + "]" * 900 + "}"
+    halves = ('{"prompt": "\\ud800"}', '{"prompt": "a", "tag": ["\\udfff"]}', '{"prompt": "a", "\\ud800": 1}')
+    rows = lines(tmp_path, deep, *halves, {"prompt": "a circle"})
+    assert "nested" in (rows[0].error or "") and rows[-1].error is None
+    assert all("lone surrogate" in (row.error or "") for row in rows[1:-1])
+    for row in rows:
+        json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("prompt,prompt\na,b\n", "several columns 'prompt'"), ('prompt\n"a circle\na square\na star\n', "line .* no CSV")],
+    ids=["two columns of one name", "a quote without its end"],
+)
+def test_a_csv_file_that_would_be_misread_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_rows(write(tmp_path / "rows.csv", text), seed=0)

@@ -22,6 +22,9 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 MOST_BYTES = 4_000_000_000
 """Of a file of prompts."""
 
+DEEPEST = 32
+"""Levels of a value of a row."""
+
 COLUMNS = ("id", "prompt", "seed", "negative_prompt", "aspect_ratio", "guidance_scale")
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
@@ -91,9 +94,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | Row]]:
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | Row]]:
-    reader = csv.DictReader(io.StringIO(read_text(path, most=MOST_BYTES), newline=""))
-    _check_columns(path, reader.fieldnames or ())
+    reader = csv.DictReader(io.StringIO(read_text(path, most=MOST_BYTES), newline=""), strict=True)
     try:
+        _check_columns(path, reader.fieldnames or ())
         for found in reader:
             place = f"line {reader.line_num}"
             if None in found:
@@ -128,15 +131,18 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         raise UsageError(
             f"{path}: has no column 'prompt' ({shown(', '.join(names))}); its first line names the columns"
         )
+    for name in COLUMNS:
+        if list(names).count(name) > 1:
+            raise UsageError(f"{path}: has several columns {name!r}; give one")
 
 
 def _row(found: Mapping[str, Any], place: str, seed: int) -> Row:
     try:
-        identity = _id(found)
+        plain = _plain(found)
+        identity = _id(found, plain)
     except UsageError as error:
         return _bad(place, str(error))
-    other = {key: _plain(value) for key, value in found.items() if key not in COLUMNS}
-    row = Row(identity, place, other=other)
+    row = Row(identity, place, other={key: value for key, value in plain.items() if key not in COLUMNS})
     try:
         return replace(
             row,
@@ -173,10 +179,10 @@ def _given(found: Mapping[str, Any], name: str) -> bool:
     return found.get(name) not in (None, "")
 
 
-def _id(found: Mapping[str, Any]) -> str:
+def _id(found: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
     if not _given(found, "id"):
-        words = json.dumps({key: _plain(value) for key, value in found.items()}, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()[:16]
+        words = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
     given = found["id"]
     text = str(given) if isinstance(given, (str, int)) and not isinstance(given, bool) else ""
     if not _ID.fullmatch(text):
@@ -224,12 +230,23 @@ def _ratio(value: Any) -> str | None:
     return ":".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; others as texts."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A value as JSON has it, and files in UTF-8; others as texts.
+
+    Raises:
+        UsageError: for what cannot be written, or is nested so deeply that a worker could not read it.
+    """
+    if depth > DEEPEST:
+        raise UsageError(f"is nested in more than {DEEPEST} levels; make it flat")
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {_plain(str(key)): _plain(one, depth + 1) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(one, depth + 1) for one in value]
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{shown(value)}: has half of a character, a lone surrogate; write whole ones") from None
     if isinstance(value, float) and not abs(value) < float("inf"):
         return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
