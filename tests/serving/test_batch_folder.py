@@ -110,3 +110,29 @@ def test_parquet_files_hold_each_row_once_however_a_job_ended(tmp_path: Path, mo
     rows = [row for part in sorted(out.glob("part-*.parquet")) for row in parquet.read_table(part).to_pylist()]
     assert [(row["id"], row["bytes"]) for row in rows] == [("one", b"image"), ("two", b"image"), ("three", b"again")]
     assert [(line["id"], line["file"]) for line in manifest(out)][-1] == ("three", "part-00002.parquet")
+
+
+@pytest.mark.parametrize("damage", ["lines", "file"])
+def test_a_parquet_file_whose_lines_were_not_all_written_is_generated_again(tmp_path: Path, damage: str) -> None:
+    """The disk was full, or the process killed, while they were: some rows would be in two files."""
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install '.[batch]'")
+    rows = [result(f"row-{number}") for number in range(module.PART_ROWS + 3)]
+    job(tmp_path / "out", *rows, kind=PARQUET).flush()
+    lines = (tmp_path / "out" / "manifest.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    if damage == "lines":
+        (tmp_path / "out" / "manifest.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20], encoding="utf-8")
+    else:
+        (tmp_path / "out" / "part-00002.parquet").write_bytes(b"PAR1")
+    folder = BatchFolder.open(tmp_path / "out", SETTINGS, PARQUET)
+    assert folder.done == {one.row.id for one in rows[: module.PART_ROWS]}
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.parquet")) == ["part-00001.parquet"]
+
+
+def test_parts_are_numbered_behind_the_last_however_many_there_are(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install '.[batch]'")
+    folder = job(tmp_path / "out", result("one"), kind=PARQUET)
+    folder._parts = 100_000
+    folder.flush()
+    again = job(tmp_path / "out", result("two"), kind=PARQUET)
+    again.flush()
+    assert [line["file"] for line in manifest(tmp_path / "out")] == ["part-100001.parquet", "part-100002.parquet"]

@@ -7,7 +7,9 @@ there, and generates the rest when it is started again.
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ JOB, MANIFEST, IMAGES = "batch.json", "manifest.jsonl", "images"
 PARQUET = "parquet"
 PART_ROWS = 64
 """Rows of a Parquet file; those of one that was not finished are generated again."""
+_PART = re.compile(r"part-(\d+)\.parquet")
 MOST_BYTES = 8_000_000_000
 
 DONE, FAILED = "done", "failed"
@@ -93,6 +96,7 @@ class BatchFolder:
             shutil.rmtree(stale, ignore_errors=True)
         lines = _read_manifest(path / MANIFEST)
         kept = [line for line in lines.values() if line["status"] == DONE and _is_there(path, line["file"])]
+        kept = _of_whole_parts(path, kept)
         there = read_json(path / JOB, remedy="name another folder") if (path / JOB).exists() else {}
         different = describe_differences(there, wanted)
         if different and kept:
@@ -112,7 +116,7 @@ class BatchFolder:
         for part in self.path.glob(f"part-*.{PARQUET}"):
             if part.name not in known:
                 part.unlink()
-        self._parts = max((int(name[5:10]) for name in known if name.endswith(PARQUET)), default=0)
+        self._parts = max((int(found[1]) for found in map(_PART.fullmatch, known) if found), default=0)
 
     def add(self, result: Result) -> None:
         """One more row, on disk when this returns; of Parquet files when :data:`PART_ROWS` are there."""
@@ -198,6 +202,22 @@ def _is_there(path: Path, file: str) -> bool:
     """Whether the file of a line is still in the folder."""
     place = Path(file)
     return not place.is_absolute() and ".." not in place.parts and (path / place).is_file()
+
+
+def _of_whole_parts(path: Path, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the lines of a Parquet file if some of its rows have none: those would come into another file, too."""
+    counts = Counter(line["file"] for line in lines if line["file"].endswith(f".{PARQUET}"))
+    if not counts:
+        return list(lines)
+    parquet = require("pyarrow.parquet", "batch", "a Parquet file")
+    cut = set()
+    for name, count in counts.items():
+        try:
+            whole = parquet.read_metadata(path / name).num_rows == count
+        except Exception:  # of its C++ reader, of many kinds: the file is damaged
+            whole = False
+        cut |= set() if whole else {name}
+    return [line for line in lines if line["file"] not in cut]
 
 
 def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
