@@ -37,6 +37,7 @@ CATEGORY = "stepvar"
 FOLDER = "stepvar"
 """Under ComfyUI's folder of models: checkpoint files, and folders that ``save_pretrained`` or ``convert`` wrote."""
 PREVIEW_SIDE = 512
+OFFLOADS = ("none", "model", "sequential")
 
 Model = io.Custom("STEPVAR_MODEL")
 Text = io.Custom("STEPVAR_TEXT")
@@ -108,7 +109,7 @@ class LoadModel(io.ComfyNode):
                 io.Combo.Input("quantization", options=["none", *QUANTIZATIONS], default="none", optional=True),
                 io.Combo.Input(
                     "offload",
-                    options=["none", "model", "sequential"],
+                    options=list(OFFLOADS),
                     default="none",
                     optional=True,
                     tooltip="Weights rest on the CPU; sequential takes the least memory of the GPU, and is slowest.",
@@ -125,6 +126,12 @@ class LoadModel(io.ComfyNode):
         known = models()
         if model not in known:  # not every ComfyUI holds values to the list, and a workflow may name any file
             raise UsageError(f"model {shown(model)}: choose one of the list, or put it into models/{FOLDER}")
+        for option, value, choices in (
+            ("quantization", quantization, ("none", *QUANTIZATIONS)),
+            ("offload", offload, OFFLOADS),
+        ):
+            if value not in choices:
+                raise UsageError(f"{option} {shown(value)}: choose one of {', '.join(choices)}")
         name, variant = known[model]
         place = torch.device("cpu") if device == "cpu" else comfy.model_management.get_torch_device()
         if place.type != "cpu":  # ComfyUI moves its own models back when it needs them
@@ -269,7 +276,7 @@ class Sample(io.ComfyNode):
             "aspect_ratio": aspect_ratio.strip() or None,
             "resolution": resolution.strip() or None,
             "seconds": None if seconds < 0 else seconds,
-            "image": None if image is None else _as_pil(image[0]),
+            "image": None if image is None else _as_pil(image),
         }
         if method is not None:
             given |= {"method": method.method, "speedup": method.speedup}
@@ -337,9 +344,18 @@ def _first(media: Any) -> Image.Image:
     return one if isinstance(one, Image.Image) else one.images()[-1]
 
 
-def _as_pil(image: Tensor) -> Image.Image:
-    """From ComfyUI's (H, W, 3) in [0, 1]."""
-    return Image.fromarray((image[..., :3] * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy().astype(np.uint8))
+def _as_pil(images: Tensor) -> Image.Image:
+    """The first of ComfyUI's images (B, H, W, 3 or 4) in [0, 1].
+
+    Raises:
+        UsageError: if there is none, or it has other channels, as masks do.
+    """
+    if images.ndim != 4 or 0 in images.shape or images.shape[-1] not in (3, 4):
+        raise UsageError(
+            f"image of shape {tuple(images.shape)}: must be (B, H, W, 3); masks become one by Mask to Image"
+        )
+    levels = (images[0, ..., :3] * 255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.cpu().numpy().astype(np.uint8))
 
 
 NODES: list[type[io.ComfyNode]] = [LoadModel, SetText, ChooseMethod, Sample, Decode]

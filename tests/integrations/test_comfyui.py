@@ -225,3 +225,17 @@ def test_a_workflow_uses_inputs_that_nodes_have(name: str, nodes: dict[str, Any]
         assert required <= node["inputs"].keys()
         for key, value in node["inputs"].items():
             assert inputs[key].kind != "Combo" or value in inputs[key].given["options"]
+
+
+@pytest.mark.parametrize("own", [{"quantization": "int3"}, {"offload": "everything"}], ids=str)
+def test_a_choice_that_is_not_in_its_list_is_refused(nodes: dict[str, Any], own: dict[str, str]) -> None:
+    """Workflows that were written by hand, or for another version, may hold any."""
+    with pytest.raises(UsageError, match="choose one of none"):
+        run(nodes["StepVARLoadModel"], model="tiny", **own)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (1, 8, 8, 1), (1, 8, 8), (1, 0, 8, 3)], ids=str)
+def test_what_is_no_image_is_refused(nodes: dict[str, Any], pipe: Pipeline, shape: tuple[int, ...]) -> None:
+    (text,) = run(nodes["StepVARText"], text="a red circle")
+    with pytest.raises(UsageError, match="image of shape"):
+        run(nodes["StepVARSampler"], model=pipe, text=text, image=torch.zeros(shape), **DEFAULTS)

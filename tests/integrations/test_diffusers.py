@@ -154,6 +154,9 @@ def test_a_callback_stops_the_generation(pipe: StepVARPipeline, form: Any) -> No
     [
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "prompt_embeds: there is latents only"),
         ({"callback_on_step_end": lambda pipe, i, t, given: {"latents": 2 * given["latents"]}}, "latents were changed"),
+        ({"callback_on_step_end_tensor_inputs": "prompt_embeds"}, "inputs: prompt_embeds: there is latents only"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end=3: give a function"),
+        ({"callback_on_scale_end": print}, "both run after each scale"),
         ({"latents": torch.zeros(1)}, "latents: what a generation starts from is no noise"),
         ({"sigmas": [1.0]}, "sigmas: a generation runs one pass per scale"),
         ({"output_type": "jax"}, "output_type='jax': must be one of pil, np, pt, latent"),

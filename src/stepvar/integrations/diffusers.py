@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stepvar.checkpoints import EMBEDDED
 from stepvar.checkpoints.hub import WHOLE, fetch
 from stepvar.core.plan import Step
+from stepvar.core.values import shown
 from stepvar.core.words import ATTRIBUTES, unknown_attribute
 from stepvar.errors import UsageError
 from stepvar.models.registry import release_of_repo
@@ -172,6 +173,8 @@ class StepVARPipeline(DiffusionPipeline):  # type: ignore[misc]
         given = {name: value for name, value in kwargs.items() if value is not None}
         form: OutputType = "pt" if output_type == "np" else output_type
         if callback_on_step_end is not None:
+            if "callback_on_scale_end" in given:
+                raise UsageError("callback_on_step_end and callback_on_scale_end: both run after each scale; give one")
             names = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
             given["callback_on_scale_end"] = self._callback(callback_on_step_end, names, form)
         self._interrupt = False
@@ -191,6 +194,11 @@ class StepVARPipeline(DiffusionPipeline):  # type: ignore[misc]
         return VideoPipelineOutput(media) if video else ImagePipelineOutput(media)
 
     def _callback(self, callback: StepCallback, names: Sequence[str], form: OutputType) -> Callable[[Step, Any], None]:
+        if not callable(callback):
+            raise UsageError(
+                f"callback_on_step_end={shown(callback)}: give a function of the pipeline, two numbers and the tensors"
+            )
+        names = [names] if isinstance(names, str) else names or ()
         if wrong := [name for name in names if name not in self._callback_tensor_inputs]:
             raise UsageError(f"callback_on_step_end_tensor_inputs: {', '.join(map(str, wrong))}: there is latents only")
 
