@@ -69,7 +69,8 @@ def test_a_wrong_model_ends_the_server_with_its_error(capsys: pytest.CaptureFixt
 
 def test_a_signal_while_the_model_is_loaded_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's own end would pull the libraries away from the thread that loads, which is a crash."""
-    ended, let_go = [], threading.Event()
+    ended: list[int] = []
+    let_go = threading.Event()
 
     def load(*given: object) -> Pipeline:
         os.kill(os.getpid(), signal.SIGTERM)
