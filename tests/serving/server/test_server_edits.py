@@ -103,6 +103,7 @@ def requests_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.getMessage() == "request"]
 
 
+@pytest.mark.slow  # failed once on a busy machine: what is sent and closed at once may arrive as nothing at all
 def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error_of_the_server(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,7 @@ from stepvar.serving.server.errors import busy, unavailable
 from stepvar.serving.server.metrics import Metrics
 from stepvar.serving.server.requests import Recipe, Work, texts_of
 from stepvar.serving.server.settings import ServerSettings
+from stepvar.utils.heap import return_free_memory
 from stepvar.utils.log import logger
 
 FITTED = 64
@@ -180,6 +181,7 @@ class Worker:
     def _work(self, pipe: Pipeline) -> None:
         while batch := self._next_batch():
             self._serve(pipe, batch)
+            return_free_memory()
             with self._changed:
                 self._running, self._free_since = [], time.monotonic()
                 self._shared = bool(self._queue) or len({id(item.work) for item in batch}) > 1

@@ -1,0 +1,30 @@
+"""The heap of a process that runs for days."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    """glibc's ``malloc_trim``; None where the C library is another one."""
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):
+        return None
+    return found
+
+
+def return_free_memory() -> bool:
+    """Gives memory that nothing uses back to the system; whether the C library can.
+
+    glibc keeps what was freed. Batches of changing sizes leave holes of changing sizes, and a server of images grew by
+    a third in ten minutes, without a leak.
+    """
+    trim = _trim()
+    if trim is None:
+        return False
+    trim(0)
+    return True
