@@ -24,7 +24,7 @@ def to_device_async(value: Tensor, device: torch.device) -> Tensor:
     Only memory of the host can be pinned; a tensor that lies on a device is copied from there, or not at all.
     """
     if device.type != "cuda" or value.device.type != "cpu":
-        return value.to(device, non_blocking=True)
+        return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)
 
 
