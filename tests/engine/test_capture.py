@@ -21,7 +21,7 @@ from tests.helpers import make_settings
 from tests.methods.families import ROWS, FamilyRow
 from tests.methods.test_matrix import REFUSED, SMALLER
 
-CAPTURED = [name for name in METHODS if make_method(name).replayable]
+CAPTURED = [name for name in METHODS if make_method(name).knows_counts]
 
 METHOD_CASES: dict[str, dict[str, Any]] = {
     **{name: {"method": name, **SMALLER.get(name, {})} for name in CAPTURED if name != "random"},

@@ -145,7 +145,7 @@ class Engine:
     def _capture(self, request: Request, tape: NoiseTape) -> CapturedGeneration | NoiseTape | str:
         """The captured generation; its tape, if there is no room for one; or why there can be none."""
         device = request.model.device
-        if not request.method.replayable:
+        if not request.method.knows_counts:
             return f"{request.method} decides by the image how much is run"
         if not self._make_room(tape.nbytes, device):
             return tape

@@ -225,13 +225,8 @@ class Method(Generic[State]):
         return self.knows_counts and not self.makes_a_choice
 
     @property
-    def replayable(self) -> bool:
-        """Whether captured passes can be replayed: only which of the alternatives follows may depend on the image."""
-        return self.static or (self.makes_a_choice and self.knows_counts)
-
-    @property
     def knows_counts(self) -> bool:
-        """Whether :meth:`tokens_at` gives what runs, rather than the most that may."""
+        """Whether :meth:`tokens_at` gives what runs, rather than the most that may; passes can then be captured."""
         return True
 
     def _overrides(self, *names: str) -> bool:

@@ -194,14 +194,6 @@ class Compose(Method):
     def knows_counts(self) -> bool:
         return all(part.knows_counts for part in self.parts)
 
-    @property
-    def static(self) -> bool:
-        return all(part.static for part in self.parts)
-
-    @property
-    def replayable(self) -> bool:
-        return all(part.replayable for part in self.parts)
-
     def settings(self) -> dict[str, Any]:
         return {part.name: part.settings() for part in self.parts}
 
