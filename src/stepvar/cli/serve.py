@@ -76,14 +76,13 @@ def serve(
 
     for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         require(package, "serve", "the server")
+    from stepvar.serving.address import is_public, listen, url_of
     from stepvar.serving.server import ServerSettings, create_app
     from stepvar.serving.server.logs import FACTS, json_log
-    from stepvar.serving.server.run import is_public, listen, url_of
     from stepvar.serving.server.run import serve as run
     from stepvar.serving.server.settings import KEY_VARIABLE, read_keys
     from stepvar.utils.log import logger
 
-    options.check_counts(port=(port, Range(0, 65535)))
     settings = ServerSettings(
         name=name or "",
         method=method,
@@ -100,36 +99,42 @@ def serve(
     memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
     load = partial(options.load_pipeline, model, device, dtype, variant, revision, text_encoder, memory, quantization)
     if replicas is not None:
-        _check_replicas(replicas, port, model, variant)
-        from stepvar.serving.replicas import serve_replicas
+        _check_replicas(replicas, host, port, model, variant)
+    open_to_all = f"everybody who reaches this address may use the server; set {KEY_VARIABLE} or --api-key-file"
+    with json_log():
+        if replicas is not None:
+            from stepvar.serving.replicas import serve_replicas
 
-        with json_log():
+            if is_public(host) and not keys:
+                logger.warning(open_to_all)
             gpus = int(options.parse_device(device).type == "cuda")
             serve_replicas(load, settings, keys, replicas, gpus, host, port, lambda url: print(url, flush=True))
-        return
-    app = create_app(load, settings, keys)
-    with json_log(), listen(host, port) as listener:
-        if is_public(listener) and not keys:
-            logger.warning(
-                f"everybody who reaches this address may use the server; set {KEY_VARIABLE} or --api-key-file"
-            )
-        print(url_of(listener), flush=True)
-        logger.info("listening", extra={FACTS: {"url": url_of(listener), "model": model}})
-        run(app, listener)
+            return
+        app = create_app(load, settings, keys)
+        with listen(host, port) as listener:
+            if is_public(host) and not keys:
+                logger.warning(open_to_all)
+            url = f"{url_of(*listener.getsockname()[:2])}/v1"
+            print(url, flush=True)
+            logger.info("listening", extra={FACTS: {"url": url, "model": model}})
+            run(app, listener)
     if app.state.service.worker.loading:  # no signal ends that, and Python's own end crashes where it takes it away
         sys.stdout.flush()
         os._exit(0)
 
 
-def _check_replicas(replicas: int, port: int, model: str, variant: str | None) -> None:
+def _check_replicas(replicas: int, host: str, port: int, model: str, variant: str | None) -> None:
     """Says before any work what copies of a server cannot do.
 
     Raises:
-        UsageError: for a number that is none, port 0, or a model whose jobs one copy alone would know.
+        UsageError: for a number that is none, port 0, an address that cannot be opened, or a model whose jobs one copy
+            alone would know.
     """
     from stepvar.checkpoints.sources import find_outline
+    from stepvar.serving.address import check_address
 
     options.check_counts(replicas=(replicas, Range(1, 4096)))
+    check_address(host, port)
     if port == 0:
         raise UsageError("port=0: copies share one port, which must be known; give one, such as 8000")
     if find_outline(model, variant).family.video:

@@ -11,8 +11,6 @@ import typer
 from stepvar.cli import options
 from stepvar.utils.log import logger
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
-
 
 def web(
     model: options.Model = "scenes",
@@ -23,7 +21,7 @@ def web(
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     quantization: options.Quantization = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")] = LOCAL[0],
+    host: Annotated[str, typer.Option(help="Where it listens; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any free one.")] = 7860,
     waiting: Annotated[int, typer.Option(help="Requests that may wait behind the one that runs.")] = 8,
     auth: Annotated[
@@ -38,15 +36,17 @@ def web(
     quiet: options.Quiet = False,
 ) -> None:
     """Open a page that generates images and videos, until it is interrupted."""
-    from stepvar.serving.web import check_address, check_package, parse_auth, serve
+    from stepvar.serving.address import check_address, is_public
+    from stepvar.serving.web import WAITING, check_package, parse_auth, serve
 
     for category in (DeprecationWarning, FutureWarning, ResourceWarning):  # what Gradio is to mend
         warnings.simplefilter("ignore", category)
+    options.check_counts(waiting=(waiting, WAITING))
     check_package()
     login = parse_auth(auth)
-    check_address(host, port, waiting)
+    check_address(host, port)
     options.parse_device(device), options.parse_dtype(dtype)
-    if login is None and (share or host not in LOCAL):
+    if login is None and (share or is_public(host)):
         logger.warning("everyone who reaches this address can use the page; --auth asks for a name and a password")
     memory = options.Memory(offload)
     pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder, memory, quantization)

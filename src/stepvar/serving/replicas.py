@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from stepvar.errors import StepvarError
 from stepvar.pipeline import Pipeline
+from stepvar.serving.address import url_of
 from stepvar.serving.cluster import cluster
 from stepvar.serving.server import ServerSettings, create_app
 from stepvar.utils.log import logger
@@ -59,7 +60,7 @@ def serve_replicas(
         serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "ERROR"})
         try:
             _run(serve, deployment.bind())
-            ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+            ready(f"{url_of(host, port)}/v1")
             while True:
                 time.sleep(1)
         finally:

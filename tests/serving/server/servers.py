@@ -20,8 +20,9 @@ from PIL import Image
 
 from stepvar import Pipeline
 from stepvar.output import Output
+from stepvar.serving.address import listen, url_of
 from stepvar.serving.server import ServerSettings, create_app
-from stepvar.serving.server.run import listen, serve, url_of
+from stepvar.serving.server.run import serve
 from stepvar.serving.server.service import Service
 
 LONG = 60.0
@@ -109,7 +110,7 @@ def running(
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=serve, args=(app, listener), daemon=True)
         thread.start()
-        server = Server(app, url_of(listener), keys)
+        server = Server(app, f"{url_of(*listener.getsockname()[:2])}/v1", keys)
         try:
             if wait:
                 until(lambda: server.service.ready)

@@ -51,7 +51,7 @@ def test_wrong_options_are_refused(capsys: pytest.CaptureFixture[str], arguments
 def test_a_port_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"port={port}: Address already in use" in refusal(capsys, "--port", port)
+        assert f"port={port}: cannot be opened (Address already in use)" in refusal(capsys, "--port", port)
 
 
 def test_a_missing_package_is_named_with_its_extra(

@@ -201,8 +201,9 @@ def test_the_end_finishes_what_was_taken_and_takes_no_more(held: HeldPipeline) -
 
 def test_what_keeps_the_model_from_being_loaded_ends_the_server(tmp_path: Path) -> None:
     from stepvar.errors import StepvarError
+    from stepvar.serving.address import listen
     from stepvar.serving.server import create_app
-    from stepvar.serving.server.run import listen, serve
+    from stepvar.serving.server.run import serve
 
     with listen("127.0.0.1", 0) as listener, pytest.raises(StepvarError, match="nothing"):
         serve(create_app(lambda: Pipeline.from_pretrained(tmp_path / "nothing")), listener)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from stepvar.errors import UsageError
 from stepvar.media.metadata import read_metadata
 from stepvar.pipeline import Pipeline
-from stepvar.serving.web import check_address, check_package, markup, parse_auth
+from stepvar.serving.web import check_package, markup, parse_auth
 from stepvar.serving.web.downloads import Downloads
 from stepvar.serving.web.studio import Progress, Result, Studio, Wish
 from tests.cli.conftest import Run
@@ -79,16 +78,8 @@ def test_a_login_has_a_name_and_a_password() -> None:
         assert "secret" not in str(refused.value)
 
 
-def test_an_address_that_cannot_be_opened_is_refused() -> None:
-    assert check_address("127.0.0.1", 0, 8) > 0
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="another --port"):
-        check_address("127.0.0.1", taken.getsockname()[1], 8)
-    with pytest.raises(UsageError, match="is not an address"):
-        check_address("no such host", 7860, 8)
-    with pytest.raises(UsageError, match="port=70000"):
-        check_address("127.0.0.1", 70000, 8)
-    with pytest.raises(UsageError, match="waiting=-1"):
-        check_address("127.0.0.1", 0, -1)
+def test_a_number_of_those_who_may_wait_has_bounds(run: Run) -> None:
+    assert "waiting=-1" in run("web", "--waiting", "-1").error()
 
 
 def test_the_command_names_the_extra_where_gradio_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from stepvar.errors import UsageError
 from stepvar.serving.server.logs import FACTS
 from stepvar.serving.server.protocol import Protocol
 from stepvar.serving.server.service import Service
@@ -22,11 +21,8 @@ from stepvar.utils.log import logger
 ENDING = tuple(
     number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None
 )
-BACKLOG = 2048
 CONNECTIONS = 1000
 """At once; more are answered with 503."""
-STALLED = 60
-"""Seconds after which a client that reads nothing of what was sent to it is cut off."""
 LAST = 10
 """Seconds that the end of the server waits for answers that are being sent."""
 
@@ -91,38 +87,3 @@ class _Server(uvicorn.Server):
         if self.service.worker.failure is not None or (self.service.draining and self.service.finished):
             self.should_exit = True
         return await super().on_tick(counter)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
-
-    Raises:
-        UsageError: if the address cannot be used.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UsageError(f"host={host!r}: {error.strerror}; give an address of this machine") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it; Linux only
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * STALLED)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise UsageError(f"host={host!r}, port={port}: {error.strerror}; choose another, or 0 for a free one") from None
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """Where clients find the server, as their ``base_url``."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
-
-
-def is_public(listener: socket.socket) -> bool:
-    """Whether other machines reach it."""
-    host = listener.getsockname()[0]
-    return not (host.startswith("127.") or host == "::1")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from stepvar.serving.web.serve import check_address, check_package, parse_auth, serve
+from stepvar.serving.web.serve import WAITING, check_package, parse_auth, serve
 
-__all__ = ["check_address", "check_package", "parse_auth", "serve"]
+__all__ = ["WAITING", "check_package", "parse_auth", "serve"]

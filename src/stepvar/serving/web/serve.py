@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from stepvar.core.values import Range, whole_number
 from stepvar.errors import UsageError
+from stepvar.serving.address import check_address
 from stepvar.utils.require import require
 
 if TYPE_CHECKING:
     from stepvar.pipeline import Pipeline
 
 PORT = 7860
-PORTS = Range(0, 65535, note="0: any free one")
 WAITING = Range(0, 1000)
 
 
@@ -35,29 +34,6 @@ def parse_auth(text: str | None) -> tuple[str, str] | None:
     if not (name and colon and password):
         raise UsageError("auth: must be name:password; neither may be empty")
     return name, password
-
-
-def check_address(host: str, port: int, waiting: int) -> int:
-    """The port, or a free one for 0; before a model is loaded.
-
-    Raises:
-        UsageError: if it cannot be opened, or a number is out of its bounds.
-    """
-    whole_number("port", port, PORTS)
-    whole_number("waiting", waiting, WAITING)
-    try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (OSError, UnicodeError):
-        raise UsageError(f"host={host!r}: is not an address; give 127.0.0.1, or 0.0.0.0 for all networks") from None
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(place)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UsageError(f"host={host!r}, port={port}: cannot be opened ({reason}); give another --port") from None
-        found: int = probe.getsockname()[1]
-        return found
 
 
 @contextmanager
@@ -86,7 +62,8 @@ def serve(
         UsageError: without Gradio, or if the port cannot be opened.
     """
     check_package()
-    port = check_address(host, port, waiting)
+    whole_number("waiting", waiting, WAITING)
+    port = check_address(host, port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from stepvar.serving.web.downloads import Downloads
     from stepvar.serving.web.page import STYLE, build
