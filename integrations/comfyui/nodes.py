@@ -285,7 +285,9 @@ class Sample(io.ComfyNode):
             seed=seed,
             num_images_per_prompt=batch_size,
             output_type="latent",
-            callback_on_scale_end=_progress(model, preview),
+            callback_on_scale_end=_progress(
+                model, preview, [given["image"]] * batch_size if image is not None and model.family.edits else []
+            ),
         )
         return io.NodeOutput(output.latents, str(output.report))
 
@@ -327,12 +329,18 @@ class Decode(io.ComfyNode):
         return io.NodeOutput(torch.from_numpy(frames).float() / 255, float(latent.fps))
 
 
-def _progress(pipe: Pipeline, preview: bool) -> Any:
-    """The callback that moves the bar, shows the image so far, and ends the generation if it was cancelled."""
+def _progress(pipe: Pipeline, preview: bool, sources: list[Image.Image]) -> Any:
+    """The callback that moves the bar, shows the image so far, and ends the generation if it was cancelled.
+
+    Args:
+        sources: the images that are edited.
+    """
     bar = comfy.utils.ProgressBar(1)
 
     def on_scale_end(step: Step, state: Any) -> None:
-        picture = ("JPEG", _first(pipe.preview(state, "pil")), PREVIEW_SIDE) if preview and not step.is_last else None
+        picture = None
+        if preview and not step.is_last:
+            picture = ("JPEG", _first(pipe.preview(state, sources=sources)), PREVIEW_SIDE)
         bar.update_absolute(step.index + 1, len(step.settings.schedule), picture)  # raises where it was cancelled
 
     return on_scale_end

@@ -128,13 +128,20 @@ def test_methods_prune_an_edit(pipe: Pipeline) -> None:
     assert kept.shape[-2:] == (12, 12) or kept.shape[-2:] == (16, 16)  # of the square, not of what is cut from it
 
 
-def test_callbacks_see_the_whole_square(pipe: Pipeline) -> None:
+def test_callbacks_see_the_whole_square_or_what_is_cut_from_it(pipe: Pipeline) -> None:
     seen: list[tuple[int, int]] = []
     pipe(
         PROMPTS[0], image=photo(), seed=3, progress=False,
         callback_on_scale_end=lambda _, state: seen.append(pipe.preview(state)[0].size),
     )  # fmt: skip
     assert seen == [(32, 32)] * 7
+    cut: list[Image.Image] = []
+    result = pipe(
+        PROMPTS[0], image=photo(), seed=3, progress=False,
+        callback_on_scale_end=lambda _, state: cut.extend(pipe.preview(state, sources=[photo()])),
+    )  # fmt: skip
+    assert {one.size for one in cut} == {photo().size} != {(32, 32)}
+    assert np.array_equal(np.asarray(cut[-1]), np.asarray(result.images[0]))
 
 
 def test_offloading_changes_nothing(pipe: Pipeline) -> None:

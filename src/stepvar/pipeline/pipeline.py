@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from stepvar.core.arguments import (
@@ -322,13 +323,15 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             images, videos = to_media(pixels, latents.fps, output_type, latents.metadata, latents.sources)
         return images if len(images) else videos
 
-    def preview(self, state: Any, output_type: MediaType = "pil") -> Any:
+    def preview(self, state: Any, output_type: MediaType = "pil", sources: Sequence[Image.Image] = ()) -> Any:
         """The image or video so far of a running generation, for use in ``callback_on_scale_end``.
 
-        Of an edit it is the whole square.
+        Args:
+            sources: the images that are edited, whose shape the results then have; without them edits are squares.
         """
         with stated_formats():
-            images, videos = to_media(self.model.decode(state, self.tile, self.sliced), self._fps, output_type)
+            pixels = self.model.decode(state, self.tile, self.sliced)
+            images, videos = to_media(pixels, self._fps, output_type, sources=sources)
         return images if len(images) else videos
 
     @accepts(NO_WORDS)

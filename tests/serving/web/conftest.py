@@ -42,10 +42,10 @@ class Gate:
         self.reached, self._open = threading.Event(), threading.Event()
         preview = pipe.preview
 
-        def held(*arguments: Any) -> Any:
+        def held(*arguments: Any, **more: Any) -> Any:
             self.reached.set()
             assert self._open.wait(60), "the gate was never opened"
-            return preview(*arguments)
+            return preview(*arguments, **more)
 
         monkeypatch.setattr(pipe, "preview", held)
 

@@ -83,7 +83,7 @@ def test_wrong_input_is_said_and_the_page_goes_on(panel: Panel, asked: dict[str,
 
 
 def test_a_failure_of_the_model_is_said_on_the_page(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> None:
+    def broken(*arguments: Any, **more: Any) -> None:
         raise RuntimeError("the decoder broke")
 
     monkeypatch.setattr(panel.requests.studio.pipe, "preview", broken)

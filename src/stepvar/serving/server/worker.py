@@ -15,7 +15,6 @@ from PIL import Image
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Report
 from stepvar.errors import StepvarError, UsageError
-from stepvar.media.squares import cut_from_square
 from stepvar.media.video import Video
 from stepvar.methods import Method
 from stepvar.models.inputs import GenerationInputs
@@ -307,11 +306,10 @@ class Worker:
             for item in batch:
                 item.work.tell(Progress(item.index, min(1.0, ran / passes)))
             if step.index in shown:
-                for item, image in zip(batch, pipe.preview(state), strict=True):
+                sources = [item.work.image for item in batch if item.work.image and pipe.family.edits]
+                for item, image in zip(batch, pipe.preview(state, sources=sources), strict=True):
                     if isinstance(image, Image.Image):
-                        source = item.work.image if pipe.family.edits else None
-                        seen = image if source is None else cut_from_square(image, source.size)
-                        item.work.tell(Preview(item.index, step.index, seen))
+                        item.work.tell(Preview(item.index, step.index, image))
 
         return on_scale_end
 

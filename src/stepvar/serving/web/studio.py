@@ -18,7 +18,6 @@ from stepvar.core.plan import Step
 from stepvar.errors import UsageError
 from stepvar.evaluation.comparison import images_of, psnr
 from stepvar.media.sheets import kept_overlay
-from stepvar.media.squares import cut_from_square
 from stepvar.media.video import Video
 from stepvar.methods import Dense, Method, make_method
 from stepvar.output import Output
@@ -237,10 +236,10 @@ class _Run:
             raise Cancelled
 
     def _preview(self, state: Any, source: Image.Image | None) -> Image.Image:
-        (shown,) = self.pipe.preview(state)
+        (shown,) = self.pipe.preview(state, sources=[] if source is None else [source])
         if isinstance(shown, Video):
             shown = shown.images()[len(shown) // 2]
-        return shown if source is None else cut_from_square(shown, source.size)
+        return shown
 
 
 def grid_text(grid: tuple[int, int, int]) -> str:
