@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -55,6 +56,22 @@ def manifest(out: Path) -> list[dict[str, Any]]:
     path = out / "manifest.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+@pytest.mark.parametrize(("method", "counts"), [("stepvar", [2]), ("sparsevar:threshold", [1, 1])])
+def test_what_a_method_decides_by_the_image_it_decides_for_each_row(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, method: str, counts: list[int]
+) -> None:
+    calls: list[int] = []
+
+    def call(self: Pipeline, **given: Any) -> None:
+        calls.append(len(given["prompt"]))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(Pipeline, "__call__", call)
+    rows = [Row(str(seed), "line 1", PROMPTS[0], seed) for seed in range(2)]
+    Generator(replace(setup(), method=make_method(method)), pipe).run(rows)
+    assert calls[: len(counts)] == counts
 
 
 def test_a_bad_row_alone_fails_and_the_others_are_what_the_pipeline_generates(pipe: Pipeline, tmp_path: Path) -> None:

@@ -83,8 +83,9 @@ class Generator:
         """What becomes of some rows."""
         groups: dict[Any, list[Row]] = {}
         for row in rows:
-            key = (row.aspect_ratio, row.guidance_scale, row.negative_prompt is None)
-            groups.setdefault(key, []).append(row)
+            together = (row.aspect_ratio, row.guidance_scale, row.negative_prompt is None)
+            # What a method decides by the image, it would decide for all.
+            groups.setdefault(together if self.setup.method.static else row.id, []).append(row)
         return [result for group in groups.values() for result in self._together(group)]
 
     def _together(self, rows: Sequence[Row]) -> list[Result]:
