@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks import command_line
-from benchmarks.engine import METHOD_SETTINGS, inputs_of
+from benchmarks.engine import METHOD_SETTINGS, generate
 from benchmarks.workload import random_pipeline, release
 from stepvar.core.report import peak_memory
 from stepvar.engine import Engine
@@ -66,25 +66,6 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def call(pipe: Pipeline, method: Method, arguments: argparse.Namespace, index: int, batch: int = 1) -> Row:
-    """One generation, from text features on the host to pixels on the host, in ms."""
-    options = {"resolution": arguments.resolution} if arguments.resolution else {}
-    wait_for(pipe.device)
-    start = time.perf_counter()
-    out = pipe(
-        **inputs_of(pipe, batch, index),
-        method=method,
-        seed=index,
-        guidance_scale=arguments.guidance,
-        output_type="np",
-        progress=False,
-        **options,
-    )
-    whole = 1e3 * (time.perf_counter() - start)
-    loop = 1e3 * out.report.scale_seconds
-    return {"whole": whole, "loop": loop, "ran": out.report.engine, "pixels": out.images}
-
-
 # One image on two devices.
 
 
@@ -97,11 +78,12 @@ def guidance_process(rank: int, port: int, arguments: argparse.Namespace, path: 
     pipes["two"].processes = processes
     methods = {label: method_of(label) for label in arguments.methods}
     cells = [(way, label) for label in methods for way in WAYS]
+    one = argparse.Namespace(**{**vars(arguments), "batch": 1})
 
     def run(cell: tuple[str, str], index: int) -> Row | None:
         way, label = cell
         processes.wait()
-        found = call(pipes[way], methods[label], arguments, index) if way in pipes else None
+        found = generate(pipes[way], pipes[way].engine, methods[label], one, index) if way in pipes else None
         wait_for(device)
         processes.wait()
         return found
@@ -124,7 +106,7 @@ def guidance_process(rank: int, port: int, arguments: argparse.Namespace, path: 
 
 def compared(label: str, one: Sequence[Row], two: Sequence[Row]) -> Row:
     """Medians in ms, the ratios of each round (median, least and most), and how far pixels differ."""
-    row: Row = {"method": label, "ran": sorted({run["ran"] for run in (*one, *two)})}
+    row: Row = {"method": label, "ran": sorted({run["engine"] for run in (*one, *two)})}
     for name in ("loop", "whole"):
         ratios = [a[name] / b[name] for a, b in zip(one, two, strict=True)]
         row[name] = {"one": median(run[name] for run in one), "two": median(run[name] for run in two)}
@@ -161,13 +143,13 @@ def throughput_process(rank: int, count: int, port: int, arguments: argparse.Nam
     for label in arguments.methods:
         method = method_of(label)
         for index in range(3):
-            call(pipe, method, arguments, index, arguments.batch)
+            generate(pipe, pipe.engine, method, arguments, index)
         rates = []
         for _ in range(arguments.repeats):
             dist.barrier()
             start = time.perf_counter()
             for index in range(arguments.calls):
-                call(pipe, method, arguments, 3 + index + rank * arguments.calls, arguments.batch)
+                generate(pipe, pipe.engine, method, arguments, 3 + index + rank * arguments.calls)
             dist.barrier()  # all have ended: the slowest counts
             rates.append(count * arguments.calls * arguments.batch / (time.perf_counter() - start))
         rows.append({"method": label, "gpus": count, "rate": median(rates), "least": min(rates), "most": max(rates)})
@@ -231,6 +213,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calls", type=int, default=8, help="generations of each GPU in a measurement of throughput")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of throughput")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.set_defaults(seconds=None)
     return parser.parse_args(given)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,3 +62,15 @@ def test_a_result_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("sys.argv", ["", "--rounds", "1"])
     assert engine.main(["--device", "cpu", "--methods", "dense", "--out", str(tmp_path / "engine.json")]) == 0
     assert '"command": "python -m' in (tmp_path / "engine.json").read_text()
+
+
+def test_generations_of_one_seed_are_compared(
+    cells: engine.Cells, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = engine.parse(["--resolution", "0.06M", "--methods", "dense", "--check-repeats", "3"])
+    assert engine.check_repeats(cells.pipe, given)
+    assert capsys.readouterr().out == "dense: 0 of 2 differ from the first, by [] values\n"
+    noisy = iter((np.zeros(4), np.zeros(4), np.array([0, 1, 0, 1])))
+    monkeypatch.setattr(engine, "generate", lambda *_: {"pixels": next(noisy)})
+    assert not engine.check_repeats(cells.pipe, given)
+    assert "1 of 2 differ from the first, by [2] values" in capsys.readouterr().out
