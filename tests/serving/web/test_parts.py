@@ -15,6 +15,7 @@ from stepvar.media.metadata import read_metadata
 from stepvar.pipeline import Pipeline
 from stepvar.serving.web import check_package, markup, parse_auth
 from stepvar.serving.web.downloads import Downloads
+from stepvar.serving.web.requests import Requests
 from stepvar.serving.web.studio import Progress, Result, Studio, Wish
 from tests.cli.conftest import Run
 
@@ -76,6 +77,17 @@ def test_a_login_has_a_name_and_a_password() -> None:
         with pytest.raises(UsageError, match="name:password") as refused:
             parse_auth(wrong)
         assert "secret" not in str(refused.value)
+
+
+def test_a_request_behind_a_cancelled_one_is_not_cancelled_with_it(studio: Studio, tmp_path: Path) -> None:
+    requests = Requests(studio, Downloads(tmp_path))
+    first = requests.begin("ada", False)
+    requests.cancel("ada", False)
+    second = requests.begin("ada", False)  # before the first has come to its end
+    assert first.is_set() and not second.is_set()
+    requests.end("ada", False, first)
+    requests.cancel("ada", False)
+    assert second.is_set()
 
 
 def test_a_number_of_those_who_may_wait_has_bounds(run: Run) -> None:

@@ -280,7 +280,7 @@ class Panel:
             logger.exception("the page: a request failed")
             yield self._idle(markup.error(f"{type(error).__name__}: {error}"))
         finally:
-            self.requests.end(request.session_hash, self.video)
+            self.requests.end(request.session_hash, self.video, stop)
 
     def _busy(self) -> Changes:
         changes = {

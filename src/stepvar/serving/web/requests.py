@@ -23,10 +23,14 @@ class Requests:
 
     def begin(self, visitor: str | None, video: bool) -> Event:
         """What will stop the request that a visitor begins now: one for an image, one for a video at a time."""
-        return self._running.setdefault((visitor, video), Event())
+        self.cancel(visitor, video)  # what was cancelled may still be on its way to its end
+        stop = self._running[visitor, video] = Event()
+        return stop
 
-    def end(self, visitor: str | None, video: bool) -> None:
-        self._running.pop((visitor, video), None)
+    def end(self, visitor: str | None, video: bool, stop: Event) -> None:
+        """The request that ``stop`` belongs to has ended; the visitor may have begun another."""
+        if self._running.get((visitor, video)) is stop:
+            del self._running[visitor, video]
 
     def cancel(self, visitor: str | None, video: bool) -> None:
         """Stops what a visitor runs behind the next scale, or takes it out of the line."""
