@@ -22,7 +22,7 @@ from stepvar.models.infinity import Infinity
 from stepvar.models.infinity_star.encode import encode
 from stepvar.models.offload import SLOTS, BlockStream, Group, blocks_of, split, tensors_of, weights_on_device
 from tests.helpers import WIDE, make_model, make_settings, make_star
-from tests.media.test_video import make_video
+from tests.media.videos import make_video
 from tests.methods.families import ROWS, FamilyRow
 
 CPU = torch.device("cpu")
