@@ -38,6 +38,7 @@ class Options:
         minutes: of the whole training, over all starts.
         limit: seconds after which this start ends, finished or not.
         init: model folder that the transformer's training goes on from, with its text encoder and tokenizer.
+        peak: highest learning rate; None: the stage's own, which is for a fresh start.
         group: the processes that train together.
     """
 
@@ -48,6 +49,7 @@ class Options:
     limit: float = float("inf")
     seed: int = 0
     init: Path | None = None
+    peak: float | None = None
     group: Group = field(default_factory=Group)
 
     @classmethod
@@ -62,12 +64,15 @@ class Options:
         parser.add_argument(
             "--init", type=Path, help="model folder whose transformer, text encoder and tokenizer go on"
         )
+        parser.add_argument("--peak", type=float, help="highest learning rate; lower than the default behind --init")
         parsed = parser.parse_args()
         parsed.out.mkdir(parents=True, exist_ok=True)
         group = Group.join()
         device = group.device(torch.device(parsed.device))
         preset = PRESETS[parsed.preset]
-        return cls(preset, parsed.out, parsed.minutes, device, parsed.limit, parsed.seed, parsed.init, group)
+        return cls(
+            preset, parsed.out, parsed.minutes, device, parsed.limit, parsed.seed, parsed.init, parsed.peak, group
+        )
 
     def data_seed(self, step: int) -> int:
         """Of the data of this process when it starts at ``step``: another stream for each process and each start."""
@@ -78,11 +83,13 @@ class Stage:
     """A module in training; all that changes is in its checkpoint, from which it goes on."""
 
     def __init__(self, name: str, module: nn.Module, options: Options, peak: float, decay: float) -> None:
-        self.module, self.peak, self.group = module, peak, options.group
+        self.module, self.peak, self.group = module, options.peak or peak, options.group
         self.group.same_start(module)
         self.mean = averaged(module, 0.999)
         fused = options.device.type == "cuda"
-        self.optimiser = torch.optim.AdamW(parameter_groups([module], decay), lr=peak, betas=(0.9, 0.95), fused=fused)
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups([module], decay), lr=self.peak, betas=(0.9, 0.95), fused=fused
+        )
         self.progress = Progress(options.minutes)
         self.fraction = 0.0
         self.started = False

@@ -1,8 +1,8 @@
 """Trains the transformer of "wardrobe" and its text encoder: stage ``transformer`` of ``python -m training.wardrobe``.
 
 Never with pruned tokens: every scale that a step looks at is whole. The first quarter of the time mostly looks at
-the coarse scales, which are cheap and hold the layout; then at whole pyramids. What is shipped is the running average
-at its best on held-out photographs.
+the coarse scales, which are cheap and hold the layout; then at whole pyramids; a run behind ``--init`` does both. What
+is shipped is the running average at its best on held-out photographs.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ DECAY = 0.05
 DROPPED_TEXT = 0.1
 MOST_FLIPS = 0.25
 PREFIX_UNTIL = 0.25
-WHOLE_BEFORE, WHOLE_AFTER = 0.3, 0.9
-"""Share of steps that look at all scales, before and after that part of the time."""
+WHOLE_BEFORE, WHOLE_AFTER, WHOLE_AGAIN = 0.3, 0.9, 0.5
+"""Share of steps that look at all scales, before and after that part of the time, and in a run that goes on.
+
+The finest scales are learned first. What is still wrong then comes from the middle ones, of which a short step sees
+four times as many pictures.
+"""
 STARTING_DRAWS = 24
 DEFAULTS: dict[str, Any] = {"guidance_scale": 2.0, "temperature": 0.7}
 SHOWN = (
@@ -145,6 +149,8 @@ class TransformerTrainer:
     def plan_step(self, schedule: ScaleSchedule) -> tuple[int, int]:
         """Scales and batch of the next step."""
         whole = WHOLE_BEFORE if self.stage.fraction < PREFIX_UNTIL else WHOLE_AFTER
+        if self.options.init is not None:
+            whole = WHOLE_AGAIN
         if self.rng.random() < whole:
             return len(schedule), self.preset.whole_batch
         return self.rng.choice(self.preset.prefixes)
