@@ -38,8 +38,8 @@ from stepvar.utils.files import write_text
 
 TIMEOUT = 600.0
 """Seconds after which an answer counts as lost."""
-EVERY = 5.0
-"""Seconds between two looks at the memory."""
+EVERY = 0.5
+"""Seconds between two looks at the memory: often enough to meet it between two batches."""
 GROWTH = 0.02
 """Share that memory may grow by under load."""
 LONGEST_PAUSE = 10.0
