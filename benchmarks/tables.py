@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import engine, memory, own_scale, precision, quality_video, rules, speed, upstream
-from benchmarks.leaderboard import costs, figures
+from benchmarks.leaderboard import costs
+from benchmarks.leaderboard import tables as leaderboard
 from benchmarks.stepvar_plus import summary as stepvar_plus
 from benchmarks.study.tables import single, write_tables
 from stepvar.evaluation.likelihood.summary import overview, title
@@ -60,7 +61,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed": lambda result: speed.markdown(result) + "\n" + info(result),
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "upstream": lambda result: upstream.markdown(result) + info(result),
-    "leaderboard": lambda result: figures.markdown(result) + info(result),
+    "leaderboard": lambda result: leaderboard.markdown(result) + info(result),
     "costs": lambda result: costs.markdown(result) + info(result),
     "single": single,
     "own": lambda result: own_scale.markdown(result) + info(result),

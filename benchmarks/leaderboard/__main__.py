@@ -1,7 +1,8 @@
-"""``python -m benchmarks.leaderboard --out runs/leaderboard``: all methods at equal operations, on an embedded model.
+"""``python -m benchmarks.leaderboard --out runs/leaderboard``: all methods at equal operations, on any model.
 
-It goes on where it was stopped. ``--figures`` makes the figures of what is there so far
-(``benchmarks/results/leaderboard-MODEL.json``), from which ``python -m benchmarks.tables`` makes the page.
+It goes on where it was stopped; ``--shard 0/4`` to ``--shard 3/4`` share the work. ``--figures`` makes the figures of
+what is there so far (``benchmarks/results/leaderboard-NAME.json``), from which ``python -m benchmarks.tables`` makes
+the page.
 """
 
 from __future__ import annotations
@@ -14,53 +15,110 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.leaderboard.entrants import BUDGETS, entrants
-from benchmarks.leaderboard.figures import write_figures
+from benchmarks.leaderboard.entrants import BUDGETS, Entrant, entrants
+from benchmarks.leaderboard.figures import RESULTS, read_folders, write_figures
+from benchmarks.study.__main__ import AGAIN, parse_shard
 from benchmarks.study.match import counted_speedup
+from stepvar.checkpoints.sources import find_outline
+from stepvar.engine import ENGINES
+from stepvar.errors import StepvarError, UsageError
 from stepvar.evaluation.candidates import DENSE
-from stepvar.evaluation.folder import RunFolder
+from stepvar.evaluation.folder import RunFolder, slug
 from stepvar.evaluation.machine import provenance
 from stepvar.evaluation.metrics.scenes import domain_of
-from stepvar.evaluation.prompts import load_prompts
+from stepvar.evaluation.prompts import PromptSet, load_prompts
 from stepvar.evaluation.run import Evaluation, Measures
 from stepvar.methods import Dense, Method
 from stepvar.pipeline import Pipeline
 from stepvar.utils.progress import bar
 
+SUITES = ("scenes", "scenes-video")
+"""Embedded models that have prompts of their own, as many as wanted, and a judge."""
+
 
 def main(given: Sequence[str] | None = None) -> None:
-    arguments = parser().parse_args(given)
-    if arguments.figures:
-        print(f"{write_figures(RunFolder.read(arguments.out), arguments.model)}: written")
+    command = parser()
+    arguments = command.parse_args(given)
+    if arguments.out is None and not arguments.figures:
+        command.error("--out: is needed, the folder of the results")
+    if arguments.figures is not None:
+        folders = read_folders(arguments.figures or [arguments.out])
+        print(f"{write_figures(folders, arguments.name, arguments.results)}: written")
         return
-    pipe = Pipeline.from_pretrained(arguments.model, device=arguments.device, dtype=getattr(torch, arguments.dtype))
-    settings = pipe.settings()
-    taking_part = entrants(counted_speedup(pipe, settings), settings, arguments.budgets, arguments.methods)
-    prompts = load_prompts(f"{arguments.model}:{arguments.prompts}")
-    names = ("model", "device", "dtype", "prompts", "seeds", "batch", "budgets", "methods")
-    described: dict[str, Any] = {name: getattr(arguments, name) for name in names} | {"cache": cache_of(pipe, Dense())}
-    listed = [entrant.to_dict() | {"cache": cache_of(pipe, entrant.method)} for entrant in taking_part]
-    folder = RunFolder.open(
-        arguments.out,
-        {"leaderboard": described, "entrants": listed},
-        provenance(pipe.device, command_line(__spec__)),
+    shard = parse_shard(arguments.shard)
+    prompts = prompts_of(arguments.prompts, arguments.model)
+    prompts.check_images(find_outline(arguments.model).family.edits, arguments.batch)
+    pipe = Pipeline.from_pretrained(
+        arguments.model, device=arguments.device, dtype=getattr(torch, arguments.dtype), engine=arguments.engine
     )
-    evaluation = Evaluation(
-        pipe,
-        prompts,
-        range(arguments.seeds),
-        [DENSE, *(entrant.candidate for entrant in taking_part)],
-        folder,
-        Measures(domain_of(prompts.prompts, pipe.device)),
-        batch=arguments.batch,
-        images=arguments.images,
-        timed=False,
-    )
+    evaluation = evaluation_of(pipe, prompts, shard, arguments)
     with bar("leaderboard", evaluation.images_left, True, time_left=True) as advance:
         evaluation.generate(advance, 60 * arguments.minutes)
     if evaluation.images_left:
         print(f"{evaluation.images_left} images are left; the same command goes on", flush=True)
-    print(f"{write_figures(folder, arguments.model)}: written")
+    if shard[1] > 1:
+        print(f"{evaluation.folder.path}: a shard; --figures joins what all of them made")
+    elif evaluation.folder.rows:
+        print(f"{write_figures([evaluation.folder], arguments.name, arguments.results)}: written")
+
+
+def prompts_of(wanted: str, model: str) -> PromptSet:
+    """So many prompts of the model's own suite, or those of a file.
+
+    Raises:
+        UsageError: for a number where the model has no suite, or what cannot be read as prompts.
+    """
+    if not wanted.isdecimal():
+        return load_prompts(wanted)
+    if model not in SUITES:
+        raise UsageError(
+            f"prompts {wanted}: {model} has no prompts of its own, only {' and '.join(SUITES)} have; "
+            "give a file with --prompts"
+        )
+    return load_prompts(f"{model}:{wanted}")
+
+
+def evaluation_of(
+    pipe: Pipeline, prompts: PromptSet, shard: tuple[int, int], arguments: argparse.Namespace
+) -> Evaluation:
+    """All that take part, in a folder that can be continued."""
+    settings = pipe.settings()
+    taking_part = entrants(counted_speedup(pipe, settings), settings, arguments.budgets, arguments.methods)
+    if not taking_part:
+        raise UsageError(
+            f"methods {' '.join(arguments.methods)}: no method's label begins so, or none serves the model"
+        )
+    folder = RunFolder.open(
+        arguments.out if shard[1] == 1 else arguments.out / f"{shard[0]}-of-{shard[1]}",
+        described(pipe, prompts, taking_part, arguments),
+        provenance(pipe.device, command_line(__spec__)),
+    )
+    return Evaluation(
+        pipe,
+        prompts,
+        range(arguments.seeds),
+        [DENSE, AGAIN, *(entrant.candidate for entrant in taking_part)],
+        folder,
+        Measures(domain_of(prompts.prompts, pipe.device)),
+        batch=arguments.batch,
+        images=arguments.images,
+        timed=True,
+        shard=shard,
+    )
+
+
+def described(
+    pipe: Pipeline, prompts: PromptSet, taking_part: Sequence[Entrant], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """What a folder must have been made with to be gone on with, or joined; nothing in it is of this machine alone."""
+    names = ("dtype", "engine", "seeds", "batch", "budgets", "methods")
+    own: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    own["device"] = pipe.device.type  # whichever of several
+    own["model"] = arguments.name or slug(Path(arguments.model).name)
+    own["prompts"] = {"source": Path(prompts.source).name, "count": len(prompts), "texts": prompts.digest}
+    own["cache"] = cache_of(pipe, Dense())
+    listed = [entrant.to_dict() | {"cache": cache_of(pipe, entrant.method)} for entrant in taking_part]
+    return {"leaderboard": own, "entrants": listed}
 
 
 def cache_of(pipe: Pipeline, method: Method) -> int:
@@ -70,20 +128,36 @@ def cache_of(pipe: Pipeline, method: Method) -> int:
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m benchmarks.leaderboard", description=__doc__)
-    found.add_argument("--model", choices=("scenes", "scenes-video"), default="scenes")
-    found.add_argument("--out", type=Path, required=True, help="folder of the results")
+    found.add_argument("--model", default="scenes", help="an embedded model, a name on the hub, or a folder")
+    found.add_argument("--name", type=slug, help="what the model is called in the figures; default: as its folder")
+    found.add_argument("--out", type=Path, help="folder of the results")
     found.add_argument("--device", default="cpu")
     found.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    found.add_argument("--prompts", type=int, default=64)
+    found.add_argument("--engine", choices=ENGINES, default="eager", help="more take part than graphs are kept of")
+    found.add_argument(
+        "--prompts", default="64", help="how many of the model's own suite, or a file, as of stepvar eval"
+    )
     found.add_argument("--seeds", type=int, default=1)
     found.add_argument("--batch", type=int, default=8)
     found.add_argument("--images", type=int, default=4, help="prompts whose images are kept")
     found.add_argument("--methods", nargs="*", default=[], help="only labels that begin so")
     found.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS), help="speed-ups, by operations")
     found.add_argument("--minutes", type=float, default=1e9, help="begin no batch that would end later than this")
-    found.add_argument("--figures", action="store_true", help="only make figures of what is there")
+    found.add_argument(
+        "--shard", default="0/1", help="i/n: every n-th batch, from the i-th on, in a folder below --out"
+    )
+    found.add_argument(
+        "--figures",
+        type=Path,
+        nargs="*",
+        help="only make figures of what is there, in --out or in several folders, shards and all",
+    )
+    found.add_argument("--results", type=Path, default=RESULTS, help="folder of the figures")
     return found
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StepvarError as error:
+        raise SystemExit(str(error)) from None

@@ -77,8 +77,8 @@ def entrants(
     found: dict[str, Entrant] = {}
     for name, own_settings in BASELINES:
         label, method = _label(name, own_settings), make_method(name, **own_settings)
-        if _wanted(label, names):
-            found[label] = Entrant(label, method, None, speedup_of(method))
+        if _wanted(label, names) and (speedup := _speedup(method, speedup_of)):
+            found[label] = Entrant(label, method, None, speedup)
     for label, method in _named():
         for own in _rows(label, method, speedup_of, settings, budgets) if _wanted(label, names) else ():
             if all(own.method != other.method for other in found.values()):
@@ -111,10 +111,7 @@ def _rows(
     label: str, method: Method, speedup_of: SpeedupOf, settings: Settings, budgets: Sequence[float]
 ) -> Iterator[Entrant]:
     """A method at each budget that it reaches, and as it is by default where that serves the model."""
-    try:
-        speedup = speedup_of(method)
-    except UsageError:  # a preset of another model, a schedule that is too short
-        speedup = 0.0
+    speedup = _speedup(method, speedup_of)
     tuned = False
     for budget in budgets:
         own = at_budget(f"{label}@{budget:g}", method, budget, speedup_of, settings)
@@ -123,6 +120,14 @@ def _rows(
             yield own
     if speedup >= 1 and not tuned:
         yield Entrant(label, method, None, speedup)
+
+
+def _speedup(method: Method, speedup_of: SpeedupOf) -> float:
+    """0 where the method does not serve: a preset of another model, a schedule that is too short, no guidance."""
+    try:
+        return speedup_of(method)
+    except UsageError:
+        return 0.0
 
 
 def at_budget(label: str, method: Method, budget: float, speedup_of: SpeedupOf, settings: Settings) -> Entrant | None:

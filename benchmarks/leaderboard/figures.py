@@ -1,64 +1,135 @@
-"""From the folder of a run to its figures, and from figures to tables."""
+"""From the folders of a run to its figures."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.joined import join
 from benchmarks.leaderboard.entrants import NEAR
+from benchmarks.study.__main__ import AGAIN
+from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import DENSE
-from stepvar.evaluation.folder import RunFolder
-from stepvar.evaluation.statistics import bootstrap, paired
-from stepvar.evaluation.summary import Row, Rows, compared, rows_by_method
+from stepvar.evaluation.folder import RUN, RunFolder
+from stepvar.evaluation.statistics import Spread, bootstrap, paired
+from stepvar.evaluation.summary import Row, Rows, compared, speedups
 from stepvar.utils.files import write_text
+
+Entry = Mapping[str, Any]
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 EQUAL = 99.0
 """The PSNR of images that are equal."""
 
-MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "high_frequency": "detail left"}
+MEASURES = ("psnr", "ssim", "high_frequency", "gmsd", "haarpsi", "spectrum")
+"""Given where the manifest has them of every image."""
+
+BY_CATEGORY = ("psnr", "spectrum")
+"""Measures that are given of each category, too."""
+
+CATEGORIES, IMAGES = (2, 6), 8
+"""How many categories are told apart, and how many images each needs."""
 
 
-def write_figures(folder: RunFolder, model: str) -> Path:
-    """Writes ``leaderboard-MODEL.json``."""
-    path = RESULTS / f"leaderboard-{model}.json"
-    write_text(path, json.dumps(figures(folder), indent=1, allow_nan=False) + "\n")
+def read_folders(paths: Sequence[Path]) -> list[RunFolder]:
+    """Each folder, or the shards in it.
+
+    Raises:
+        UsageError: where there is neither.
+    """
+    found = []
+    for path in paths:
+        shards = [] if (path / RUN).exists() else [one.parent for one in sorted(path.glob(f"*-of-*/{RUN}"))]
+        found += [RunFolder.read(one) for one in shards or [path]]
+    return found
+
+
+def write_figures(folders: Sequence[RunFolder], name: str | None = None, results: Path = RESULTS) -> Path:
+    """Writes ``leaderboard-NAME.json``; the name is the model's, as the run calls it, where none is given."""
+    found = figures(folders)
+    path = results / f"leaderboard-{name or found['settings']['model']}.json"
+    write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return path
 
 
-def figures(folder: RunFolder) -> dict[str, Any]:
-    """One entry per method that has run, and who leads at each budget."""
-    rows = rows_by_method(folder)
-    dense = rows[DENSE.label]
-    settings = folder.settings
-    known = {entry["label"]: entry for entry in settings["entrants"]}
-    found = [_entry(known[label], own, dense) for label, own in rows.items() if label in known]
-    found = [entry for entry in found if entry.get("psnr", {"mean": 0.0})["mean"] < EQUAL]  # the others change nothing
-    leaders = {str(budget): leader_of(found, rows, budget) for budget in settings["leaderboard"]["budgets"]}
+def figures(folders: Sequence[RunFolder]) -> dict[str, Any]:
+    """One entry per method that has run, who leads at each budget, and how far each is above random selection.
+
+    Raises:
+        UsageError: if the folders do not belong together, or hold no image yet.
+    """
+    run = join(folders, "leaderboard")
+    rows, budgets = run.rows, run.settings["budgets"]
+    if DENSE.label not in rows:
+        raise UsageError(f"{folders[0].path}: no dense image yet, to which others could be compared")
+    dense, timing = rows[DENSE.label], alike(run.timing)
+    categories = categories_of(dense)
+    known = {entry["label"]: entry for folder in folders for entry in folder.settings["entrants"]}
+    entries = [
+        _entry(known[label], own, dense, list(categories)) | _measured(timing, label)
+        for label, own in rows.items()
+        if label in known
+    ]
+    entries = [entry for entry in entries if entry.get("psnr", {"mean": 0.0})["mean"] < EQUAL]  # others change nothing
     answers = [right for right in map(accuracy, dense.values()) if right is not None]
+    again = [1 / ratio for ratio in speedups(timing, AGAIN.label)]
     return {
-        "info": folder.info,
-        "settings": settings["leaderboard"],
+        "info": run.info,
+        "settings": run.settings,
         "images": len(dense),
+        "categories": categories,
         "dense_accuracy": round(float(np.mean(answers)), 5) if answers else None,
-        "entries": found,
-        "leaders": leaders,
+        "dense_again": _rounded(Spread.of(again).to_dict()) if again else None,
+        "entries": entries,
+        "leaders": {str(budget): leader_of(entries, rows, budget) for budget in budgets},
+        "over_random": {str(budget): over_random(entries, rows, budget) for budget in budgets},
     }
 
 
-def _entry(entry: Mapping[str, Any], rows: Rows, dense: Rows) -> dict[str, Any]:
+def alike(timing: Sequence[Row]) -> list[Row]:
+    """The timed batches that ran as dense did in the end: replays and what was not captured cannot be compared."""
+    ways = [(row, str(row.get("engine", "")).partition(":")[0]) for row in timing]
+    dense = [way for row, way in ways if row["method"] == DENSE.label]
+    return [row for row, way in ways if way == dense[-1]] if dense else []
+
+
+def categories_of(dense: Rows) -> dict[str, int]:
+    """Categories with enough images, and how many each has; none where there are too few of them or too many."""
+    counts = Counter(row.get("category", "") for row in dense.values())
+    found = {name: count for name, count in sorted(counts.items()) if name and count >= IMAGES}
+    least, most = CATEGORIES
+    return found if least <= len(found) <= most else {}
+
+
+def _entry(entry: Entry, rows: Rows, dense: Rows, categories: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {**entry, "images": len(rows), **_means(rows, MEASURES)}
+    found["accuracy"] = compared(rows, dense, accuracy)
+    parts = {name: {key: row for key, row in rows.items() if row.get("category") == name} for name in categories}
+    if parts:
+        found["by_category"] = {name: _means(part, BY_CATEGORY) for name, part in parts.items() if part}
+    return _rounded(found)
+
+
+def _means(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
+    """The mean of each measure that all rows have, with its interval."""
     prompts = [prompt for prompt, _ in rows]
-    found: dict[str, Any] = {**entry, "images": len(rows)}
-    for name in MEASURES:
+    found = {}
+    for name in names:
         values = [float(row[name]) for row in rows.values() if name in row]
         if len(values) == len(rows):
             found[name] = bootstrap(values, prompts).to_dict()
-    found["accuracy"] = compared(rows, dense, accuracy)
-    return _rounded(found)
+    return found
+
+
+def _measured(timing: Sequence[Row], label: str) -> dict[str, Any]:
+    """The time of an image by dense, both times that it ran, over the method's own, batch by batch."""
+    ratios = speedups(timing, label, (DENSE.label, AGAIN.label))
+    return {"measured": _rounded(Spread.of(ratios).to_dict())} if ratios else {}
 
 
 def accuracy(row: Row) -> float | None:
@@ -67,25 +138,38 @@ def accuracy(row: Row) -> float | None:
     return float(np.mean(list(right.values()))) if right else None
 
 
-def at_budget(entry: Mapping[str, Any], budget: float) -> bool:
+def at_budget(entry: Entry, budget: float) -> bool:
     """Whether a method belongs into the table of a budget: it was set to it, or costs as little by itself."""
     if entry["label"].startswith("floor"):
         return False
     return entry["budget"] == budget or (entry["budget"] is None and abs(entry["speedup"] / budget - 1) <= 2 * NEAR)
 
 
-def leader_of(entries: Sequence[Mapping[str, Any]], rows: Mapping[str, Rows], budget: float) -> dict[str, Any]:
+def leader_of(entries: Sequence[Entry], rows: Mapping[str, Rows], budget: float) -> dict[str, Any]:
     """Who has the highest PSNR at a budget, and by how much it leads each of the others, pair by pair."""
     taking_part = [entry for entry in entries if at_budget(entry, budget) and "psnr" in entry]
     if not taking_part:
         return {}
     first = max(taking_part, key=lambda entry: entry["psnr"]["mean"])["label"]
-    leads = {}
-    for entry in taking_part:
-        shared = [image for image in rows[first] if image in rows[entry["label"]]]
-        own, other = ([float(rows[label][image]["psnr"]) for image in shared] for label in (first, entry["label"]))
-        leads[entry["label"]] = _rounded(paired(own, other, [prompt for prompt, _ in shared]).to_dict())
+    leads = {entry["label"]: _difference(rows[first], rows[entry["label"]]) for entry in taking_part}
     return {"label": first, "leads": leads}
+
+
+def over_random(entries: Sequence[Entry], rows: Mapping[str, Rows], budget: float) -> dict[str, Any]:
+    """How much higher the PSNR of each method of a budget is than that of random selection, pair by pair."""
+    random = f"random@{budget:g}"
+    labels = [entry["label"] for entry in entries if at_budget(entry, budget) and "psnr" in entry]
+    if random not in labels:
+        return {}
+    return {label: _difference(rows[label], rows[random]) for label in labels if label != random}
+
+
+def _difference(one: Rows, other: Rows) -> dict[str, Any]:
+    """Of PSNR, on the images that both have."""
+    shared = [image for image in one if image in other]
+    own, reference = ([float(rows[image]["psnr"]) for image in shared] for rows in (one, other))
+    found: dict[str, Any] = _rounded(paired(own, reference, [prompt for prompt, _ in shared]).to_dict())
+    return found
 
 
 def _rounded(value: Any) -> Any:
@@ -94,60 +178,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(inner) for name, inner in value.items()}
     return value
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """A table per budget, the best first; then what costs less or more than all budgets."""
-    parts, shown, cache = [], set(), result["settings"]["cache"]
-    for budget in result["settings"]["budgets"]:
-        leader = result["leaders"].get(str(budget), {})
-        taking_part = [entry for entry in result["entries"] if at_budget(entry, budget) and "psnr" in entry]
-        taking_part.sort(key=lambda entry: -entry["psnr"]["mean"])
-        shown |= {entry["label"] for entry in taking_part}
-        parts.append(f"### {budget:g} times fewer operations\n\n{_table(taking_part, leader.get('leads', {}), cache)}")
-    rest = [entry for entry in result["entries"] if entry["label"] not in shown and "psnr" in entry]
-    rest.sort(key=lambda entry: entry["speedup"])
-    parts.append(f"### At a cost of their own\n\n{_table(rest, {}, cache)}")
-    known = f"{result['images']} images of each method, {result['settings']['dtype']}."
-    if result["dense_accuracy"] is not None:
-        known += f" Dense answers {100 * result['dense_accuracy']:.1f} % of the questions right."
-    return "\n\n".join([*parts, known]) + "\n"
-
-
-def _table(entries: Sequence[Mapping[str, Any]], leads: Mapping[str, Any], dense_cache: int) -> str:
-    columns = ["method", "FLOPs", "cache", "PSNR, dB", "behind the first", "SSIM", "detail left", "accuracy"]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for entry in entries:
-        cells = [
-            f"`{entry['label'].partition('@')[0]}`",
-            f"{entry['speedup']:.2f}x",
-            f"{100 * entry['cache'] / dense_cache:.0f} %",
-            _mean(entry, "psnr", 1),
-            _behind(leads.get(entry["label"])),
-            _mean(entry, "ssim", 3),
-            _mean(entry, "high_frequency", 2),
-            _accuracy(entry.get("accuracy")),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _mean(entry: Mapping[str, Any], name: str, digits: int) -> str:
-    return f"{entry[name]['mean']:.{digits}f}" if name in entry else ""
-
-
-def _behind(lead: Mapping[str, Any] | None) -> str:
-    if lead is None:
-        return ""
-    if lead["mean"] == 0:
-        return "first"
-    text = f"{lead['mean']:.2f} ({lead['low']:.2f} to {lead['high']:.2f})"
-    return f"**{text}**" if lead["low"] > 0 else text
-
-
-def _accuracy(accuracy: Mapping[str, Any] | None) -> str:
-    if not accuracy:
-        return ""
-    against = accuracy["against_dense"]
-    mark = "" if against["low"] <= 0 <= against["high"] else f" ({100 * against['mean']:+.1f})"
-    return f"{100 * accuracy['mean']:.1f} %{mark}"

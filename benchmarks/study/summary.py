@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.joined import join
 from benchmarks.study.__main__ import AGAIN, SET_GROUPS
 from benchmarks.study.candidates import ABLATED
 from benchmarks.study.contrasts import contrasts, default_of
 from benchmarks.study.gallery import write_sheets
-from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import DENSE
 from stepvar.evaluation.folder import RunFolder
 from stepvar.evaluation.metrics.distribution import frechet_distance, kernel_distance
 from stepvar.evaluation.metrics.scenes import EVERYTHING, decode_features
 from stepvar.evaluation.run import RENDERS
 from stepvar.evaluation.statistics import Interval, bootstrap, paired
-from stepvar.evaluation.summary import Row, Rows, compared, cost, rows_by_method, semantics
+from stepvar.evaluation.summary import Row, Rows, compared, cost, semantics
 from stepvar.utils.files import write_text
 
 ROOT = Path(__file__).parents[2]
@@ -71,17 +71,9 @@ class Study:
         Raises:
             UsageError: if there are none, or they come from runs with other settings.
         """
-        if not folders:
-            raise UsageError("study: no results; run python -m benchmarks.study first")
-        study = cls(folders[0].settings["study"], folders[0].info)
-        for number, folder in enumerate(folders):
-            if folder.settings["study"] != study.settings:
-                raise UsageError(f"{folder.path}: was made with other settings; join the parts of one study")
-            study.entries |= folder.settings["entries"]
-            for key, rows in rows_by_method(folder).items():
-                study.rows[key] = {**study.rows.get(key, {}), **rows}
-            study.timing += [{**row, "round": (number, row["round"])} for row in folder.timing]
-        return study
+        joined = join(folders, "study")
+        entries = {key: entry for folder in folders for key, entry in folder.settings["entries"].items()}
+        return cls(joined.settings, joined.info, entries, joined.rows, joined.timing)
 
     @property
     def dense(self) -> Rows:

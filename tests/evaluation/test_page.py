@@ -10,7 +10,7 @@ import pytest
 from stepvar.evaluation.report.charts import COLOURS, Point, forest, scatter
 from stepvar.evaluation.report.page import equal_cost, mean_share
 from stepvar.evaluation.report.tables import to_markdown
-from stepvar.evaluation.summary import cost
+from stepvar.evaluation.summary import cost, speedups
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -96,3 +96,16 @@ def test_several_dense_runs_of_a_round_count_together() -> None:
     timing = [row("dense", 3.0), row("dense again", 5.0), row("fast", 2.0)]
     assert cost(timing, "fast", ("dense", "dense again"))["loop_speedup"]["median"] == 2.0
     assert cost(timing, "fast")["loop_speedup"]["median"] == 1.5
+
+
+def test_images_generated_one_by_one_are_compared_with_a_batch_by_the_image() -> None:
+    """A batch of two took 4, its images alone 1 and 2: an image takes 1.5 in place of 2."""
+
+    def row(method: str, loop: float, samples: int, memory: int) -> dict[str, Any]:
+        work = {"flops": 100 * samples, "kept": 5, "tokens": 10, "samples": samples, "memory": memory}
+        return {"method": method, "round": 0, "loop": loop, "decode": 0.0, "total": loop, **work}
+
+    timing = [row("dense", 4.0, 2, 9), row("by image", 1.0, 1, 7), row("by image", 2.0, 1, 5)]
+    assert speedups(timing, "by image") == [pytest.approx(4 / 3)]
+    found = cost(timing, "by image")
+    assert found["loop_seconds"]["median"] == 1.5 and found["rounds"] == 1 and found["memory"] == 7

@@ -55,6 +55,19 @@ def test_geneval(tmp_path: Path) -> None:
         load_prompts(str(file))
 
 
+def test_lines_with_a_category_are_laid_out_plainly(tmp_path: Path) -> None:
+    file = tmp_path / "kinds.jsonl"
+    lines = [{"prompt": "a hat", "category": "smooth"}, {"prompt": "a rug", "category": "textured"}, {"prompt": "a"}]
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    found = load_prompts(str(file))
+    assert found.layout == "plain" and [p.category for p in found.prompts] == ["smooth", "textured", ""]
+    assert found.image(0, 0) == Path("00000/0000.png")
+    file.write_text('{"prompt": "a hat", "category": "x", "tag": "colors"}\n', encoding="utf-8")
+    both = load_prompts(str(file))
+    assert both.layout == "geneval" and both.prompts[0].category == "colors"
+    assert both.digest != found.digest
+
+
 def test_dpg(tmp_path: Path) -> None:
     (tmp_path / "vrd1.txt").write_text("a street\n", encoding="utf-8")
     (tmp_path / "coco7.txt").write_text("a kitchen", encoding="utf-8")

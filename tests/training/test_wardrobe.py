@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from training.wardrobe.looks import fine_detail, hue_error, psnr, sheet
 from training.wardrobe.measure import FINE, KINDS, Measurer, Seen
 from training.wardrobe.parts import join_parts, split_file
 from training.wardrobe.photographs import Facts, Photographs, choose_boxes, middle_boxes, read_photographs
+from training.wardrobe.prompts import category, main, prompts
 from training.wardrobe.regions import garment_chance
 
 RED, WHITE, BLUE, WOOD = (0.8, 0.1, 0.1), (0.95, 0.95, 0.95), (0.15, 0.25, 0.75), (0.6, 0.42, 0.25)
@@ -126,6 +128,50 @@ def test_patterns_are_not_told_of_shoes() -> None:
     assert item.pattern == ""
 
 
+@pytest.mark.parametrize(
+    ("pattern", "kind", "wanted"),
+    [
+        ("", "", "smooth"),
+        ("plain", "", "smooth"),
+        ("striped", "", "textured"),
+        ("printed", "", "textured"),
+        ("plain", "wooden", "textured"),
+        ("", "patterned", "textured"),
+    ],
+)
+def test_a_prompt_is_textured_by_what_its_caption_says(pattern: str, kind: str, wanted: str) -> None:
+    assert category(Description("Dress", False, "red", "", pattern, "beige", kind)) == wanted
+    unsaid = Description("Dress", False, "red", "", "", "", kind)
+    assert category(unsaid) == "smooth" and caption(unsaid) == "a red dress"
+
+
+def test_each_caption_is_a_prompt_once() -> None:
+    hat, dress = Description("Hat", False, "red"), Description("Dress", False, "red", "", "striped")
+    assert prompts([hat, dress, hat]) == [
+        {"prompt": "a red hat", "category": "smooth"},
+        {"prompt": "a red striped dress", "category": "textured"},
+    ]
+
+
+def test_prompts_are_of_held_out_photographs(tmp_path: Path) -> None:
+    """Two captions of three held-out photographs; one is of a training photograph, one names no garment."""
+    blue, stripes = garment(plain(BLUE), plain(WHITE)), garment(striped(), plain(BLUE))
+    rows = [(1, stripes, "Skirt"), (7, blue, "Dress"), (17, stripes, "Shirt"), (27, blue, "Dress"), (37, blue, "Other")]
+    for number, picture, _ in rows:
+        pixels = (255 * picture[0].permute(1, 2, 0)).round().byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / f"{number:05}.png")
+    lines = ["image,label,kids", *(f"{number:05}.png,{label},false" for number, _, label in rows)]
+    (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "new" / "prompts.jsonl"
+    main(["--photographs", str(tmp_path), "--out", str(out)])
+    found = {line["prompt"]: line["category"] for line in map(json.loads, out.read_text().splitlines())}
+    assert found.pop("a blue plain dress on a white ground") == "smooth"
+    ((text, kind),) = found.items()
+    assert "striped shirt on a blue ground" in text and kind == "textured"
+    main(["--photographs", str(tmp_path), "--out", str(out), "--count", "1"])
+    assert len(out.read_text().splitlines()) == 1
+
+
 def write_pictures(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (96, 128), "red").save(folder / "00001.png")
@@ -145,6 +191,8 @@ def test_photographs_are_read_with_their_table(tmp_path: Path) -> None:
     assert photographs.where(False).tolist() == [0]
     assert photographs.where(False, labelled=False).tolist() == [0, 2]
     assert photographs.where(False, 1.333).tolist() == [0]
+    held_out = read_photographs([tmp_path / "a", plain_folder], torch.device("cpu"), held_out=True)
+    assert held_out.facts == [Facts("00007.png", "Hat", True)]
 
 
 def test_crops_show_the_piece_asked_for() -> None:

@@ -122,12 +122,25 @@ def read_table(folder: Path) -> list[Facts]:
 
 
 def read_photographs(
-    folders: Sequence[Path], device: torch.device, most: int | None = None, wait_for: Path | None = None
+    folders: Sequence[Path],
+    device: torch.device,
+    most: int | None = None,
+    wait_for: Path | None = None,
+    held_out: bool = False,
 ) -> Photographs:
-    """Reads and decodes the photographs of some folders; ``most`` of each, once the file ``wait_for`` is there."""
+    """Reads and decodes the photographs of some folders; ``most`` of each, once the file ``wait_for`` is there.
+
+    Args:
+        held_out: only those that are never trained on.
+    """
     while wait_for is not None and not wait_for.exists():
         time.sleep(0.2)
-    found = [(folder / facts.name, facts) for folder in folders for facts in read_table(folder)[:most]]
+    found = [
+        (folder / facts.name, facts)
+        for folder in folders
+        for facts in read_table(folder)[:most]
+        if facts.held_out or not held_out
+    ]
     with ThreadPoolExecutor(READERS) as pool:
         decoded = list(pool.map(lambda item: _decode(item[0]), found))
     pixels = torch.stack([values for values, _ in decoded]).to(device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -167,7 +165,7 @@ def evaluate(
         "device": str(pipe.device),
         "dtype": dtype,
         **({} if quantization is None else {"quantization": quantization}),
-        "prompts": {"source": suite.source, "count": len(suite), "texts": digest(suite)},
+        "prompts": {"source": suite.source, "count": len(suite), "texts": suite.digest},
         "seeds": numbers,
         "settings": settings,
         "timed_batch": timed,
@@ -325,13 +323,6 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
     method, code = candidate.method, code_digest(candidate.method)
     described = {"label": candidate.label, "settings": repr(method), "resampled": candidate.resampled}
     return described | ({} if code is None else {"code": code})
-
-
-def digest(suite: PromptSet) -> str:
-    """Of all prompts, so that a run goes on with the same ones only."""
-    images = [[] if prompt.image is None else [str(prompt.image)] for prompt in suite.prompts]
-    texts = json.dumps([[one.name, one.text, *image] for one, image in zip(suite.prompts, images, strict=True)])
-    return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
 def supported(

@@ -6,6 +6,8 @@ each suite's own judge expects them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +70,13 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def digest(self) -> str:
+        """Of all prompts, so that a run goes on with the same ones only."""
+        images = [[] if prompt.image is None else [str(prompt.image)] for prompt in self.prompts]
+        texts = json.dumps([[one.name, one.text, *image] for one, image in zip(self.prompts, images, strict=True)])
+        return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
     def limited(self, limit: int | None) -> PromptSet:
         """The first ``limit`` prompts.
 
@@ -112,7 +121,8 @@ def load_prompts(source: str) -> PromptSet:
         source: ``scenes`` or ``scenes:256``, held-out scenes of the embedded domain; ``scenes-video`` likewise, of
             clips; a ``.jsonl`` file with the ``prompt`` and ``tag`` of GenEval's ``evaluation_metadata.jsonl``; a
             folder with one text file per prompt, as DPG-Bench has them; or a text file with one prompt per line. A line
-            of JSON may name the ``image`` that its prompt is about, from the folder of the file.
+            of JSON may have a ``category`` in place of the ``tag``, which is not GenEval's, and may name the ``image``
+            that its prompt is about, from the folder of the file.
 
     Raises:
         UsageError: if there is no such thing, or it cannot be read as such.
@@ -174,9 +184,9 @@ def _rows(path: Path, text: str) -> PromptSet:
             tagged |= "tag" in row
             if not isinstance(row["prompt"], str) or not row["prompt"].strip():
                 raise TypeError("no text")
-            tag, image = str(row.get("tag", "")), row.get("image")
+            kind, image = str(row.get("tag", row.get("category", ""))), row.get("image")
             about = None if image is None else path.parent / image
-            prompts.append(Prompt(f"{len(prompts):05}", row["prompt"], tag, line, place=f"line {number}", image=about))
+            prompts.append(Prompt(f"{len(prompts):05}", row["prompt"], kind, line, place=f"line {number}", image=about))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UsageError(
                 f"prompts {path}: line {number} has no 'prompt'; give one JSON object per line, as GenEval does"

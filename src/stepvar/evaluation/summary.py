@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -159,26 +158,48 @@ def cost(timing: Sequence[Row], label: str, references: Sequence[str] = (DENSE.l
     Args:
         references: labels that are dense; of several in a round the mean counts.
     """
-    own = {row["round"]: row for row in timing if row["method"] == label}
-    dense: dict[int, list[Row]] = {}
-    for row in timing:
-        if row["method"] in references:
-            dense.setdefault(row["round"], []).append(row)
+    own, dense = _by_round(timing, (label,)), _by_round(timing, references)
     rounds = sorted(own.keys() & dense.keys())
     if not rounds:
         return {}
     found: dict[str, Any] = {"rounds": len(rounds)}
     for name in ("loop", "decode", "total"):
-        found[f"{name}_seconds"] = percentiles([own[n][name] / own[n]["samples"] for n in rounds])
+        found[f"{name}_seconds"] = percentiles([_per_image(own[n], name) for n in rounds])
     for name in ("loop", "total"):
-        ratios = [fmean(row[name] for row in dense[n]) / own[n][name] for n in rounds]
-        found[f"{name}_speedup"] = percentiles(ratios)
+        found[f"{name}_speedup"] = percentiles(speedups(timing, label, references, name))
     flops, dense_flops = _flops(timing, (label,)), _flops(timing, references)
     found["flops"], found["flop_speedup"] = flops, dense_flops / flops
-    first, reference = own[rounds[0]], dense[rounds[0]][0]
+    first, reference = own[rounds[0]][0], dense[rounds[0]][0]
     found["kept_share"] = first["kept"] / reference["kept"]
-    found["memory"] = None if first["memory"] is None else max(own[n]["memory"] for n in rounds)
+    found["memory"] = None if first["memory"] is None else max(row["memory"] for n in rounds for row in own[n])
     return found
+
+
+def speedups(
+    timing: Sequence[Row], label: str, references: Sequence[str] = (DENSE.label,), name: str = "loop"
+) -> list[float]:
+    """How many times as fast as dense each round was, by the time of an image.
+
+    A method that decides by the image generates those of a batch one by one, so that a round has a row for each.
+
+    Args:
+        references: labels that are dense; of several in a round the mean counts.
+        name: of the time: ``loop``, ``decode`` or ``total``.
+    """
+    own, dense = _by_round(timing, (label,)), _by_round(timing, references)
+    return [_per_image(dense[n], name) / _per_image(own[n], name) for n in sorted(own.keys() & dense.keys())]
+
+
+def _by_round(timing: Sequence[Row], labels: Sequence[str]) -> dict[Any, list[Row]]:
+    found: dict[Any, list[Row]] = {}
+    for row in timing:
+        if row["method"] in labels:
+            found.setdefault(row["round"], []).append(row)
+    return found
+
+
+def _per_image(rows: Sequence[Row], name: str) -> float:
+    return float(sum(row[name] for row in rows) / sum(row["samples"] for row in rows))
 
 
 def _flops(timing: Sequence[Row], labels: Sequence[str]) -> float:
