@@ -277,6 +277,14 @@ def check_outputs(output_type: Any, callback: Any) -> None:
         raise UsageError(f"callback_on_scale_end={shown(callback)}: must be a function of (step, state)")
 
 
+def check_stackable(output_type: OutputType, sources: Sequence[Image.Image]) -> None:
+    """Raises a UsageError if results are to be one array, and edit images of different sizes."""
+    sizes = {one.size for one in sources}
+    if output_type in ("np", "pt") and len(sizes) > 1:
+        found = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        raise UsageError(f"output_type={output_type!r}: the images have different sizes ({found}); use 'pil'")
+
+
 def _takes_two(callback: Callable[..., Any]) -> bool:
     """Whether a function can be called with two arguments, as far as Python can tell."""
     try:
