@@ -76,6 +76,7 @@ class Output:
         sources: the image that each result is an edit of; empty where nothing was edited. A map of kept tokens then is
             that of a square as large as the longer side, with the image in its top left corner.
         latents: with ``output_type="latent"`` what :meth:`Pipeline.decode` makes images or videos of; else None.
+        warnings: of each image or video, what was left out of its prompts: words that the text encoder does not know.
     """
 
     images: Any
@@ -89,6 +90,7 @@ class Output:
     fps: float = FPS
     sources: list[Image.Image] = field(default_factory=list)
     latents: Latents | None = None
+    warnings: list[list[str]] = field(default_factory=list)
 
     def save(self, path: str | Path, *, quality: int | None = None) -> list[Path]:
         """Writes all images or videos, each with how it was made inside; files of these names are replaced.

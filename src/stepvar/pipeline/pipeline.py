@@ -263,9 +263,9 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             return Output([], report, seeds, [], inputs.captions, metadata=metadata, fps=self._fps)
         if output_type != "latent":
             images, videos = to_media(pixels, self._fps, output_type, metadata, sources)
-        following, kept = inputs.next_continuation(state.latent), recorder.kept_maps()
+        following, kept, said = inputs.next_continuation(state.latent), recorder.kept_maps(), inputs.warnings
         return Output(
-            images, report, seeds, kept, inputs.captions, videos, following, metadata, self._fps, sources, latents
+            images, report, seeds, kept, inputs.captions, videos, following, metadata, self._fps, sources, latents, said
         )
 
     def _report(self, prepared: Prepared, encoded: EncodedInputs, recorder: Recorder) -> Report:

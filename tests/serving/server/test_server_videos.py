@@ -93,6 +93,14 @@ def test_a_video_is_asked_for_waited_for_and_downloaded(server: Server, tmp_path
     )
 
 
+@pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
+def test_words_that_the_model_does_not_know_are_in_the_job(server: Server) -> None:
+    jobs = [server.client.videos.create(prompt=prompt, seconds="1") for prompt in (PROMPT, "a red zebra")]
+    known, unknown = (awaited(server, job) for job in jobs)
+    assert known.warnings == []
+    assert unknown.warnings == ["this model knows only the words of its scenes and ignores zebra"]
+
+
 def test_states_follow_the_work(server: Server) -> None:
     pipe = server.pipe
     pipe.let_begin.clear()
