@@ -117,10 +117,13 @@ def serve(
             url = f"{url_of(*listener.getsockname()[:2])}/v1"
             print(url, flush=True)
             logger.info("listening", extra={FACTS: {"url": url, "model": model}})
-            run(app, listener)
+            forced = run(app, listener)
+    status = 128 + forced if forced else 0
     if app.state.service.worker.loading:  # no signal ends that, and Python's own end crashes where it takes it away
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(status)
+    if status:
+        raise typer.Exit(status)
 
 
 def _check_replicas(replicas: int, host: str, port: int, model: str, variant: str | None) -> None:
