@@ -8,6 +8,8 @@ import shutil
 import tempfile
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +39,7 @@ class VideoJob:
         thumbnail: its first frame as WebP.
         warnings: what was left out of its prompts, once it is completed.
         fetched: whether somebody has downloaded it.
+        readers: downloads that are being sent; the file stays until the last of them has ended.
     """
 
     identity: str
@@ -54,6 +57,7 @@ class VideoJob:
     cost: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
     fetched: bool = False
+    readers: int = 0
 
     @property
     def ended(self) -> bool:
@@ -139,8 +143,24 @@ class VideoJobs:
     def remove(self, job: VideoJob) -> None:
         self._jobs.pop(job.identity, None)
         job.work.tell(None)  # nobody follows it any more
-        if job.file is not None:
+        if job.file is not None and not job.readers:
             job.file.unlink(missing_ok=True)
+
+    @contextmanager
+    def reading(self, job: VideoJob) -> Iterator[None]:
+        """Within it the file of a job stays, even if the job is removed.
+
+        Raises:
+            RequestError: 404 if it was removed before.
+        """
+        self.find(job.identity)
+        job.readers += 1
+        try:
+            yield
+        finally:
+            job.readers -= 1
+            if job.identity not in self._jobs:
+                self.remove(job)
 
     def _forget(self) -> None:
         """Removes what has expired, and the oldest of too many."""
