@@ -76,6 +76,7 @@ class Output:
         sources: the image that each result is an edit of; empty where nothing was edited. A map of kept tokens then is
             that of a square as large as the longer side, with the image in its top left corner.
         latents: with ``output_type="latent"`` what :meth:`Pipeline.decode` makes images or videos of; else None.
+        warnings: of each image or video, what was left out of its prompts: words that the text encoder does not know.
     """
 
     images: Any
@@ -89,6 +90,7 @@ class Output:
     fps: float = FPS
     sources: list[Image.Image] = field(default_factory=list)
     latents: Latents | None = None
+    warnings: list[list[str]] = field(default_factory=list)
 
     def save(self, path: str | Path, *, quality: int | None = None) -> list[Path]:
         """Writes all images or videos, each with how it was made inside; files of these names are replaced.
@@ -275,6 +277,14 @@ def check_outputs(output_type: Any, callback: Any) -> None:
         raise UsageError(f"output_type={shown(output_type)}: must be one of {', '.join(get_args(OutputType))}")
     if callback is not None and not (callable(callback) and _takes_two(callback)):
         raise UsageError(f"callback_on_scale_end={shown(callback)}: must be a function of (step, state)")
+
+
+def check_stackable(output_type: OutputType, sources: Sequence[Image.Image]) -> None:
+    """Raises a UsageError if results are to be one array, and edit images of different sizes."""
+    sizes = {one.size for one in sources}
+    if output_type in ("np", "pt") and len(sizes) > 1:
+        found = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        raise UsageError(f"output_type={output_type!r}: the images have different sizes ({found}); use 'pil'")
 
 
 def _takes_two(callback: Callable[..., Any]) -> bool:

@@ -21,7 +21,9 @@ from tests.benchmarks.test_cost import CONFIGS
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("way", ["none", "cache_dtype=int8+tile=8+slicing", "offload=sequential+blocks_on_device=1"])
+@pytest.mark.parametrize(
+    "way", ["none", "cache_dtype=int8+tile=8+vae_slicing", "offload=sequential+blocks_on_device=1"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_measured_with_every_option(family: str, way: str) -> None:
     pipe = random_pipeline(FAMILIES[family], CONFIGS[family], CPU, torch.bfloat16, "tiny")
@@ -40,7 +42,7 @@ def test_every_family_is_measured_with_every_option(family: str, way: str) -> No
 def test_the_words_are_those_of_the_command_line() -> None:
     assert memory.parse_way("none") == Memory()
     assert memory.parse_way("offload=sequential+blocks_on_device=20") == Memory("sequential", 20)
-    assert memory.parse_way("cache_dtype=int8+tile=32+slicing") == Memory(None, None, "int8", 32, True)
+    assert memory.parse_way("cache_dtype=int8+tile=32+vae_slicing") == Memory(None, None, "int8", 32, True)
     with pytest.raises(UsageError, match="offload='disk': must be one of"):
         memory.parse_way("offload=disk")
 

@@ -175,3 +175,24 @@ def test_without_a_cache_a_pass_gets_its_own_entries_back() -> None:
     cache.keep(0, slice(2, 4), new_keys, new_values)
     cache.free()
     assert cache.nbytes == 0
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_one_that_holds_the_later_rows_has_what_a_whole_one_has_of_them(quantized: bool) -> None:
+    own, index = slice(2, 4), torch.tensor([0, 3]).expand(2, 2, -1)
+    given = [entries(2, count, seed) for seed, count in enumerate((2, 4, 1))]
+    found = []
+    for rows, first in ((4, 0), (2, 2)):
+        cache = KVCache((9,), rows, 2, 3, torch.float32, torch.device("cpu"), quantized, first)
+        cache.leave_room(0, 3)
+        cache.put_in_front(0, own, *given[0])
+        cache.start_pass([3])
+        *_, keys, values = cache.reserve(0, 4, own)
+        keys[:, :, -4:], values[:, :, -4:] = given[1]
+        cache.select(0, own, index, keys, values)
+        cache.start_pass([])
+        found.append((*cache.append(0, *given[2], own), cache.nbytes))
+    (keys, values, size), (own_keys, own_values, own_size) = found
+    assert torch.equal(keys, own_keys) and torch.equal(values, own_values) and size == 2 * own_size
+    with pytest.raises(AssertionError):
+        cache.read(0, slice(0, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
 from stepvar.core.stack import PassResult
 from stepvar.engine import Engine, runner
-from stepvar.engine.graphs import CapturedGeneration, CapturedPasses, Passes
+from stepvar.engine.graphs import FULL, CapturedGeneration, CapturedPasses, Passes
 from stepvar.engine.noise import NoiseTape
 from stepvar.engine.request import Request
 from stepvar.engine.static import copy_into
@@ -57,19 +57,19 @@ class CapturedOnCPU(CapturedGeneration):
         result = work()
         return WorkAgain(work, result), result
 
-    def replay(self, request: Request) -> Any:
+    def replay(self, request: Request, *room: Callable[[int], bool]) -> Any:
         vars(self.first.method_state).update(vars(request.method.start(self.plan)))
         self.first.method_state.use(self.first.tape)
         self.first.tape._place.clear()
-        return super().replay(request)
+        return super().replay(request, *room)
 
-    def _branch(self, plan: Plan, request: Request) -> Passes:
+    def _branch(self, plan: Plan, request: Request, has_room: Callable[[int], bool]) -> Passes:
         state, method_state = copy.deepcopy((self.first.state, self.first.method_state))
-        branch = super()._branch(plan, request)
+        branch = super()._branch(plan, request, has_room)
+        vars(branch.state).update(vars(state))
+        vars(branch.method_state).update(vars(method_state))
+        branch.method_state.use(branch._noise)
         if isinstance(branch, CapturedPasses):
-            vars(branch.state).update(vars(state))
-            vars(branch.method_state).update(vars(method_state))
-            branch.method_state.use(branch.tape)
             for step in plan.steps:
                 if step.index in branch.totals:
                     branch.tape._place.pop(step.index, None)
@@ -192,14 +192,51 @@ BESIDE = [(), (StepVAR(last=2),), (DropGuidance(last=1),)]
 def test_each_alternative_is_captured_when_it_comes_again(
     beside: tuple[Method, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Engine, "_replays", lambda self, device: self.name != "eager")
-    monkeypatch.setattr(Engine, "_make_room", lambda self, nbytes, device: True)
-    monkeypatch.setattr(runner, "CapturedGeneration", CapturedOnCPU)
-    monkeypatch.setattr(runner, "_free_unused", lambda device: None)
+    capture_on_cpu(monkeypatch)
+    monkeypatch.setattr(Engine, "_make_room", lambda *_, **__: True)
     check_decisions(ROWS[0].model(), beside)
 
 
-def check_decisions(model: Any, beside: tuple[Method, ...]) -> None:
+def capture_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "_replays", lambda self, device: self.name != "eager")
+    monkeypatch.setattr(runner, "CapturedGeneration", CapturedOnCPU)
+    monkeypatch.setattr(runner, "_free_unused", lambda device: None)
+
+
+MIB = 2**20
+
+
+def test_an_alternative_is_captured_only_where_the_limit_has_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is captured at once holds 100 MiB here: what precedes the decision, and each alternative."""
+    capture_on_cpu(monkeypatch)
+    allocated = iter(range(0, 10**6 * MIB, 100 * MIB))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: next(allocated))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("", (), {"total_memory": 1000 * MIB})())
+    eager = "graphs up to the decision, then eager: "
+    full = f"{eager}{FULL}"
+    decisions = (
+        ("skip 1", "eager: first generation of its kind"),
+        ("skip 1", "graphs"),
+        ("skip 2", f"{eager}first 'skip 2' of its kind"),
+        ("skip 2", "graphs"),
+        ("conditional 2", f"{eager}first 'conditional 2' of its kind"),
+        ("conditional 2", full),
+        ("conditional 2", full),
+        ("skip 2", "graphs"),
+    )
+    engine = Engine("graphs")
+    check_decisions(ROWS[0].model(), (), decisions, engine)
+    (held,) = engine._held().values()
+    assert held.nbytes == 300 * MIB <= runner.SHARE * 1000 * MIB
+    assert next(allocated) == 8 * 100 * MIB, "an alternative without room is captured once, to know its size"
+
+
+def check_decisions(
+    model: Any,
+    beside: tuple[Method, ...],
+    decisions: Sequence[tuple[str, str]] = DECISIONS,
+    graphs: Engine | None = None,
+) -> None:
     """Whether each generation is the eager one to the bit, and ran as it should."""
     method = Compose(Told(), *beside) if beside else Told()
     plan = method.plan(make_settings(ROWS[0].schedule, 3.0), model.info, 1)
@@ -213,8 +250,8 @@ def check_decisions(model: Any, beside: tuple[Method, ...]) -> None:
         state = engine.generate(model, condition, plan, method, SeededNoise((seed,)), recorder=recorder)
         return state.latent.clone(), recorder
 
-    eager, graphs = Engine("eager"), Engine("graphs")
-    for seed, (choice, says) in enumerate(DECISIONS):
+    eager, graphs = Engine("eager"), graphs or Engine("graphs")
+    for seed, (choice, says) in enumerate(decisions):
         (wanted, _), (found, recorder) = (run(engine, choice, seed) for engine in (eager, graphs))
         assert torch.equal(found, wanted)
         assert recorder.engine == says and recorder.plan is not None and recorder.plan.choice == choice

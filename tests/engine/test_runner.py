@@ -10,6 +10,7 @@ import torch
 from stepvar.core.noise import SeededNoise, StreamNoise
 from stepvar.core.report import Recorder
 from stepvar.engine import Engine, runner
+from stepvar.engine.graphs import FULL
 from stepvar.generation import generate
 from stepvar.methods import Method
 from stepvar.models.infinity import TextCondition
@@ -65,7 +66,7 @@ def test_kinds_in_use_are_not_dropped_for_another(engine: Engine) -> None:
     for samples in (1, 2, 3):
         run(engine, samples)
     rounds = [[run(engine, samples) for samples in (1, 2, 3)] for _ in range(3)]
-    assert rounds == 3 * [["graphs", "graphs", f"eager: {runner.FULL}"]]
+    assert rounds == 3 * [["graphs", "graphs", f"eager: {FULL}"]]
 
 
 def test_a_kind_that_is_no_longer_used_makes_room(engine: Engine) -> None:
@@ -73,7 +74,7 @@ def test_a_kind_that_is_no_longer_used_makes_room(engine: Engine) -> None:
         run(engine, samples)
     assert run(engine, 3).startswith("eager: first")
     later = [run(engine, samples) for _ in range(runner.STALE + 2) for samples in (2, 3)]
-    assert later[1] == f"eager: {runner.FULL}" and later[-2:] == ["graphs", "graphs"]
+    assert later[1] == f"eager: {FULL}" and later[-2:] == ["graphs", "graphs"]
     assert run(engine, 1).startswith("eager: first"), "the oldest is not held any more"
 
 

@@ -193,6 +193,20 @@ def test_each_process_runs_the_rows_of_its_own_branch_and_together_they_are_the_
     assert whole_plan(first) == plan
 
 
+@pytest.mark.parametrize("row", ROWS, ids=str)
+@torch.inference_mode()
+def test_each_process_holds_the_keys_and_values_of_its_own_branch(row: FamilyRow) -> None:
+    plan, model = plan_of(row, make_method("stepvar"), samples=2), row.model()
+
+    def held(own: Plan) -> int:
+        state = model.start(row.condition(range(2)), own)
+        return sum(getattr(state, name).nbytes for name in ("cache", "source") if hasattr(state, name))
+
+    whole, *parts = (held(one) for one in (plan, *(split_plan(plan, Threads(Table(), branch)) for branch in (0, 1))))
+    assert [2 * part for part in parts] == [whole, whole]
+    assert (whole == 0) == (plan.schedule.kv_scope == "none")
+
+
 @pytest.mark.parametrize("guidance", [1.0, 0.0])
 def test_a_plan_without_guidance_is_refused(guidance: float) -> None:
     plan = plan_of(ROWS[0], make_method("dense"), guidance=guidance)

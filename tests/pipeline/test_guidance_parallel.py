@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,15 @@ from torch.multiprocessing.spawn import spawn
 
 from stepvar import Pipeline
 from stepvar.core.plan import Step
-from stepvar.errors import UsageError
+from stepvar.errors import StepvarError, UsageError
 
 PROMPT = "a large red circle left of a small blue square on grass"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _generate(rank: int, port: int, folder: str) -> None:
@@ -52,12 +60,50 @@ def _generate(rank: int, port: int, folder: str) -> None:
     assert not dist.is_initialized()
 
 
+def _lose_the_other(rank: int, port: int, folder: str, where: str) -> None:
+    """Generates, and loses the second process before the next call, or in the middle of it."""
+    torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pipe = Pipeline.from_pretrained("scenes", parallel="guidance")
+    assert pipe.processes is not None
+
+    def die(step: Step, state: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pipe.processes.wait()
+    if rank == 1 and where == "between":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 1:
+        generate: Any = pipe.engine.generate
+
+        def generate_and_die(*arguments: Any) -> Any:  # its own callback is called in the first process alone
+            return generate(*arguments[:-1], die)
+
+        pipe.engine.generate = generate_and_die  # type: ignore[method-assign, assignment]
+    with pytest.raises(StepvarError) as caught:
+        pipe(PROMPT, seed=3, progress=False)
+    Path(folder, "said").write_text(str(caught.value))
+    pipe.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["between", "within"])
+def test_a_process_that_is_left_alone_says_so_in_one_line(where: str, tmp_path: Path) -> None:
+    context = get_context("spawn")
+    port = free_port()
+    both = [context.Process(target=_lose_the_other, args=(rank, port, str(tmp_path), where)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, -signal.SIGKILL]
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("parallel='guidance': the other process is gone") and "begin again, start them" in said
+
+
 @pytest.mark.slow
 def test_two_processes_return_the_image_of_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(_generate, args=(port, str(tmp_path)), nprocs=2)
+    spawn(_generate, args=(free_port(), str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     pipe = Pipeline.from_pretrained("scenes")
     seeds = [3, first["seeds"][1][0]]

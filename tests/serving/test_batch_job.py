@@ -25,6 +25,7 @@ from stepvar.cli.app import main
 from stepvar.errors import UsageError
 from stepvar.media.metadata import read_metadata
 from stepvar.methods import make_method
+from stepvar.serving.batch.folder import BatchFolder
 from stepvar.serving.batch.rows import Row
 from stepvar.serving.batch.worker import Actor, Generator, Setup, pack_row, unpack_result
 
@@ -85,6 +86,22 @@ def test_a_bad_row_alone_fails_and_the_others_are_what_the_pipeline_generates(pi
     assert np.array_equal(pixels(path), np.asarray(alone.images[0]))
     assert read_metadata(path)["prompt"] == PROMPTS[0]
     assert found.facts["width"] == found.facts["height"] == 256
+
+
+@pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
+def test_words_that_the_model_does_not_know_are_in_the_line_of_their_row(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Pipeline, "from_pretrained", lambda **given: pipe)
+    rows = [Row(str(place), "line 1", prompt) for place, prompt in enumerate((PROMPTS[0], f"{PROMPTS[1]} by Vermeer"))]
+    folder = BatchFolder.open(tmp_path / "out", {}, ".png")
+    for _ in range(2):  # the second time its features are those that were kept
+        found = Actor(setup())({"row": np.array([pack_row(row) for row in rows], dtype=object)})
+        for result, data in zip(found["result"], found["data"], strict=True):
+            folder.add(unpack_result({"result": result, "data": data}))
+        known, unknown = manifest(tmp_path / "out")[-2:]
+        assert "warnings" not in known
+        assert unknown["warnings"] == ["this model knows only the words of its scenes and ignores by, vermeer"]
 
 
 def test_what_all_rows_share_is_checked_before_the_first_and_ends_the_job(
@@ -211,9 +228,10 @@ class TestStopped:
 class TestWhole:
     pytestmark = with_ray
 
+    @pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
     def test_pictures_are_those_of_generate_and_bad_rows_are_reported(self, tmp_path: Path) -> None:
         rows, out = tmp_path / "rows.csv", tmp_path / "out"
-        text = f"prompt,seed,id\n{PROMPTS[0]},3,one\nqwxyz,4,none\n{PROMPTS[1]},,two\n{PROMPTS[1]},x,bad\n"
+        text = f"prompt,seed,id\n{PROMPTS[0]},3,one\nqwxyz,4,none\n{PROMPTS[1]} zebra,,two\n{PROMPTS[1]},x,bad\n"
         rows.write_text(text, encoding="utf-8")
         finished = run(command(rows, out, "--workers", "2"))
         assert finished.returncode == 1
@@ -228,6 +246,7 @@ class TestWhole:
         }
         assert "knows none of its words" in lines["none"]["error"]
         assert "seed='x'" in lines["bad"]["error"]
+        assert "ignores zebra" in lines["two"]["warnings"][0] and "warnings" not in lines["one"]
         for name in ("one", "two"):
             line, path = lines[name], tmp_path / f"{name}.png"
             given = [line["prompt"], "--seed", str(line["seed"]), "--method", "stepvar", "--out", str(path), "--quiet"]

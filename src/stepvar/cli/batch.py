@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepvar.cli import options
-from stepvar.cli.generate import (
-    GuidanceSchedule,
-    GuidanceType,
-    MethodName,
-    MoreSmooth,
-    Negative,
-    Quality,
-    Suffix,
-    TopK,
-    TopP,
-)
+from stepvar.cli.generate import Quality
+from stepvar.cli.groups import Acceleration, Sampling, Source, grouped
 from stepvar.core.values import COUNT, Range
 from stepvar.errors import UsageError
 
@@ -53,35 +44,20 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows that each wor
 JobSeed = Annotated[int, typer.Option("--seed", help="From which the seeds of rows without one follow.")]
 
 
+@grouped
 def batch(
     file: Rows,
     out: Folder,
-    model: options.Model = "scenes",
-    variant: options.Variant = None,
-    revision: options.Revision = None,
-    text_encoder: options.TextEncoder = None,
+    *,
+    source: Source,
     gpus: Gpus = 0,
     workers: Processes = 1,
     batch_size: BatchSize = 1,
     format_: Format = None,
     quality: Quality = None,
     seed: JobSeed = 0,
-    method: MethodName = None,
-    keep: options.Keep = None,
-    last: options.Last = None,
-    set_: options.Settings = None,
-    negative_prompt: Negative = None,
-    guidance_scale: options.GuidanceScale = None,
-    guidance_schedule: GuidanceSchedule = None,
-    guidance_type: GuidanceType = None,
-    temperature: options.Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    more_smooth: MoreSmooth = None,
-    aspect_ratio: options.AspectRatio = None,
-    resolution: options.Resolution = None,
-    seconds: options.Seconds = None,
-    prompt_suffix: Suffix = None,
+    acceleration: Acceleration,
+    sampling: Sampling,
     cache_dtype: options.CacheDtype = None,
     tile: options.Tile = None,
     vae_slicing: options.Slicing = False,
@@ -94,36 +70,21 @@ def batch(
     options.check_counts(**bounds, seed=(seed, Range(0, 2**63 - 1)))
     if gpus and workers != 1:
         raise UsageError(f"gpus={gpus} and workers={workers}: each GPU has one worker; leave --workers out")
-    if method is None:
-        method = "stepvar" if keep is not None or last is not None or set_ else "dense"
-    settings = {
-        "negative_prompt": negative_prompt,
-        "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
-        "guidance_schedule": guidance_schedule,
-        "guidance_type": guidance_type,
-        "temperature": options.parse_numbers("temperature", temperature),
-        "top_k": top_k,
-        "top_p": top_p,
-        "more_smooth": more_smooth,
-        "aspect_ratio": aspect_ratio,
-        "resolution": resolution,
-        "seconds": seconds,
-        "prompt_suffix": prompt_suffix,
-    }
+    settings = sampling.arguments()
     load = {
-        "name": os.path.abspath(model) if os.path.exists(model) else model,
-        "variant": variant,
-        "revision": revision,
-        "text_encoder": "auto" if text_encoder is None else text_encoder,
+        "name": os.path.abspath(source.model) if os.path.exists(source.model) else source.model,
+        "variant": source.variant,
+        "revision": source.revision,
+        "text_encoder": "auto" if source.text_encoder is None else source.text_encoder,
         "device": "cuda" if gpus else "cpu",
         "dtype": str(options.parse_dtype(dtype)).removeprefix("torch."),
         "quantization": options.parse_quantization(quantization),
         "cache_dtype": options.Memory(cache_dtype=cache_dtype).cache_dtype,
     }
-    chosen = options.parse_method(method, {"keep": keep, "last": last}, set_ or [])
+    chosen = options.parse_method(*acceleration.asked())
     from stepvar.serving.batch.worker import Setup
 
-    suffix, parquet = _parse_format(format_, model, variant, seconds, quality)
+    suffix, parquet = _parse_format(format_, source.model, source.variant, sampling.seconds, quality)
     threads = None if gpus else max(1, (os.cpu_count() or 1) // workers)
     setup = Setup(load, chosen, settings, suffix, quality, tile, vae_slicing, threads)
     failed = _run(file, out, setup, parquet, seed, (gpus or workers, min(gpus, 1), batch_size), quiet)

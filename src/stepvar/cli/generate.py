@@ -15,6 +15,7 @@ import typer
 
 from stepvar.cli import options
 from stepvar.cli.files import Files, Force, claim_files
+from stepvar.cli.groups import Acceleration, Precision, Sampling, Source, grouped
 from stepvar.cli.prompts import Batch, check_images, check_prompts, read_batches
 from stepvar.cli.speedup import fit_settings, method_to_fit, parse_scope
 from stepvar.core.values import COUNT
@@ -80,29 +81,6 @@ Out = Annotated[
         "scene.png or scene.mp4.",
     ),
 ]
-MethodName = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        help="See 'stepvar methods'; several at once: stepvar+drop-guidance; with --speedup, auto: the best one. "
-        "Default: stepvar with --keep, --set, --speedup or --compare, else dense.",
-    ),
-]
-Negative = Annotated[str | None, typer.Option(help="What to lead away from.")]
-GuidanceSchedule = Annotated[
-    str | None,
-    typer.Option(
-        help="How one guidance scale is spread over the scales: constant, linear, linear-hold, linear-window, "
-        "linear-late-window."
-    ),
-]
-GuidanceType = Annotated[str | None, typer.Option(help="How the guidance branches are combined: cfg or apg.")]
-TopK = Annotated[int | None, typer.Option(help="Classes kept before sampling; 1 takes the most likely.")]
-TopP = Annotated[float | None, typer.Option(help="Probability kept before sampling.")]
-MoreSmooth = Annotated[
-    bool | None,
-    typer.Option(help="Models with a codebook: blends of codes, which look smoother; default: the model's own."),
-]
 ImageFile = Annotated[
     Path | None,
     typer.Option(
@@ -116,7 +94,6 @@ VideoFile = Annotated[
     Path | None,
     typer.Option("--video", parser=options.path, metavar="PATH", help="Video models: a video to go on from."),
 ]
-Suffix = Annotated[str | None, typer.Option("--prompt-suffix", help="Video models: goes after every prompt.")]
 Quality = Annotated[
     int | None,
     typer.Option(help="0 (small) to 100 (large); default: MP4 65, JPEG 95, WebP without loss."),
@@ -134,48 +111,27 @@ PreviewFile = Annotated[
 ]
 
 
+@grouped
 def generate(
     context: typer.Context,
     prompt: Prompts = None,
     prompts: PromptFile = None,
     from_: From = None,
-    model: options.Model = "scenes",
-    variant: options.Variant = None,
-    revision: options.Revision = None,
-    text_encoder: options.TextEncoder = None,
-    offload: options.Offload = None,
-    blocks_on_device: options.BlocksOnDevice = None,
-    cache_dtype: options.CacheDtype = None,
-    tile: options.Tile = None,
-    vae_slicing: options.Slicing = False,
+    *,
+    source: Source,
+    memory: options.Memory,
     seed: options.Seed = None,
     out: Out = None,
     force: Force = False,
-    method: MethodName = None,
-    keep: options.Keep = None,
-    last: options.Last = None,
-    set_: options.Settings = None,
+    acceleration: Acceleration,
     speedup: options.Speedup = None,
     speedup_of: options.SpeedupOf = None,
-    negative_prompt: Negative = None,
-    guidance_scale: options.GuidanceScale = None,
-    guidance_schedule: GuidanceSchedule = None,
-    guidance_type: GuidanceType = None,
-    temperature: options.Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    more_smooth: MoreSmooth = None,
-    aspect_ratio: options.AspectRatio = None,
-    resolution: options.Resolution = None,
-    seconds: options.Seconds = None,
+    sampling: Sampling,
     image: ImageFile = None,
     video: VideoFile = None,
-    prompt_suffix: Suffix = None,
     quality: Quality = None,
     num_images: NumImages = 1,
-    device: options.Device = "cpu",
-    dtype: options.Dtype = "float32",
-    quantization: options.Quantization = None,
+    precision: Precision,
     report: ReportFile = None,
     compare: Compare = False,
     runs: options.Runs = 3,
@@ -192,42 +148,23 @@ def generate(
         raise UsageError("preview and compare: give one of them")
     if prompts is not None and (compare or preview is not None):
         raise UsageError("prompts: a file of prompts has no --compare and no --preview; give prompts as arguments")
-    if method is None:
-        given = any(value is not None for value in (keep, last, speedup)) or set_
-        method = "stepvar" if compare or given else "dense"
     scope = parse_scope(speedup_of, speedup)
     parse: Callable[..., Method | str] = options.parse_method if speedup is None else method_to_fit
-    chosen = parse(method, {"keep": keep, "last": last}, set_ or [])
-    settings = {
-        "negative_prompt": negative_prompt,
-        "guidance_scale": options.parse_numbers("guidance_scale", guidance_scale),
-        "guidance_schedule": guidance_schedule,
-        "guidance_type": guidance_type,
-        "temperature": options.parse_numbers("temperature", temperature),
-        "top_k": top_k,
-        "top_p": top_p,
-        "more_smooth": more_smooth,
-        "aspect_ratio": aspect_ratio,
-        "resolution": resolution,
-        "num_images_per_prompt": num_images,
-        "seconds": seconds,
-        "video": video,
-        "prompt_suffix": prompt_suffix,
-    }
-    options.parse_device(device), options.parse_dtype(dtype)
-    check_images(model, variant, batches)
+    chosen = parse(*acceleration.asked(acts=compare or speedup is not None))
+    settings = sampling.arguments() | {"num_images_per_prompt": num_images, "video": video}
+    precision.check()
+    check_images(source.model, source.variant, batches)
     files = claim_files(
         out,
         report,
         preview,
-        video=_makes_video(model, variant, seconds),
+        video=_makes_video(source.model, source.variant, sampling.seconds),
         number=1 if compare else sum(len(batch.prompts) for batch in batches) * num_images,
         quality=quality,
         force=force,
     )
-    memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
-    pipe = options.load_pipeline(model, device, dtype, variant, revision, text_encoder, memory, quantization)
-    check_prompts(pipe, batches, prompt_suffix)
+    pipe = source.loader(precision, memory)()
+    check_prompts(pipe, batches, sampling.prompt_suffix)
     fitted = None
     if speedup is not None:
         fitted = fit_settings(pipe, speedup, scope, chosen, len(batches[0].prompts) * num_images, settings, quiet)

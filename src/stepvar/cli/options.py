@@ -135,11 +135,11 @@ class Memory:
         UsageError: for a value that is none.
     """
 
-    offload: str | None = None
-    blocks_on_device: int | None = None
-    cache_dtype: str | None = None
-    tile: int | None = None
-    slicing: bool = False
+    offload: Offload = None
+    blocks_on_device: BlocksOnDevice = None
+    cache_dtype: CacheDtype = None
+    tile: Tile = None
+    vae_slicing: Slicing = False
 
     def __post_init__(self) -> None:
         if self.offload not in (None, *OFFLOADS):
@@ -168,7 +168,7 @@ class Memory:
         pipe.model.set_cache_dtype(self.cache_dtype)
         if self.tile is not None:
             pipe.enable_vae_tiling(self.tile)
-        if self.slicing:
+        if self.vae_slicing:
             pipe.enable_vae_slicing()
         if self.offload == "text-encoder":
             pipe.enable_text_encoder_offload(device)

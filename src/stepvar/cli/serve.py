@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stepvar.cli import options
+from stepvar.cli.groups import Precision, Source, grouped
 from stepvar.core.values import Range
 from stepvar.errors import UsageError
 
@@ -44,19 +44,12 @@ Replicas = Annotated[
 WarmUp = Annotated[bool, typer.Option(help="Generate before the server says that it is ready.")]
 
 
+@grouped
 def serve(
-    model: options.Model = "scenes",
-    variant: options.Variant = None,
-    revision: options.Revision = None,
-    text_encoder: options.TextEncoder = None,
-    offload: options.Offload = None,
-    blocks_on_device: options.BlocksOnDevice = None,
-    cache_dtype: options.CacheDtype = None,
-    tile: options.Tile = None,
-    vae_slicing: options.Slicing = False,
-    device: options.Device = "cpu",
-    dtype: options.Dtype = "float32",
-    quantization: options.Quantization = None,
+    *,
+    source: Source,
+    memory: options.Memory,
+    precision: Precision,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     name: Name = None,
@@ -95,11 +88,10 @@ def serve(
         warm_up=warm_up,
     )
     keys = read_keys(api_key_file)
-    options.parse_device(device), options.parse_dtype(dtype)
-    memory = options.Memory(offload, blocks_on_device, cache_dtype, tile, vae_slicing)
-    load = partial(options.load_pipeline, model, device, dtype, variant, revision, text_encoder, memory, quantization)
+    precision.check()
+    load = source.loader(precision, memory)
     if replicas is not None:
-        _check_replicas(replicas, host, port, model, variant)
+        _check_replicas(replicas, host, port, source.model, source.variant)
     open_to_all = f"everybody who reaches this address may use the server; set {KEY_VARIABLE} or --api-key-file"
     with json_log():
         if replicas is not None:
@@ -107,7 +99,7 @@ def serve(
 
             if is_public(host) and not keys:
                 logger.warning(open_to_all)
-            gpus = int(options.parse_device(device).type == "cuda")
+            gpus = int(options.parse_device(precision.device).type == "cuda")
             serve_replicas(load, settings, keys, replicas, gpus, host, port, lambda url: print(url, flush=True))
             return
         app = create_app(load, settings, keys)
@@ -116,11 +108,14 @@ def serve(
                 logger.warning(open_to_all)
             url = f"{url_of(*listener.getsockname()[:2])}/v1"
             print(url, flush=True)
-            logger.info("listening", extra={FACTS: {"url": url, "model": model}})
-            run(app, listener)
+            logger.info("listening", extra={FACTS: {"url": url, "model": source.model}})
+            forced = run(app, listener)
+    status = 128 + forced if forced else 0
     if app.state.service.worker.loading:  # no signal ends that, and Python's own end crashes where it takes it away
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(status)
+    if status:
+        raise typer.Exit(status)
 
 
 def _check_replicas(replicas: int, host: str, port: int, model: str, variant: str | None) -> None:

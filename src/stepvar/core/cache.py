@@ -11,7 +11,13 @@ from stepvar.errors import UsageError
 
 
 class Buffers:
-    """Keys or values of each layer: (rows, heads, capacity, head_dim), in the format that they are computed in."""
+    """Keys or values of each layer: (rows, heads, capacity, head_dim), in the format that they are computed in.
+
+    Attributes:
+        first_row: the first row that is held; rows are counted as one process has them.
+    """
+
+    first_row = 0
 
     def __init__(
         self, capacities: Sequence[int], rows: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
@@ -20,17 +26,24 @@ class Buffers:
             torch.empty(rows, heads, capacity, head_dim, dtype=dtype, device=device) for capacity in capacities
         ]
 
+    def _held(self, rows: slice) -> slice:
+        """Where some rows stand in the buffers."""
+        if not self.first_row:
+            return rows
+        assert rows.start >= self.first_row  # below, they would be counted from the end
+        return slice(rows.start - self.first_row, rows.stop - self.first_row)
+
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
 
     def write(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         """Stores entries (R or 1, heads, N or 1, head_dim) at ``start`` to ``end``; what is 1 is repeated."""
-        self.layers[layer][rows, :, start:end] = entries
+        self.layers[layer][self._held(rows), :, start:end] = entries
 
     def read(self, layer: int, rows: slice, start: int, end: int) -> Tensor:
         """Entries ``start`` to ``end`` of a layer (R, heads, end - start, head_dim)."""
-        return self.layers[layer][rows, :, start:end]
+        return self.layers[layer][self._held(rows), :, start:end]
 
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         """Stores entries that were written into the end of what :meth:`read` gave: here they are in place already."""
@@ -41,7 +54,7 @@ class Buffers:
         Args:
             stored: how many of the entries are stored there already, the first ones.
         """
-        self.layers[layer][rows, :, base : base + index.shape[-1]] = _picked(entries, index)
+        self.layers[layer][self._held(rows), :, base : base + index.shape[-1]] = _picked(entries, index)
 
 
 class QuantizedBuffers(Buffers):
@@ -63,11 +76,12 @@ class QuantizedBuffers(Buffers):
 
     def write(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
         rounded, scale = _quantise(entries)
+        rows = self._held(rows)
         self.layers[layer][rows, :, start:end] = rounded
         self.scales[layer][rows, :, start:end] = scale
 
     def read(self, layer: int, rows: slice, start: int, end: int) -> Tensor:
-        seen = (rows, slice(None), slice(start, end))
+        seen = (self._held(rows), slice(None), slice(start, end))
         return self.layers[layer][seen].to(self.dtype).mul_(self.scales[layer][seen])
 
     def keep(self, layer: int, rows: slice, start: int, end: int, entries: Tensor) -> None:
@@ -75,6 +89,7 @@ class QuantizedBuffers(Buffers):
 
     def select(self, layer: int, rows: slice, base: int, stored: int, index: Tensor, entries: Tensor) -> None:
         """What is stored already is moved as it is, so that it is rounded once."""
+        rows = self._held(rows)
         for buffer, new in zip(
             (self.layers[layer], self.scales[layer]), _quantise(entries[:, :, stored:]), strict=True
         ):
@@ -106,6 +121,8 @@ class KVCache:
             the other is no longer needed.
         dtype: of the keys and values that are stored and read.
         quantized: whether they are stored in eight bits; see :class:`QuantizedBuffers`.
+        first_row: the first row that is held, where another process has those before it. All methods count rows as one
+            process has them.
 
     Attributes:
         starts, lengths: of each layer, the first entry that is read, and the one behind the last.
@@ -120,9 +137,11 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         quantized: bool = False,
+        first_row: int = 0,
     ) -> None:
         kind = QuantizedBuffers if quantized else Buffers
         self._keys, self._values = (kind(capacities, rows, heads, head_dim, dtype, device) for _ in range(2))
+        self._keys.first_row = self._values.first_row = first_row
         self._capacities = tuple(capacities)
         self.rows = rows
         self.lengths = [0] * len(capacities)
@@ -196,12 +215,13 @@ class KVCache:
         """Stores keys and values (R, heads, N, head_dim) of new tokens and returns those of all tokens so far.
 
         Args:
-            rows: the rows of the buffers that they belong to; None: the first ones.
+            rows: the rows that they belong to; None: the first ones that are held.
 
         Raises:
             UsageError: if more tokens arrive than were planned for the layer.
         """
-        rows = slice(0, len(keys)) if rows is None else rows
+        if rows is None:
+            rows = slice(self._keys.first_row, self._keys.first_row + len(keys))
         new_keys, new_values, all_keys, all_values = self.reserve(layer, keys.shape[2], rows)
         new_keys.copy_(keys)
         new_values.copy_(values)

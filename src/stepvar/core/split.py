@@ -57,6 +57,14 @@ def _split_step(step: Step, exchange: Exchange) -> Step:
     )
 
 
+def held_rows(plan: Plan) -> slice:
+    """The rows whose keys and values a process keeps: all, or those of the one guidance branch that it runs."""
+    split = next((step.split for step in plan.steps if step.split is not None), None)
+    if split is None:
+        return slice(0, plan.rows)
+    return slice(split.exchange.branch * plan.samples, (split.exchange.branch + 1) * plan.samples)
+
+
 def whole_plan(plan: Plan) -> Plan:
     """What one process would run in place of two, of the plan of the conditional branch."""
     return replace(plan, steps=tuple(map(_whole_step, plan.steps)))

@@ -30,6 +30,8 @@ from stepvar.methods.base import MethodState
 from stepvar.methods.contract import blaming, chosen_plan, decided_plan
 from stepvar.utils.tensors import map_tensors
 
+FULL = "captured generations in use fill the memory that is kept for them"
+
 Result = TypeVar("Result")
 Capture = Callable[[Callable[[], Ran]], tuple[torch.cuda.CUDAGraph, Ran]]
 
@@ -92,14 +94,15 @@ class CapturedGeneration:
     """The graphs of one plan on one model, with one method; replayed for any prompts and seeds of the same sizes.
 
     Of the alternatives that a method decides between, each runs eagerly the first time that it is chosen, and is
-    captured the second time: until then nobody knows which random numbers it asks for, nor are its kernels compiled.
+    captured the second time, if there is room: until then nobody knows which random numbers it asks for, nor are its
+    kernels compiled.
 
     Attributes:
         nbytes: what it holds on the device.
         used: the number of the generation that replayed it last.
         first: the passes up to the decision; all, if there is none.
-        branches: those behind it, by what was decided: captured; recorded in their first run; or why they cannot be
-            captured.
+        branches: those behind it, by what was decided: captured; recorded in their first run, and not captured since,
+            or for want of room; or why they cannot be captured.
 
     Args:
         request: a generation of the kind, whose condition is staged.
@@ -148,8 +151,12 @@ class CapturedGeneration:
             graph.capture_end()
         return graph, result
 
-    def replay(self, request: Request) -> Any:
-        """Generates with another condition and other random numbers; the recorder is told what ran eagerly, and why."""
+    def replay(self, request: Request, has_room: Callable[[int], bool] = lambda nbytes: True) -> Any:
+        """Generates with another condition and other random numbers; the recorder is told what ran eagerly, and why.
+
+        Args:
+            has_room: whether so many bytes more may be held, by an alternative that is captured here.
+        """
         recorder, plan = request.recorder, self.plan
         passes: Passes = self.first
         with recorder.stage("prepare"):
@@ -169,7 +176,7 @@ class CapturedGeneration:
                 request.on_scale_end(step, passes.state)
             if decides:
                 steps = _behind(plan, step.index)
-                passes = self._branch(plan, request)
+                passes = self._branch(plan, request, has_room)
                 recorder.selections = passes.method_state.selections
         recorder.plan = plan
         # The next replay, perhaps of another thread, overwrites everything in the pool.
@@ -187,15 +194,12 @@ class CapturedGeneration:
         with blaming(method):
             return decided_plan(self.plan, self._result, method, step, self.first.method_state)
 
-    def _branch(self, plan: Plan, request: Request) -> Passes:
+    def _branch(self, plan: Plan, request: Request, has_room: Callable[[int], bool]) -> Passes:
         """The passes of what was decided, captured if it was decided before."""
         choice = str(plan.choice)
         found = self.branches.get(choice)
         if isinstance(found, NoiseTape):
-            try:
-                found = self._captured(plan, found)
-            except RuntimeError as error:
-                found = not_captured(error, request.model.device)
+            found = self._captured_if_room(plan, found, has_room)
         elif found is None:
             self.branches[choice] = tape = NoiseTape(request.noise)
             request.recorder.engine = f"graphs up to the decision, then eager: first {choice!r} of its kind"
@@ -203,8 +207,29 @@ class CapturedGeneration:
         self.branches[choice] = found
         if isinstance(found, CapturedPasses):
             return found
-        request.recorder.engine = f"graphs up to the decision, then eager: {found}"
+        why = FULL if isinstance(found, NoiseTape) else found
+        request.recorder.engine = f"graphs up to the decision, then eager: {why}"
         return Passes(self._own, *self._forked(), request.noise)
+
+    def _captured_if_room(
+        self, plan: Plan, tape: NoiseTape, has_room: Callable[[int], bool]
+    ) -> CapturedPasses | NoiseTape | str:
+        """The graphs of what follows; or its tape, if there is no room for them; or why they cannot be captured.
+
+        How much they hold is known only once they are captured; the tape keeps it.
+        """
+        if not has_room(tape.nbytes):
+            return tape
+        before = self.nbytes
+        try:
+            captured = self._captured(plan, tape)
+        except RuntimeError as error:
+            return not_captured(error, self._own.model.device)
+        tape.nbytes, self.nbytes = self.nbytes - before, before
+        if not has_room(tape.nbytes):
+            return tape.free()
+        self.nbytes += tape.nbytes
+        return captured
 
     def _captured(self, plan: Plan, tape: NoiseTape) -> CapturedPasses:
         """The graphs of what follows the decision in a plan.

@@ -14,7 +14,7 @@ from torch import Tensor
 from stepvar.core.noise import Noise, SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Recorder
-from stepvar.engine.graphs import CapturedGeneration, not_captured
+from stepvar.engine.graphs import FULL, CapturedGeneration, not_captured
 from stepvar.engine.noise import NoiseTape
 from stepvar.engine.request import Request
 from stepvar.errors import UsageError
@@ -33,7 +33,6 @@ STALE = 4
 """One that was not replayed in so many times as many generations as are kept makes room for another."""
 MOST_SEEN = 256
 """Kinds of generations that are remembered at most."""
-FULL = "captured generations in use fill the memory that is kept for them"
 
 
 class Engine:
@@ -124,7 +123,7 @@ class Engine:
         try:
             if isinstance(entry, CapturedGeneration):
                 recorder.engine, entry.used = "graphs", self._count
-                return entry.replay(request)
+                return entry.replay(request, lambda nbytes: self._make_room(nbytes, model.device, entries=0))
             state = _eager(request if tape is None else replace(request, noise=tape), why)
         except torch.OutOfMemoryError:
             if not self._held() or any(step.split is not None for step in request.plan.steps):
@@ -157,15 +156,18 @@ class Engine:
         tape.nbytes = captured.nbytes
         return captured if self._make_room(captured.nbytes, device) else tape.free()
 
-    def _make_room(self, nbytes: int, device: torch.device) -> bool:
+    def _make_room(self, nbytes: int, device: torch.device, entries: int = 1) -> bool:
         """Whether a captured generation of so many bytes may be kept, once others are dropped that are no longer used.
 
         Those in use stay: to drop them in turn would mean to capture all of them again and again.
+
+        Args:
+            entries: 0: the bytes are of an alternative of one that is kept already.
         """
         limit = self.memory or int(SHARE * torch.cuda.get_device_properties(device).total_memory)
         held = self._held()
         stale = [key for key, entry in held.items() if self._count - entry.used > STALE * len(held)]
-        while held and (len(held) >= MOST or nbytes + sum(entry.nbytes for entry in held.values()) > limit):
+        while held and (len(held) + entries > MOST or nbytes + sum(entry.nbytes for entry in held.values()) > limit):
             if not stale:
                 return False
             del held[stale[0]], self._seen[stale.pop(0)]

@@ -93,6 +93,11 @@ class PreparedInputs(ABC):
     def captions(self) -> list[str]:
         """What each image shows, in words: one text per image."""
 
+    @property
+    def warnings(self) -> list[list[str]]:
+        """What the text encoder leaves out, in words: one list per image, empty where it reads all."""
+        return [[] for _ in self.captions]
+
     def schedule(self, schedule: ScaleSchedule) -> ScaleSchedule:
         """The passes of a model's own schedule that these inputs need."""
         return schedule
@@ -162,17 +167,34 @@ class PromptInputs(PreparedInputs, Generic[Features]):
         encoder: turns prompts into features; None if only features are given.
         prompts: one entry per prompt.
         times: images per prompt.
+        negatives: one entry per prompt; None: there is no text to lead away from.
     """
 
     encoder: Encoder[Features] | None
     prompts: list[str] | Features
     times: int
+    negatives: list[str] | Features | None
 
     def __post_init__(self) -> None:
-        encoder = getattr(self.encoder, "encoder", self.encoder)  # behind a cache
-        if isinstance(encoder, WordEncoder) and isinstance(self.prompts, list):
+        encoder = self._words
+        if encoder is not None and isinstance(self.prompts, list):
             for prompt in self.prompts:
                 encoder.check(prompt)
+
+    @property
+    def _words(self) -> WordEncoder | None:
+        """The encoder, if it knows some words only."""
+        encoder = getattr(self.encoder, "encoder", self.encoder)  # behind a cache
+        return encoder if isinstance(encoder, WordEncoder) else None
+
+    @property
+    def warnings(self) -> list[list[str]]:
+        encoder, found = self._words, [dict[str, None]() for _ in range(len(self.prompts))]
+        for given in (self.prompts, self.negatives):
+            if encoder is not None and isinstance(given, list):
+                for own, text in zip(found, given, strict=True):
+                    own |= dict.fromkeys(filter(None, [encoder.remark(text)]))
+        return [list(own) for own in found for _ in range(self.times)]
 
     @property
     def captions(self) -> list[str]:

@@ -15,6 +15,7 @@ from stepvar.core.cache import KVCache, NoCache
 from stepvar.core.noise import Noise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.sampling import sample_pass
+from stepvar.core.split import held_rows
 from stepvar.core.stack import NO_HOOKS, Hooks, ModelInfo, RunBlocks
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.core.values import device_of, dtype_of, placement
@@ -219,8 +220,9 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         heads, precision = heads or config.heads, self.precision
         if plan.schedule.kv_scope == "none":
             return NoCache(heads, config.head_dim, precision.blocks, self.device)
+        own, int8 = held_rows(plan), precision.cache is not None
         return KVCache(
-            capacities, plan.rows, heads, config.head_dim, precision.blocks, self.device, precision.cache is not None
+            capacities, own.stop - own.start, heads, config.head_dim, precision.blocks, self.device, int8, own.start
         )
 
     def new_latent(self, plan: Plan) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stepvar.core.values import device_of, shown
-from stepvar.errors import UsageError
+from stepvar.errors import StepvarError, UsageError
 
 Parallel = Literal["guidance"]
 
@@ -32,6 +33,8 @@ class GuidanceProcesses:
     Attributes:
         branch: which branch this process runs, 0 the conditional one.
         device: where it runs it; of ``"cuda"`` the GPU of this process.
+
+    What waits for the other process raises a StepvarError if that is gone: both have to be started again.
 
     Raises:
         UsageError: if there are not two processes, or the device is neither CUDA nor the CPU.
@@ -74,7 +77,8 @@ class GuidanceProcesses:
     def gather(self, values: Tensor) -> tuple[Tensor, Tensor]:
         own = _as_bytes(values)
         both = [torch.empty_like(own) for _ in range(2)]
-        dist.all_gather(both, own, group=self._group)
+        with _needing_both():
+            dist.all_gather(both, own, group=self._group)
         conditional, unconditional = (part.view(values.dtype).view(values.shape) for part in both)
         return conditional, unconditional
 
@@ -82,7 +86,8 @@ class GuidanceProcesses:
         own = _as_bytes(values)
         if branch != self.branch:
             own = torch.empty_like(own)
-        dist.broadcast(own, src=branch, group=self._group)
+        with _needing_both():
+            dist.broadcast(own, src=branch, group=self._group)
         return own.view(values.dtype).view(values.shape)
 
     def agree(self, seeds: Sequence[int], asked: object) -> tuple[int, ...]:
@@ -93,14 +98,17 @@ class GuidanceProcesses:
 
         Raises:
             UsageError: if they do not.
+            StepvarError: if the other process is gone.
         """
         digest = hashlib.sha256(_ADDRESS.sub("", repr(asked)).encode()).digest()
         own = torch.tensor([*digest, len(seeds), *seeds], dtype=torch.int64)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(2)]
-        dist.all_gather(sizes, torch.tensor([len(own)]), group=self._host)
+        with _needing_both():
+            dist.all_gather(sizes, torch.tensor([len(own)]), group=self._host)
         first, second = (torch.empty(int(size), dtype=torch.int64) for size in sizes)
         if len(first) == len(second):
-            dist.all_gather([first, second], own, group=self._host)
+            with _needing_both():
+                dist.all_gather([first, second], own, group=self._host)
         if len(first) != len(second) or not torch.equal(first[: len(digest)], second[: len(digest)]):
             raise UsageError(
                 "parallel='guidance': the two processes ask for different images; call the pipeline in both with the "
@@ -110,7 +118,8 @@ class GuidanceProcesses:
 
     def wait(self) -> None:
         """Waits until both processes are here."""
-        dist.barrier(group=self._host)
+        with _needing_both():
+            dist.barrier(group=self._host)
 
     def close(self) -> None:
         """Leaves the process group, if it was made here; captured generations must have been dropped before."""
@@ -129,6 +138,22 @@ def start_parallel(name: Parallel | None, device: torch.device) -> GuidanceProce
     if name not in get_args(Parallel):
         raise UsageError(f"parallel={shown(name)}: must be {', '.join(get_args(Parallel))}, or None for one process")
     return GuidanceProcesses(device)
+
+
+@contextmanager
+def _needing_both() -> Iterator[None]:
+    """Within it the two processes talk, and nothing else can fail.
+
+    Raises:
+        StepvarError: where PyTorch has many lines on sockets.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise StepvarError(
+            "parallel='guidance': the other process is gone (killed, or ended by an error of its own, which it shows); "
+            f"both must begin again, {START}"
+        ) from error
 
 
 def _as_bytes(values: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -20,8 +20,8 @@ from stepvar.core.arguments import (
     make_noise,
 )
 from stepvar.core.noise import Noise, SeededNoise
-from stepvar.core.plan import Plan, Step
-from stepvar.core.report import Recorder
+from stepvar.core.plan import Plan, Settings, Step
+from stepvar.core.report import Recorder, Report
 from stepvar.core.split import split_plan, whole_plan
 from stepvar.core.values import COUNT, MOST_VALUES, as_list, shown, whole_number
 from stepvar.core.words import CALL, NO_WORDS, accepts
@@ -30,9 +30,9 @@ from stepvar.cost.speedup import Fitted, Scope, fit_speedup
 from stepvar.errors import UsageError
 from stepvar.methods import Method, as_method
 from stepvar.methods.contract import blaming
-from stepvar.models.inputs import GenerationInputs, PreparedInputs
+from stepvar.models.inputs import EncodedInputs, GenerationInputs, PreparedInputs
 from stepvar.models.shapes import shape_of_size
-from stepvar.output import Latents, MediaType, Output, OutputType, check_outputs, to_media
+from stepvar.output import Latents, MediaType, Output, OutputType, check_outputs, check_stackable, to_media
 from stepvar.pipeline.memory import MemoryOptions
 from stepvar.pipeline.pretrained import Pretrained
 from stepvar.pipeline.records import describe
@@ -40,6 +40,27 @@ from stepvar.pipeline.schedules import Schedules, sampling_names
 from stepvar.text import ContextFeatures, PooledFeatures
 from stepvar.utils.ambient import stated_formats
 from stepvar.utils.progress import scale_bar
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call whose arguments were checked and resolved: what it runs.
+
+    Attributes:
+        noise: where the random numbers of the loop come from.
+        generators: one per image or video, for what encoding samples.
+        metadata: the texts for the files, one set per image or video.
+        reason: why a speed-up chose the method; else empty.
+    """
+
+    inputs: PreparedInputs
+    plan: Plan
+    method: Method
+    seeds: tuple[int, ...] | None
+    noise: Noise
+    generators: list[torch.Generator]
+    metadata: list[dict[str, str]]
+    reason: str
 
 
 class Pipeline(Pretrained, MemoryOptions, Schedules):
@@ -175,75 +196,61 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
                 aspect_ratio, resolution = shape_of_size(self.model, height, width)
             inputs = self.inputs.prepare(wanted, times)
             samples = len(inputs.captions)
-            sizes = {one.size for one in inputs.sources}
-            if output_type in ("np", "pt") and len(sizes) > 1:
-                found = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
-                raise UsageError(f"output_type={output_type!r}: the images have different sizes ({found}); use 'pil'")
+            check_stackable(output_type, inputs.sources)
             seeds, noise = make_noise(seed, generator, samples, noise)
             schedule = inputs.schedule(self._schedule(aspect_ratio, resolution, inputs.seconds, inputs.aspect_ratio))
             settings = replace(self._settings(schedule, arguments), forced=inputs.forced_passes(schedule))
-            shown, reason = self.progress if progress is None else progress, ""
-            if speedup is None:
-                method = as_method(method)
-            elif self.processes is not None:
-                raise UsageError(
-                    f"speedup={speedup:g}: is measured in one process, and two run here; give the settings that "
-                    "for_speedup finds without parallel"
-                )
-            else:
-                fitted = fit_speedup(self, speedup, method or "stepvar", settings, samples, progress=shown)
-                method, reason = fitted.method, fitted.reason
-            with blaming(method):
-                plan = method.plan(settings, self.model.info, samples)
-            self._check_memory(plan, method)
+            shown = self.progress if progress is None else progress
+            acting, reason = self._acting(method, speedup, settings, samples, shown)
+            with blaming(acting):
+                plan = acting.plan(settings, self.model.info, samples)
+            self._check_memory(plan, acting)
             if self.processes is not None:
-                agreed = self.processes.agree(seeds or (), (inputs.captions, plan, method, seed))
+                agreed = self.processes.agree(seeds or (), (inputs.captions, plan, acting, seed))
                 seeds, noise = (None, noise) if seeds is None else (agreed, SeededNoise(agreed))
             generators = make_generators(seeds, generator, samples)
-            metadata = describe(self.name, self.origin, given, method, seeds, inputs.captions)
-            return self._generate(
-                inputs,
-                plan,
-                method,
-                seeds,
-                noise,
-                generators,
-                output_type,
-                callback_on_scale_end,
-                shown,
-                metadata,
-                reason,
+            metadata = describe(self.name, self.origin, given, acting, seeds, inputs.captions)
+            prepared = Prepared(inputs, plan, acting, seeds, noise, generators, metadata, reason)
+            return self._generate(prepared, output_type, callback_on_scale_end, shown)
+
+    def _acting(
+        self, method: Method | str | None, speedup: float | None, settings: Settings, samples: int, shown: bool
+    ) -> tuple[Method, str]:
+        """The method that a call runs, and why, if a speed-up decided its settings."""
+        if speedup is None:
+            return as_method(method), ""
+        if self.processes is not None:
+            raise UsageError(
+                f"speedup={speedup:g}: is measured in one process, and two run here; give the settings that "
+                "for_speedup finds without parallel"
             )
+        fitted = fit_speedup(self, speedup, method or "stepvar", settings, samples, progress=shown)
+        return fitted.method, fitted.reason
 
     def _generate(
         self,
-        inputs: PreparedInputs,
-        plan: Plan,
-        method: Method,
-        seeds: tuple[int, ...] | None,
-        noise: Noise,
-        generators: list[torch.Generator],
+        prepared: Prepared,
         output_type: OutputType,
         callback: Callable[[Step, Any], None] | None,
         shown: bool,
-        metadata: list[dict[str, str]],
-        reason: str,
     ) -> Output:
         """Runs what was prepared, and measures it."""
+        inputs, plan, method, seeds = prepared.inputs, prepared.plan, prepared.method, prepared.seeds
+        metadata, sources = prepared.metadata, inputs.sources
         recorder, processes = Recorder(self.device), self.processes
         own = plan if processes is None else split_plan(plan, processes)
         returns = processes is None or processes.returns
         with recorder.stage("condition"):
-            encoded = inputs.encode(plan.schedule, generators)
+            encoded = inputs.encode(plan.schedule, prepared.generators)
         with scale_bar(shown and returns, plan.pass_weights, callback if returns else None) as on_scale_end:
             state = self.engine.generate(
-                self.model, encoded.condition, own, method, noise, encoded.forced, recorder, on_scale_end
+                self.model, encoded.condition, own, method, prepared.noise, encoded.forced, recorder, on_scale_end
             )
         images: Any = []
         videos: Any = []
         latents = None
         if output_type == "latent" and returns:
-            latents = Latents(self.name, state.for_decoding(), metadata, inputs.sources, self._fps)
+            latents = Latents(self.name, state.for_decoding(), metadata, sources, self._fps)
         elif returns:
             with recorder.stage("decode"):
                 pixels = self.model.decode(state, self.tile, self.sliced)
@@ -251,26 +258,30 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
         if processes is not None:
             recorder.plan = whole_plan(recorder.plan or plan)
             recorder.engine += ", guidance branches in two processes"
-        report = recorder.report(
-            self.name,
-            str(method),
-            plan.samples,
-            self.dtype,
-            seeds=seeds,
-            schedule=plan.schedule.name,
-            settings=method.settings(),
-            chosen=reason,
-            quantization=self.quantization,
-            count=flop_counter(self.model, encoded.condition, recorder.plan or plan, method, encoded.forced),
-        )
-        sources = inputs.sources
+        report = self._report(prepared, encoded, recorder)
         if not returns:
             return Output([], report, seeds, [], inputs.captions, metadata=metadata, fps=self._fps)
         if output_type != "latent":
             images, videos = to_media(pixels, self._fps, output_type, metadata, sources)
-        following, kept = inputs.next_continuation(state.latent), recorder.kept_maps()
+        following, kept, said = inputs.next_continuation(state.latent), recorder.kept_maps(), inputs.warnings
         return Output(
-            images, report, seeds, kept, inputs.captions, videos, following, metadata, self._fps, sources, latents
+            images, report, seeds, kept, inputs.captions, videos, following, metadata, self._fps, sources, latents, said
+        )
+
+    def _report(self, prepared: Prepared, encoded: EncodedInputs, recorder: Recorder) -> Report:
+        """What a generation cost."""
+        plan, method = prepared.plan, prepared.method
+        return recorder.report(
+            self.name,
+            str(method),
+            plan.samples,
+            self.dtype,
+            seeds=prepared.seeds,
+            schedule=plan.schedule.name,
+            settings=method.settings(),
+            chosen=prepared.reason,
+            quantization=self.quantization,
+            count=flop_counter(self.model, encoded.condition, recorder.plan or plan, method, encoded.forced),
         )
 
     @accepts(CALL, lambda: sampling_names() | dict.fromkeys(("aspect_ratio", "resolution", "seconds")))

@@ -56,7 +56,7 @@ class WordEncoder(nn.Module):
         Raises:
             UsageError: when the prompt is too long, or has no known word.
         """
-        words = re.findall(r"[^\W\d_]+", prompt.lower())
+        words = _words(prompt)
         if len(words) > self.max_words:
             raise UsageError(f"prompt of {len(words)} words: this model reads at most {self.max_words}; shorten it")
         if not any(word in self.index for word in words):
@@ -70,15 +70,14 @@ class WordEncoder(nn.Module):
             UsageError: as :meth:`check`.
         """
         words = self.check(prompt)
-        known = [self.index[word] for word in words if word in self.index]
-        if len(known) < len(words):
-            unknown = sorted({word for word in words if word not in self.index})
-            warnings.warn(
-                f"this model knows only the words of its scenes and ignores {', '.join(unknown)}",
-                UnknownWordWarning,
-                stacklevel=2,
-            )
-        return [*known, self.end]
+        if remark := self.remark(prompt):
+            warnings.warn(remark, UnknownWordWarning, stacklevel=2)
+        return [*(self.index[word] for word in words if word in self.index), self.end]
+
+    def remark(self, prompt: str) -> str:
+        """What to tell of the words of a prompt that are left out; empty if all are known."""
+        unknown = sorted({word for word in _words(prompt) if word not in self.index})
+        return f"this model knows only the words of its scenes and ignores {', '.join(unknown)}" if unknown else ""
 
     def forward(self, tokens: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
         """tokens (B, L) padded after ``lengths`` -> features (B, L, width)."""
@@ -94,3 +93,7 @@ class WordEncoder(nn.Module):
         lengths = tuple(len(row) for row in rows)
         padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.end)
         return TextFeatures(self(padded.to(self.places.device), lengths), lengths)
+
+
+def _words(prompt: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", prompt.lower())

@@ -9,10 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import InternalServerError, OpenAI
 
 from stepvar import Pipeline
 from stepvar.cli import main, options
@@ -104,24 +107,59 @@ def test_an_application_checks_its_settings() -> None:
         create_app(lambda: pytest.fail("loaded"), ServerSettings(method="nothing"))
 
 
-@pytest.mark.slow
-def test_a_process_that_is_told_to_end_finishes_what_runs(tiny_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "stepvar", "serve", "--model", str(tiny_folder), "--port", "0"]
+@contextmanager
+def serving(model: Path, log: Path) -> Iterator[tuple[subprocess.Popen[str], OpenAI]]:
+    """A process that serves and is ready, and its client."""
+    command = [sys.executable, "-m", "stepvar", "serve", "--model", str(model), "--port", "0"]
     environment = {**os.environ, KEY_VARIABLE: KEY, "OMP_NUM_THREADS": "1"}
-    log = tmp_path / "log"
     with log.open("w") as err, subprocess.Popen(command, stdout=-1, stderr=err, env=environment, text=True) as process:
+        assert process.stdout is not None
+        client = OpenAI(base_url=process.stdout.readline().strip(), api_key=KEY, max_retries=0, timeout=60)
         try:
-            assert process.stdout is not None
-            client = OpenAI(base_url=process.stdout.readline().strip(), api_key=KEY, max_retries=0, timeout=60)
             until(lambda: '"ready' in log.read_text())
-            answer = in_thread(lambda: client.images.generate(prompt="a red circle", n=10))
-            until(lambda: "stepvar_queue_images 0" not in client.get("/../metrics", cast_to=str))
-            process.send_signal(signal.SIGTERM)
-            assert len(answer().data) == 10
-            assert process.wait(60) == 0
+            yield process, client
         finally:
             process.kill()
             client.close()
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line["signal"] for line in lines if "signal" in line] == ["SIGTERM"]
     assert KEY not in log.read_text() and KEY not in " ".join(command)
+
+
+def logged(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def until_it_generates(client: OpenAI) -> None:
+    until(lambda: "stepvar_queue_images 0" not in client.get("/../metrics", cast_to=str))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_end_finishes_what_runs(tiny_folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(tiny_folder, log) as (process, client):
+        answer = in_thread(lambda: client.images.generate(prompt="a red circle", n=10))
+        until_it_generates(client)
+        process.send_signal(signal.SIGTERM)
+        assert len(answer().data) == 10
+        assert process.wait(60) == 0
+    assert [line["signal"] for line in logged(log) if "signal" in line] == ["SIGTERM"]
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_it_at_once_and_quietly(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(Path("scenes"), log) as (process, client):
+        answer = in_thread(lambda: client.images.generate(prompt="a red circle", n=10))
+        until_it_generates(client)
+        stream = client.images.generate(prompt="a red circle", n=10, stream=True)
+        for count in (1, 2):
+            process.send_signal(signal.SIGTERM)
+            until(lambda count=count: log.read_text().count('"ending') == count)  # type: ignore[misc]
+        with pytest.raises(InternalServerError, match="the server has ended") as refused:
+            answer()
+        assert refused.value.status_code == 503
+        assert process.wait(60) == 128 + signal.SIGTERM
+        stream.close()
+    lines = logged(log)
+    assert all(line["level"] == "info" for line in lines)
+    said = [line["message"] for line in lines if line["message"] != "request"]
+    assert said[2:] == ["ending: finishes what was taken", "ending at once"]

@@ -13,7 +13,7 @@ import torch
 from stepvar.checkpoints import save_model
 from stepvar.media.images import image_metadata
 from stepvar.models.var import VAR
-from tests.serving.server.servers import HeldPipeline, Server, picture, pixels, running
+from tests.serving.server.servers import LONG, HeldPipeline, Server, in_thread, picture, pixels, running, until
 
 PROMPT = "a red circle on grass"
 
@@ -159,3 +159,39 @@ def test_a_class_conditional_model_takes_classes(tiny_var: VAR, tmp_path: Path) 
         assert np.array_equal(pixels(picture(answer.data[0])), pixels(expected))
         with pytest.raises(openai.BadRequestError, match="10"):
             server.client.images.generate(prompt="10")
+
+
+IGNORES = "this model knows only the words of its scenes and ignores "
+
+
+@pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
+def test_words_that_the_model_does_not_know_are_in_the_answer(server: Server) -> None:
+    def warnings(prompt: str, **own: Any) -> list[list[str]]:
+        answer = server.client.images.generate(prompt=prompt, extra_body={"seed": 1, **own}, n=2)
+        return [one.warnings for one in answer.data]
+
+    assert warnings(PROMPT) == [[], []]
+    for _ in range(2):  # the second time its features are those that were kept
+        assert warnings(f"{PROMPT} by Vermeer, a zebra") == 2 * [[f"{IGNORES}by, vermeer, zebra"]]
+    assert warnings(PROMPT, negative_prompt="a blurred square") == 2 * [[f"{IGNORES}blurred"]]
+    (event,) = server.client.images.generate(prompt="a red zebra", stream=True)
+    assert event.warnings == [f"{IGNORES}zebra"]
+
+
+@pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
+def test_each_image_of_a_batch_has_its_own_warnings(server: Server) -> None:
+    prompts = ["a red zebra", PROMPT, "a blue giraffe"]
+    server.pipe.let_begin.clear()
+    first = in_thread(lambda: server.client.images.generate(prompt=PROMPT))
+    assert server.pipe.begun.wait(LONG)
+
+    def ask(prompt: str) -> Any:
+        return in_thread(lambda: server.client.images.generate(prompt=prompt))
+
+    answers = [ask(prompt) for prompt in prompts]
+    until(lambda: len(server.service.worker._queue) == 3)
+    server.pipe.let_begin.set()
+    first()
+    found = [answer().data[0] for answer in answers]
+    assert [one.report["batch"] for one in found] == [3] * 3
+    assert [one.warnings for one in found] == [[f"{IGNORES}zebra"], [], [f"{IGNORES}giraffe"]]

@@ -14,6 +14,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+from starlette.responses import FileResponse
 
 from stepvar.checkpoints import save_model
 from stepvar.errors import UsageError
@@ -93,6 +94,14 @@ def test_a_video_is_asked_for_waited_for_and_downloaded(server: Server, tmp_path
     )
 
 
+@pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
+def test_words_that_the_model_does_not_know_are_in_the_job(server: Server) -> None:
+    jobs = [server.client.videos.create(prompt=prompt, seconds="1") for prompt in (PROMPT, "a red zebra")]
+    known, unknown = (awaited(server, job) for job in jobs)
+    assert known.warnings == []
+    assert unknown.warnings == ["this model knows only the words of its scenes and ignores zebra"]
+
+
 def test_states_follow_the_work(server: Server) -> None:
     pipe = server.pipe
     pipe.let_begin.clear()
@@ -137,6 +146,33 @@ def test_a_deleted_video_is_gone_and_its_work_stops(server: Server) -> None:
     pipe.let_go_on.set()
     until(lambda: server.service.worker.idle and not server.service.videos.unfinished)
     assert pipe.passes <= passes + 2 and not server.client.videos.list().data
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_download_is_whole_or_404_whenever_the_video_is_deleted(
+    server: Server, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = completed(server)
+    videos = server.service.videos
+    found = videos.find(job.id)
+    assert found.file is not None
+    whole = found.file.read_bytes()
+    make, send = FileResponse.__init__, FileResponse.__call__
+
+    def make_and_delete(self: FileResponse, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        videos.remove(found)
+
+    async def delete_and_send(self: FileResponse, *arguments: Any) -> None:
+        videos.remove(found)
+        await send(self, *arguments)
+
+    monkeypatch.setattr(FileResponse, *(("__call__", delete_and_send) if begun else ("__init__", make_and_delete)))
+    status, _, body = server.fetch(f"/v1/videos/{job.id}/content")
+    assert (status, body) == (200, whole) if begun else (status, b"video_not_found" in body) == (404, True)
+    file = found.file
+    until(lambda: not file.exists())
+    assert server.fetch(f"/v1/videos/{job.id}/content")[0] == 404
 
 
 def test_a_video_begins_with_the_image_that_was_sent(server: Server) -> None:

@@ -30,7 +30,7 @@ class ContextInputProcessor(PromptInputProcessor[ContextFeatures]):
         inputs.refuse(VIDEO_ONLY, "it to a model that generates videos")
         inputs.refuse(["class_labels"], "a prompt")
         inputs.refuse(["negative_prompt", "negative_prompt_embeds"], "guidance_scale: it leads away from no text")
-        return PromptInputs(self.encoder, self.read_prompts(inputs), times)
+        return PromptInputs(self.encoder, self.read_prompts(inputs), times, None)
 
     def example(self, tokens: int = 16, schedule: ScaleSchedule | None = None) -> GenerationInputs:
         return GenerationInputs(prompt_embeds=torch.zeros(1, self.config.context_tokens, self.config.context_channels))

@@ -27,8 +27,6 @@ from stepvar.text import ContextFeatures, TextEncoder, TextFeatures
 class TextInputs(PromptInputs[TextFeatures]):
     """Prompts and their negatives: one per prompt, or None for the model's learned null text."""
 
-    negatives: list[str] | TextFeatures | None
-
     def encode(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> EncodedInputs:
         return EncodedInputs(self.condition())
 

@@ -47,6 +47,10 @@ class VideoInputs(PreparedInputs):
         return self.texts
 
     @property
+    def warnings(self) -> list[list[str]]:
+        return self.text.warnings
+
+    @property
     def aspect_ratio(self) -> float | None:  # type: ignore[override]
         if self.former is not None:
             return self.former.aspect_ratio

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
+from stepvar.core.split import held_rows
 from stepvar.core.stack import AttentionInputs, Projection
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
@@ -207,7 +208,9 @@ class InfinityStar(VARModel):
             clips=clips,
             before=staged.before,
         )
-        self._cache_context(state, text, text_coordinates(text.shape[1], self.device), mask)
+        own = held_rows(plan)
+        own_mask = None if mask is None else mask[own]
+        self._cache_context(state, text[own], text_coordinates(text.shape[1], self.device), own_mask)
         for segment in staged.segments:
             self._cache_segment(state, segment, plan.schedule.frame or full)
         return state
@@ -231,7 +234,7 @@ class InfinityStar(VARModel):
     def _cache_context(self, state: StarState, tokens: Tensor, coordinates: Tensor, mask: Tensor | None = None) -> None:
         """Runs tokens that see only themselves through the blocks, and keeps their keys and values.
 
-        Tokens of fewer rows than the cache has are the same for both branches.
+        Tokens of fewer rows than the cache holds are the same for both branches.
         """
         times = state.cache.rows // len(tokens)
 

@@ -22,8 +22,6 @@ from stepvar.text.clip import CONTEXT
 class PooledInputs(PromptInputs[PooledFeatures]):
     """Prompts and their negatives, one per prompt; None: there is no encoder for the empty text."""
 
-    negatives: list[str] | PooledFeatures | None
-
     def encode(self, schedule: ScaleSchedule, generators: Sequence[Generator]) -> EncodedInputs:
         negative = None if self.negatives is None else self.features(self.negatives)
         return EncodedInputs(PooledCondition(self.features(self.prompts), negative))

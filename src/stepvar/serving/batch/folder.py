@@ -41,7 +41,7 @@ class Result:
         row: the row.
         data: the bytes of its file; empty if it failed.
         suffix: the ending of the file's name.
-        facts: what the manifest says of it: seconds, size, device; or the error.
+        facts: what the manifest says of it: seconds, size, warnings; or the error.
     """
 
     row: Row

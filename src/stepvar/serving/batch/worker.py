@@ -112,10 +112,11 @@ class Generator:
         results = []
         with tempfile.TemporaryDirectory(prefix="stepvar-") as folder:
             path = Path(folder) / f"result{setup.suffix}"
-            for row, one, texts in zip(rows, output.videos or output.images, output.metadata, strict=True):
+            made = zip(rows, output.videos or output.images, output.metadata, output.warnings, strict=True)
+            for row, one, texts, said in made:
                 save_result(one, path, texts, setup.quality)
-                width, height = one.size
-                results.append(Result(row, path.read_bytes(), setup.suffix, {"width": width, "height": height}))
+                facts = {"width": one.size[0], "height": one.size[1]} | ({"warnings": said} if said else {})
+                results.append(Result(row, path.read_bytes(), setup.suffix, facts))
                 path.unlink()
         seconds = round((time.perf_counter() - start) / len(rows), 3)
         for result in results:

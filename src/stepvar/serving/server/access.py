@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stepvar.serving.server.errors import CLIENT_LEFT, RequestError, as_request_error
+from stepvar.serving.server.errors import CLIENT_LEFT, RequestError, as_request_error, unavailable
 from stepvar.serving.server.logs import FACTS
 from stepvar.serving.server.metrics import Metrics
 from stepvar.serving.server.settings import ServerSettings
@@ -60,6 +60,10 @@ class Access:
             await self.app(scope, self._bounded(headers, receive), send_named)
         except ClientDisconnect:  # before its request had arrived
             status = status or CLIENT_LEFT
+        except asyncio.CancelledError:  # the server ends, and waits for no answer
+            if status:
+                raise
+            await answer(unavailable("the server has ended; try another", "shutting_down"))(scope, receive, send_named)
         except Exception as error:
             refused = as_request_error(error)
             if not isinstance(error, RequestError):

@@ -106,7 +106,7 @@ async def _events(feed: Feed, work: Work, body: ImageFields, form: FileFormat, n
             done += 1
             fields = event_fields(body, event.result, event.index)
             fields |= {"type": f"{name}.completed", "usage": usage([event])}
-            fields |= {"seed": work.seeds[event.index], "report": report(event)}
+            fields |= {"seed": work.seeds[event.index], "report": report(event), "warnings": event.warnings}
             yield await to_thread.run_sync(_event, event.result, form, event.texts, fields)
 
 

@@ -8,7 +8,9 @@ import shutil
 import tempfile
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +37,9 @@ class VideoJob:
         seconds, size: of the video: as asked for, then as they are.
         file: the MP4, once it is completed.
         thumbnail: its first frame as WebP.
+        warnings: what was left out of its prompts, once it is completed.
         fetched: whether somebody has downloaded it.
+        readers: downloads that are being sent; the file stays until the last of them has ended.
     """
 
     identity: str
@@ -51,14 +55,16 @@ class VideoJob:
     file: Path | None = None
     thumbnail: bytes = b""
     cost: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
     fetched: bool = False
+    readers: int = 0
 
     @property
     def ended(self) -> bool:
         return self.status in ("completed", "failed")
 
     def to_dict(self, keep_seconds: float) -> dict[str, Any]:
-        """The job as the API shows it; ``seed`` and ``report`` are our own."""
+        """The job as the API shows it; ``seed``, ``report`` and ``warnings`` are our own."""
         found: dict[str, Any] = {
             "id": self.identity,
             "object": "video",
@@ -77,7 +83,7 @@ class VideoJob:
         }
         if self.error is not None:
             found["error"] = {"code": self.error.code or "invalid_request", "message": str(self.error)}
-        return found if self.cost is None else {**found, "report": self.cost}
+        return found if self.cost is None else {**found, "report": self.cost, "warnings": self.warnings}
 
 
 class VideoJobs:
@@ -137,8 +143,24 @@ class VideoJobs:
     def remove(self, job: VideoJob) -> None:
         self._jobs.pop(job.identity, None)
         job.work.tell(None)  # nobody follows it any more
-        if job.file is not None:
+        if job.file is not None and not job.readers:
             job.file.unlink(missing_ok=True)
+
+    @contextmanager
+    def reading(self, job: VideoJob) -> Iterator[None]:
+        """Within it the file of a job stays, even if the job is removed.
+
+        Raises:
+            RequestError: 404 if it was removed before.
+        """
+        self.find(job.identity)
+        job.readers += 1
+        try:
+            yield
+        finally:
+            job.readers -= 1
+            if job.identity not in self._jobs:
+                self.remove(job)
 
     def _forget(self) -> None:
         """Removes what has expired, and the oldest of too many."""
@@ -176,6 +198,7 @@ class VideoJobs:
         video: Video = done.result
         path = await asyncio.to_thread(video.save, self._folder / f"{job.identity}.mp4", metadata=done.texts)
         job.thumbnail, job.cost = await asyncio.to_thread(_thumbnail, video), report(done)
+        job.warnings = done.warnings
         job.file, job.size, job.seconds = path, size_of(video), f"{video.seconds:g}"
         job.progress, job.completed, job.status = 100, int(time.time()), "completed"
         if job.identity not in self._jobs:  # deleted meanwhile

@@ -32,9 +32,9 @@ def encode(image: Image.Image, form: FileFormat, texts: dict[str, str]) -> str:
 
 
 def entry(done: Done, encoded: str, form: FileFormat, seed: int) -> dict[str, Any]:
-    """One image of an answer; ``seed`` and ``report`` are our own."""
+    """One image of an answer; ``seed``, ``report`` and ``warnings`` are our own."""
     given = {"url": f"data:image/{form.kind};base64,{encoded}"} if form.as_url else {"b64_json": encoded}
-    return {**given, "seed": seed, "report": report(done)}
+    return {**given, "seed": seed, "report": report(done), "warnings": done.warnings}
 
 
 def report(done: Done) -> dict[str, Any]:

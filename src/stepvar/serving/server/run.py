@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -27,8 +28,11 @@ LAST = 10
 """Seconds that the end of the server waits for answers that are being sent."""
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
+def serve(app: FastAPI, listener: socket.socket) -> int:
     """Runs an application on a socket that listens; returns when a signal has ended it and its work is done.
+
+    Returns:
+        0; or the number of a second signal, which has ended it before.
 
     Raises:
         Exception: whatever kept the model from being loaded.
@@ -45,9 +49,11 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         ws="none",
     )
     service: Service = app.state.service
-    asyncio.run(_Server(config, service).serve(sockets=[listener]))
+    server = _Server(config, service)
+    asyncio.run(server.serve(sockets=[listener]))
     if service.worker.failure is not None:
         raise service.worker.failure
+    return server.forced
 
 
 class _Server(uvicorn.Server):
@@ -55,7 +61,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self.service, self._signal = service, ""
+        self.service, self._signal, self.forced = service, "", 0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -76,6 +82,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.draining:
             self.should_exit = self.force_exit = True
+            self.forced = sig
             return
         self._signal = signal.Signals(sig).name
         self.service.drain()
@@ -87,3 +94,9 @@ class _Server(uvicorn.Server):
         if self.service.worker.failure is not None or (self.service.draining and self.service.finished):
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.forced:  # asyncio now cancels what is left, and uvicorn would log that of each request as an error
+            logger.info("ending at once", extra={FACTS: {"signal": signal.Signals(self.forced).name}})
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from stepvar.serving.server.errors import RequestError
+from stepvar.serving.server.jobs import VideoJob, VideoJobs
 from stepvar.serving.server.logs import FACTS
 from stepvar.serving.server.requests import video_work
 from stepvar.serving.server.schema import VideoRequest
@@ -59,7 +62,8 @@ async def retrieve(request: Request, identity: str) -> dict[str, Any]:
 @router.get("/v1/videos/{identity}/content")
 async def content(request: Request, identity: str, variant: Literal["video", "thumbnail"] = "video") -> Response:
     """The MP4 of a job, or its first frame as WebP."""
-    job = service_of(request).videos.find(identity)
+    jobs = service_of(request).videos
+    job = jobs.find(identity)
     if job.status != "completed" or job.file is None:
         raise RequestError(
             409, f"video {identity!r}: is {job.status}; wait until it is completed", code="not_completed"
@@ -67,7 +71,19 @@ async def content(request: Request, identity: str, variant: Literal["video", "th
     if variant == "thumbnail":
         return Response(job.thumbnail, media_type="image/webp")
     job.fetched = True
-    return FileResponse(job.file, media_type="video/mp4", filename=f"{identity}.mp4")
+    return _Download(jobs, job, job.file)
+
+
+class _Download(FileResponse):
+    """The file of a job: whole, or 404 where the job was removed before the first byte."""
+
+    def __init__(self, jobs: VideoJobs, job: VideoJob, file: Path) -> None:
+        super().__init__(file, media_type="video/mp4", filename=f"{job.identity}.mp4")
+        self._jobs, self._job = jobs, job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._jobs.reading(self._job):
+            await super().__call__(scope, receive, send)
 
 
 @router.delete("/v1/videos/{identity}")

@@ -56,6 +56,7 @@ class Done:
         texts: for its file.
         waited: seconds in the queue.
         batch: images that ran together.
+        warnings: what was left out of its prompts.
     """
 
     index: int
@@ -64,6 +65,7 @@ class Done:
     report: Report
     waited: float
     batch: int
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -272,10 +274,10 @@ class Worker:
             progress=False,
         )
         results = output.videos or output.images
-        for item, result, texts in zip(batch, results, output.metadata, strict=True):
+        for item, result, texts, said in zip(batch, results, output.metadata, output.warnings, strict=True):
             own = texts_of(item.work, texts)
             waited = begun - item.since
-            item.work.tell(Done(item.index, _with_texts(result, own), own, output.report, waited, len(batch)))
+            item.work.tell(Done(item.index, _with_texts(result, own), own, output.report, waited, len(batch), said))
         self.metrics.add_generation(output.report, [begun - item.since for item in batch], bool(output.videos))
 
     def _method(self, pipe: Pipeline, recipe: Recipe) -> Method:
