@@ -42,7 +42,7 @@ The finest scales are learned first. What is still wrong then comes from the mid
 four times as many pictures.
 """
 STARTING_DRAWS = 24
-DEFAULTS: dict[str, Any] = {"guidance_scale": 2.0, "temperature": 0.7}
+DEFAULTS: dict[str, Any] = {"guidance_scale": 4.0, "temperature": 0.7}
 SHOWN = (
     "a red t-shirt on a white ground",
     "a blue and white striped t-shirt on a wooden floor",
