@@ -31,6 +31,7 @@ from stepvar.evaluation.run import Evaluation, Measures
 from stepvar.methods import Dense, Method
 from stepvar.pipeline import Pipeline
 from stepvar.utils.progress import bar
+from stepvar.utils.require import require
 
 SUITES = ("scenes", "scenes-video")
 """Embedded models that have prompts of their own, as many as wanted, and a judge."""
@@ -41,10 +42,13 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = command.parse_args(given)
     if arguments.out is None and not arguments.figures:
         command.error("--out: is needed, the folder of the results")
+    if not arguments.results.is_dir():
+        raise UsageError(f"results {arguments.results}: no such folder; create it first")
     if arguments.figures is not None:
         folders = read_folders(arguments.figures or [arguments.out])
         print(f"{write_figures(folders, arguments.name, arguments.results)}: written")
         return
+    require("torchmetrics")  # before anything is loaded
     shard = parse_shard(arguments.shard)
     prompts = prompts_of(arguments.prompts, arguments.model)
     prompts.check_images(find_outline(arguments.model).family.edits, arguments.batch)

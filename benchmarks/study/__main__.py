@@ -27,6 +27,7 @@ from stepvar.evaluation.run import Evaluation, Measures
 from stepvar.methods import Dense
 from stepvar.pipeline import Pipeline
 from stepvar.utils.progress import bar
+from stepvar.utils.require import require
 
 AGAIN = Candidate("dense again", Dense())
 """Generated somewhere among the others: what the clock and the random numbers are worth."""
@@ -40,6 +41,7 @@ SHOWN = 4
 
 def main(given: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(given)
+    require("torchmetrics")  # before anything is loaded
     shard = parse_shard(arguments.shard)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise OutputError(f"{arguments.out}: is a file; name a folder")

@@ -202,6 +202,14 @@ def test_figures_by_category() -> None:
     assert re.search(r"\| `a` \| 30\.5 \(30\.\d to 30\.\d\) \| 20\.5 \(", table)
 
 
+def test_a_folder_of_results_that_is_not_there_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "from_pretrained", lambda *given, **more: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match=r"results .*nowhere: no such folder; create it first"):
+        board.main(["--out", str(tmp_path / "run"), "--results", str(tmp_path / "nowhere")])
+
+
 def test_a_number_of_prompts_needs_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*given: Any, **more: Any) -> None:
         raise AssertionError("loaded")
