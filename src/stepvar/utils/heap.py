@@ -20,8 +20,8 @@ def _trim() -> Callable[[int], int] | None:
 def return_free_memory() -> bool:
     """Gives memory that nothing uses back to the system; whether the C library can.
 
-    glibc keeps what was freed. Batches of changing sizes leave holes of changing sizes, and a server of images grew by
-    a third in ten minutes, without a leak.
+    glibc keeps what was freed, and batches of changing sizes leave holes of changing sizes: what a server holds between
+    two batches can then come near what its largest batch took.
     """
     trim = _trim()
     if trim is None:
