@@ -95,8 +95,8 @@ def length_mask(lengths: Sequence[int], size: int) -> Tensor:
 
 def pad_to_device(text: TextFeatures, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Features (B, length, C) on a device, padded with zeros."""
-    padded = F.pad(text.features, (0, 0, 0, length - text.features.shape[1]))
-    return to_device_async(padded, device).to(dtype) if padded.device != device else padded.to(dtype)
+    features = to_device_async(text.features, device).to(dtype)  # padded there: less to pin and to copy
+    return F.pad(features, (0, 0, 0, length - features.shape[1]))
 
 
 @dataclass(frozen=True)
