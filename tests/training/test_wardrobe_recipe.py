@@ -25,7 +25,7 @@ from training.wardrobe.lite0 import EARLY, Lite0
 from training.wardrobe.losses import Discriminator, chroma_error, picture_error
 from training.wardrobe.measure import KINDS, PATTERNS
 from training.wardrobe.presets import PRESETS
-from training.wardrobe.sequence import ROOM, Places, TextToBits, attend, pad_words, run_block
+from training.wardrobe.sequence import ROOM, Places, TextToBits, attend, drawn_wrongly, pad_words, run_block
 from training.wardrobe.stage import Options, learning_rate
 from training.wardrobe.tokenizer import TokenizerTrainer
 from training.wardrobe.transformer import TransformerTrainer
@@ -78,6 +78,42 @@ def test_the_recipe_runs_through_goes_on_and_writes_a_model(options: Options) ->
     pipeline = Pipeline.from_pretrained(options.out / "packed")
     drawn = pipeline("a red dress on a white ground", seed=0, aspect_ratio="3:4", output_type="pt").images
     assert tuple(drawn[0].shape) == (3, *options.preset.size(1.333))
+
+    third = TransformerTrainer(replace(options, out=options.out / "third", init=options.out))
+    before = [parameter.clone() for parameter in third.model.parameters()]
+    third.rng = random.Random(1)
+    for _ in range(4):  # with bits that the model draws, and with flipped ones
+        third.step()
+    assert all(parameter.isfinite().all() for parameter in third.model.parameters())
+    assert not all(map(torch.equal, before, third.model.parameters()))
+
+
+def test_wrong_bits_lie_where_the_model_is_unsure() -> None:
+    torch.manual_seed(0)
+    targets = [torch.rand(2, 8, size, size) < 0.5 for size in (2, 16)]
+    flat = torch.cat([target.flatten(2).transpose(1, 2) for target in targets], dim=1)
+    margins = torch.where(flat, 50.0, -50.0)  # sure, and right
+    margins[:, :, 4:] = 0.0
+    logits = torch.stack((torch.zeros_like(margins), margins), dim=-1)
+    ones = torch.ones(2)
+    wrong = drawn_wrongly(logits, targets, ones, ones)
+    assert [part.shape for part in wrong] == [target.shape for target in targets]
+    assert not any(part[:, :4].any() for part in wrong)
+    assert wrong[1][:, 4:].float().mean().item() == pytest.approx(0.5, abs=0.05)
+    half = drawn_wrongly(logits, targets, torch.tensor([0.5, 0.0]), ones)
+    assert half[1][0, 4:].float().mean().item() == pytest.approx(0.25, abs=0.05)
+    assert not half[1][1].any()
+    # The true bits of later scales are those that mend what went wrong before.
+    coder = BitTokenizer(TokenizerConfig(code_bits=8, base_channels=8, multipliers=(1, 2, 2), norm_groups=4))
+    schedule = schedule_for("0.06M", 1.0)
+    latent = torch.randn(2, 8, *schedule.grids[-1].shape[1:])
+    none = [torch.zeros(2, 8, grid.h, grid.w, dtype=torch.bool) for grid in schedule]
+    first = [torch.ones_like(none[0]), *none[1:]]
+    right, mended = pyramid(coder, latent, schedule, wrong=none), pyramid(coder, latent, schedule, wrong=first)
+    assert torch.equal(right.targets[0], mended.targets[0])
+    assert not torch.equal(right.targets[1], mended.targets[1])
+    errors = [(built.sums[-1] - latent).square().mean().item() for built in (right, mended)]
+    assert errors[1] < 2 * errors[0]
 
 
 def test_a_run_starts_from_an_earlier_one(options: Options, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ GARMENTS: dict[str, tuple[str, ...]] = {
 UNPATTERNED = ("Shoes", "Hat")
 """Labels whose parts differ so much that the rule for patterns says nothing of them."""
 PLURAL = ("pants", "trousers", "shoes", "shorts")
-KEPT = {"colour": 0.94, "second": 0.9, "pattern": 0.8, "ground": 0.9}
+KEPT = {"colour": 0.94, "second": 0.9, "pattern": 0.95, "ground": 0.9}
 """Chance that a training caption says a part that is known."""
 USUAL = 0.75
 """Chance of the usual word for a garment that has two."""

@@ -167,6 +167,24 @@ def bit_losses(logits: Tensor, targets: list[Tensor]) -> Tensor:
     return torch.stack(losses)
 
 
+def drawn_wrongly(logits: Tensor, targets: list[Tensor], shares: Tensor, temperature: Tensor) -> list[Tensor]:
+    """Per scale where (B, d, h, w) a draw from ``logits`` differs from the true bits; kept for a share of the bits.
+
+    Args:
+        shares, temperature: (B,).
+    """
+    margins = (logits[..., 1] - logits[..., 0]).detach().float() / temperature[:, None, None]
+    drawn = torch.rand_like(margins) < margins.sigmoid()
+    kept = torch.rand_like(margins) < shares[:, None, None]
+    wrong, start = [], 0
+    for target in targets:
+        size = target.shape[-1] * target.shape[-2]
+        differ = drawn[:, start : start + size].transpose(1, 2).unflatten(2, target.shape[-2:]) ^ target
+        wrong.append(differ & kept[:, start : start + size].transpose(1, 2).unflatten(2, target.shape[-2:]))
+        start += size
+    return wrong
+
+
 def weighted(losses: Tensor, targets: list[Tensor]) -> Tensor:
     """Mean over scales, each weighted by the root of its tokens."""
     roots = losses.new_tensor([math.sqrt(target.shape[-1] * target.shape[-2]) for target in targets])

@@ -20,13 +20,13 @@ from stepvar.models.infinity import Infinity
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from stepvar.text import WordEncoder
 from training.loop import command_line, mean_module, write_card
-from training.pyramid import inputs, pyramid
+from training.pyramid import Pyramid, inputs, pyramid
 from training.wardrobe.captioned import Captioned
 from training.wardrobe.coder import in_bfloat16
 from training.wardrobe.looks import sheet
 from training.wardrobe.photographs import read_photographs
 from training.wardrobe.presets import WardrobePreset
-from training.wardrobe.sequence import Places, TextToBits, bit_losses, pad_words, weighted
+from training.wardrobe.sequence import Places, TextToBits, bit_losses, drawn_wrongly, pad_words, weighted
 from training.wardrobe.stage import SAVE_EVERY, Options, Stage, choose
 from training.wardrobe.tokenizer import load_tokenizer
 
@@ -34,6 +34,11 @@ PEAK_LR = 1e-3
 DECAY = 0.05
 DROPPED_TEXT = 0.1
 MOST_FLIPS = 0.25
+OWN_DRAWS, COOLEST = 0.5, 0.6
+"""Share of steps, behind ``--init``, whose wrong bits the model draws itself, and the least temperature of that.
+
+Flips at random say little of the errors that generation makes: those lie where the model is unsure.
+"""
 PREFIX_UNTIL = 0.25
 WHOLE_BEFORE, WHOLE_AFTER, WHOLE_AGAIN = 0.3, 0.9, 0.5
 """Share of steps that look at all scales, before and after that part of the time, and in a run that goes on.
@@ -156,18 +161,35 @@ class TransformerTrainer:
         return self.rng.choice(self.preset.prefixes)
 
     def losses(
-        self, model: TextToBits, text: tuple[Tensor, list[int]], latents: Tensor, shape: tuple[ScaleSchedule, int]
+        self,
+        model: TextToBits,
+        text: tuple[Tensor, list[int]],
+        latents: Tensor,
+        shape: tuple[ScaleSchedule, int],
+        own: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Losses by scale and the bits; in training with flipped bits and dropped captions."""
+        """Losses by scale and the bits; in training with wrong bits and dropped captions.
+
+        Args:
+            own: the wrong bits are those that the model draws, at a random temperature, behind the true ones.
+        """
         (words, lengths), (schedule, scales), count = text, shape, len(latents)
-        with torch.no_grad():
-            flips = torch.rand(count, device=self.device) * MOST_FLIPS if model.training else None
-            built = pyramid(self.tokenizer, latents, schedule, scales, flips)
+        draws = torch.rand(3, count, device=self.device)
+        dropped = draws[0] < (DROPPED_TEXT if model.training else 0.0)
+        flips = draws[1] * MOST_FLIPS if model.training and not own else None
+
+        def logits_of(built: Pyramid) -> Tensor:
             tokens = inputs(built.sums, schedule, scales)
-            dropped = torch.rand(count, device=self.device) < (DROPPED_TEXT if model.training else 0.0)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            logits = model(words, lengths, dropped, tokens, self.places(schedule, scales))
-        return bit_losses(logits, built.targets), built.targets
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return model(words, lengths, dropped, tokens, self.places(schedule, scales))
+
+        built = pyramid(self.tokenizer, latents, schedule, scales, flips)
+        if own:
+            # With gradients on, though none are taken: without them the blocks would be compiled a second time.
+            logits = logits_of(built).detach()
+            wrong = drawn_wrongly(logits, built.targets, draws[1], COOLEST + (1 - COOLEST) * draws[2])
+            built = pyramid(self.tokenizer, latents, schedule, scales, wrong=wrong)
+        return bit_losses(logits_of(built), built.targets), built.targets
 
     def step(self) -> None:
         pool = self.pools[choose(self.preset.ratios, self.rng)]
@@ -176,7 +198,8 @@ class TransformerTrainer:
                 pool.add(self.source, self.tokenizer, self.own)
         scales, count = self.plan_step(pool.schedule)
         latents, words, lengths = pool.sample(count)
-        losses, targets = self.losses(self.model, (words, lengths), latents, (pool.schedule, scales))
+        own = self.options.init is not None and self.rng.random() < OWN_DRAWS
+        losses, targets = self.losses(self.model, (words, lengths), latents, (pool.schedule, scales), own)
         weighted(losses, targets).backward()
         self.stage.minimise(count)
         if scales == len(pool.schedule) and self.stage.group.leads:
