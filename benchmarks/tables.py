@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine, memory, own_scale, precision, quality_video, rules, speed, upstream
+from benchmarks import engine, memory, own_scale, parallel, precision, quality_video, rules, speed, upstream
 from benchmarks.leaderboard import costs
 from benchmarks.leaderboard import tables as leaderboard
 from benchmarks.stepvar_plus import summary as stepvar_plus
@@ -61,6 +61,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed": lambda result: speed.markdown(result) + "\n" + info(result),
     "budget": lambda result: speed.markdown(result) + "\n" + info(result),
     "upstream": lambda result: upstream.markdown(result) + info(result),
+    "throughput": lambda result: parallel.throughput_table(result["throughput"], 1) + "\n" + info(result),
     "leaderboard": lambda result: leaderboard.markdown(result) + info(result),
     "costs": lambda result: costs.markdown(result) + info(result),
     "single": single,
