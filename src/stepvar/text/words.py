@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,12 @@ class WordEncoder(nn.Module):
         lengths = tuple(len(row) for row in rows)
         padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.end)
         return TextFeatures(self(padded.to(self.places.device), lengths), lengths)
+
+
+def example_prompt(encoder: Any) -> str:
+    """A prompt that an encoder reads as a whole, to measure and to warm up with."""
+    encoder = getattr(encoder, "encoder", encoder)  # behind a cache
+    return encoder.example if isinstance(encoder, WordEncoder) else "a red circle on sand"
 
 
 def _words(prompt: str) -> list[str]:
