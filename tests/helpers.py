@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
 from stepvar.models.infinity_star.schedules import clip_schedule
 from stepvar.models.infinity_star.tokenizer import VideoTokenizerConfig
+from stepvar.models.model import VARModel
 from stepvar.models.star import STAR, STARConfig
 from stepvar.models.star.model import STARState
 from stepvar.models.switti import PooledCondition, Switti, SwittiConfig
@@ -41,6 +42,8 @@ from stepvar.models.var.model import VARState
 from stepvar.models.varedit import EditCondition, VAREdit
 from stepvar.models.varedit.model import EditState
 from stepvar.text import ContextFeatures, PooledFeatures, TextFeatures
+
+ModelT = TypeVar("ModelT", bound=VARModel)
 
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8)])
 WIDE = ScaleSchedule.of([(1, 1), (2, 2), (2, 3), (4, 6), (5, 7), (6, 9)])
@@ -152,20 +155,22 @@ def fill_by_rule(module: torch.nn.Module, seed: int, rule: WeightRule = INFINITY
     module.load_state_dict(weights)
 
 
+def _filled(model: ModelT, seed: int, rule: WeightRule = INFINITY_RULE) -> ModelT:
+    """The model, ready to generate, with the weights of the rule."""
+    model.eval().requires_grad_(False)
+    fill_by_rule(model.transformer, seed, rule)
+    fill_by_rule(model.tokenizer, seed, rule)
+    return model
+
+
 def make_model(config: InfinityConfig = TINY, seed: int = 0) -> Infinity:
     """A model with weights by the rule, so that every gate is open and every part matters."""
-    model = Infinity(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed)
-    fill_by_rule(model.tokenizer, seed)
-    return model
+    return _filled(Infinity(config), seed)
 
 
 def make_edit(config: InfinityConfig = TINY, seed: int = 0) -> VAREdit:
     """A model that edits images, with weights by the rule."""
-    model = VAREdit(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed)
-    fill_by_rule(model.tokenizer, seed)
-    return model
+    return _filled(VAREdit(config), seed)
 
 
 def make_source(schedule: ScaleSchedule, count: int = 1, first: int = 0, config: InfinityConfig = TINY) -> Tensor:
@@ -177,34 +182,22 @@ def make_source(schedule: ScaleSchedule, count: int = 1, first: int = 0, config:
 
 def make_var(config: VARConfig = TINY_VAR, seed: int = 0) -> VAR:
     """A class-conditional model with weights by the rule."""
-    model = VAR(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed)
-    fill_by_rule(model.tokenizer, seed)
-    return model
+    return _filled(VAR(config), seed)
 
 
 def make_star(config: InfinityStarConfig = TINY_STAR, seed: int = 0) -> InfinityStar:
     """A text-to-video model with weights by the rule."""
-    model = InfinityStar(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed, STAR_RULE)
-    fill_by_rule(model.tokenizer, seed, STAR_RULE)
-    return model
+    return _filled(InfinityStar(config), seed, STAR_RULE)
 
 
 def make_hart(config: HARTConfig = TINY_HART, seed: int = 0) -> HART:
     """A text-to-image model with a diffusion head, with weights by its rule."""
-    model = HART(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed, HART_RULE)
-    fill_by_rule(model.tokenizer, seed, HART_RULE)
-    return model
+    return _filled(HART(config), seed, HART_RULE)
 
 
 def make_star_t2i(config: STARConfig = TINY_STAR_T2I, seed: int = 0) -> STAR:
     """A text-to-image model of the STAR family with weights by the rule."""
-    model = STAR(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed, EVEN_RULE)
-    fill_by_rule(model.tokenizer, seed, EVEN_RULE)
-    return model
+    return _filled(STAR(config), seed, EVEN_RULE)
 
 
 def make_star_text(lengths: Sequence[int] = (5,), first: int = 0) -> TextCondition:
@@ -215,10 +208,7 @@ def make_star_text(lengths: Sequence[int] = (5,), first: int = 0) -> TextConditi
 
 def make_switti(config: SwittiConfig = TINY_SWITTI, seed: int = 0) -> Switti:
     """A text-to-image model with text by CLIP, with weights by the rule."""
-    model = Switti(config).eval().requires_grad_(False)
-    fill_by_rule(model.transformer, seed)
-    fill_by_rule(model.tokenizer, seed)
-    return model
+    return _filled(Switti(config), seed)
 
 
 def make_pooled(lengths: Sequence[int] = (5,), first: int = 0, config: SwittiConfig = TINY_SWITTI) -> PooledFeatures:

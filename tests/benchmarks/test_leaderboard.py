@@ -17,11 +17,11 @@ from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.methods import METHODS, Dense, Method, SkipLast, StepVAR
 from stepvar.pipeline import Pipeline
-from tests.cli.conftest import one_thread, shared_model
+from tests.cli.conftest import shared_model
 from tests.helpers import make_settings
 from tests.methods.helpers import plan_of, work
 
-__all__ = ["one_thread", "shared_model"]
+__all__ = ["shared_model"]
 
 SCHEDULE = ScaleSchedule.of([(side, side) for side in (1, 2, 3, 4, 6, 8, 12, 16)])
 

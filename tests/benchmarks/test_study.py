@@ -20,9 +20,9 @@ from stepvar.evaluation.run import Evaluation
 from stepvar.evaluation.summary import rows_by_method
 from stepvar.methods import SkipLast
 from stepvar.pipeline import Pipeline
-from tests.cli.conftest import one_thread, shared_model
+from tests.cli.conftest import shared_model
 
-__all__ = ["one_thread", "shared_model"]
+__all__ = ["shared_model"]
 
 
 def go(model: Path, out: Path, *more: str) -> list[RunFolder]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,25 @@ def test_a_pipeline_refuses_before_it_computes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("stepvar.pipeline.memory.memory_of", lambda device: 4 * GIB)
     with pytest.raises(UsageError, match=r"memory: needs about .* GiB for cache\), and device meta has 4.0 GiB"):
         pipe(prompt_embeds=torch.zeros(1, 4, pipe.model.config.text_channels), seed=0)
+
+
+class Agreeing:
+    """Another process that asks for the same."""
+
+    def agree(self, seeds: tuple[int, ...], asked: object) -> tuple[int, ...]:
+        return seeds
+
+
+def test_of_two_processes_each_holds_the_keys_and_values_of_one_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepvar.pipeline.memory.memory_of", lambda device: GIB)
+    said = []
+    for processes in (None, Agreeing()):
+        pipe = Pipeline(meta_model("FoundationVision/Infinity", "2b"), None, processes=processes)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="GiB for cache") as caught:
+            pipe(prompt_embeds=torch.zeros(4, 4, pipe.model.config.text_channels), seed=0)
+        said += re.findall(r"([\d.]+) GiB for cache", str(caught.value))
+    one, each = map(float, said)
+    assert one == pytest.approx(2 * each, abs=0.15)  # both rounded to a tenth
 
 
 def test_decoding_does_not_run_beside_the_cache_and_offloading_lowers_what_is_planned() -> None:

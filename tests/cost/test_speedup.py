@@ -22,6 +22,8 @@ from stepvar.methods.drop_guidance import DropGuidance
 from stepvar.methods.pruning import FLOOR
 from stepvar.models.infinity import Infinity
 from stepvar.pipeline import Pipeline
+from stepvar.text import WordEncoder
+from tests.helpers import TINY
 
 Law = Callable[[Plan, Step], float]
 """Seconds of the blocks of a pass."""
@@ -201,8 +203,13 @@ def test_what_the_image_decides_cannot_be_asked_for(pipe: Pipeline, name: str) -
         fit_speedup(pipe, 2.0, name, progress=False)
 
 
-def test_a_real_model_is_measured(tiny_model: Infinity, own_cache: Path) -> None:
-    pipe = Pipeline(LoadedModel("tiny", "infinity", tiny_model, None, {}), None)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("words", [None, ["house", "tree"]])
+def test_a_real_model_is_measured_with_words_that_it_knows(
+    tiny_model: Infinity, own_cache: Path, words: list[str] | None
+) -> None:
+    encoder = None if words is None else WordEncoder(words, {}, TINY.text_channels, layers=1, hidden=8)
+    pipe = Pipeline(LoadedModel("tiny", "infinity", tiny_model, encoder, {}), encoder)
     fitted = fit_speedup(pipe, 1.0, "random", pipe.settings(resolution="0.06M"), progress=False)
     assert isinstance(fitted, Fitted) and fitted.dense_seconds > 0 and fitted.expected >= 0.99
     (kept,) = own_cache.iterdir()

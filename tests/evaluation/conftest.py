@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.cli.conftest import one_thread, run, shared_model
+from tests.cli.conftest import run, shared_model
 
-__all__ = ["one_thread", "run", "shared_model"]
+__all__ = ["run", "shared_model"]

@@ -21,6 +21,7 @@ from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan
 from stepvar.core.report import Recorder
 from stepvar.core.split import split_plan, whole_plan
+from stepvar.cost.dry_run import MetaExchange, dry_run
 from stepvar.errors import UsageError
 from stepvar.generation import generate
 from stepvar.methods import Method, make_method
@@ -196,15 +197,19 @@ def test_each_process_runs_the_rows_of_its_own_branch_and_together_they_are_the_
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @torch.inference_mode()
 def test_each_process_holds_the_keys_and_values_of_its_own_branch(row: FamilyRow) -> None:
-    plan, model = plan_of(row, make_method("stepvar"), samples=2), row.model()
+    method = make_method("stepvar")
+    plan, model, condition = plan_of(row, method, samples=2), row.model(), row.condition(range(2))
 
     def held(own: Plan) -> int:
-        state = model.start(row.condition(range(2)), own)
+        state = model.start(condition, own)
         return sum(getattr(state, name).nbytes for name in ("cache", "source") if hasattr(state, name))
 
     whole, *parts = (held(one) for one in (plan, *(split_plan(plan, Threads(Table(), branch)) for branch in (0, 1))))
     assert [2 * part for part in parts] == [whole, whole]
     assert (whole == 0) == (plan.schedule.kv_scope == "none")
+    both, one = (dry_run(model, condition, own, method) for own in (plan, split_plan(plan, MetaExchange())))
+    assert 2 * one.cache == both.cache and one.weights == both.weights
+    assert one.scales < both.scales and sum(one.flops.values()) < sum(both.flops.values())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 0.0])

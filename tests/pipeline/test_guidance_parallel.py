@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from stepvar import Pipeline
 from stepvar.core.plan import Step
 from stepvar.errors import StepvarError, UsageError
+from stepvar.pipeline.parallel import GuidanceProcesses
 
 PROMPT = "a large red circle left of a small blue square on grass"
 
@@ -99,6 +100,41 @@ def test_a_process_that_is_left_alone_says_so_in_one_line(where: str, tmp_path: 
     assert [process.exitcode for process in both] == [0, -signal.SIGKILL]
     said = (tmp_path / "said").read_text()
     assert said.startswith("parallel='guidance': the other process is gone") and "begin again, start them" in said
+
+
+NCCL = """NCCL error in: ProcessGroupNCCL.cpp:3690, invalid usage (run with NCCL_DEBUG=WARN for details)
+ncclInvalidUsage: This usually reflects invalid usage of NCCL library.
+Last error:
+Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50000
+"""
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "said"),
+    [
+        (dist.DistBackendError(NCCL), StepvarError, "the exchange failed: Duplicate GPU .* 50000; both must begin"),
+        (RuntimeError("[pair.cc:534] Connection closed by peer\n"), StepvarError, r"which it shows\); both must begin"),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "^CUDA out of memory$"),
+    ],
+)
+def test_what_fails_in_an_exchange_is_said_in_one_line(
+    raised: RuntimeError, kind: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    known = {"is_initialized": True, "get_world_size": 2, "get_rank": 0, "new_group": None}
+    for name, value in known.items():
+        monkeypatch.setattr(dist, name, lambda *_, value=value, **__: value)
+    for name in ("all_gather", "broadcast", "barrier"):
+        monkeypatch.setattr(dist, name, fail)
+    processes = GuidanceProcesses(torch.device("cpu"))
+    values = torch.zeros(2)
+    calls = (lambda: processes.gather(values), lambda: processes.broadcast(values, 1), lambda: processes.agree((), ""))
+    for call in (*calls, processes.wait):
+        with pytest.raises(kind, match=said) as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

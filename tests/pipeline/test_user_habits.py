@@ -21,9 +21,7 @@ from stepvar.models.infinity_star.config import CONFIGS as STAR
 from stepvar.models.infinity_star.config import InfinityStarConfig
 from stepvar.models.var.config import VARConfig
 from tests.helpers import TINY_VAR
-from tests.pipeline.test_user_inputs import image, pipe
-
-__all__ = ["pipe"]
+from tests.pipeline.conftest import image
 
 
 def test_an_output_is_also_what_diffusers_returns(pipe: Pipeline) -> None:

@@ -1,55 +1,18 @@
-"""What users bring to a pipeline: numbers of other libraries, words of other libraries, the state of their process."""
+"""What users bring to a pipeline: numbers of other libraries, words of other libraries, shapes."""
 
 from __future__ import annotations
-
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-import stepvar.pipeline.pretrained
-from stepvar import Pipeline, StepVAR
-from stepvar.checkpoints import save_model
-from stepvar.core.noise import SeededNoise
+from stepvar import StepVAR
 from stepvar.core.words import ATTRIBUTES, CALL, LOAD
-from stepvar.errors import CheckpointError, ExperimentalWarning, MethodError, StepvarError, UsageError
-from stepvar.methods import Method, Pruning, make_method
-from stepvar.models.var import VAR
-from tests.checkpoint_writer import write_infinity, write_star, write_var
+from stepvar.errors import ExperimentalWarning, StepvarError, UsageError
+from stepvar.methods import make_method
+from tests.checkpoint_writer import write_var
 from tests.helpers import TINY_VAR
-
-load: Any = Pipeline.from_pretrained  # words that it does not declare are what is tested
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_var: VAR, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    folder = tmp_path_factory.mktemp("classes")
-    save_model(folder, "tiny-var", tiny_var, None, None, {"guidance_scale": 1.5}, torch.float32)
-    return load(folder)
-
-
-@pytest.fixture(scope="module")
-def text_pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return load(write_infinity(tmp_path_factory.mktemp("text")).folder, text_encoder=None)
-
-
-@pytest.fixture(scope="module")
-def star_pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return load(write_star(tmp_path_factory.mktemp("star")).folder, text_encoder=None)
-
-
-TEXT = torch.linspace(-1, 1, 5 * 128).view(5, 128)
-
-
-def image(pipe: Pipeline, **given: Any) -> np.ndarray:
-    arguments: dict[str, Any] = {"class_labels": 3, "seed": 1, "output_type": "np"} | given
-    found: np.ndarray = pipe(**arguments).images
-    return found
+from tests.pipeline.conftest import TEXT, image, load
 
 
 @pytest.mark.parametrize(
@@ -161,148 +124,6 @@ def test_a_generator_per_image_gives_what_it_gives_alone(pipe):
     stream = image(pipe, class_labels=1, seed=None, generator=torch.Generator().manual_seed(4))
     alone = image(pipe, class_labels=1, seed=None, generator=[torch.Generator().manual_seed(4)])
     assert np.array_equal(stream, alone)
-
-
-# The state of the process.
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_the_default_type_of_the_process_changes_nothing(tmp_path, pipe, dtype):
-    expected, folder = image(pipe), pipe.save_pretrained(tmp_path / "saved")
-    torch.set_default_dtype(dtype)
-    try:
-        assert np.array_equal(image(pipe), expected)
-        assert np.array_equal(image(load(folder)), expected)
-        draws = SeededNoise([1]).normal(2, 0, (1, 16, 8), torch.device("cpu"))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(draws, SeededNoise([1]).normal(2, 0, (1, 16, 8), torch.device("cpu")))
-
-
-def test_the_default_device_of_the_process_changes_nothing(pipe):
-    expected = image(pipe)
-    with torch.device("meta"):
-        assert np.array_equal(image(pipe), expected)
-    torch.set_default_device("meta")
-    try:
-        assert np.array_equal(image(pipe), expected)
-        assert pipe.settings(guidance_scale=2.0).guidance[-1] == 2.0
-    finally:
-        torch.set_default_device(None)
-
-
-@pytest.mark.parametrize(
-    "mode",
-    [
-        lambda: torch.autocast("cpu", torch.bfloat16),
-        torch.inference_mode,
-        torch.no_grad,
-        torch.enable_grad,
-        torch.random.fork_rng,
-    ],
-)
-def test_modes_of_pytorch_change_nothing(pipe, mode):
-    expected = image(pipe)
-    with mode():
-        assert np.array_equal(image(pipe), expected)
-
-
-def test_deterministic_algorithms_change_nothing(pipe):
-    expected = image(pipe)
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert np.array_equal(image(pipe), expected)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def test_the_random_numbers_of_the_process_are_neither_used_nor_moved(pipe):
-    torch.manual_seed(0)
-    before, expected = torch.get_rng_state(), image(pipe)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(1)
-    assert np.array_equal(image(pipe), expected)
-
-
-def test_a_model_loaded_in_inference_mode_can_be_moved_and_trained(tmp_path):
-    folder = write_var(tmp_path / "var").folder
-    with torch.inference_mode():
-        pipe = load(folder)
-        pipe(class_labels=1, seed=1)
-    pipe.to(torch.bfloat16)
-    assert not any(weight.is_inference() for weight in pipe.model.parameters())
-
-
-# Ways to change a precision or a device.
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda pipe: pipe.to(torch.float16),
-        lambda pipe: pipe.to("fp16"),
-        lambda pipe: pipe.to("cpu", "half"),
-        lambda pipe: pipe.to(dtype="float16"),
-        lambda pipe: pipe.to(torch_dtype=torch.float16),
-        lambda pipe: pipe.to(torch.zeros(1, dtype=torch.float16)),
-        lambda pipe: pipe.model.to(torch.zeros(1, dtype=torch.float16)),
-        lambda pipe: pipe.model.to(other=torch.zeros(1, dtype=torch.float16)),
-        lambda pipe: pipe.model.type(torch.float16),
-        lambda pipe: pipe.model.half(),
-    ],
-)
-def test_every_way_to_a_precision_keeps_the_policy(change, tmp_path):
-    pipe = load(write_infinity(tmp_path / "model").folder, text_encoder=None)
-    change(pipe)
-    assert pipe.dtype == torch.float16
-    assert pipe(prompt_embeds=TEXT, seed=1).report.dtype == "float16"
-    formats = {weight.dtype for weight in pipe.model.parameters()}
-    assert formats == {torch.float16, torch.float32}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda pipe: pipe.model.double(),
-        lambda pipe: pipe.model.type(torch.float64),
-        lambda pipe: pipe.to(torch.float64),
-        lambda pipe: pipe.to("float64"),
-        lambda pipe: pipe.to("cpu", "cpu"),
-        lambda pipe: pipe.to("tpu"),
-        lambda pipe: pipe.to(3.5),
-        lambda pipe: pipe.to(devise="cpu"),
-    ],
-)
-def test_other_precisions_and_devices_are_refused(pipe, change):
-    with pytest.raises(UsageError):
-        change(pipe)
-    assert pipe.dtype == torch.float32
-    image(pipe)
-
-
-def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(stepvar.pipeline.pretrained, "load_model", lambda *_, **__: pytest.fail("weights were read"))
-    with pytest.raises(UsageError, match="device 'cuda': this machine has none"):
-        load(tmp_path, device="cuda")
-
-
-@pytest.mark.parametrize("word", ["variant", "revision", "tokenizer", "text_encoder", "name"])
-def test_an_empty_text_is_not_left_out(word):
-    with pytest.raises(UsageError, match=f"^{word}='': must be a text that is not empty"):
-        load(**{word: ""})
-
-
-def test_a_missing_text_encoder_is_found_before_the_weights_are_read(monkeypatch, tmp_path):
-    folder = write_infinity(tmp_path / "model").folder
-    monkeypatch.setattr(stepvar.pipeline.pretrained, "load_model", lambda *_, **__: pytest.fail("weights were read"))
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "transformers", None)
-        with pytest.raises(UsageError, match="needs transformers"):
-            load(folder)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"empty: no model\.safetensors"):
-        load(folder, text_encoder=tmp_path / "empty")
 
 
 # Words of other libraries.
@@ -419,65 +240,6 @@ def test_frames_are_seconds_of_a_video(star_pipe):
         star_pipe(prompt_embeds=TEXT, seed=1, image=[], seconds=seconds)
 
 
-# Methods of a user's own.
-
-
-@dataclass(frozen=True)
-class Broken(Method):
-    name: ClassVar[str] = "broken"
-    how: str = "nan"
-
-    def run_stack(self, run, tokens, step, state):
-        if self.how == "none":
-            return None
-        if self.how == "half":
-            return tokens.take(torch.zeros(len(tokens.features), 1, dtype=torch.int64))
-        if self.how == "error":
-            raise ZeroDivisionError("mine")
-        return run(tokens).with_features(tokens.features * torch.nan)
-
-
-@pytest.mark.parametrize(
-    ("how", "error", "message"),
-    [
-        ("nan", StepvarError, r"pass 0 \(1x1\): NaN or infinity behind the blocks, .* method 'broken'"),
-        ("none", UsageError, r"method 'broken': run_stack\(\) gave a NoneType at pass 0"),
-        ("half", UsageError, r"method 'broken': run_stack\(\) gave features \(2, 1, \d+\) at pass 1"),
-        ("error", MethodError, r"method 'broken' failed \(test_user_inputs\.py:\d+, in run_stack\): ZeroDivisionError"),
-    ],
-)
-def test_what_a_method_gives_back_is_looked_at(pipe, how, error, message):
-    with pytest.raises(error, match=message):
-        pipe(class_labels=1, seed=1, method=Broken(how=how))
-
-
-def test_the_traceback_of_a_method_s_own_error_is_kept(pipe):
-    with pytest.raises(MethodError) as caught:
-        pipe(class_labels=1, seed=1, method=Broken(how="error"))
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-
-
-@dataclass(frozen=True)
-class Nameless(Pruning):
-    def score(self, tokens, step, state) -> Tensor:
-        return tokens.features.float().sum(-1)
-
-
-@dataclass(frozen=True)
-class Miscounts(Method):
-    name: ClassVar[str] = "miscounts"
-
-    def tokens_at(self, step, layer, depth):
-        return step.grid.size / 2
-
-
-def test_an_incomplete_method_is_refused(pipe):
-    with pytest.raises(UsageError, match=r"Nameless: name=None; give it one of its own"):
-        pipe(class_labels=1, method=Nameless())
-    with pytest.raises(UsageError, match=r"'miscounts': tokens_at\(\) gave 0\.5 at pass 0"):
-        pipe(class_labels=1, method=Miscounts())
-
-
 # What is shown.
 
 
@@ -491,18 +253,3 @@ def test_pipelines_and_results_describe_themselves_in_a_line(pipe, star_pipe, ca
         assert pipe(class_labels=1, seed=5, output_type=form)._repr_html_().count("<img") == 1
     video = star_pipe(prompt_embeds=TEXT, seed=1)
     assert video._repr_html_().count("data:image/gif;base64,") == 1 and "1 video of" in repr(video)
-
-
-class Writes:
-    def write(self, text: str) -> None: ...
-
-    def flush(self) -> None: ...
-
-
-def test_a_process_without_a_terminal_object_generates(pipe, monkeypatch, tmp_path: Path):
-    closed = (tmp_path / "log").open("w")
-    closed.close()
-    for stream in (None, Writes(), closed):
-        with monkeypatch.context() as without:
-            without.setattr(sys, "stderr", stream)
-            assert pipe(class_labels=3, seed=1).seeds == (1,)

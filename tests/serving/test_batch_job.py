@@ -101,7 +101,7 @@ def test_words_that_the_model_does_not_know_are_in_the_line_of_their_row(
             folder.add(unpack_result({"result": result, "data": data}))
         known, unknown = manifest(tmp_path / "out")[-2:]
         assert "warnings" not in known
-        assert unknown["warnings"] == ["this model knows only the words of its scenes and ignores by, vermeer"]
+        assert unknown["warnings"] == ["this model knows only the words of its vocabulary and ignores by, vermeer"]
 
 
 def test_what_all_rows_share_is_checked_before_the_first_and_ends_the_job(

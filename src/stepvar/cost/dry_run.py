@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from stepvar.core.plan import Plan, Step
+from stepvar.core.split import held_rows
 from stepvar.core.stack import NO_HOOKS, Hooks, RunBlocks
 from stepvar.core.tokens import TokenMap
 from stepvar.cost.meter import Meter, Spent, describe
@@ -105,10 +106,12 @@ def dry_run(
     spec = model if isinstance(model, ModelSpec) else ModelSpec.of(model)
     plan = replace(plan, decision=None)
     given, codes = to_meta(condition), to_meta(dict(forced or {}))
+    held = held_rows(plan)
     key = (
         spec,
         plan.settings,
         plan.samples,
+        (held.start, held.stop),
         tuple((step.tokens, step.dropped) for step in plan.steps),  # known only behind a run of some methods
         repr(method),
         tile,
@@ -201,6 +204,18 @@ class MetaNoise:
 
     def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         return torch.empty(tuple(shape), device=device)
+
+
+class MetaExchange:
+    """Stands in for the process of the unconditional branch: what that sends has the shape of what it is sent."""
+
+    branch = 0
+
+    def gather(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(values), torch.empty_like(values)
+
+    def broadcast(self, values: Tensor, branch: int) -> Tensor:
+        return values if branch == self.branch else torch.empty_like(values)
 
 
 class DryModel:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from stepvar.core.plan import Plan
+from stepvar.core.split import held_rows
 from stepvar.cost.dry_run import DryRun
 from stepvar.errors import UsageError
 
@@ -28,7 +29,8 @@ def fits_easily(model: Any, plan: Plan, available: int) -> bool:
         available: bytes.
     """
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    cache = 2 * plan.rows * sum(plan.cache_tokens) * model.config.width * model.precision.blocks.itemsize
+    held = held_rows(plan)
+    cache = 2 * (held.stop - held.start) * sum(plan.cache_tokens) * model.config.width * model.precision.blocks.itemsize
     return bool(EASILY * (weights + cache) <= available)
 
 

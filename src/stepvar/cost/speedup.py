@@ -28,13 +28,11 @@ from stepvar.methods import Compose, as_method
 from stepvar.methods.base import Method, Stage
 from stepvar.methods.registry import AUTO
 from stepvar.models.inputs import EncodedInputs, InputProcessor
-from stepvar.text import CachedEncoder
+from stepvar.text import CachedEncoder, example_prompt
 from stepvar.utils.device import device_name
 from stepvar.utils.progress import bar
 
 Scope = Literal["image", "scales"]
-
-CAPTION = "a red circle on sand"
 
 ROUNDS = 3
 """How often each setting is measured."""
@@ -320,7 +318,7 @@ class Search:
         inputs = self.pipe.inputs
         wanted = inputs.example(schedule=plan.schedule)
         if self.pipe.text_encoder is not None:
-            wanted = replace(wanted, prompt=CAPTION, prompt_embeds=None)
+            wanted = replace(wanted, prompt=example_prompt(self.pipe.text_encoder), prompt_embeds=None)
         return inputs.prepare(wanted, self.samples).encode(plan.schedule, ())
 
     @property

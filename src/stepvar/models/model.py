@@ -217,13 +217,16 @@ class VARModel(nn.Module, NextScaleModel[Any, Any]):
         """
         config, more = self.config, [prefix] * plan.depth if isinstance(prefix, int) else prefix
         capacities = [before + tokens for before, tokens in zip(more, plan.cache_tokens, strict=True)]
-        heads, precision = heads or config.heads, self.precision
+        heads = heads or config.heads
         if plan.schedule.kv_scope == "none":
-            return NoCache(heads, config.head_dim, precision.blocks, self.device)
-        own, int8 = held_rows(plan), precision.cache is not None
-        return KVCache(
-            capacities, own.stop - own.start, heads, config.head_dim, precision.blocks, self.device, int8, own.start
-        )
+            return NoCache(heads, config.head_dim, self.precision.blocks, self.device)
+        return self.room_for(plan, capacities, heads, self.precision.cache is not None)
+
+    def room_for(self, plan: Plan, capacities: Sequence[int], heads: int, quantized: bool = False) -> KVCache:
+        """A cache for so many tokens of each layer, of the rows that this process runs of a plan."""
+        own, head_dim = held_rows(plan), self.config.head_dim
+        sizes = (capacities, own.stop - own.start, heads, head_dim)
+        return KVCache(*sizes, self.precision.blocks, self.device, quantized, own.start)
 
     def new_latent(self, plan: Plan) -> Tensor:
         """The accumulated latent of images before the first pass: zeros (B, d, H, W)."""

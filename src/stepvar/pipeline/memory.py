@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import torch
 
 from stepvar.core.plan import Plan
+from stepvar.core.split import split_plan
 from stepvar.core.values import device_of, whole_number
-from stepvar.cost.dry_run import DryRun, dry_run
+from stepvar.cost.dry_run import DryRun, MetaExchange, dry_run
 from stepvar.cost.memory import TEXT_TOKENS, check_fits, fits_easily, memory_of
 from stepvar.engine import Engine
 from stepvar.errors import UsageError
@@ -17,6 +18,7 @@ from stepvar.methods import Method
 from stepvar.models.offload import OffloadName
 from stepvar.models.tiling import SMALLEST_TILE
 from stepvar.pipeline.loading import encoder_behind_cache
+from stepvar.pipeline.parallel import GuidanceProcesses
 from stepvar.text import OffloadableEncoder
 from stepvar.utils.ambient import stated_formats
 from stepvar.utils.device import execution_device
@@ -37,6 +39,7 @@ class MemoryOptions:
     inputs: Any
     text_encoder: Any
     engine: Engine
+    processes: GuidanceProcesses | None
     tile: int | None
     sliced: bool
     _fitting: set[Hashable]
@@ -142,10 +145,15 @@ class MemoryOptions:
         return self
 
     def _check_memory(self, plan: Plan, method: Method) -> None:
-        """Refuses what the device can never hold, with advice; what else is there is not counted."""
+        """Refuses what the device can never hold, with advice; what else is there is not counted.
+
+        Two processes both look at what that of the conditional branch holds, which decodes, too, so that both refuse.
+        """
         kind = self._kind(plan, method)
         if kind in self._fitting:
             return
+        if self.processes is not None:
+            plan = split_plan(plan, MetaExchange())
         available = memory_of(self.device)
         if available is not None and not fits_easily(self.model, plan, available):
             check_fits(self.dry_run(plan, method), available, f"device {self.device.type}")

@@ -34,7 +34,9 @@ class GuidanceProcesses:
         branch: which branch this process runs, 0 the conditional one.
         device: where it runs it; of ``"cuda"`` the GPU of this process.
 
-    What waits for the other process raises a StepvarError if that is gone: both have to be started again.
+    What waits for the other process raises a StepvarError if that is gone: both have to be started again. Between CUDA
+    devices that is so between two calls. In the middle of one the wait is on the device, where nothing can be raised:
+    ``torchrun`` ends the process that is left, and else NCCL's watchdog does, after its timeout.
 
     Raises:
         UsageError: if there are not two processes, or the device is neither CUDA nor the CPU.
@@ -149,10 +151,15 @@ def _needing_both() -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:  # NCCL gathers into a buffer that is made for it
+        raise
     except RuntimeError as error:
+        # NCCL can also fail for a reason of its own, such as two processes on one GPU. Its last line says why.
+        lines = str(error).strip().splitlines() if isinstance(error, dist.DistBackendError) else []
+        failed = f", or the exchange failed: {lines[-1]}" if lines else ""
         raise StepvarError(
-            "parallel='guidance': the other process is gone (killed, or ended by an error of its own, which it shows); "
-            f"both must begin again, {START}"
+            "parallel='guidance': the other process is gone (killed, or ended by an error of its own, which it shows)"
+            f"{failed}; both must begin again, {START}"
         ) from error
 
 

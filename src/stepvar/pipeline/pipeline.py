@@ -204,10 +204,10 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             acting, reason = self._acting(method, speedup, settings, samples, shown)
             with blaming(acting):
                 plan = acting.plan(settings, self.model.info, samples)
-            self._check_memory(plan, acting)
             if self.processes is not None:
                 agreed = self.processes.agree(seeds or (), (inputs.captions, plan, acting, seed))
                 seeds, noise = (None, noise) if seeds is None else (agreed, SeededNoise(agreed))
+            self._check_memory(plan, acting)
             generators = make_generators(seeds, generator, samples)
             metadata = describe(self.name, self.origin, given, acting, seeds, inputs.captions)
             prepared = Prepared(inputs, plan, acting, seeds, noise, generators, metadata, reason)

@@ -18,7 +18,7 @@ from stepvar.text.pretrained import LongPromptWarning, OffloadableEncoder, check
 from stepvar.text.qwen2 import Qwen2Encoder
 from stepvar.text.stable_diffusion import StableDiffusionEncoder
 from stepvar.text.t5 import T5Encoder
-from stepvar.text.words import UnknownWordWarning, WordEncoder
+from stepvar.text.words import UnknownWordWarning, WordEncoder, example_prompt
 
 __all__ = [
     "CLIPEncoder",
@@ -36,6 +36,7 @@ __all__ = [
     "UnknownWordWarning",
     "WordEncoder",
     "check_source",
+    "example_prompt",
     "length_mask",
     "pad_to_device",
     "text_bucket",

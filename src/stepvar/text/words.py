@@ -1,10 +1,11 @@
-"""The small text encoder of the embedded model."""
+"""The small text encoder of the embedded models."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +14,24 @@ from torch.nn.utils.rnn import pad_sequence
 from stepvar.errors import UsageError
 from stepvar.text.features import TextFeatures
 
+EXAMPLE_WORDS = 5
+
 
 class UnknownWordWarning(UserWarning):
     """A prompt has words that a closed-vocabulary encoder does not know."""
 
 
 class WordEncoder(nn.Module):
-    """A small transformer over a closed vocabulary of words: the text encoder of the embedded model.
+    """A small transformer over a closed vocabulary of words: the text encoder of the embedded models.
 
     Args:
         vocabulary: the known words; one more entry stands for the end of the prompt.
         synonyms: words read as another word.
         width: channels of the features.
         max_words: longest prompt.
+
+    Attributes:
+        example: a few of the words that it knows, as a prompt.
     """
 
     def __init__(
@@ -43,6 +49,8 @@ class WordEncoder(nn.Module):
         self.index |= {word: self.index[known] for word, known in synonyms.items()}
         self.end = len(vocabulary)
         self.max_words = max_words
+        longer = sorted(sorted(vocabulary, key=len)[len(vocabulary) // 2 :])  # the short ones are articles and the like
+        self.example = " ".join(longer[:: -(-len(longer) // EXAMPLE_WORDS) or 1][:max_words])
         self.words = nn.Embedding(len(vocabulary) + 1, width)
         self.places = nn.Parameter(torch.randn(max_words + 1, width))  # as loud as the words: order binds them
         layer = nn.TransformerEncoderLayer(
@@ -60,7 +68,8 @@ class WordEncoder(nn.Module):
         if len(words) > self.max_words:
             raise UsageError(f"prompt of {len(words)} words: this model reads at most {self.max_words}; shorten it")
         if not any(word in self.index for word in words):
-            raise UsageError(f"prompt {prompt!r}: this model knows none of its words; try 'a red circle on sand'")
+            some = self.example.replace(" ", ", ")
+            raise UsageError(f"prompt {prompt!r}: this model knows none of its words; it knows words such as {some}")
         return words
 
     def tokens(self, prompt: str) -> list[int]:
@@ -77,7 +86,7 @@ class WordEncoder(nn.Module):
     def remark(self, prompt: str) -> str:
         """What to tell of the words of a prompt that are left out; empty if all are known."""
         unknown = sorted({word for word in _words(prompt) if word not in self.index})
-        return f"this model knows only the words of its scenes and ignores {', '.join(unknown)}" if unknown else ""
+        return f"this model knows only the words of its vocabulary and ignores {', '.join(unknown)}" if unknown else ""
 
     def forward(self, tokens: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
         """tokens (B, L) padded after ``lengths`` -> features (B, L, width)."""
@@ -93,6 +102,12 @@ class WordEncoder(nn.Module):
         lengths = tuple(len(row) for row in rows)
         padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.end)
         return TextFeatures(self(padded.to(self.places.device), lengths), lengths)
+
+
+def example_prompt(encoder: Any) -> str:
+    """A prompt that an encoder reads as a whole, to measure and to warm up with."""
+    encoder = getattr(encoder, "encoder", encoder)  # behind a cache
+    return encoder.example if isinstance(encoder, WordEncoder) else "a red circle on sand"
 
 
 def _words(prompt: str) -> list[str]:

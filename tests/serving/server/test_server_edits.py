@@ -46,6 +46,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running_server
 
 
+def test_it_was_warmed_up_with_words_that_it_knows(server: Server) -> None:
+    assert server.pipe.prompts[0] == [WordEncoder(**TEXT).example]
+
+
 def photo(width: int = 40, height: int = 25) -> tuple[str, bytes, str]:
     file = BytesIO()
     levels = np.linspace(0, 255, width * height * 3).reshape(height, width, 3)

@@ -161,7 +161,7 @@ def test_a_class_conditional_model_takes_classes(tiny_var: VAR, tmp_path: Path) 
             server.client.images.generate(prompt="10")
 
 
-IGNORES = "this model knows only the words of its scenes and ignores "
+IGNORES = "this model knows only the words of its vocabulary and ignores "
 
 
 @pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")

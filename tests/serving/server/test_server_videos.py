@@ -99,7 +99,7 @@ def test_words_that_the_model_does_not_know_are_in_the_job(server: Server) -> No
     jobs = [server.client.videos.create(prompt=prompt, seconds="1") for prompt in (PROMPT, "a red zebra")]
     known, unknown = (awaited(server, job) for job in jobs)
     assert known.warnings == []
-    assert unknown.warnings == ["this model knows only the words of its scenes and ignores zebra"]
+    assert unknown.warnings == ["this model knows only the words of its vocabulary and ignores zebra"]
 
 
 def test_states_follow_the_work(server: Server) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from stepvar.core.cache import KVCache
 from stepvar.core.plan import Plan, Step
-from stepvar.core.split import held_rows
 from stepvar.core.stack import NO_HOOKS, AttentionHook, Hooks, RunBlocks
 from stepvar.core.tokens import Grid, ScaleSchedule, TokenMap
 from stepvar.errors import UsageError
@@ -159,7 +158,7 @@ class VAREdit(Infinity):
             tables[1:],
             cache=self.new_cache(plan, prefix=[room, *[tokens] * (config.depth - 1)]),
             latent=self.new_latent(plan),
-            source=self._source_cache(plan, tokens),
+            source=self.room_for(plan, [tokens], config.heads),
             source_rotary=tables[0],
         )
         state.cache.leave_room(0, room)
@@ -170,12 +169,6 @@ class VAREdit(Infinity):
             for layer in range(1, config.depth):
                 state.cache.hold(layer)
         return state
-
-    def _source_cache(self, plan: Plan, tokens: int) -> KVCache:
-        """Room for the source in the first block."""
-        config, own = self.config, held_rows(plan)
-        sizes = ([tokens], own.stop - own.start, config.heads, config.head_dim)
-        return KVCache(*sizes, self.precision.blocks, self.device, first_row=own.start)
 
     def blocks(self, state: EditState, step: Step, hooks: Hooks = NO_HOOKS) -> RunBlocks:
         """The blocks of a pass, the first of which sees the source on the grid of the pass."""

@@ -14,21 +14,20 @@ from PIL import Image
 
 from stepvar.core.plan import Plan, Step
 from stepvar.core.report import Report
-from stepvar.errors import StepvarError, UsageError
+from stepvar.errors import StepvarError
 from stepvar.media.video import Video
 from stepvar.methods import Method
-from stepvar.models.inputs import GenerationInputs
 from stepvar.pipeline import Pipeline
 from stepvar.serving.server.errors import busy, unavailable
 from stepvar.serving.server.metrics import Metrics
 from stepvar.serving.server.requests import Recipe, Work, texts_of
 from stepvar.serving.server.settings import ServerSettings
+from stepvar.text import example_prompt
 from stepvar.utils.heap import return_free_memory
 from stepvar.utils.log import logger
 
 FITTED = 64
 """Speed-ups whose settings are remembered."""
-WARM_PROMPT = "a red circle on sand"
 
 
 @dataclass(frozen=True)
@@ -317,16 +316,14 @@ class Worker:
 
 
 def _warm_inputs(pipe: Pipeline) -> dict[str, Any]:
-    """Arguments of a call that means nothing; in words, if the model knows them, to warm up its text encoder, too."""
+    """Arguments of a call that means nothing; in words where they are encoded, to warm that up, too."""
     image = Image.new("RGB", (256, 256)) if pipe.family.edits else None
     example = pipe.inputs.example()
     if example.class_labels is not None:
         return {"class_labels": example.class_labels}
-    try:
-        pipe.inputs.prepare(GenerationInputs(WARM_PROMPT, image=image), 1)
-    except UsageError:
+    if pipe.text_encoder is None:
         return {"prompt_embeds": example.prompt_embeds, "image": image}
-    return {"prompt": WARM_PROMPT, "image": image}
+    return {"prompt": example_prompt(pipe.text_encoder), "image": image}
 
 
 def preview_passes(plan: Plan, count: int) -> frozenset[int]:

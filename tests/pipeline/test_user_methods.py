@@ -1,0 +1,69 @@
+"""Methods of a user's own: what is wrong with one is said, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from stepvar.errors import MethodError, StepvarError, UsageError
+from stepvar.methods import Method, Pruning
+
+
+@dataclass(frozen=True)
+class Broken(Method):
+    name: ClassVar[str] = "broken"
+    how: str = "nan"
+
+    def run_stack(self, run, tokens, step, state):
+        if self.how == "none":
+            return None
+        if self.how == "half":
+            return tokens.take(torch.zeros(len(tokens.features), 1, dtype=torch.int64))
+        if self.how == "error":
+            raise ZeroDivisionError("mine")
+        return run(tokens).with_features(tokens.features * torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("nan", StepvarError, r"pass 0 \(1x1\): NaN or infinity behind the blocks, .* method 'broken'"),
+        ("none", UsageError, r"method 'broken': run_stack\(\) gave a NoneType at pass 0"),
+        ("half", UsageError, r"method 'broken': run_stack\(\) gave features \(2, 1, \d+\) at pass 1"),
+        ("error", MethodError, r"'broken' failed \(test_user_methods\.py:\d+, in run_stack\): ZeroDivisionError"),
+    ],
+)
+def test_what_a_method_gives_back_is_looked_at(pipe, how, error, message):
+    with pytest.raises(error, match=message):
+        pipe(class_labels=1, seed=1, method=Broken(how=how))
+
+
+def test_the_traceback_of_a_method_s_own_error_is_kept(pipe):
+    with pytest.raises(MethodError) as caught:
+        pipe(class_labels=1, seed=1, method=Broken(how="error"))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+@dataclass(frozen=True)
+class Nameless(Pruning):
+    def score(self, tokens, step, state) -> Tensor:
+        return tokens.features.float().sum(-1)
+
+
+@dataclass(frozen=True)
+class Miscounts(Method):
+    name: ClassVar[str] = "miscounts"
+
+    def tokens_at(self, step, layer, depth):
+        return step.grid.size / 2
+
+
+def test_an_incomplete_method_is_refused(pipe):
+    with pytest.raises(UsageError, match=r"Nameless: name=None; give it one of its own"):
+        pipe(class_labels=1, method=Nameless())
+    with pytest.raises(UsageError, match=r"'miscounts': tokens_at\(\) gave 0\.5 at pass 0"):
+        pipe(class_labels=1, method=Miscounts())
