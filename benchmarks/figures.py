@@ -1,9 +1,10 @@
-"""The images of the documentation, by the embedded model: ``python -m benchmarks.figures``."""
+"""The images of the documentation, by the embedded models: ``python -m benchmarks.figures``."""
 
 from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,10 +28,13 @@ from training.captions import paraphrase
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 CAPTION = "a large red striped circle left of a small blue star on grass"
-TEXTURED = (
-    "a large purple striped circle above a small yellow star on water",
-    "a large orange striped square on brick",
-)
+TEXTURED = {
+    "wardrobe": ("a brown printed shirt on a white ground", "a red jacket on a grey ground"),
+    "scenes": (
+        "a large purple striped circle above a small yellow star on water",
+        "a large orange striped square on brick",
+    ),
+}
 SEED = 7
 
 SMALLER = 0.57
@@ -110,9 +114,9 @@ def same_seed(pipe: Pipeline) -> Image.Image:
 
 
 def headline(pipe: Pipeline) -> Image.Image:
-    """Dense beside StepVAR on two textured scenes, for the README."""
+    """Dense beside StepVAR on two textured images, for the README."""
     tiles: list[tuple[str, Image.Image]] = []
-    for text in TEXTURED:
+    for text in TEXTURED[pipe.name]:
         dense, pruned = (pipe(text, seed=SEED, method=method) for method in (Dense(), StepVAR()))
         pair = [torch.from_numpy(np.asarray(output.images[0]) / 255).movedim(-1, 0)[None] for output in (pruned, dense)]
         step, kept = pruned.kept[-1]
@@ -134,17 +138,27 @@ def samples(pipe: Pipeline) -> Image.Image:
     return contact_sheet(tiles, 4, ["held-out captions, dense, as they come"])
 
 
+MAKERS: dict[str, tuple[str, Callable[[Pipeline], Image.Image]]] = {
+    "scales": ("scenes", pyramid),
+    "scores": ("scenes", scores),
+    "methods": ("scenes", same_seed),
+    "demo": ("wardrobe", headline),
+    "demo-scenes": ("scenes", headline),
+    "scenes": ("scenes", samples),
+}
+"""By image, the model and what makes it."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="scenes")
-    parser.add_argument("--only", nargs="*", help="only these: scales, scores, methods, demo, scenes")
+    parser.add_argument("--only", nargs="*", choices=MAKERS, help="only these")
     arguments = parser.parse_args()
-    pipe = Pipeline.from_pretrained(arguments.model)
+    pipes = {model: Pipeline.from_pretrained(model) for model in TEXTURED}
     IMAGES.mkdir(parents=True, exist_ok=True)
-    makers = {"scales": pyramid, "scores": scores, "methods": same_seed, "demo": headline, "scenes": samples}
-    for name, make in makers.items():
+    for name, (model, make) in MAKERS.items():
         if arguments.only and name not in arguments.only:
             continue
+        pipe = pipes[model]
         with torch.inference_mode():
             sheet = make(pipe)
         small = sheet.resize((round(SMALLER * sheet.width), round(SMALLER * sheet.height)), Image.Resampling.LANCZOS)

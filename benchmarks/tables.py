@@ -79,6 +79,19 @@ def attributes(accuracy: dict[str, tuple[float, int]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def of_photographs(result: dict[str, Any]) -> str:
+    """The table of the model card of "wardrobe", without a judge: what captions ask for, and what a probe reads."""
+    count = result["captions"]
+    rows = [
+        ("first colour of the garment is the caption's", result["colour_first"], count),
+        ("it is the first or second one", result["colour_shown"], count),
+        ("garment, read by the probe", result["garment_right"], count),
+        ("the same probe on all held-out photographs", result["garment_right_on_photographs"], ""),
+    ]
+    lines = ["| asked | right | of |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {percent(share)} | {of} |" for name, share, of in rows)]) + "\n"
+
+
 def card_tables() -> dict[str, str]:
     """The measured table of each model card, by the folder of its weights."""
     scenes, clips = (
@@ -86,7 +99,8 @@ def card_tables() -> dict[str, str]:
     )
     dense = next(row for row in clips["rows"] if row["label"] == "dense")
     own = next(row for row in scenes["rows"] if (row["guidance"], row["temperature"]) == (3.0, 0.6))
-    return {"scenes": attributes(own["accuracy"]), "scenes-video": attributes(dense["accuracy"])}
+    found = {"scenes": attributes(own["accuracy"]), "scenes-video": attributes(dense["accuracy"])}
+    return found | {"wardrobe": of_photographs(json.loads((RESULTS / "wardrobe.json").read_text(encoding="utf-8")))}
 
 
 def with_table(card: str, table: str) -> str:

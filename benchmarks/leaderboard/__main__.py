@@ -8,6 +8,7 @@ the page.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
+from benchmarks.auto import update_auto
 from benchmarks.leaderboard.entrants import BUDGETS, Entrant, entrants
-from benchmarks.leaderboard.figures import RESULTS, read_folders, write_figures
+from benchmarks.leaderboard.figures import RESULTS, ranking, read_folders, write_figures
 from benchmarks.study.__main__ import AGAIN, parse_shard
 from benchmarks.study.match import counted_speedup
 from stepvar.checkpoints.sources import find_outline
@@ -45,8 +47,11 @@ def main(given: Sequence[str] | None = None) -> None:
     if not arguments.results.is_dir():
         raise UsageError(f"results {arguments.results}: no such folder; create it first")
     if arguments.figures is not None:
-        folders = read_folders(arguments.figures or [arguments.out])
-        print(f"{write_figures(folders, arguments.name, arguments.results)}: written")
+        path = write_figures(read_folders(arguments.figures or [arguments.out]), arguments.name, arguments.results)
+        print(f"{path}: written")
+        if arguments.auto:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            update_auto(path.stem.partition("-")[2], ranking(result), result["info"])
         return
     require("torchmetrics")  # before anything is loaded
     shard = parse_shard(arguments.shard)
@@ -156,6 +161,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         help="only make figures of what is there, in --out or in several folders, shards and all",
     )
+    found.add_argument("--auto", action="store_true", help="with --figures: also what --method auto knows of the model")
     found.add_argument("--results", type=Path, default=RESULTS, help="folder of the figures")
     return found
 

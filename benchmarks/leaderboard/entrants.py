@@ -103,6 +103,14 @@ def _named() -> Iterator[tuple[str, Method]]:
             yield _label(name, settings), make_method(name, **settings)
 
 
+def named_settings() -> dict[str, tuple[str, dict[str, Any]]]:
+    """By label in front of the budget: the name of a method that a speed-up can be asked of, and what is set beside."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {label: (label, {}) for label, _ in _named()}
+    found |= {_label(name, settings): (name, settings) for name, settings in COMPOSITIONS}
+    # How many scales run without guidance is what a speed-up decides.
+    return found | {_label(name, settings): (name, {}) for name, settings in BASELINES if name == "drop-guidance"}
+
+
 def _label(name: str, settings: dict[str, Any]) -> str:
     return " ".join([name, *(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())])
 

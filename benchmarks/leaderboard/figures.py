@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.joined import join
-from benchmarks.leaderboard.entrants import NEAR
+from benchmarks.leaderboard.entrants import NEAR, named_settings
 from benchmarks.study.__main__ import AGAIN
 from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import DENSE
@@ -178,3 +178,20 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(inner) for name, inner in value.items()}
     return value
+
+
+NULLS = ("random", "skip-last")
+"""Baselines that nobody is to be recommended."""
+
+
+def ranking(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By budget, what ``--method auto`` may choose, nearest to dense first."""
+    known, found = named_settings(), dict[str, list[dict[str, Any]]]()
+    for budget in result["settings"]["budgets"]:
+        rows = [entry for entry in result["entries"] if at_budget(entry, budget) and "psnr" in entry]
+        for entry in sorted(rows, key=lambda entry: -entry["psnr"]["mean"]):
+            name, settings = known.get(entry["label"].partition("@")[0], ("", {}))
+            if name and not name.startswith(NULLS):
+                row = {"method": name, "settings": settings, "psnr": round(entry["psnr"]["mean"], 3)}
+                found.setdefault(f"{budget:g}", []).append(row)
+    return found

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.auto import AUTO, update_auto
 from stepvar.evaluation.report.tables import interval, is_certain, percents, to_markdown
 from stepvar.evaluation.statistics import Interval, bootstrap, paired
 from stepvar.utils.files import write_text
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "stepvar-plus.json"
-AUTO = ROOT / "src" / "stepvar" / "cost" / "auto.json"
 
 OWN = "stepvar-plus"
 DENSE = "dense@1"
@@ -36,8 +36,7 @@ def summarise(folder: Path, results: Path = RESULTS, auto: Path = AUTO) -> None:
     if "codes" in parts:
         found["codes"] = codes(parts["codes"])
     write_text(results, json.dumps(_rounded(found), indent=1, allow_nan=False) + "\n")
-    table = {"info": judge["info"], "models": {judge["info"]["model"]: ranking(found["compared"])}}
-    write_text(auto, json.dumps(_rounded(table), indent=1, allow_nan=False) + "\n")
+    update_auto(judge["info"]["model"], _rounded(ranking(found["compared"])), judge["info"], auto)
 
 
 def codes(kept: Mapping[str, Any]) -> dict[str, float]:

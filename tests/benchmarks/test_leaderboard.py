@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.auto import update_auto
 from benchmarks.leaderboard import __main__ as board
 from benchmarks.leaderboard import costs, figures, tables
 from benchmarks.leaderboard.entrants import NEAR, Entrant, at_budget, entrants
@@ -304,3 +305,31 @@ def test_stored_figures_keep_their_tables(name: str) -> None:
     result = json.loads((figures.RESULTS / f"leaderboard-{name}.json").read_text())
     stored = (SNIPPETS / f"leaderboard-{name}.md").read_text()
     assert stored.startswith(tables.markdown(result)) and "| accuracy |" in stored
+
+
+def test_auto_may_choose_what_stands_at_a_budget_but_no_baseline(tmp_path: Path) -> None:
+    def entry(label: str, psnr: float, budget: float | None = 1.6, speedup: float = 1.6) -> dict[str, Any]:
+        return {"label": label, "budget": budget, "speedup": speedup, "psnr": {"mean": psnr}}
+
+    entries = [
+        entry("stepvar@1.6", 30.0),
+        entry("random@1.6", 33.0),
+        entry("stepvar+drop-guidance last=2@1.6", 31.0),
+        entry("drop-guidance last=2", 32.0, None, 1.56),
+        entry("drop-guidance last=3", 29.0, None, 1.8),
+        entry("fastvar:hart@2", 28.0, 2.0),
+    ]
+    found = figures.ranking({"settings": {"budgets": [1.6, 2.0]}, "entries": entries})
+    assert found["1.6"] == [
+        {"method": "drop-guidance", "settings": {}, "psnr": 32.0},
+        {"method": "stepvar+drop-guidance", "settings": {"drop-guidance.last": 2}, "psnr": 31.0},
+        {"method": "stepvar", "settings": {}, "psnr": 30.0},
+    ]
+    assert [row["method"] for row in found["2"]] == ["fastvar:hart"]
+    path = tmp_path / "auto.json"
+    update_auto("one", found, {"machine": "a"}, path)
+    update_auto("two", {}, {"machine": "b"}, path)
+    assert json.loads(path.read_text()) == {
+        "info": {"one": {"machine": "a"}, "two": {"machine": "b"}},
+        "models": {"one": found, "two": {}},
+    }

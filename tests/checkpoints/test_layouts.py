@@ -159,7 +159,7 @@ def test_wrong_arguments(infinity_release: Release, arguments, said: str) -> Non
 
 
 def test_unknown_names(tmp_path: Path, infinity_release: Release) -> None:
-    with pytest.raises(UsageError, match=r"scenes, scenes-video, a release on the hub \(Foundation.*local folder"):
+    with pytest.raises(UsageError, match=r"scenes, scenes-video, wardrobe, a release on the hub .Found.*local folder"):
         load_model("FoundationVision/nothing")
     with pytest.raises(UsageError, match="one model without variants"):
         load_model("scenes", variant="2b")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from PIL import Image
 
 from stepvar.cli.app import app
 from stepvar.errors import UsageError
-from stepvar.evaluation.scenes.judge import Judge
-from training.captions import parse
-from training.verdicts import judge_scene
+from training.wardrobe.captions import GARMENTS, Description
+from training.wardrobe.evaluate import colour_verdicts
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/models/*.md")])
@@ -86,12 +84,9 @@ def test_the_first_example_generates_what_it_says(tmp_path: Path, monkeypatch: p
     example = blocks(ROOT / "README.md", "python")[0]
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
-    prompt = re.search(r'pipe\("([^"]+)"', example)
+    prompt = re.search(r'pipe\("a (\w+) (\w+) on', example)
     assert prompt is not None
-    scene = parse(prompt[1])
-    assert scene is not None
-    pixels = np.asarray(Image.open(tmp_path / "circle.png").convert("RGB"), dtype=np.float32) / 127.5 - 1
-    judge = Judge.load(Path(str(files("stepvar") / "weights" / "scenes" / "judge.safetensors")))
-    with torch.inference_mode():
-        verdict = judge_scene(judge(torch.from_numpy(pixels).permute(2, 0, 1)[None]), scene)
-    assert all(right for right in verdict.values() if right is not None), verdict
+    label = next(label for label, names in GARMENTS.items() if prompt[2] in names)
+    pixels = np.asarray(Image.open(next(tmp_path.glob("*.png"))).convert("RGB"), dtype=np.float32) / 255
+    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    assert colour_verdicts(picture, [Description(label, first=prompt[1])]) == (1.0, 1.0)

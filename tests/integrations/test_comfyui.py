@@ -100,7 +100,7 @@ def test_what_execute_takes_is_what_the_schema_declares(nodes: dict[str, Any]) -
 
 def test_models_are_embedded_in_the_folder_and_on_the_hub(nodes: dict[str, Any]) -> None:
     options = nodes["StepVARLoadModel"].define_schema().inputs[0].given["options"]
-    assert options[:5] == ["scenes", "scenes-video", "tiny", "tiny-star", "tiny-var"]
+    assert options[:6] == ["scenes", "scenes-video", "wardrobe", "tiny", "tiny-star", "tiny-var"]
     assert "FoundationVision/Infinity 2b" in options and "notes.txt" not in options
 
 

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar import Pipeline
+from stepvar.evaluation.machine import provenance
+from training.loop import command_line
 from training.wardrobe.captioned import Captioned
 from training.wardrobe.captions import Description, caption
 from training.wardrobe.colours import COLOURS
@@ -138,6 +140,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     sheet(out / "drawn.png", rows, titles, side=192)
     print(json.dumps(found), flush=True)
     found |= probe_and_neighbours(source, drawn, items, out)
+    found |= {"info": provenance(device, command_line("wardrobe.evaluate"))}
     found |= {"captions": len(captions), "settings": arguments.settings, "seed": arguments.seed}
     (out / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
     return found

@@ -21,7 +21,7 @@ from stepvar.models.registry import FAMILIES, release_of_repo, releases_named
 from stepvar.text import WordEncoder
 from stepvar.utils.reading import check_fields, read_json
 
-EMBEDDED: tuple[str, ...] = ("scenes", "scenes-video")
+EMBEDDED: tuple[str, ...] = ("scenes", "scenes-video", "wardrobe")
 """Models that ship inside the package."""
 
 CONFIG = "config.json"

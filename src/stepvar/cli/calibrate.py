@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepvar.cli import options
-from stepvar.core.values import COUNT
+from stepvar.core.values import COUNT, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    model: options.Model = "scenes",
+    model: options.Model = DEFAULT_MODEL,
     variant: options.Variant = None,
     revision: options.Revision = None,
     method: Annotated[str, typer.Option("--method", help="Whose settings are measured; see 'methods'.")] = "stepvar",

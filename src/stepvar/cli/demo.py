@@ -12,11 +12,16 @@ import typer
 from stepvar.cli import options
 from stepvar.cli.files import Force
 from stepvar.cli.speedup import fit_settings
-from stepvar.core.values import COUNT
+from stepvar.core.values import COUNT, DEFAULT_MODEL
 from stepvar.utils.files import write_text
 from stepvar.utils.outputs import Outputs, free_name, write_new
 
-CAPTION = "a large red striped circle left of a small blue star on grass"
+CAPTIONS = {
+    "wardrobe": "a brown printed shirt on a white ground",
+    "scenes": "a large red striped circle left of a small blue star on grass",
+    "scenes-video": "a large red striped ball rolling right on grass",
+}
+"""For the embedded models; a folder takes that of scenes."""
 
 
 def demo(
@@ -32,7 +37,7 @@ def demo(
     ] = None,
     force: Force = False,
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 7,
-    model: options.Model = "scenes",
+    model: options.Model = DEFAULT_MODEL,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     quantization: options.Quantization = None,
@@ -40,7 +45,7 @@ def demo(
     runs: options.Runs = 5,
     quiet: options.Quiet = False,
 ) -> None:
-    """Generate a scene dense and with StepVAR, write both on one sheet and print what they cost."""
+    """Generate an image dense and with StepVAR, write both on one sheet and print what they cost."""
     options.check_counts(runs=(runs, COUNT))
     target = free_name(Path("demo.png"), beside=(".json",)) if out is None else out
     numbers = target.with_suffix(".json")
@@ -54,12 +59,13 @@ def demo(
 
     check_results([target], False, name="out")
     claims.claim("out", target, numbers)
+    caption = CAPTIONS.get(model, CAPTIONS["scenes"])
     pipe = options.load_pipeline(model, device, dtype, quantization=quantization)
     chosen = StepVAR() if speedup is None else fit_settings(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
-    comparison = run_comparison(pipe, [CAPTION], chosen, seed, runs, quiet)
-    shown, texts, own = sheet(comparison, [CAPTION]), sheet_texts(comparison.other, [CAPTION]), out is None
+    comparison = run_comparison(pipe, [caption], chosen, seed, runs, quiet)
+    shown, texts, own = sheet(comparison, [caption]), sheet_texts(comparison.other, [caption]), out is None
     target = write_new(target, partial(save_result, shown, texts=texts, quality=None), force=force, own=own)
-    info = {"prompt": CAPTION, "seed": seed} | comparison.to_dict()
+    info = {"prompt": caption, "seed": seed} | comparison.to_dict()
     content = json.dumps(info, indent=2) + "\n"
     numbers = write_new(target.with_suffix(".json"), partial(write_text, text=content), force=force, own=own)
     if not quiet:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from stepvar.cli import options
+from stepvar.core.values import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from stepvar.pipeline import Pipeline
@@ -58,7 +59,7 @@ class Precision:
 class Source:
     """Which model, and its text encoder."""
 
-    model: options.Model = "scenes"
+    model: options.Model = DEFAULT_MODEL
     variant: options.Variant = None
     revision: options.Revision = None
     text_encoder: options.TextEncoder = None

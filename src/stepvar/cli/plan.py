@@ -10,7 +10,7 @@ import typer
 
 from stepvar.cli import options
 from stepvar.cli.listing import print_table
-from stepvar.core.values import COUNT, Range
+from stepvar.core.values import COUNT, DEFAULT_MODEL, Range
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ Memory = Annotated[
 
 
 def plan(
-    model: options.Model = "scenes",
+    model: options.Model = DEFAULT_MODEL,
     variant: options.Variant = None,
     method: MethodName = "dense",
     keep: options.Keep = None,

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from stepvar.cli import options
+from stepvar.core.values import DEFAULT_MODEL
 from stepvar.utils.log import logger
 
 
 def web(
-    model: options.Model = "scenes",
+    model: options.Model = DEFAULT_MODEL,
     variant: options.Variant = None,
     revision: options.Revision = None,
     text_encoder: options.TextEncoder = None,

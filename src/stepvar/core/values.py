@@ -37,6 +37,9 @@ DTYPES: dict[str, tuple[str, ...]] = {
 
 DEVICES = ("cpu", "cuda", "mps", "auto")
 
+DEFAULT_MODEL = "wardrobe"
+"""The embedded model that is taken where none is named."""
+
 
 @dataclass(frozen=True)
 class Range:

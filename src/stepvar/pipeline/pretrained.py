@@ -12,7 +12,7 @@ import torch
 
 from stepvar.checkpoints import EMBEDDED, LoadedModel, load_model, save_model
 from stepvar.checkpoints.sources import find_outline
-from stepvar.core.values import device_of, dtype_of, placement, text
+from stepvar.core.values import DEFAULT_MODEL, device_of, dtype_of, placement, text
 from stepvar.core.words import LOAD, accepts, unknown_attribute
 from stepvar.engine import Engine, EngineName
 from stepvar.kernels.linear import Quantization, check_quantization
@@ -68,7 +68,7 @@ class Pretrained:
     @accepts(LOAD)
     def from_pretrained(
         cls: type[Self],
-        name: str | Path = "scenes",
+        name: str | Path = DEFAULT_MODEL,
         variant: str | None = None,
         *,
         revision: str | None = None,
@@ -89,8 +89,8 @@ class Pretrained:
         Words of diffusers are taken, too: see the page "Coming from diffusers".
 
         Args:
-            name: an embedded model ("scenes"), a repository on the hub ("FoundationVision/Infinity",
-                "FoundationVision/var"), a local folder, or a checkpoint file.
+            name: an embedded model ("wardrobe", "scenes", "scenes-video"), a repository on the hub
+                ("FoundationVision/Infinity", "FoundationVision/var"), a local folder, or a checkpoint file.
             variant: which of the released sizes, such as "2b" or "d30".
             revision: branch, tag or commit on the hub.
             tokenizer: the tokenizer's file, where it does not lie beside the transformer's.

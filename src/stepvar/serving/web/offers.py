@@ -24,8 +24,9 @@ EXAMPLES = {
         "a large green square on water",
     ),
     "scenes-video": ("a large red circle moving right on grass", "a small blue star moving left on sand"),
+    "wardrobe": ("a red t-shirt on a white ground", "blue pants on a beige ground", "a black dress on a grey ground"),
 }
-"""Prompts for the embedded models, which know the words of their own scenes only."""
+"""Prompts for the embedded models, each of which knows the words of its own captions only."""
 
 
 @dataclass(frozen=True)
