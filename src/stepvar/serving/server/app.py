@@ -77,7 +77,11 @@ async def _refuse_other(request: Request, error: Exception) -> Response:
     """What FastAPI refuses by itself: unknown paths and methods, bodies that it cannot read."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}"
-    said = {404: f"{where}: there is no such path; see /openapi.json", 405: f"{where}: not with this method"}
+    said = {
+        400: f"body: cannot be read ({str(error.detail).rstrip('.')}); see /openapi.json",
+        404: f"{where}: there is no such path; see /openapi.json",
+        405: f"{where}: not with this method",
+    }
     return answer(
         RequestError(error.status_code, said.get(error.status_code, str(error.detail)), headers=error.headers)
     )
