@@ -245,6 +245,13 @@ def test_the_quality_of_a_file_is_that_of_its_repetition(generate: Any, run: Any
     assert "quality" not in read_metadata(tmp_path / "c.png")
 
 
+@pytest.mark.parametrize("out", ["a.png", "images/", "A.PNG"])
+def test_a_quality_that_would_do_nothing_is_refused(run: Any, tmp_path: Path, out: str) -> None:
+    said = run("generate", PROMPT, "--out", out, "--quality", 40).error()
+    assert said == "quality=40: PNG has none; leave it out, or write JPEG, WebP or MP4"
+    assert not (tmp_path / out).exists()
+
+
 def test_a_damaged_quality_is_refused(generate: Any, run: Any, tmp_path: Path) -> None:
     generate(PROMPT, "--seed", 7, "--out", "a.jpg", "--quality", 40)
     content = (tmp_path / "a.jpg").read_bytes()
