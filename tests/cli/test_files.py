@@ -232,6 +232,15 @@ def test_an_image_is_generated_again_from_its_file(generate: Any, run: Any, tmp_
     assert (tmp_path / f"again.{suffix}").read_bytes() == (tmp_path / f"a-2.{suffix}").read_bytes()
 
 
+def test_a_folder_of_several_images_is_not_taken_for_its_first(generate: Any, run: Any, tmp_path: Path) -> None:
+    generate(PROMPT, "--seed", 7, "--num-images", 2, "--out", "images/")
+    for command in (("info", "images"), ("generate", "--from", "images")):
+        said = run(*command).error()
+        assert said == "images: holds images and not the frames of a video; name one, such as images/0001.png"
+    (tmp_path / "images" / "0002.png").unlink()
+    assert run("info", "images").status == 0
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_the_quality_of_a_file_is_that_of_its_repetition(generate: Any, run: Any, tmp_path: Path, suffix: str) -> None:
     first, again = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
