@@ -116,6 +116,8 @@ def test_a_size_that_an_error_names_can_be_asked_for(server: Server) -> None:
         ({"prompt": ""}, "prompt", "empty"),
         ({"prompt": "x" * 5000}, "prompt", "at most 4000"),
         ({"prompt": 5}, "prompt", "prompt=5: must be"),
+        ({"negative_prompt": "qwxyz"}, "negative_prompt", "negative_prompt 'qwxyz': this model knows none"),
+        ({"negative_prompt": "red " * 40}, "negative_prompt", "negative_prompt of 40 words"),
         ({"method": "os:Popen"}, "method", "registered method"),
         ({"method": "dense+os.path:Join"}, "method", "registered method"),
         ({"method": "nothing"}, "method", "unknown; choose one of"),
