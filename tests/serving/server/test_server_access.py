@@ -188,6 +188,14 @@ def test_a_connection_without_a_whole_head_is_closed(server: Server, monkeypatch
             assert send(server, data) == b""  # closed by the server: the client would wait for ever
 
 
+def test_a_head_of_any_length_is_not_kept(server: Server) -> None:
+    with suppress(ConnectionError):  # closed before all of it was sent
+        assert b" 431 " in send(server, b"GET /health HTTP/1.1\r\nX-More: " + b"x" * protocol.HEAD_BYTES)
+    body = json.dumps(GOOD).encode()
+    large = head(len(body) + 2**19).replace(b"Connection: close\r\n", b"") + body + b" " * 2**19
+    assert send(server, large + head(len(body)) + body).count(b"HTTP/1.1 200 OK") == 2  # bodies are not counted
+
+
 def test_methods_that_clients_make_up_are_counted_together(held: HeldPipeline) -> None:
     with running(lambda: held.prepare()) as server:
         assert [server.fetch(PATH, method=method)[0] for method in ("PROPFIND", "TRACE")] == [405, 405]
