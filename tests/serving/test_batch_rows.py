@@ -89,6 +89,12 @@ def test_an_id_that_two_rows_have_is_refused_to_the_second(tmp_path: Path) -> No
     assert second.error == "id 'a': is that of line 1, too; give each row its own"
 
 
+def test_a_bad_row_takes_no_id_that_another_row_gives(tmp_path: Path) -> None:
+    bad, good = lines(tmp_path, "no JSON", {"id": "line-1", "prompt": "a circle"})
+    assert bad.id == "line 1" and bad.error is not None
+    assert good.id == "line-1" and good.error is None
+
+
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     for name, text, error in (
         ("rows.txt", "a", r"must end in \.jsonl"),

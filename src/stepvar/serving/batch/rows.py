@@ -172,7 +172,8 @@ def _with_own_id(row: Row, seen: dict[str, str], given: bool, seed: int) -> Row:
 
 
 def _bad(place: str, error: str) -> Row:
-    return Row(place.replace(" ", "-"), place, error=error)
+    """A row without an id of its own: its place, which no id is, for the space in it."""
+    return Row(place, place, error=error)
 
 
 def _given(found: Mapping[str, Any], name: str) -> bool:
