@@ -213,6 +213,8 @@ class ChooseMethod(io.ComfyNode):
         if AUTO in (method, together_with and together_with.method):
             if together_with is not None:
                 raise UsageError("auto: acts alone; take the other method away")
+            if settings.strip():
+                raise UsageError(f"settings {shown(settings)}: auto finds its own; leave them out, or choose a method")
             return io.NodeOutput(Chosen(AUTO, speedup or None))
         chosen = parse_method(method, {}, settings.split())
         if together_with is not None and isinstance(together_with.method, Method):

@@ -215,6 +215,13 @@ def test_a_bad_line_is_named_before_the_first_image(
     assert "knows none of its words" in result.error() and not (tmp_path / "images").exists()
 
 
+@pytest.mark.parametrize("out", ["a.png", "images/", "A.PNG"])
+def test_a_quality_that_would_do_nothing_is_refused(run: Any, tmp_path: Path, out: str) -> None:
+    said = run("generate", PROMPT, "--out", out, "--quality", 40).error()
+    assert said == "quality=40: PNG has none; leave it out, or write JPEG, WebP or MP4"
+    assert not (tmp_path / out).exists()
+
+
 def test_links_modes_and_write_protection_are_kept(generate: Any, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     target, link = tmp_path / "elsewhere" / "target.png", tmp_path / "link.png"

@@ -93,3 +93,12 @@ def test_a_record_cannot_make_anything_run(run: Any, shared_model: Path, tmp_pat
         result = run("generate", "--from", "changed.png")
         assert result.status == 2, (old, new)
         result.error()
+
+
+def test_a_folder_of_several_images_is_not_taken_for_its_first(generate: Any, run: Any, tmp_path: Path) -> None:
+    generate(PROMPT, "--seed", 7, "--num-images", 2, "--out", "images/")
+    for command in (("info", "images"), ("generate", "--from", "images")):
+        said = run(*command).error()
+        assert said == "images: holds images and not the frames of a video; name one, such as images/0001.png"
+    (tmp_path / "images" / "0002.png").unlink()
+    assert run("info", "images").status == 0

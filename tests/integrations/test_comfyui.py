@@ -183,6 +183,8 @@ def test_methods_act_together(nodes: dict[str, Any]) -> None:
         run(node, method="stepvar", settings="keeping=0.4")
     with pytest.raises(UsageError, match="auto: acts alone"):
         run(node, method="auto", speedup=2.0, together_with=first)
+    with pytest.raises(UsageError, match=r"settings 'keep=0\.4': auto finds its own"):
+        run(node, method="auto", settings="keep=0.4", speedup=2.0)
 
 
 def test_a_workflow_cannot_name_files_or_code(nodes: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:

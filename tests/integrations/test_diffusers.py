@@ -268,6 +268,9 @@ def test_an_embedded_model_is_loaded_by_its_name() -> None:
         StepVARPipeline.from_pretrained("scenes", variant="fp16")
     with pytest.raises(UsageError, match="model 'scenery': unknown"):
         StepVARPipeline.from_pretrained("scenery")
+    for path in ("./folder", "~/folder"):  # which is no repository to download
+        with pytest.raises(UsageError, match=f"model {path!r}: unknown"):
+            StepVARPipeline.from_pretrained(path)
 
 
 def test_without_diffusers_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from stepvar import StepVAR
 from stepvar.core.words import ATTRIBUTES, CALL, LOAD
 from stepvar.errors import ExperimentalWarning, StepvarError, UsageError
 from stepvar.methods import make_method
+from stepvar.models.shapes import nearest_sizes, sizes_of
 from tests.checkpoint_writer import write_var
 from tests.helpers import TINY_VAR
 from tests.pipeline.conftest import TEXT, image, load
@@ -207,6 +208,11 @@ def test_a_size_in_pixels_is_the_shape_of_its_schedule(text_pipe):
     assert by_size.images[0].size == (grid.w * stride, grid.h * stride)
     with pytest.raises(UsageError, match=r"height=30, width=31: no schedule .* the nearest are (\d+x\d+, ){5}\d+x\d+"):
         text_pipe(prompt_embeds=TEXT, height=30, width=31)
+
+
+def test_the_sizes_that_an_error_names_are_near_in_shape(text_pipe):
+    largest = max(height for height, width in sizes_of(text_pipe.model) if height == width)
+    assert nearest_sizes(sizes_of(text_pipe.model), (4 * largest, 4 * largest))[0] == (largest, largest)
 
 
 @pytest.mark.parametrize("ratio", ["10:1", (1, 10), 5])

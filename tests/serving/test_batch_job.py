@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import stepvar.cli.batch
 from stepvar import Pipeline
 from stepvar.cli.app import main
 from stepvar.errors import UsageError
@@ -148,6 +150,23 @@ def test_without_ray_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "ray.data", None)
     assert main(["batch", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]) == 2
     assert "batch jobs: needs the package ray; pip install '.[batch]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers, threads", [(1, 4), (2, 2), (5, 1)])
+def test_workers_share_the_threads_that_one_generation_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int, threads: int
+) -> None:
+    found: list[Setup] = []
+    monkeypatch.setattr(stepvar.cli.batch, "_run", lambda file, out, setup, *rest: found.append(setup))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)  # as OMP_NUM_THREADS says
+    assert main(["batch", "rows.jsonl", "--out", str(tmp_path), "--workers", str(workers)]) == 0
+    assert [one.threads for one in found] == [threads]
+
+
+def test_a_quality_that_would_do_nothing_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for more in ([], ["--format", "parquet"]):
+        assert main(["batch", "rows.jsonl", "--out", str(tmp_path), "--quality", "50", *more]) == 2
+        assert "quality=50: PNG has none" in capsys.readouterr().err
 
 
 # With the real Ray.

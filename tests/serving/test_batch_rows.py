@@ -46,6 +46,12 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
         assert (one.id, one.prompt, one.seed, one.other) == (other.id, other.prompt, other.seed, other.other)
 
 
+def test_numbers_among_missing_ones_are_ids_and_seeds(tmp_path: Path) -> None:
+    first, second = lines(tmp_path, {"id": 7.0, "prompt": "a circle", "seed": 3.0}, {"id": 7.5, "prompt": "a circle"})
+    assert (first.id, first.seed, first.error) == ("7", 3, None)
+    assert second.error is not None and second.error.startswith("id=7.5: names a file")
+
+
 def test_ids_and_seeds_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     one, other = {"prompt": "a circle"}, {"prompt": "a square"}
     there, back = lines(tmp_path, one, other), lines(tmp_path, other, one)
@@ -89,6 +95,12 @@ def test_an_id_that_two_rows_have_is_refused_to_the_second(tmp_path: Path) -> No
     assert second.error == "id 'a': is that of line 1, too; give each row its own"
 
 
+def test_a_bad_row_takes_no_id_that_another_row_gives(tmp_path: Path) -> None:
+    bad, good = lines(tmp_path, "no JSON", {"id": "line-1", "prompt": "a circle"})
+    assert bad.id == "line 1" and bad.error is not None
+    assert good.id == "line-1" and good.error is None
+
+
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     for name, text, error in (
         ("rows.txt", "a", r"must end in \.jsonl"),
@@ -112,8 +124,12 @@ def test_what_cannot_be_written_again_is_the_error_of_its_row(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "text, said",
-    [("prompt,prompt\na,b\n", "several columns 'prompt'"), ('prompt\n"a circle\na square\na star\n', "line .* no CSV")],
-    ids=["two columns of one name", "a quote without its end"],
+    [
+        ("prompt,prompt\na,b\n", "several columns 'prompt'"),
+        ('prompt\n"a circle\na square\na star\n', "line .* no CSV"),
+        ("prompt, seed\na circle, 3\n", "column ' seed': has spaces around its name; write 'seed'"),
+    ],
+    ids=["two columns of one name", "a quote without its end", "a space behind a comma"],
 )
 def test_a_csv_file_that_would_be_misread_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

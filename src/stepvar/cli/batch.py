@@ -82,10 +82,12 @@ def batch(
         "cache_dtype": options.Memory(cache_dtype=cache_dtype).cache_dtype,
     }
     chosen = options.parse_method(*acceleration.asked())
+    import torch
+
     from stepvar.serving.batch.worker import Setup
 
     suffix, parquet = _parse_format(format_, source.model, source.variant, sampling.seconds, quality)
-    threads = None if gpus else max(1, (os.cpu_count() or 1) // workers)
+    threads = None if gpus else max(1, torch.get_num_threads() // workers)  # as many as one generation takes
     setup = Setup(load, chosen, settings, suffix, quality, tile, vae_slicing, threads)
     failed = _run(file, out, setup, parquet, seed, (gpus or workers, min(gpus, 1), batch_size), quiet)
     if failed:
@@ -97,8 +99,7 @@ def _parse_format(
 ) -> tuple[str, bool]:
     """The ending of the files, and whether they go into Parquet files; nothing of the model's weights is read."""
     from stepvar.checkpoints.sources import find_outline
-    from stepvar.media.images import check_quality
-    from stepvar.media.saving import default_suffix
+    from stepvar.media.saving import check_quality_of, default_suffix
 
     family = find_outline(model, variant).family
     if family.edits:
@@ -107,10 +108,10 @@ def _parse_format(
     formats = VIDEO_FORMATS if video else IMAGE_FORMATS
     if name not in (None, "parquet", *formats):
         raise UsageError(f"format={name!r}: must be one of {', '.join(formats)}, parquet")
-    if quality is not None:
-        check_quality(quality)
     parquet = name == "parquet"
-    return default_suffix(video) if name is None or parquet else f".{name}", parquet
+    suffix = default_suffix(video) if name is None or parquet else f".{name}"
+    check_quality_of(quality, suffix)
+    return suffix, parquet
 
 
 def _run(

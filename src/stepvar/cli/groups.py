@@ -20,8 +20,8 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help="See 'stepvar methods'; several at once: stepvar+drop-guidance; with --speedup, auto: the best one. "
-        "Default: stepvar with --keep, --set, --speedup or --compare, else dense.",
+        help="See 'stepvar methods'; several at once: stepvar+drop-guidance. Default: stepvar where anything else asks "
+        "for a method, such as --keep; else dense.",
     ),
 ]
 Negative = Annotated[str | None, typer.Option(help="What to lead away from.")]

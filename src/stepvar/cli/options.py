@@ -91,7 +91,11 @@ Resolution = Annotated[str | None, typer.Option(help="Name of a schedule, such a
 Seconds = Annotated[float | None, typer.Option(help="Video models: length of the video; 0 generates an image.")]
 Speedup = Annotated[
     float | None,
-    typer.Option("--speedup", help="How many times as fast as dense, in place of --keep and --last; see 'calibrate'."),
+    typer.Option(
+        "--speedup",
+        help="How many times as fast as dense, in place of --keep and --last; with --method auto by the best method; "
+        "see 'calibrate'.",
+    ),
 ]
 SpeedupOf = Annotated[
     str | None,

@@ -6,6 +6,7 @@ diffusers' pipelines return. The page "Coming from diffusers" says which of them
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +32,9 @@ from stepvar.utils.require import require
 require("diffusers", "diffusers", "StepVARPipeline")
 from diffusers import DiffusionPipeline, ImagePipelineOutput  # noqa: E402
 from diffusers.utils import BaseOutput  # noqa: E402
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""A name on the hub; what begins with a dot or a tilde is a path."""
 
 StepCallback = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
 """As diffusers calls it: pipeline, index of the scale, the same as its "timestep", tensors by name."""
@@ -95,7 +99,8 @@ class StepVARPipeline(DiffusionPipeline):  # type: ignore[misc]
             UsageError, CheckpointError: as there.
         """
         name = str(pretrained_model_name_or_path)
-        if name in EMBEDDED or Path(name).exists() or release_of_repo(name) is not None or name.count("/") != 1:
+        elsewhere = _REPOSITORY.fullmatch(name) is None or name in EMBEDDED or Path(name).exists()
+        if elsewhere or release_of_repo(name) is not None:
             return cls(Pipeline.from_pretrained(name, **kwargs))
         access = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only") if key in kwargs}
         with hub_access(**access):

@@ -14,13 +14,17 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The texts in a file that this package wrote, or in the first frame of a folder; empty where there are none.
 
     Raises:
-        UsageError: if there is no such file, it cannot be read, or it is of a format that carries no texts.
+        UsageError: if there is no such file, it cannot be read, it is of a format that carries no texts, or it is a
+            folder of images that were generated one by one.
     """
     if path.is_dir():
         paths = frame_paths(path)
         if not paths:
             raise UsageError(f"{path}: is a folder without frames; name an image or video in it")
-        path = paths[0]
+        first, *others = map(read_metadata, paths[:2])
+        if any(other and other != first for other in others):
+            raise UsageError(f"{path}: holds images and not the frames of a video; name one, such as {paths[0]}")
+        return first
     check_regular(path)
     if path.suffix.lower() in (".mp4", ".m4v", ".mov"):
         return comment_texts(mp4_comment(path))

@@ -46,12 +46,11 @@ def check_results(paths: Sequence[Path], video: bool, quality: int | None = None
         name: of the option that they follow from, for errors.
 
     Raises:
-        UsageError: for an ending that is not that of an image or a video, or a quality out of range.
+        UsageError: for an ending that is not that of an image or a video, or a quality out of range or without effect.
         OutputError: if one cannot be written.
     """
-    if quality is not None:
-        check_quality(quality)
     for path in paths:
+        check_quality_of(quality, path.suffix)
         where, suffix = f"{name} {str(path)!r}".strip(), path.suffix.lower()
         if is_stream(path):
             continue
@@ -66,6 +65,20 @@ def check_results(paths: Sequence[Path], video: bool, quality: int | None = None
     for path in paths:
         if os.path.isdir(path.parent):
             check_writable(path)
+
+
+def check_quality_of(quality: int | None, suffix: str) -> None:
+    """Raises a UsageError for a quality out of range, or of files that have none.
+
+    Args:
+        suffix: the ending of the files.
+    """
+    if quality is None:
+        return
+    check_quality(quality)
+    if suffix.lower() in (".png", ".gif"):
+        kind = suffix[1:].upper()
+        raise UsageError(f"quality={quality}: {kind} has none; leave it out, or write JPEG, WebP or MP4")
 
 
 def stated_quality(texts: Mapping[str, str], source: Path, target: Path) -> int | None:

@@ -177,9 +177,10 @@ class PromptInputs(PreparedInputs, Generic[Features]):
 
     def __post_init__(self) -> None:
         encoder = self._words
-        if encoder is not None and isinstance(self.prompts, list):
-            for prompt in self.prompts:
-                encoder.check(prompt)
+        for name, given in (("prompt", self.prompts), ("negative_prompt", self.negatives)):
+            if encoder is not None and isinstance(given, list):
+                for text in given:
+                    encoder.check(text, name)
 
     @property
     def _words(self) -> WordEncoder | None:

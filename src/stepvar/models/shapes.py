@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from stepvar.core.tokens import ScaleSchedule
@@ -58,15 +60,28 @@ def shape_of_size(model: Any, height: Any, width: Any) -> tuple[float, str | Non
     if height is None or width is None:
         raise UsageError(f"height={shown(height)}, width={shown(width)}: give both, or aspect_ratio and resolution")
     wanted = whole_number("height", height, SIDE), whole_number("width", width, SIDE)
-    stride = model.config.stride
-    found: dict[tuple[int, int], tuple[float, str | None]] = {}
-    for name, ratio, grid in model.shapes():
-        found.setdefault((grid.h * stride, grid.w * stride), (1 / ratio, name))
-    if wanted in found:
-        return found[wanted]
-    near = sorted(found, key=lambda size: abs(size[0] - wanted[0]) + abs(size[1] - wanted[1]))[:NAMED]
-    sizes = ", ".join(f"{h}x{w}" for h, w in near)
+    sizes = sizes_of(model)
+    if wanted in sizes:
+        return sizes[wanted]
+    near = ", ".join(f"{h}x{w}" for h, w in nearest_sizes(sizes, wanted))
     raise UsageError(
         f"height={wanted[0]}, width={wanted[1]}: no schedule of this model has this size; "
-        f"{'the nearest are' if len(found) > NAMED else 'it has'} {sizes} (height x width)"
+        f"{'the nearest are' if len(sizes) > NAMED else 'it has'} {near} (height x width)"
     )
+
+
+def sizes_of(model: Any) -> dict[tuple[int, int], tuple[float, str | None]]:
+    """Aspect ratio and resolution of all images that a model generates, by height and width in pixels."""
+    found: dict[tuple[int, int], tuple[float, str | None]] = {}
+    for name, ratio, grid in model.shapes():
+        found.setdefault((grid.h * model.config.stride, grid.w * model.config.stride), (1 / ratio, name))
+    return found
+
+
+def nearest_sizes(sizes: Iterable[tuple[int, int]], wanted: tuple[int, int]) -> list[tuple[int, int]]:
+    """Those to name where none is the one asked for; factors count, so that a square is near to squares."""
+
+    def distance(size: tuple[int, int]) -> float:
+        return sum(math.log(one / max(asked, 1)) ** 2 for one, asked in zip(size, wanted, strict=True))
+
+    return sorted(sizes, key=distance)[:NAMED]

@@ -37,7 +37,7 @@ def serve_replicas(
     Args:
         load: loads the pipeline of a copy, in its process.
         gpus: of each copy, 1; or 0 for the CPU.
-        ready: called with the address when all copies have loaded their model.
+        ready: called with the address when all copies take requests.
 
     Raises:
         UsageError: if Ray is not installed, or has not as many GPUs or CPUs.
@@ -47,7 +47,7 @@ def serve_replicas(
 
     def build() -> FastAPI:
         pipe = load()  # here, so that Ray Serve hears of it if it cannot be loaded
-        return create_app(lambda: pipe, settings, keys)
+        return create_app(lambda: pipe, settings, keys, wait=True)
 
     deployment = serve.deployment(
         name=NAME,
@@ -69,7 +69,7 @@ def serve_replicas(
 
 
 def _run(serve: Any, application: Any) -> None:
-    """Starts all copies, and waits until they have loaded their model.
+    """Starts all copies, and waits until they take requests.
 
     Raises:
         StepvarError: with what kept one from beginning.

@@ -58,18 +58,21 @@ class WordEncoder(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
 
-    def check(self, prompt: str) -> list[str]:
+    def check(self, prompt: str, name: str = "prompt") -> list[str]:
         """The words of a prompt.
+
+        Args:
+            name: of the argument, for errors.
 
         Raises:
             UsageError: when the prompt is too long, or has no known word.
         """
         words = _words(prompt)
         if len(words) > self.max_words:
-            raise UsageError(f"prompt of {len(words)} words: this model reads at most {self.max_words}; shorten it")
+            raise UsageError(f"{name} of {len(words)} words: this model reads at most {self.max_words}; shorten it")
         if not any(word in self.index for word in words):
             some = self.example.replace(" ", ", ")
-            raise UsageError(f"prompt {prompt!r}: this model knows none of its words; it knows words such as {some}")
+            raise UsageError(f"{name} {prompt!r}: this model knows none of its words; it knows words such as {some}")
         return words
 
     def tokens(self, prompt: str) -> list[int]:

@@ -27,6 +27,7 @@ def test_a_key_is_asked_of_all_but_load_balancers(held: HeldPipeline) -> None:
     with running(lambda: held.prepare(), KEYS) as server:
         for path in ("/health", "/ready"):
             assert server.fetch(path)[0] == 200
+            assert server.fetch(path, method="HEAD")[::2] == (200, b"")  # as "wget --spider" asks
         for path in ("/v1/models", "/metrics", "/v1/videos", "/openapi.json", "/nothing"):
             status, headers, body = server.fetch(path)
             assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
@@ -50,7 +51,8 @@ MALFORMED = (
 @pytest.mark.parametrize("body", MALFORMED, ids=range(len(MALFORMED)))
 def test_malformed_bodies_are_refused(server: Server, body: bytes) -> None:
     status, _, answer = server.fetch(PATH, body)
-    assert status == 400 and json.loads(answer)["error"]["message"] and server.pipe.prompts == []
+    said = json.loads(answer)["error"]["message"]
+    assert status == 400 and said.startswith(("body: ", "prompt", "seed=", "n=")) and server.pipe.prompts == []
 
 
 @pytest.mark.filterwarnings("ignore::stepvar.text.UnknownWordWarning")
@@ -184,6 +186,14 @@ def test_a_connection_without_a_whole_head_is_closed(server: Server, monkeypatch
     for data in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX-More: "):
         with suppress(ConnectionError):  # closed before it has sent anything, where the machine is slow
             assert send(server, data) == b""  # closed by the server: the client would wait for ever
+
+
+def test_a_head_of_any_length_is_not_kept(server: Server) -> None:
+    with suppress(ConnectionError):  # closed before all of it was sent
+        assert b" 431 " in send(server, b"GET /health HTTP/1.1\r\nX-More: " + b"x" * protocol.HEAD_BYTES)
+    body = json.dumps(GOOD).encode()
+    large = head(len(body) + 2**19).replace(b"Connection: close\r\n", b"") + body + b" " * 2**19
+    assert send(server, large + head(len(body)) + body).count(b"HTTP/1.1 200 OK") == 2  # bodies are not counted
 
 
 def test_methods_that_clients_make_up_are_counted_together(held: HeldPipeline) -> None:

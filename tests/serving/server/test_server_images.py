@@ -92,17 +92,32 @@ def test_another_size_is_one_of_the_model(server: Server) -> None:
     assert answer.size == f"{width}x{height}" and picture(answer.data[0]).size == (width, height)
 
 
+@pytest.mark.filterwarnings("ignore::stepvar.errors.ExperimentalWarning")
+def test_a_size_that_an_error_names_can_be_asked_for(server: Server) -> None:
+    widest = max(grid.w / grid.h for _, _, grid in server.pipe.model.shapes())
+    with pytest.raises(openai.BadRequestError, match=r"\(width x height\)") as refused:
+        server.client.images.generate(prompt=PROMPT, size=f"{round(40 * widest)}x41")
+    size = refused.value.message.split("nearest are ")[1].split(",")[0]
+    width, height = map(int, size.split("x"))
+    assert width > height and server.client.images.generate(prompt=PROMPT, size=size).size == size
+
+
 @pytest.mark.parametrize(
     "fields, param, said",
     [
         ({"n": 0}, "n", "n=0: must be a whole number from 1 to 10"),
         ({"n": 11}, "n", "n=11"),
         ({"n": 10**400}, "n", "n="),
-        ({"size": "7x7"}, "size", "nearest"),
+        ({"n": 1e99}, "n", "must be a whole number of fewer digits"),
+        ({"size": "7x7"}, "size", "size='7x7': this model has no such size; the nearest are"),
+        ({"size": "0x99999"}, "size", "size='0x99999': this model has no such size"),
+        ({"size": "٣٢x٣٢"}, "size", "width x height"),
         ({"size": "../../etc/passwd"}, "size", "width x height"),
         ({"prompt": ""}, "prompt", "empty"),
         ({"prompt": "x" * 5000}, "prompt", "at most 4000"),
         ({"prompt": 5}, "prompt", "prompt=5: must be"),
+        ({"negative_prompt": "qwxyz"}, "negative_prompt", "negative_prompt 'qwxyz': this model knows none"),
+        ({"negative_prompt": "red " * 40}, "negative_prompt", "negative_prompt of 40 words"),
         ({"method": "os:Popen"}, "method", "registered method"),
         ({"method": "dense+os.path:Join"}, "method", "registered method"),
         ({"method": "nothing"}, "method", "unknown; choose one of"),

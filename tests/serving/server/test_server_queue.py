@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import pytest
 
 from stepvar import Pipeline
 from stepvar.errors import UsageError
+from stepvar.serving.server import ServerSettings, create_app
+from stepvar.text import example_prompt
 from tests.serving.server.servers import HeldPipeline, Server, in_thread, picture, pixels, running, until
 
 PROMPTS = ["a red circle on grass", "a blue star", "a large yellow triangle on sand"]
@@ -184,6 +187,21 @@ def test_it_is_ready_once_it_is_loaded_and_warm(held: HeldPipeline) -> None:
         assert ask(server, "a red circle")()
 
 
+def test_a_copy_begins_when_it_is_warm_or_says_why_it_cannot(held: HeldPipeline) -> None:
+    """As Ray Serve asks for it, which then sends it requests."""
+
+    async def begin(factory: Callable[[], Pipeline]) -> bool:
+        app = create_app(factory, ServerSettings(warm_up=True), wait=True)
+        async with app.router.lifespan_context(app):
+            ready: bool = app.state.service.ready
+            return ready
+
+    assert asyncio.run(begin(held.prepare)) and held.passes
+    held.failing, held.failing_prompt = UsageError("does not run here"), example_prompt(held.text_encoder)
+    with pytest.raises(UsageError, match="does not run here"):
+        asyncio.run(begin(lambda: held))
+
+
 def test_the_end_finishes_what_was_taken_and_takes_no_more(held: HeldPipeline) -> None:
     held.prepare()
     with running(lambda: held) as server:
@@ -202,7 +220,6 @@ def test_the_end_finishes_what_was_taken_and_takes_no_more(held: HeldPipeline) -
 def test_what_keeps_the_model_from_being_loaded_ends_the_server(tmp_path: Path) -> None:
     from stepvar.errors import StepvarError
     from stepvar.serving.address import listen
-    from stepvar.serving.server import create_app
     from stepvar.serving.server.run import serve
 
     with listen("127.0.0.1", 0) as listener, pytest.raises(StepvarError, match="nothing"):

@@ -65,7 +65,7 @@ def test_two_copies_answer_with_the_same_pictures_and_end_on_a_signal() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "stepvar", "serve", "--replicas", "2", "--port", str(port), "--no-warm-up"]
+    command = [sys.executable, "-m", "stepvar", "serve", "--replicas", "2", "--port", str(port)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
     ) as process:

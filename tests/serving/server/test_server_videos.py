@@ -120,6 +120,8 @@ def test_what_fails_says_why(server: Server) -> None:
     server.pipe.failing, server.pipe.failing_prompt = UsageError("seconds=1: does not fit"), PROMPT
     job = awaited(server, create(server))
     assert job.status == "failed" and job.error is not None and job.error.message == "seconds=1: does not fit"
+    with pytest.raises(openai.ConflictError, match=r"has failed \(seconds=1: does not fit\); ask for another"):
+        server.client.videos.download_content(job.id)
 
 
 def test_jobs_are_listed_page_by_page_and_the_oldest_goes(server: Server) -> None:
@@ -202,10 +204,11 @@ def test_an_image_is_data_and_never_a_place(server: Server, given: Any, said: st
 @pytest.mark.parametrize(
     "own, said",
     [
-        ({"seconds": "0"}, "seconds=0"),
+        ({"seconds": "0"}, "seconds=0: a still image; send its prompt to /v1/images/generations"),
+        ({"seconds": "-1"}, "seconds=-1"),
         ({"seconds": "61"}, "at most 60"),
         ({"seconds": "long"}, "seconds='long'"),
-        ({"size": "1x1"}, "no schedule"),
+        ({"size": "1x1"}, "no such size"),
         ({"extra_body": {"frames": 3}}, "not a field"),
     ],
 )

@@ -52,6 +52,8 @@ def test_a_model_of_classes_takes_no_negative_prompt_and_has_one_shape(tiny_var:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_have_only_words_that_the_model_knows(name: str, recwarn: pytest.WarningsRecorder) -> None:
-    encoder: Any = Pipeline.from_pretrained(name).text_encoder
+    pipe = Pipeline.from_pretrained(name)
+    assert Offer.of(pipe, pipe.family.video).negative
+    encoder: Any = pipe.text_encoder
     encoder.encode(EXAMPLES[name])
     assert not [one for one in recwarn if one.category is UnknownWordWarning]

@@ -134,6 +134,9 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     for name in COLUMNS:
         if list(names).count(name) > 1:
             raise UsageError(f"{path}: has several columns {name!r}; give one")
+    for name in names:
+        if name not in COLUMNS and name.strip() in COLUMNS:  # it would be no more than an entry of the manifest
+            raise UsageError(f"{path}: column {name!r}: has spaces around its name; write {name.strip()!r}")
 
 
 def _row(found: Mapping[str, Any], place: str, seed: int) -> Row:
@@ -172,7 +175,8 @@ def _with_own_id(row: Row, seen: dict[str, str], given: bool, seed: int) -> Row:
 
 
 def _bad(place: str, error: str) -> Row:
-    return Row(place.replace(" ", "-"), place, error=error)
+    """A row without an id of its own: its place, which no id is, for the space in it."""
+    return Row(place, place, error=error)
 
 
 def _given(found: Mapping[str, Any], name: str) -> bool:
@@ -183,7 +187,7 @@ def _id(found: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
     if not _given(found, "id"):
         words = json.dumps(plain, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(words.encode()).hexdigest()[:16]
-    given = found["id"]
+    given = _unfloated(found["id"])
     text = str(given) if isinstance(given, (str, int)) and not isinstance(given, bool) else ""
     if not _ID.fullmatch(text):
         raise UsageError(f"id={shown(given)}: names a file; use letters, digits, dots, - and _, at most 100")
@@ -206,9 +210,12 @@ def _whole(value: Any) -> int:
         if not re.fullmatch(r"\s*[0-9]{1,19}\s*", value):
             raise UsageError(f"seed={shown(value)}: must be a whole number from 0")
         value = int(value)
-    if isinstance(value, float) and value.is_integer():  # as Parquet has whole numbers among missing ones
-        value = int(value)
-    return whole_number("seed", value, SEED)
+    return whole_number("seed", _unfloated(value), SEED)
+
+
+def _unfloated(value: Any) -> Any:
+    """A whole number that Parquet has as a float, since others of its column are missing."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _number(name: str, value: Any) -> float | None:

@@ -25,7 +25,11 @@ from stepvar.utils.version import __version__
 
 
 def create_app(
-    factory: Callable[[], Pipeline], settings: ServerSettings | None = None, keys: Sequence[str] = ()
+    factory: Callable[[], Pipeline],
+    settings: ServerSettings | None = None,
+    keys: Sequence[str] = (),
+    *,
+    wait: bool = False,
 ) -> FastAPI:
     """An application that serves one pipeline; ``app.state.service`` is what its routes share.
 
@@ -33,6 +37,7 @@ def create_app(
         factory: loads the pipeline. It is called in the thread that generates, when the application starts.
         settings: None: the usual ones.
         keys: one of which every request must bring; none: everybody may use the server.
+        wait: whether it takes requests only when it is ready, rather than answer the first ones with 503.
 
     Raises:
         UsageError: for settings that cannot be used.
@@ -45,6 +50,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
         try:
+            if wait:
+                await asyncio.to_thread(service.worker.wait)
             yield
         finally:
             await asyncio.to_thread(service.worker.stop)
@@ -77,7 +84,11 @@ async def _refuse_other(request: Request, error: Exception) -> Response:
     """What FastAPI refuses by itself: unknown paths and methods, bodies that it cannot read."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}"
-    said = {404: f"{where}: there is no such path; see /openapi.json", 405: f"{where}: not with this method"}
+    said = {
+        400: f"body: cannot be read ({str(error.detail).rstrip('.')}); see /openapi.json",
+        404: f"{where}: there is no such path; see /openapi.json",
+        405: f"{where}: not with this method",
+    }
     return answer(
         RequestError(error.status_code, said.get(error.status_code, str(error.detail)), headers=error.headers)
     )

@@ -104,4 +104,5 @@ def invalid_fields(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     if not place:
         return RequestError(400, "body: must be a JSON object, sent as Content-Type: application/json")
     said = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    said = "a whole number of fewer digits" if first["type"] == "int_parsing_size" else said
     return RequestError(400, f"{name}={shown(first.get('input'))}: must be {said}", param=name)

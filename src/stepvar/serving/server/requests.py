@@ -20,7 +20,7 @@ from stepvar.media.video_files import check_video_suffix
 from stepvar.methods import Method, make_method
 from stepvar.methods.registry import AUTO, METHODS, all_methods, is_class_path
 from stepvar.models.inputs import GenerationInputs
-from stepvar.models.shapes import shape_of_size
+from stepvar.models.shapes import NAMED, nearest_sizes, shape_of_size, sizes_of
 from stepvar.pipeline import Pipeline
 from stepvar.serving.server.schema import ImageFields, VideoRequest
 from stepvar.serving.server.settings import ServerSettings
@@ -37,7 +37,7 @@ QUALITIES = {
 MOST_PREVIEWS = 64
 LONGEST_METHOD = 500
 """Characters of the names of methods: some of them together have fewer, and each costs time to look up."""
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 PerScale = float | tuple[float, ...]
 
@@ -164,6 +164,8 @@ def video_work(fields: VideoRequest, pipe: Pipeline, settings: ServerSettings, i
         raise UsageError("model: this one generates images; send the prompt to /v1/images/generations")
     check_video_suffix(Path("video.mp4"))
     seconds = fields.seconds
+    if seconds == 0:
+        raise UsageError("seconds=0: a still image; send its prompt to /v1/images/generations")
     if seconds is not None:
         seconds = number("seconds", seconds, Range(above=0, most=settings.max_seconds))
     return _work(fields, pipe, settings, 1, seconds, image, 0)
@@ -188,7 +190,7 @@ def _work(
         keep=_hashable(fields.keep),
         speedup=None if fields.speedup is None else number("speedup", fields.speedup, Range(1, 100)),
         guidance_scale=_hashable(fields.guidance_scale),
-        size=_size(fields.size, settings),
+        size=_size(fields.size, pipe, settings),
         seconds=seconds,
         negative=negative is not None,
         source=source,
@@ -236,7 +238,8 @@ def check_method_name(name: str) -> str:
     return name
 
 
-def _size(text: str, settings: ServerSettings) -> tuple[int, int] | None:
+def _size(text: str, pipe: Pipeline, settings: ServerSettings) -> tuple[int, int] | None:
+    """Width and height; an error names sizes as requests have them, the width first."""
     if text == "auto":
         return None
     found = _SIZE.fullmatch(text)
@@ -245,6 +248,11 @@ def _size(text: str, settings: ServerSettings) -> tuple[int, int] | None:
     width, height = int(found[1]), int(found[2])
     if settings.max_pixels is not None and width * height > settings.max_pixels:
         raise UsageError(f"size={shown(text)}: at most {settings.max_pixels} pixels here; ask for fewer")
+    sizes = sizes_of(pipe.model)
+    if (height, width) not in sizes:
+        near = ", ".join(f"{w}x{h}" for h, w in nearest_sizes(sizes, (height, width)))
+        said = "the nearest are" if len(sizes) > NAMED else "it has"
+        raise UsageError(f"size={shown(text)}: this model has no such size; {said} {near} (width x height)")
     return width, height
 
 

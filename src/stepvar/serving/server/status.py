@@ -29,12 +29,14 @@ async def model(request: Request, name: str) -> dict[str, Any]:
     return _model(service)
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> dict[str, str]:
     """Whether the server is there at all."""
     return {"status": "ok"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """Whether it takes requests: the model is loaded and warm, and the server does not end."""

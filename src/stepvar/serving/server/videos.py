@@ -65,9 +65,12 @@ async def content(request: Request, identity: str, variant: Literal["video", "th
     jobs = service_of(request).videos
     job = jobs.find(identity)
     if job.status != "completed" or job.file is None:
-        raise RequestError(
-            409, f"video {identity!r}: is {job.status}; wait until it is completed", code="not_completed"
+        said = (
+            f"has failed ({job.error}); ask for another"
+            if job.error
+            else f"is {job.status}; wait until it is completed"
         )
+        raise RequestError(409, f"video {identity!r}: {said}", code="not_completed")
     if variant == "thumbnail":
         return Response(job.thumbnail, media_type="image/webp")
     job.fetched = True

@@ -108,6 +108,7 @@ class Worker:
         self._queue: deque[_Item] = deque()
         self._running: list[_Item] = []
         self._changed = threading.Condition()
+        self._settled = threading.Event()
         self._stopping = False
         self._free_since = 0.0
         self._shared = False
@@ -124,6 +125,16 @@ class Worker:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join(0.0 if self.loading else timeout)  # nothing ends the loading of a model early
+
+    def wait(self) -> None:
+        """Until it is ready.
+
+        Raises:
+            Exception: whatever kept it from that.
+        """
+        self._settled.wait()
+        if self.failure is not None:
+            raise self.failure
 
     @property
     def loading(self) -> bool:
@@ -171,12 +182,15 @@ class Worker:
             if self.settings.warm_up:
                 self._warm_up(self.pipe)
             self.ready = True
+            self._settled.set()
             logger.info("ready: %r", self.pipe)
             self._work(self.pipe)
         except _AllLeft:
             return
         except BaseException as error:
             self.ready, self.failure = False, error
+        finally:
+            self._settled.set()
 
     def _work(self, pipe: Pipeline) -> None:
         while batch := self._next_batch():

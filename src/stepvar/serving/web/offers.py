@@ -105,7 +105,7 @@ def _takes_negative(pipe: Pipeline) -> bool:
     if pipe.inputs.argument != "prompt":
         return False
     try:
-        pipe.inputs.prepare(GenerationInputs(prompt="a", negative_prompt="b"), 1)
+        pipe.inputs.prepare(GenerationInputs(prompt="a", negative_prompt="a"), 1)
     except UsageError as error:
         return not str(error).startswith("negative_prompt")
     return True
