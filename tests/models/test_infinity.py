@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.core.resolve import resolve
 from stepvar.methods import HighPass, Method
 from stepvar.models.infinity import Infinity, TextCondition
 from stepvar.models.infinity.tokenizer import BitTokenizer, resize
-from stepvar.text import TextFeatures
+from stepvar.models.infinity.transformer import TextMemory, with_bias
+from stepvar.text import TextFeatures, length_mask
 from tests.helpers import (
     LENGTHS,
     SQUARE,
@@ -209,3 +211,16 @@ def test_low_precision_generates(dtype: torch.dtype) -> None:
     exact = generate_infinity(make_model(), make_settings(WIDE), HighPass(keep=0.5), make_text(LENGTHS))
     assert (generated.logits[0] - exact.logits[0]).abs().max() < 0.1 * exact.logits[0].abs().max()
     assert torch.isfinite(model.decode(generated.state).float()).all()
+
+
+def test_the_bias_of_padded_texts_is_their_mask_to_the_bit() -> None:
+    """Made once, it stands for a mask of bools in every block; where nothing is padded, nothing is added."""
+    torch.manual_seed(0)
+    keys, values, query = (torch.randn(2, 4, n, 16, dtype=torch.bfloat16) for n in (7, 7, 5))
+    mask = length_mask([7, 3], 7)
+    first, second = with_bias([TextMemory(keys, values, mask), TextMemory(values, keys, mask)])
+    assert first.mask is not None and first.mask is second.mask and first.mask.dtype == torch.bfloat16
+    for plain, own in ((mask, first), (mask, second)):
+        wanted = F.scaled_dot_product_attention(query, own.keys, own.values, attn_mask=plain)
+        assert torch.equal(F.scaled_dot_product_attention(query, own.keys, own.values, attn_mask=own.mask), wanted)
+    assert with_bias([TextMemory(keys, values, None)])[0].mask is None

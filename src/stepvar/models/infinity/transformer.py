@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,11 @@ POLICY: Policy = (
 
 @dataclass(frozen=True)
 class TextMemory:
-    """Keys and values (R, heads, L, head_dim) of the text for one block; mask (R, 1, 1, L) where there is padding."""
+    """Keys and values (R, heads, L, head_dim) of the text for one block.
+
+    Attributes:
+        mask: (R, 1, 1, L) where there is padding, else None: which tokens are there, or what is added to the scores.
+    """
 
     keys: Tensor
     values: Tensor
@@ -50,6 +54,18 @@ class TextMemory:
         """Some of the rows: one branch when the other one is no longer needed."""
         mask = None if self.mask is None else self.mask[part]
         return TextMemory(self.keys[part], self.values[part], mask)
+
+
+def with_bias(memory: Sequence[TextMemory]) -> tuple[TextMemory, ...]:
+    """The memory of all blocks with a bias of the scores, 0 or minus infinity, in place of the bool mask.
+
+    PyTorch's attention makes one of a mask at every call, with three small kernels.
+    """
+    mask = memory[0].mask
+    if mask is None:
+        return tuple(memory)
+    bias = torch.zeros(mask.shape, dtype=memory[0].keys.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return tuple(replace(own, mask=bias) for own in memory)
 
 
 @dataclass(frozen=True)
@@ -226,7 +242,7 @@ class InfinityTransformer(nn.Module):
         for block in in_turn(self.blocks):
             modulation.append(block.ada_gss[0] + shared)
             memory.append(TextMemory(*block.ca.keys_values(text), mask))
-        return Conditioning(pooled, text, tuple(modulation), tuple(memory))
+        return Conditioning(pooled, text, tuple(modulation), with_bias(memory))
 
     def null_text(self, batch: int, length: int) -> Tensor:
         """The learned unconditional text: as many of its rows as each prompt has tokens, (batch, length, ...)."""

@@ -16,7 +16,7 @@ from stepvar.kernels.fp8 import Quantised
 from stepvar.kernels.linear import Rows, product
 from stepvar.kernels.norm import EPS, Norm
 from stepvar.models.blocks import ResidualStream, residual
-from stepvar.models.infinity.transformer import KeyValue, TextMemory
+from stepvar.models.infinity.transformer import KeyValue, TextMemory, with_bias
 from stepvar.models.layers import (
     MAX_LOG_SCALE,
     Attend,
@@ -189,11 +189,11 @@ class STARTransformer(nn.Module):
             mask: (R, 1, 1, L), which of them are there; None: all.
             pooled: (R, text_channels).
         """
-        memory = tuple(TextMemory(*block.cross_attn.keys_values(text), mask) for block in in_turn(self.ordered_blocks))
+        memory = [TextMemory(*block.cross_attn.keys_values(text), mask) for block in in_turn(self.ordered_blocks)]
         sampler = None
         if self.config.sampler is not None:
             sampler = self.encoder_proj2(pooled).unsqueeze(1) + self.pos_start_last
-        return Conditioning(self.encoder_proj(pooled), memory, sampler)
+        return Conditioning(self.encoder_proj(pooled), with_bias(memory), sampler)
 
     def first_tokens(self, pooled: Tensor) -> Tensor:
         """(R, C) -> (R, 1, C): what the first scale starts from."""

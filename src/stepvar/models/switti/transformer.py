@@ -13,7 +13,7 @@ from stepvar.kernels import ops
 from stepvar.kernels.linear import Rows, rows_for
 from stepvar.kernels.norm import EPS, HeadsNorm, Norm, rotate
 from stepvar.models.blocks import ResidualStream, residual
-from stepvar.models.infinity.transformer import BlockContext, Conditioning, TextMemory
+from stepvar.models.infinity.transformer import BlockContext, Conditioning, TextMemory, with_bias
 from stepvar.models.layers import (
     AdaptiveLinear,
     FusedAttention,
@@ -241,7 +241,7 @@ class SwittiTransformer(nn.Module):
         for block in in_turn(self.ordered_blocks):
             modulation.append(block.modulation(embedded, crop))
             memory.append(block.text_memory(text, mask))
-        return Conditioning(embedded, text, tuple(modulation), tuple(memory))
+        return Conditioning(embedded, text, tuple(modulation), with_bias(memory))
 
     def first_tokens(self, pooled: Tensor) -> Tensor:
         """(R, C) -> (R, tokens of the first scale, C): what it starts from."""
