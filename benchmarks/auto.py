@@ -16,7 +16,9 @@ Ranking = Mapping[str, list[dict[str, Any]]]
 
 
 def update_auto(model: str, ranking: Ranking, info: Mapping[str, Any], path: Path = AUTO) -> None:
-    """Writes the comparison of one model into the table; those of others stay."""
+    """Writes the comparison of one model into the table; other models and costs stay."""
     known = json.loads(path.read_text("utf-8")) if path.exists() else {"info": {}, "models": {}}
-    known["info"][model], known["models"][model] = info, ranking
+    own, infos = known["models"].get(model, {}) | ranking, known["info"].get(model, {})
+    known["models"][model] = dict(sorted(own.items(), key=lambda entry: float(entry[0])))
+    known["info"][model] = infos | {cost: dict(info) for cost in ranking}
     write_text(path, json.dumps(known, indent=1, allow_nan=False) + "\n")

@@ -72,7 +72,7 @@ def test_speedups_are_held_to_what_was_asked(monkeypatch: pytest.MonkeyPatch) ->
     def fit(self: Workload, speedup: float, method: Method) -> Fitted:
         if speedup > 10 or str(method) == "dense":
             raise UsageError(f"speedup={speedup:g}: too much")
-        return Fitted(method, speedup, 1.31, self.scope, 1.0)
+        return Fitted(method, speedup, 1.31, self.scope, 1.0, 1.31)
 
     monkeypatch.setattr(Workload, "fit", fit)
     of = tiny_workload("var")

@@ -328,8 +328,9 @@ def test_auto_may_choose_what_stands_at_a_budget_but_no_baseline(tmp_path: Path)
     assert [row["method"] for row in found["2"]] == ["fastvar:hart"]
     path = tmp_path / "auto.json"
     update_auto("one", found, {"machine": "a"}, path)
-    update_auto("two", {}, {"machine": "b"}, path)
-    assert json.loads(path.read_text()) == {
-        "info": {"one": {"machine": "a"}, "two": {"machine": "b"}},
-        "models": {"one": found, "two": {}},
-    }
+    update_auto("two", {"2": []}, {"machine": "b"}, path)
+    update_auto("one", {"1.3": []}, {"machine": "c"}, path)
+    known = json.loads(path.read_text())
+    assert known["models"] == {"one": {"1.3": []} | found, "two": {"2": []}}
+    assert list(known["models"]["one"]) == ["1.3", "1.6", "2"]
+    assert known["info"]["one"] == {"1.6": {"machine": "a"}, "2": {"machine": "a"}, "1.3": {"machine": "c"}}

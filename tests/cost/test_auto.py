@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,25 @@ def test_the_table_that_ships_can_be_read() -> None:
             assert rows and all(make_method(row["method"], **row["settings"]) for row in rows)
             assert [row["psnr"] for row in rows] == sorted((row["psnr"] for row in rows), reverse=True)
     assert choices("scenes", 1.6)[0].method.speedup_settings
+
+
+@pytest.mark.usefixtures("table")
+def test_what_the_loop_has_to_gain_decides_where_an_image_was_asked_for(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where decoding takes its time, 1.5 times of an image are more of the loop: there another table is nearer."""
+    plain = Search._generate
+
+    def with_slow_decoding(self: Search, plan: Plan, method: Method) -> Report:
+        report = plain(self, plan, method)
+        return replace(report, stages=report.stages | ({"decode": 1e-3} if "decode" in report.stages else {}))
+
+    monkeypatch.setattr(Search, "_generate", with_slow_decoding)
+    monkeypatch.setattr(pipe, "name", "first")
+    asked = fit_speedup(pipe, 1.5, Random(seed=3), progress=False)
+    assert asked.loop > (1.3 * 2) ** 0.5 > asked.expected
+    assert "compared at 2 times on first" in fit_speedup(pipe, 1.5, "auto", progress=False).reason
+    assert "compared at 1.3 times" in fit_speedup(pipe, 1.5, "auto", scope="scales", progress=False).reason
 
 
 @pytest.mark.usefixtures("table")

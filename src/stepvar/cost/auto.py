@@ -24,10 +24,12 @@ class Choice:
     Attributes:
         method: with the settings that the speed-up does not decide.
         reason: why it was chosen, in words.
+        cost: at which it was compared, as a speed-up of the loop over scales, counted in operations.
     """
 
     method: Method
     reason: str
+    cost: float
 
 
 def choices(model: str, speedup: float) -> list[Choice]:
@@ -38,7 +40,7 @@ def choices(model: str, speedup: float) -> list[Choice]:
 
     Args:
         model: its name, as of :attr:`Pipeline.name <stepvar.pipeline.Pipeline>`.
-        speedup: how many times as fast as dense.
+        speedup: how many times as fast as dense the loop over scales is to be.
     """
     known = tables()
     source = model if model in known else next(iter(known))
@@ -49,7 +51,7 @@ def choices(model: str, speedup: float) -> list[Choice]:
     for place, row in enumerate(rows):
         rank = "nearest to dense" if place == 0 else f"number {place + 1}"
         reason = f"{rank} of {len(rows)} methods compared at {cost} times {own} ({row['psnr']:.1f} dB)"
-        found.append(Choice(make_method(row["method"], **row["settings"]), reason))
+        found.append(Choice(make_method(row["method"], **row["settings"]), reason, float(cost)))
     return found
 
 

@@ -98,7 +98,7 @@ def test_a_speedup_is_asked_of_the_pipeline_and_decides_the_settings(
 
     def for_speedup(speedup: float, method: str, **more: Any) -> Fitted:
         asked.append((speedup, method))
-        return Fitted(StepVAR(keep=0.3, last=1), speedup, speedup, "image", 1.0)
+        return Fitted(StepVAR(keep=0.3, last=1), speedup, speedup, "image", 1.0, speedup)
 
     monkeypatch.setattr(pipe, "for_speedup", for_speedup)
     result = result_of(studio, replace(WISH, budget="speedup", speedup=1.7))
