@@ -51,7 +51,7 @@ def main(given: Sequence[str] | None = None) -> None:
         print(f"{path}: written")
         if arguments.auto:
             result = json.loads(path.read_text(encoding="utf-8"))
-            update_auto(path.stem.partition("-")[2], ranking(result), result["info"])
+            update_auto(arguments.auto, ranking(result), result["info"])
         return
     require("torchmetrics")  # before anything is loaded
     shard = parse_shard(arguments.shard)
@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         help="only make figures of what is there, in --out or in several folders, shards and all",
     )
-    found.add_argument("--auto", action="store_true", help="with --figures: also what --method auto knows of the model")
+    found.add_argument("--auto", metavar="MODEL", help="with --figures: also what --method auto knows of that model")
     found.add_argument("--results", type=Path, default=RESULTS, help="folder of the figures")
     return found
 
