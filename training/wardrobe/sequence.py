@@ -176,13 +176,9 @@ def drawn_wrongly(logits: Tensor, targets: list[Tensor], shares: Tensor, tempera
     margins = (logits[..., 1] - logits[..., 0]).detach().float() / temperature[:, None, None]
     drawn = torch.rand_like(margins) < margins.sigmoid()
     kept = torch.rand_like(margins) < shares[:, None, None]
-    wrong, start = [], 0
-    for target in targets:
-        size = target.shape[-1] * target.shape[-2]
-        differ = drawn[:, start : start + size].transpose(1, 2).unflatten(2, target.shape[-2:]) ^ target
-        wrong.append(differ & kept[:, start : start + size].transpose(1, 2).unflatten(2, target.shape[-2:]))
-        start += size
-    return wrong
+    true = torch.cat([target.flatten(2).transpose(1, 2) for target in targets], dim=1)
+    parts = ((drawn ^ true) & kept).split([target.shape[-2:].numel() for target in targets], dim=1)
+    return [part.transpose(1, 2).unflatten(2, target.shape[-2:]) for part, target in zip(parts, targets, strict=True)]
 
 
 def weighted(losses: Tensor, targets: list[Tensor]) -> Tensor:
