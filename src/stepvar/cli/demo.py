@@ -21,7 +21,7 @@ CAPTIONS = {
     "scenes": "a large red striped circle left of a small blue star on grass",
     "scenes-video": "a large red striped ball rolling right on grass",
 }
-"""For the embedded models; a folder takes that of scenes."""
+"""By the model's own name, so also for copies in a folder; others take words that their encoder knows."""
 
 
 def demo(
@@ -56,11 +56,12 @@ def demo(
     from stepvar.cli.generate import sheet_texts
     from stepvar.media.saving import check_results, save_result
     from stepvar.methods import StepVAR
+    from stepvar.text import example_prompt
 
     check_results([target], False, name="out")
     claims.claim("out", target, numbers)
-    caption = CAPTIONS.get(model, CAPTIONS["scenes"])
     pipe = options.load_pipeline(model, device, dtype, quantization=quantization)
+    caption = CAPTIONS.get(pipe.name) or example_prompt(pipe.text_encoder)
     chosen = StepVAR() if speedup is None else fit_settings(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
     comparison = run_comparison(pipe, [caption], chosen, seed, runs, quiet)
     shown, texts, own = sheet(comparison, [caption]), sheet_texts(comparison.other, [caption]), out is None
