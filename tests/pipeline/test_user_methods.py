@@ -67,3 +67,25 @@ def test_an_incomplete_method_is_refused(pipe):
         pipe(class_labels=1, method=Nameless())
     with pytest.raises(UsageError, match=r"'miscounts': tokens_at\(\) gave 0\.5 at pass 0"):
         pipe(class_labels=1, method=Miscounts())
+
+
+@dataclass(frozen=True)
+class Counting(Method):
+    name: ClassVar[str] = "counting"
+    asked: ClassVar[int] = 0
+    keep: float = 1.0
+
+    def tokens_at(self, step, layer, depth):
+        type(self).asked += 1
+        return step.grid.size
+
+
+def test_calls_alike_are_planned_once(pipe):
+    pipe(class_labels=1, seed=1, method=Counting())
+    asked = Counting.asked
+    pipe(class_labels=2, seed=2, method=Counting())
+    assert Counting.asked == asked > 0
+    pipe(class_labels=1, seed=1, method=Counting(keep=0.5))
+    pipe(class_labels=[1, 2], seed=1, method=Counting())
+    pipe(class_labels=1, seed=1, guidance_scale=0.0, method=Counting())
+    assert Counting.asked >= 4 * asked

@@ -41,6 +41,9 @@ from stepvar.text import ContextFeatures, PooledFeatures
 from stepvar.utils.ambient import stated_formats
 from stepvar.utils.progress import scale_bar
 
+PLANS = 32
+"""Plans that are kept."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -202,8 +205,7 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             settings = replace(self._settings(schedule, arguments), forced=inputs.forced_passes(schedule))
             shown = self.progress if progress is None else progress
             acting, reason = self._acting(method, speedup, settings, samples, shown)
-            with blaming(acting):
-                plan = acting.plan(settings, self.model.info, samples)
+            plan = self._plan(acting, settings, samples)
             if self.processes is not None:
                 agreed = self.processes.agree(seeds or (), (inputs.captions, plan, acting, seed))
                 seeds, noise = (None, noise) if seeds is None else (agreed, SeededNoise(agreed))
@@ -226,6 +228,15 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
             )
         fitted = fit_speedup(self, speedup, method or "stepvar", settings, samples, progress=shown)
         return fitted.method, fitted.reason
+
+    def _plan(self, method: Method, settings: Settings, samples: int) -> Plan:
+        """The plan of a call, made once for all calls alike: on a GPU it would take as long as a small scale."""
+        key = (id(self.model), type(method), repr(method.settings()), settings, samples)
+        if key not in self._plans:
+            with blaming(method):
+                plan = method.plan(settings, self.model.info, samples)
+            self._plans = dict([*self._plans.items(), (key, plan)][-PLANS:])
+        return self._plans[key]
 
     def _generate(
         self,

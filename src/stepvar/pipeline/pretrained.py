@@ -12,6 +12,7 @@ import torch
 
 from stepvar.checkpoints import EMBEDDED, LoadedModel, load_model, save_model
 from stepvar.checkpoints.sources import find_outline
+from stepvar.core.plan import Plan
 from stepvar.core.values import DEFAULT_MODEL, device_of, dtype_of, placement, text
 from stepvar.core.words import LOAD, accepts, unknown_attribute
 from stepvar.engine import Engine, EngineName
@@ -63,6 +64,7 @@ class Pretrained:
         self.engine = Engine(engine)
         self.processes = processes
         self._fitting: set[Hashable] = set()
+        self._plans: dict[Hashable, Plan] = {}
 
     @classmethod
     @accepts(LOAD)
