@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from benchmarks import command_line
 from benchmarks.auto import update_auto
+from benchmarks.leaderboard.chosen import read_chosen
 from benchmarks.leaderboard.entrants import BUDGETS, Entrant, entrants
 from benchmarks.leaderboard.figures import RESULTS, ranking, read_folders, write_figures
 from benchmarks.study.__main__ import AGAIN, parse_shard
@@ -28,7 +30,7 @@ from stepvar.evaluation.candidates import DENSE
 from stepvar.evaluation.folder import RunFolder, slug
 from stepvar.evaluation.machine import provenance
 from stepvar.evaluation.metrics.scenes import domain_of
-from stepvar.evaluation.prompts import PromptSet, load_prompts
+from stepvar.evaluation.prompts import Prompt, PromptSet, load_prompts
 from stepvar.evaluation.run import Evaluation, Measures
 from stepvar.methods import Dense, Method
 from stepvar.pipeline import Pipeline
@@ -37,6 +39,9 @@ from stepvar.utils.require import require
 
 SUITES = ("scenes", "scenes-video")
 """Embedded models that have prompts of their own, as many as wanted, and a judge."""
+
+SMOOTH = ("sky", "sunset", "night", "snow")
+"""Backgrounds of scenes without texture."""
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -84,22 +89,25 @@ def prompts_of(wanted: str, model: str) -> PromptSet:
             f"prompts {wanted}: {model} has no prompts of its own, only {' and '.join(SUITES)} have; "
             "give a file with --prompts"
         )
-    return load_prompts(f"{model}:{wanted}")
+    found = load_prompts(f"{model}:{wanted}")
+    return replace(found, prompts=tuple(map(by_ground, found.prompts)))
+
+
+def by_ground(prompt: Prompt) -> Prompt:
+    """A scene's prompt in the category of its background; others as they are."""
+    if prompt.scene is None:
+        return prompt
+    return replace(prompt, category="smooth" if prompt.scene.background in SMOOTH else "textured")
 
 
 def evaluation_of(
     pipe: Pipeline, prompts: PromptSet, shard: tuple[int, int], arguments: argparse.Namespace
 ) -> Evaluation:
     """All that take part, in a folder that can be continued."""
-    settings = pipe.settings()
-    taking_part = entrants(counted_speedup(pipe, settings), settings, arguments.budgets, arguments.methods)
-    if not taking_part:
-        raise UsageError(
-            f"methods {' '.join(arguments.methods)}: no method's label begins so, or none serves the model"
-        )
+    equal, taking_part = who_takes_part(pipe, arguments)
     folder = RunFolder.open(
         arguments.out if shard[1] == 1 else arguments.out / f"{shard[0]}-of-{shard[1]}",
-        described(pipe, prompts, taking_part, arguments),
+        described(pipe, prompts, equal, taking_part, arguments),
         provenance(pipe.device, command_line(__spec__)),
     )
     return Evaluation(
@@ -116,18 +124,37 @@ def evaluation_of(
     )
 
 
+def who_takes_part(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[str, list[Entrant]]:
+    """What is equal, operations or time, and the entrants: of files, else by operations counted here."""
+    settings = pipe.settings()
+    if arguments.entrants:
+        equal, arguments.budgets, found = read_chosen(arguments.entrants, settings)
+        return equal, [own for own in found if not arguments.methods or own.label.startswith(tuple(arguments.methods))]
+    found = entrants(counted_speedup(pipe, settings), settings, arguments.budgets, arguments.methods)
+    if not found:
+        raise UsageError(
+            f"methods {' '.join(arguments.methods)}: no method's label begins so, or none serves the model"
+        )
+    return "operations", found
+
+
 def described(
-    pipe: Pipeline, prompts: PromptSet, taking_part: Sequence[Entrant], arguments: argparse.Namespace
+    pipe: Pipeline, prompts: PromptSet, equal: str, taking_part: Sequence[Entrant], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """What a folder must have been made with to be gone on with, or joined; nothing in it is of this machine alone."""
     names = ("dtype", "engine", "seeds", "batch", "budgets", "methods")
     own: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    own["equal"] = equal
     own["device"] = pipe.device.type  # whichever of several
     own["model"] = arguments.name or slug(Path(arguments.model).name)
     own["prompts"] = {"source": Path(prompts.source).name, "count": len(prompts), "texts": prompts.digest}
     own["cache"] = cache_of(pipe, Dense())
-    listed = [entrant.to_dict() | {"cache": cache_of(pipe, entrant.method)} for entrant in taking_part]
+    listed = [{"cache": _cache(pipe, entrant), **entrant.to_dict()} for entrant in taking_part]
     return {"leaderboard": own, "entrants": listed}
+
+
+def _cache(pipe: Pipeline, entrant: Entrant) -> int:
+    return int(entrant.more.get("cache") or cache_of(pipe, entrant.method))
 
 
 def cache_of(pipe: Pipeline, method: Method) -> int:
@@ -151,6 +178,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--images", type=int, default=4, help="prompts whose images are kept")
     found.add_argument("--methods", nargs="*", default=[], help="only labels that begin so")
     found.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS), help="speed-ups, by operations")
+    found.add_argument(
+        "--entrants", type=Path, nargs="*", default=[], help="files of python -m benchmarks.leaderboard.chosen"
+    )
     found.add_argument("--minutes", type=float, default=1e9, help="begin no batch that would end later than this")
     found.add_argument(
         "--shard", default="0/1", help="i/n: every n-th batch, from the i-th on, in a folder below --out"

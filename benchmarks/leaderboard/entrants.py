@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.study.match import SpeedupOf, match_cost
+from benchmarks.study.match import TOLERANCE, SpeedupOf, match_cost
 from stepvar.core.plan import Settings
 from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import Candidate, noise_floor
@@ -38,6 +38,14 @@ BASELINES: tuple[tuple[str, dict[str, Any]], ...] = (
 """What any method has to beat; they cost what they cost."""
 
 
+def _label(name: str, settings: Mapping[str, Any]) -> str:
+    return " ".join([name, *(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())])
+
+
+FIXED = {_label(name, settings): (name, settings) for name, settings in BASELINES}
+"""The baselines by their label."""
+
+
 @dataclass(frozen=True)
 class Entrant:
     """One row.
@@ -46,8 +54,10 @@ class Entrant:
         label: unique.
         method: what generates.
         budget: the speed-up that it was set to; None: it costs what it costs.
-        speedup: the dense operations over its own.
+        speedup: the dense cost over its own: operations, or time where the times are to be equal.
         resampled: of the noise floor, how many of the last scales are sampled again.
+        setting: the stage of its speed-up schedule that meets the budget, and the share that is left there.
+        more: what else is known of it: operations, cache, measured times.
     """
 
     label: str
@@ -55,6 +65,8 @@ class Entrant:
     budget: float | None = None
     speedup: float = 1.0
     resampled: int = 0
+    setting: tuple[int, float] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def candidate(self) -> Candidate:
@@ -62,29 +74,49 @@ class Entrant:
 
     def to_dict(self) -> dict[str, Any]:
         own = {"label": self.label, "method": str(self.method), "settings": repr(self.method)}
-        return own | {"budget": self.budget, "speedup": self.speedup}
+        return own | {"budget": self.budget, "speedup": self.speedup, **self.more}
 
 
 def entrants(
-    speedup_of: SpeedupOf, settings: Settings, budgets: Sequence[float] = BUDGETS, names: Sequence[str] = ()
+    speedup_of: SpeedupOf,
+    settings: Settings,
+    budgets: Sequence[float] = BUDGETS,
+    names: Sequence[str] = (),
+    shard: tuple[int, int] = (0, 1),
+    tolerance: float = TOLERANCE,
 ) -> list[Entrant]:
     """All that take part, or those whose label begins with one of ``names``.
 
     Args:
-        speedup_of: counts a method.
+        speedup_of: counts a method, or measures it.
         settings: of the generation, before a method edits them.
+        shard: (i, n): only every n-th method, from the i-th on.
+        tolerance: costs that differ by less than this share are equal.
     """
-    found: dict[str, Entrant] = {}
-    for name, own_settings in BASELINES:
-        label, method = _label(name, own_settings), make_method(name, **own_settings)
-        if _wanted(label, names) and (speedup := _speedup(method, speedup_of)):
-            found[label] = Entrant(label, method, None, speedup)
-    for label, method in _named():
-        for own in _rows(label, method, speedup_of, settings, budgets) if _wanted(label, names) else ():
-            if all(own.method != other.method for other in found.values()):
-                found[own.label] = own
-    floors = [noise_floor(last) for last in (1, 2)] if not names else []
-    return [*found.values(), *(Entrant(floor.label, floor.method, resampled=floor.resampled) for floor in floors)]
+    found: list[Entrant] = []
+    taking_part = [(label, method) for label, method in labelled().items() if _wanted(label, names)]
+    for label, method in taking_part[shard[0] :: shard[1]]:
+        if label in FIXED:
+            speedup = _speedup(method, speedup_of)
+            found += [Entrant(label, method, None, speedup)] if speedup else []
+        else:
+            found += _rows(label, method, speedup_of, settings, budgets, tolerance)
+    floors = [noise_floor(last) for last in (1, 2)] if not names and shard[0] == 0 else []
+    return distinct([*found, *(Entrant(floor.label, floor.method, resampled=floor.resampled) for floor in floors)])
+
+
+def distinct(given: Sequence[Entrant]) -> list[Entrant]:
+    """Without those that would generate what an earlier one generates."""
+    found: list[Entrant] = []
+    for own in given:
+        if all(own.method != other.method or own.resampled != other.resampled for other in found):
+            found.append(own)
+    return found
+
+
+def labelled() -> dict[str, Method]:
+    """By label in front of a budget, the methods; those of :data:`FIXED` cost what they cost."""
+    return {label: make_method(name, **settings) for label, (name, settings) in FIXED.items()} | dict(_named())
 
 
 def _wanted(label: str, names: Sequence[str]) -> bool:
@@ -111,18 +143,19 @@ def named_settings() -> dict[str, tuple[str, dict[str, Any]]]:
     return found | {_label(name, settings): (name, {}) for name, settings in BASELINES if name == "drop-guidance"}
 
 
-def _label(name: str, settings: dict[str, Any]) -> str:
-    return " ".join([name, *(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())])
-
-
 def _rows(
-    label: str, method: Method, speedup_of: SpeedupOf, settings: Settings, budgets: Sequence[float]
+    label: str,
+    method: Method,
+    speedup_of: SpeedupOf,
+    settings: Settings,
+    budgets: Sequence[float],
+    tolerance: float,
 ) -> Iterator[Entrant]:
     """A method at each budget that it reaches, and as it is by default where that serves the model."""
     speedup = _speedup(method, speedup_of)
     tuned = False
     for budget in budgets:
-        own = at_budget(f"{label}@{budget:g}", method, budget, speedup_of, settings)
+        own = at_budget(f"{label}@{budget:g}", method, budget, speedup_of, settings, tolerance)
         if own is not None:
             tuned = True
             yield own
@@ -138,17 +171,24 @@ def _speedup(method: Method, speedup_of: SpeedupOf) -> float:
         return 0.0
 
 
-def at_budget(label: str, method: Method, budget: float, speedup_of: SpeedupOf, settings: Settings) -> Entrant | None:
+def at_budget(
+    label: str,
+    method: Method,
+    budget: float,
+    speedup_of: SpeedupOf,
+    settings: Settings,
+    tolerance: float = TOLERANCE,
+) -> Entrant | None:
     """A method set to a budget by the gentlest stage of its schedule that reaches it; None if none does."""
     try:
         stages = method.speedup_schedule(settings)
     except UsageError:
         return None
-    for stage in stages:
+    for number, stage in enumerate(stages):
         try:
-            found = match_cost(lambda left, stage=stage: stage(1 - left), speedup_of, budget, 0.0, 1.0)  # type: ignore[misc]
+            found = match_cost(lambda left, stage=stage: stage(1 - left), speedup_of, budget, 0.0, 1.0, tolerance)  # type: ignore[misc]
         except UsageError:
             continue
         if abs(found.speedup / budget - 1) <= NEAR:
-            return Entrant(label, found.method, budget, found.speedup)
+            return Entrant(label, found.method, budget, found.speedup, setting=(number, found.knob))
     return None

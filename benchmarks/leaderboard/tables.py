@@ -21,7 +21,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         taking_part = [entry for entry in result["entries"] if at_budget(entry, budget) and "psnr" in entry]
         taking_part.sort(key=lambda entry: -entry["psnr"]["mean"])
         shown |= {entry["label"] for entry in taking_part}
-        parts.append(f"### {budget:g} times fewer operations\n\n{_table(taking_part, _columns(result, str(budget)))}")
+        cost = "as fast" if _equal(result) == "time" else "fewer operations"
+        parts.append(f"### {budget:g} times {cost}\n\n{_table(taking_part, _columns(result, str(budget)))}")
         if result.get("categories") and taking_part:
             parts.append(f"By kind of image, PSNR in dB:\n\n{_by_category(taking_part, result['categories'])}")
     rest = [entry for entry in result["entries"] if entry["label"] not in shown and "psnr" in entry]
@@ -34,14 +35,25 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, known + _clock(result)]) + "\n"
 
 
+def _equal(result: Mapping[str, Any]) -> str:
+    return str(result["settings"].get("equal", "operations"))
+
+
 def clock_is_good(result: Mapping[str, Any]) -> bool:
-    """Whether dense took about as long the second time; else times are left out."""
+    """Whether dense took about as long the second time, or times were measured apart; else they are left out."""
+    if result.get("timed") == "chosen":
+        return True
     again = result.get("dense_again")
     return again is not None and bool(abs(again["median"] - 1) <= STEADY)
 
 
 def _clock(result: Mapping[str, Any]) -> str:
     again, settings = result.get("dense_again"), result["settings"]
+    if result.get("timed") == "chosen":
+        return (
+            f" Times: how many times as fast as dense the loop over scales was, batches of {settings['batch']}, CUDA "
+            "graphs, dense and the method in turn; median (least to most)."
+        )
     if not again:
         return ""
     known = f" Dense took {_spread(again, '')} times as long the second time"
@@ -58,7 +70,7 @@ def _columns(result: Mapping[str, Any], budget: str) -> list[Column]:
     dense_cache, timed = result["settings"]["cache"], clock_is_good(result)
     return [
         ("method", _name),
-        ("FLOPs", lambda entry: f"{entry['speedup']:.2f}x"),
+        ("FLOPs", lambda entry: f"{entry.get('operations', entry['speedup']):.2f}x"),
         ("time", lambda entry: _spread(entry["measured"], "x") if timed and "measured" in entry else ""),
         ("cache", lambda entry: f"{100 * entry['cache'] / dense_cache:.0f} %"),
         ("PSNR, dB", lambda entry: _mean(entry, "psnr", 1)),

@@ -11,7 +11,7 @@ from stepvar.methods import Dense, Method
 from stepvar.pipeline import Pipeline
 
 STEPS, TOLERANCE = 8, 0.004
-"""Of the search: costs that differ by less than this share are equal."""
+"""Of the search, by counted operations."""
 
 SpeedupOf = Callable[[Method], float]
 
@@ -52,6 +52,7 @@ def match_cost(
     target: float,
     lowest: float = 0.02,
     highest: float = 1.0,
+    tolerance: float = TOLERANCE,
 ) -> Matched:
     """Finds the knob with which a method is ``target`` times as cheap as dense.
 
@@ -63,6 +64,7 @@ def match_cost(
         speedup_of: counts a method.
         target: dense cost over the method's, above 1.
         lowest, highest: where the knob may lie; if the target lies outside, the nearer end is taken.
+        tolerance: costs that differ by less than this share are equal.
 
     Raises:
         UsageError: for a target that is not above 1.
@@ -82,7 +84,7 @@ def match_cost(
         share = (1 / target - 1 / low.speedup) / (1 / high.speedup - 1 / low.speedup)
         middle = at(low.knob + share * (high.knob - low.knob))
         best = min(best, middle, key=lambda end: abs(end.speedup - target))
-        if abs(best.speedup / target - 1) < TOLERANCE:
+        if abs(best.speedup / target - 1) < tolerance:
             break
         low, high = (middle, high) if middle.speedup > target else (low, middle)
     return best

@@ -1,0 +1,172 @@
+"""The settings that take part, in a file: ``python -m benchmarks.leaderboard.chosen --equal time --out chosen.json``.
+
+Shards of a leaderboard need the same ones. By operations they are counted, which takes a minute and no device; by time
+they are measured with CUDA graphs, a batch of dense and one of the method in turn. ``--of`` measures the times of what a
+file holds. The leaderboard takes such files with ``--entrants``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.leaderboard.entrants import BUDGETS, Entrant, distinct, entrants, labelled
+from benchmarks.study.__main__ import parse_shard
+from benchmarks.study.match import TOLERANCE, SpeedupOf, counted_speedup
+from stepvar.core.plan import Settings
+from stepvar.engine import Engine
+from stepvar.errors import StepvarError, UsageError
+from stepvar.methods import Dense, Method
+from stepvar.pipeline import Pipeline
+from stepvar.text import example_prompt
+from stepvar.utils.files import write_text
+from stepvar.utils.reading import read_json
+
+ROUNDS, WARM_UP = 3, 2
+"""Timed batches, and those in front of them: eager, then captured."""
+
+SAME_TIME = 0.012
+"""Measured times that differ by less than this share are equal."""
+
+
+class Clock:
+    """How many times as fast as dense a method's loop over scales is, measured once for each method."""
+
+    def __init__(self, pipe: Pipeline, prompts: Sequence[str]) -> None:
+        self.pipe, self.prompts = pipe, list(prompts)
+        self.found: dict[str, dict[str, float]] = {}
+        self.dense, self.own = Engine("auto"), Engine("auto")
+        for _ in range(WARM_UP):
+            self._run(self.dense, Dense())
+
+    def __call__(self, method: Method) -> float:
+        return self.times(method)["median"]
+
+    def times(self, method: Method) -> dict[str, float]:
+        """The least, the median and the most of a few rounds.
+
+        Raises:
+            UsageError: for a method that decides by the image, whose time is not one number.
+        """
+        if not method.static:
+            raise UsageError(f"method {str(method)!r}: decides by the image; it has no time of its own")
+        key = repr(method)
+        if key not in self.found:
+            self.own.clear()
+            for _ in range(WARM_UP):
+                self._run(self.own, method)
+            ratios = [self._run(self.dense, Dense()) / self._run(self.own, method) for _ in range(ROUNDS)]
+            self.found[key] = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
+        return self.found[key]
+
+    def _run(self, engine: Engine, method: Method) -> float:
+        self.pipe.engine = engine
+        return self.pipe(self.prompts, method=method, seed=1, output_type="latent", progress=False).report.scale_seconds
+
+
+def with_costs(pipe: Pipeline, found: Sequence[Entrant], settings: Settings, clock: Clock | None) -> list[Entrant]:
+    """The same with their operations, cache and, with a clock, times."""
+    counted, known = counted_speedup(pipe, settings), []
+    for entrant in found:
+        method = entrant.method
+        plan = method.plan(settings, pipe.model.info, 1)
+        more: dict[str, Any] = {"operations": counted(method), "cache": pipe.dry_run(plan, method).cache}
+        if clock is not None and method.static and not entrant.resampled:
+            more["measured"] = clock.times(method)
+        known.append(replace(entrant, more=more))
+    return known
+
+
+def to_rows(found: Sequence[Entrant]) -> list[dict[str, Any]]:
+    return [entrant.to_dict() | {"setting": entrant.setting, "resampled": entrant.resampled} for entrant in found]
+
+
+def from_rows(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[Entrant]:
+    """What :func:`to_rows` wrote.
+
+    Raises:
+        UsageError: for a method that is not what it was when the file was written.
+    """
+    methods = labelled()
+    found = []
+    for row in rows:
+        method = methods.get(row["label"].partition("@")[0], Dense())
+        if row["setting"] is not None:
+            stage, left = row["setting"]
+            method = method.speedup_schedule(settings)[stage](1 - left)
+        if repr(method) != row["settings"]:
+            raise UsageError(f"entrant {row['label']}: is {method!r} now, and was {row['settings']}; choose them again")
+        more = {name: row[name] for name in ("operations", "cache", "measured") if name in row}
+        setting = None if row["setting"] is None else (row["setting"][0], row["setting"][1])
+        found.append(Entrant(row["label"], method, row["budget"], row["speedup"], row["resampled"], setting, more))
+    return distinct(found)
+
+
+def read_chosen(paths: Sequence[Path], settings: Settings) -> tuple[str, list[float], list[Entrant]]:
+    """What is equal in some files of one choice, its budgets, and who takes part.
+
+    Raises:
+        UsageError: for files that do not belong together, or cannot be read as such.
+    """
+    files = [read_json(path) for path in paths]
+    try:
+        kinds = {(one["equal"], tuple(one["budgets"])) for one in files}
+        if len(kinds) > 1:
+            raise UsageError(f"{paths[-1]}: was chosen by another cost or budgets than {paths[0]}")
+        equal, budgets = kinds.pop()
+        return equal, list(budgets), from_rows([row for one in files for row in one["entrants"]], settings)
+    except (KeyError, TypeError, AttributeError):
+        raise UsageError(f"{paths[0]}: is no choice of entrants; make one with {__spec__.name}") from None
+
+
+def choose(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The file's content."""
+    settings, shard = pipe.settings(), parse_shard(arguments.shard)
+    timed = arguments.equal == "time" or arguments.of
+    clock = Clock(pipe, [arguments.prompt or example_prompt(pipe.text_encoder)] * arguments.batch) if timed else None
+    if arguments.of:
+        equal, budgets, all_known = read_chosen(arguments.of, settings)
+        found = all_known[shard[0] :: shard[1]]
+    else:
+        equal, budgets = arguments.equal, arguments.budgets
+        by_time = clock is not None
+        speedup_of: SpeedupOf = clock if clock is not None else counted_speedup(pipe, settings)
+        tolerance = SAME_TIME if by_time else TOLERANCE
+        found = entrants(speedup_of, settings, budgets, arguments.methods, shard, tolerance)
+    rows = to_rows(with_costs(pipe, found, settings, clock))
+    return {"equal": equal, "budgets": budgets, "batch": arguments.batch, "entrants": rows}
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.leaderboard.chosen", description=__doc__)
+    parser.add_argument("--model", default="scenes", help="an embedded model, a name on the hub, or a folder")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--equal", choices=("operations", "time"), default="operations")
+    parser.add_argument("--of", type=Path, nargs="*", default=[], help="measure the times of these files' entrants")
+    parser.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS))
+    parser.add_argument("--methods", nargs="*", default=[], help="only labels that begin so")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch", type=int, default=32, help="images of a timed batch")
+    parser.add_argument("--prompt", help="that they show; default: the model's own example")
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th method, from the i-th on")
+    arguments = parser.parse_args(given)
+    pipe = Pipeline.from_pretrained(
+        arguments.model, device=arguments.device, dtype=getattr(torch, arguments.dtype), engine="eager"
+    )
+    write_text(arguments.out, json.dumps(choose(pipe, arguments), indent=1) + "\n")
+    print(f"{arguments.out}: written")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StepvarError as error:
+        raise SystemExit(str(error)) from None
