@@ -1,8 +1,8 @@
 """The settings that take part, in a file: ``python -m benchmarks.leaderboard.chosen --equal time --out chosen.json``.
 
 Shards of a leaderboard need the same ones. By operations they are counted, which takes a minute and no device; by time
-they are measured with CUDA graphs, a batch of dense and one of the method in turn. ``--of`` measures the times of what a
-file holds. The leaderboard takes such files with ``--entrants``.
+they are measured with CUDA graphs, a batch of dense and one of the method in turn. ``--of`` measures the times of what
+a file holds. The leaderboard takes such files with ``--entrants``.
 """
 
 from __future__ import annotations
