@@ -26,7 +26,10 @@ PEAK_LR = 3e-4
 FULL_PULL_FROM = 0.1
 FLIPPED_SCALES = 2
 """How many scales, from the last one, have flipped bits: errors of coarser ones are mended by the finer ones' bits."""
-SQUARES = 10.0
+SQUARES = 30.0
+"""Weight of the mean squared error, which says what the codes hold; ten times that of training both parts. There its
+gradient in the decoder is a tenth of that of the early features, and nothing holds the discriminator's pull; with this
+weight the two are alike. What a softer copy loses in detail is for the discriminator to bring back."""
 
 
 class DecoderTrainer(TokenizerTrainer):
