@@ -1,7 +1,9 @@
 """Trains "wardrobe": ``python -m training.wardrobe --photographs FOLDER --out runs/wardrobe --stage tokenizer``.
 
-Then ``--stage transformer``. Stopped and started again, a stage goes on where it was; with ``--init`` it starts from
-the weights of an earlier run. Several GPUs: ``torchrun --nproc-per-node 8 -m training.wardrobe ... --compile``.
+Then ``--stage transformer``. ``--stage decoder`` trains the decoder of the tokenizer in ``--init`` alone, and does not
+touch the codes that a transformer was trained on. Stopped and started again, a stage goes on where it was; with
+``--init`` it starts from the weights of an earlier run. Several GPUs: ``torchrun --nproc-per-node 8 -m
+training.wardrobe ... --compile``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from training.parallel import Group
 from training.wardrobe.parts import split_file
 from training.wardrobe.presets import PRESETS
-from training.wardrobe.stage import Options
+from training.wardrobe.stage import PULL, Options
 
 
 def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
@@ -24,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
     parser.add_argument("--photographs", type=Path, required=True, help="folder of photographs with their CSV file")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="folders of photographs without captions")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stage", choices=("tokenizer", "transformer"), required=True)
+    parser.add_argument("--stage", choices=("tokenizer", "decoder", "transformer"), required=True)
     parser.add_argument("--minutes", type=float, required=True, help="of the whole stage, over all starts")
     parser.add_argument("--init", type=Path, help="folder of an earlier run to go on from")
     parser.add_argument("--preset", choices=PRESETS, default="wardrobe")
@@ -33,6 +35,7 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
     parser.add_argument("--lite0", type=Path, help="file of EfficientNet-Lite0's early layers; else its package")
     parser.add_argument("--most", type=int, help="read no more photographs than this")
     parser.add_argument("--peak", type=float, help="highest learning rate; lower than the default behind --init")
+    parser.add_argument("--pull", type=float, default=PULL, help="most of the discriminator's share; 0: without it")
     parser.add_argument("--batch", type=int, help="pictures per step of the tokenizer; default: the preset's")
     parser.add_argument("--wait-for", type=Path, help="compile, and read the photographs when this file is there")
     parser.add_argument("--seed", type=int, default=0)
@@ -51,6 +54,7 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
         compiled=given.compile,
         most=given.most,
         peak=given.peak,
+        pull=given.pull,
         wait_for=given.wait_for,
         seed=given.seed,
         group=group,
@@ -67,6 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
         from training.wardrobe.tokenizer import TokenizerTrainer
 
         TokenizerTrainer(options).run()
+    elif stage == "decoder":
+        from training.wardrobe.decoder import DecoderTrainer
+
+        DecoderTrainer(options).run()
     else:
         from training.wardrobe.transformer import TransformerTrainer
 

@@ -42,10 +42,10 @@ def perceptual_error(network: Lite0, a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(errors).sum()
 
 
-def picture_error(network: Lite0, decoded: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """All errors together, and the mean squared one; pictures (B, 3, H, W) in [-1, 1]."""
+def picture_error(network: Lite0, decoded: Tensor, pictures: Tensor, squares: float = SQUARES) -> tuple[Tensor, Tensor]:
+    """All errors together, the squared one ``squares`` times; and it alone. Pictures (B, 3, H, W) in [-1, 1]."""
     squared = F.mse_loss(decoded, pictures)
-    total = PIXELS * F.l1_loss(decoded, pictures) + SQUARES * squared
+    total = PIXELS * F.l1_loss(decoded, pictures) + squares * squared
     total = total + EDGES * edge_error(decoded, pictures) + CHROMA * chroma_error(decoded, pictures)
     return total + SEEN * perceptual_error(network, decoded, pictures), squared
 

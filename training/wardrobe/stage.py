@@ -22,6 +22,7 @@ from training.wardrobe.presets import WardrobePreset
 WARM_UP = 150
 """Steps over which the learning rate rises; the fall goes by elapsed time."""
 SAVE_EVERY = 100.0
+PULL = 0.3
 CHECK_EVERY = 60.0
 
 
@@ -39,6 +40,7 @@ class Options:
         compiled: whether the networks are compiled.
         most: read no more photographs of each folder than this; None: all.
         peak: highest learning rate; None: the stage's own, which is for a fresh start.
+        pull: most of the discriminator's pull on decoded pictures, as a share of that of the errors; 0: it is left out.
         wait_for: file whose coming says that the photographs are there; None: they are.
     """
 
@@ -53,6 +55,7 @@ class Options:
     compiled: bool = False
     most: int | None = None
     peak: float | None = None
+    pull: float = PULL
     wait_for: Path | None = None
     seed: int = 0
     group: Group = field(default_factory=Group)

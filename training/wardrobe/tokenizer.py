@@ -32,7 +32,7 @@ from training.wardrobe.coder import (
 )
 from training.wardrobe.lite0 import EARLY, load_lite0
 from training.wardrobe.looks import fine_detail, hue_error, psnr, sheet
-from training.wardrobe.losses import Discriminator, picture_error
+from training.wardrobe.losses import SQUARES, Discriminator, picture_error
 from training.wardrobe.photographs import Photographs, middle_boxes, read_photographs, roam, shift_tones
 from training.wardrobe.stage import SAVE_EVERY, Options, Stage, choose
 
@@ -45,30 +45,30 @@ FEWER_SCALES = 0.1
 """Share of steps that decode what the last scales have not refined: what is skipped in a generation looks like that."""
 SHARPENED_FROM = 0.75
 FULL_PULL_FROM = 0.85
-PULL = 0.3
-"""Most of the discriminator's pull on the decoded pictures, as a share of that of the errors."""
 CALIBRATION = 24
 TURNED = 0.5
 SMALLEST = 0.7
 
 
 class TokenizerTrainer:
-    """The state of a tokenizer's training."""
+    """The state of a tokenizer's training.
+
+    Attributes:
+        squares: weight of the mean squared error.
+        sharpening: whether the decoder goes on alone.
+    """
+
+    squares = SQUARES
+    sharpening = False
 
     def __init__(self, options: Options) -> None:
         torch.manual_seed(options.seed)
         self.options, self.preset, self.device = options, options.preset, options.device
-        self.coder = Coder(self.preset)
-        if options.init is not None:
-            path = options.init / "tokenizer.safetensors"
-            fill_module(self.coder.tokenizer, widened(read_state(path), self.coder.tokenizer), str(path))
-            self.coder.unfold()
-        self.coder.to(self.device)
-        self.stage = Stage("tokenizer", self.coder, options, options.peak or PEAK_LR, DECAY)
+        self.coder = self.first_coder().to(self.device)
+        self.stage = self.new_stage()
         self.network = load_lite0(EARLY, options.lite0).to(self.device)
         self.critic = Discriminator(self.preset.judged).to(self.device)
         self.critic_optimiser = torch.optim.AdamW(self.critic.parameters(), CRITIC_LR, (0.5, 0.9), weight_decay=0.01)
-        self.sharpening = False
         if (state := self.stage.restore()) is not None:
             self.critic.load_state_dict(state["critic"])
             self.critic_optimiser.load_state_dict(state["critic_optimiser"])
@@ -84,6 +84,18 @@ class TokenizerTrainer:
         self.suitable = {r: self.photographs.where(False, r, labelled=False) for r, _ in self.preset.tokenizer_ratios}
         self.stage.start()
 
+    def first_coder(self) -> Coder:
+        """What the training starts from."""
+        coder = Coder(self.preset)
+        if self.options.init is not None:
+            path = self.options.init / "tokenizer.safetensors"
+            fill_module(coder.tokenizer, widened(read_state(path), coder.tokenizer), str(path))
+            coder.unfold()
+        return coder
+
+    def new_stage(self) -> Stage:
+        return Stage("tokenizer", self.coder, self.options, self.options.peak or PEAK_LR, DECAY)
+
     def functions(self, pictures: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """What runs a network and what says its errors: compiled for the most frequent shape, since others take a
         minute each to compile and are seldom."""
@@ -98,7 +110,9 @@ class TokenizerTrainer:
         pictures = torch.rand(self.preset.tokenizer_batch, 3, *size, device=self.device) * 2 - 1
         run, errors = self.functions(pictures)
         latent = self.coder.latent(run(self.coder.tokenizer.encoder, pictures))
-        errors(self.network, run(self.coder.tokenizer.decoder, latent), pictures)[0].backward()
+        if not latent.requires_grad:  # a frozen encoder's; the decoder is compiled as its steps call it
+            latent.requires_grad_()
+        errors(self.network, run(self.coder.tokenizer.decoder, latent), pictures, self.squares)[0].backward()
         self.stage.optimiser.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -135,7 +149,7 @@ class TokenizerTrainer:
         codes = built.sums[-1]
         run, errors = self.functions(pictures)
         decoded = run(self.coder.tokenizer.decoder, latent + (codes - latent).detach())
-        error, squared = errors(self.network, decoded, pictures)
+        error, squared = errors(self.network, decoded, pictures, self.squares)
         loss = error + COMMITMENT * F.mse_loss(latent, codes)
         loss = loss + BALANCE * balance_error(latent, built, schedule) + CORRELATION * correlation_error(latent)
         loss.backward()
@@ -150,23 +164,37 @@ class TokenizerTrainer:
             self.encode(self.draw(ratio), 1 / (step + 1))
         self.sharpening = True
 
+    def sharp_codes(self, latent: Tensor, schedule: ScaleSchedule) -> Tensor:
+        """What the decoder goes on with when it goes on alone."""
+        return quantised(self.coder, latent, schedule, len(schedule)).sums[-1]
+
+    def pull_share(self) -> float:
+        """The discriminator's pull now, as a share of that of the errors."""
+        ramp = (self.stage.fraction - SHARPENED_FROM) / (FULL_PULL_FROM - SHARPENED_FROM)
+        return self.options.pull * min(1.0, max(0.0, ramp))
+
     def sharp_step(self, pictures: Tensor, schedule: ScaleSchedule) -> Tensor:
         """Gradients of the decoder, of the errors and within bounds of the discriminator; then a step of the latter."""
         latent = self.encode(pictures, 0.0).detach()
-        codes = quantised(self.coder, latent, schedule, len(schedule)).sums[-1]
+        codes = self.sharp_codes(latent, schedule)
         # Asks for a gradient that nobody needs, since then the decoder is compiled only once.
         run, errors = self.functions(pictures)
         decoded = run(self.coder.tokenizer.decoder, codes.clone().requires_grad_())
         given = decoded.detach().requires_grad_()
-        error, squared = errors(self.network, given, pictures)
+        error, squared = errors(self.network, given, pictures, self.squares)
         (own,) = torch.autograd.grad(error, given)
+        if self.options.pull > 0:
+            decoded.backward(own + self.pull(given, own))
+            self.train_critic(pictures, given.detach())
+        else:
+            decoded.backward(own)
+        return squared.detach()
+
+    def pull(self, given: Tensor, own: Tensor) -> Tensor:
+        """The discriminator's gradient of decoded pictures, bounded by ``own``, that of the errors."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             (pull,) = torch.autograd.grad(-self.critic(given).float().mean(), given)
-        ramp = (self.stage.fraction - SHARPENED_FROM) / (FULL_PULL_FROM - SHARPENED_FROM)
-        bound = PULL * min(1.0, max(0.0, ramp)) * own.norm() / pull.norm().clamp(min=1e-12)
-        decoded.backward(own + pull * bound)
-        self.train_critic(pictures, given.detach())
-        return squared.detach()
+        return pull * (self.pull_share() * own.norm() / pull.norm().clamp(min=1e-12))
 
     def train_critic(self, real: Tensor, made: Tensor) -> None:
         self.critic_optimiser.zero_grad(set_to_none=True)
@@ -210,10 +238,13 @@ class TokenizerTrainer:
     def check(self) -> dict[str, Any]:
         return check_tokenizer(self.finished(), self.photographs, self.options)
 
+    def write(self, tokenizer: BitTokenizer, path: Path) -> None:
+        save_weights(path, tokenizer.state_dict(), torch.float16)
+
     def export(self) -> None:
         """Writes the averaged weights, their figures and a sheet of held-out photographs beside their copies."""
         tokenizer, out = self.finished(), self.options.out
-        save_weights(out / "tokenizer.safetensors", tokenizer.state_dict(), torch.float16)
+        self.write(tokenizer, out / "tokenizer.safetensors")
         found = check_tokenizer(tokenizer, self.photographs, self.options)
         write_card(out / "tokenizer.json", found | self.stage.facts() | {"command": command_line("wardrobe")})
         draw_copies(tokenizer, self.photographs, self.options)
