@@ -74,6 +74,12 @@ def test_the_model_draws_wrong_bits_itself_once_it_knows_something(options: Opti
     assert drawing == 3 * [True, False]
 
 
+def test_training_leaves_models_behind(options: Options, tmp_path: Path) -> None:
+    Trainer(replace(options, minutes=0.03, keep_every=0.01)).run()
+    kept = list(tmp_path.glob("model-0.*"))
+    assert kept and all(load_model(folder).name == "scenes-video" for folder in (*kept, tmp_path / "model"))
+
+
 def test_a_stage_ends_at_its_limit(options: Options) -> None:
     trainer = Trainer(replace(options, limit=0.0))
     assert not trainer.run()

@@ -40,8 +40,8 @@ MOST_FLIPS = 0.25
 OWN_DRAWS, COOLEST, DRAWS_FROM = 0.5, 0.5, 0.5
 """Share of steps whose wrong bits the model draws itself, the least temperature of that, and from when on.
 
-Flips at random say little of the errors that generation makes: those lie where the model is unsure. Its own draws are of
-use once it knows something: behind ``--init`` from the start, else from that part of the time on.
+Flips at random say little of the errors that generation makes: those lie where the model is unsure. Its own draws are
+of use once it knows something: behind ``--init`` from the start, else from that part of the time on.
 """
 FAMILY = "infinity_star"
 DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.6}
@@ -324,11 +324,11 @@ class Trainer:
             wrong = drawn_wrongly(logits, true.targets, shares, COOLEST + (1 - COOLEST) * heat)
             return pyramids(latents, self.preset.passes, wrong=wrong)
 
-    def export(self) -> None:
+    def export(self, name: str = "model") -> None:
         """Writes the averaged weights as a model folder that the library loads."""
         mean = self.stage.averaged()
         assert isinstance(mean, TextToVideo)
-        folder = self.options.out / "model"
+        folder = self.options.out / name
         folder.mkdir(parents=True, exist_ok=True)
         # The two large parts are in eight bits.
         save_weights(folder / "transformer.safetensors", mean.transformer.state_dict(), torch.float16, packed=True)
@@ -340,8 +340,13 @@ class Trainer:
 
     def run(self) -> bool:
         """Trains until the time is up, and says whether all of it is."""
+        every = 60 * self.options.keep_every
+        kept = self.stage.progress.seconds // every
         while self.stage.running:
             self.step()
+            if self.stage.group.leads and self.stage.progress.seconds // every > kept:
+                kept = self.stage.progress.seconds // every
+                self.export(f"model-{kept * self.options.keep_every:g}")
         if self.stage.group.leads:
             self.export()
         return self.stage.close()
