@@ -56,6 +56,28 @@ def test_training_starts_from_a_finished_model(options: Options, tmp_path: Path)
     for name in ("text.words.weight", "transformer.blocks.0.mlp.up_proj.weight"):
         a, b = (trainer.model.get_parameter(name) for trainer in (first, second))
         torch.testing.assert_close(a, b, atol=0.02, rtol=0)
+    assert second.draws_itself
+    before = [parameter.detach().clone() for parameter in second.model.parameters()]
+    for _ in range(2):  # with bits that the model draws, and with flipped ones
+        second.step()
+    assert all(parameter.isfinite().all() for parameter in second.model.parameters())
+    assert not all(map(torch.equal, before, second.model.parameters()))
+
+
+def test_the_model_draws_wrong_bits_itself_once_it_knows_something(options: Options) -> None:
+    trainer = Trainer(options)
+    assert not trainer.draws_itself
+    trainer.stage.fraction = 0.6
+    drawing = []
+    for trainer.stage.progress.step in range(6):
+        drawing.append(trainer.draws_itself)
+    assert drawing == 3 * [True, False]
+
+
+def test_training_leaves_models_behind(options: Options, tmp_path: Path) -> None:
+    Trainer(replace(options, minutes=0.03, keep_every=0.01)).run()
+    kept = list(tmp_path.glob("model-0.*"))
+    assert kept and all(load_model(folder).name == "scenes-video" for folder in (*kept, tmp_path / "model"))
 
 
 def test_a_stage_ends_at_its_limit(options: Options) -> None:

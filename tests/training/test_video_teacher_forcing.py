@@ -12,13 +12,13 @@ from stepvar.core.resolve import resolve
 from stepvar.core.tokens import TokenMap
 from stepvar.generation import generate
 from stepvar.methods import Dense
-from stepvar.models.infinity_star.codes import quantise
-from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition
+from stepvar.models.infinity_star.codes import bits_of, quantise, shrink
+from stepvar.models.infinity_star.model import InfinityStar, StarState, VideoCondition, as_cells
 from stepvar.models.infinity_star.transformer import run_block
 from stepvar.text import TextFeatures
 from tests.helpers import make_settings
 from training.video.presets import PRESETS
-from training.video.pyramid import pyramids
+from training.video.pyramid import drawn_wrongly, pyramids
 from training.video.transformer import Sequence, TextToVideo, bit_loss, run_sparse_block
 
 CPU = torch.device("cpu")
@@ -103,6 +103,34 @@ def test_flipped_bits_change_what_later_passes_have_to_mend() -> None:
     assert torch.equal(clean.targets[0], flipped.targets[0])
     assert not torch.equal(clean.inputs[1], flipped.inputs[1])
     assert not torch.equal(clean.targets[3], flipped.targets[3])
+
+
+def test_wrong_bits_are_those_drawn_and_later_passes_have_to_mend_them() -> None:
+    torch.manual_seed(4)
+    preset = PRESETS["tiny"]
+    latent = 0.4 * torch.randn(2, preset.model.token_channels, 3, 4, 4)
+    true = pyramids(latent, preset.passes)
+    # Sure of the opposite in single bits of a pass on a 2 x 2 grid, and right about all others.
+    index, flipped = 1, torch.zeros_like(true.targets[1])
+    flipped[0, 2, 0, 0, 1] = flipped[1, 4, 0, 1, 0] = True
+    said = [target ^ flipped if place == index else target for place, target in enumerate(true.targets)]
+    logits = [torch.stack((-margin, margin), -1) for margin in (100 * as_cells(bits).float() - 50 for bits in said)]
+    ones = torch.ones(2)
+    wrong = drawn_wrongly(logits, true.targets, torch.tensor([1.0, 0.0]), ones)
+    assert torch.equal(wrong[index][0], flipped[0]) and sum(int(part.sum()) for part in wrong) == 1
+    wrong = drawn_wrongly(logits, true.targets, ones, 0.5 * ones)
+    assert torch.equal(wrong[index], flipped) and sum(int(part.sum()) for part in wrong) == 2
+    mended = pyramids(latent, preset.passes, wrong=wrong)
+    assert torch.equal(mended.targets[index], true.targets[index])
+    assert torch.equal(mended.inputs[index], true.inputs[index])
+    image, (grid, count) = latent[:, :, :1], preset.passes[0][-1]
+    before = mended.inputs[len(preset.passes[0]) - 1]
+    assert before.shape == image.shape and not torch.equal(before, true.inputs[len(preset.passes[0]) - 1])
+    assert torch.equal(shrink(before, grid), before)
+    assert torch.equal(mended.targets[len(preset.passes[0]) - 1], bits_of(image - before, grid, count))
+    # Another clip begins with nothing.
+    for place in range(len(preset.passes[0]), len(true.targets)):
+        assert torch.equal(mended.targets[place], true.targets[place])
 
 
 def test_the_loss_of_certain_and_right_logits_is_nothing_and_of_ignorance_one_bit() -> None:

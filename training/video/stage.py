@@ -39,6 +39,7 @@ class Options:
         limit: seconds after which this start ends, finished or not.
         init: model folder that the transformer's training goes on from, with its text encoder and tokenizer.
         peak: highest learning rate; None: the stage's own, which is for a fresh start.
+        keep_every: minutes between the models that the transformer's training leaves behind, in ``model-MINUTES``.
         group: the processes that train together.
     """
 
@@ -50,6 +51,7 @@ class Options:
     seed: int = 0
     init: Path | None = None
     peak: float | None = None
+    keep_every: float = float("inf")
     group: Group = field(default_factory=Group)
 
     @classmethod
@@ -65,13 +67,25 @@ class Options:
             "--init", type=Path, help="model folder whose transformer, text encoder and tokenizer go on"
         )
         parser.add_argument("--peak", type=float, help="highest learning rate; lower than the default behind --init")
+        parser.add_argument(
+            "--keep-every", type=float, default=float("inf"), help="minutes between models left beside the last one"
+        )
         parsed = parser.parse_args()
         parsed.out.mkdir(parents=True, exist_ok=True)
         group = Group.join()
         device = group.device(torch.device(parsed.device))
         preset = PRESETS[parsed.preset]
         return cls(
-            preset, parsed.out, parsed.minutes, device, parsed.limit, parsed.seed, parsed.init, parsed.peak, group
+            preset,
+            parsed.out,
+            parsed.minutes,
+            device,
+            parsed.limit,
+            parsed.seed,
+            parsed.init,
+            parsed.peak,
+            parsed.keep_every,
+            group,
         )
 
     def data_seed(self, step: int) -> int:

@@ -1,7 +1,7 @@
 """Trains the video transformer and its text encoder: ``python -m training.video.transformer --out runs/video``.
 
-All passes at once with the true bits as input: each pass sees the text, itself, and the end of the clip before, as when
-videos are generated.
+All passes at once with the true bits as input, some of them wrong: each pass sees the text, itself, and the end of the
+clip before, as when videos are generated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from training.loop import command_line, write_card
 from training.video.convolution import fold_convolutions, folding_is_faster
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
-from training.video.pyramid import pyramids
+from training.video.pyramid import Pyramids, drawn_wrongly, pyramids
 from training.video.stage import Options, Stage
 from training.video.tokenizer import channels_last, encode, load_tokenizer
 
@@ -37,6 +37,12 @@ PEAK_LR = 1.2e-3
 WEIGHT_DECAY = 0.05
 DROPPED_TEXT = 0.1
 MOST_FLIPS = 0.25
+OWN_DRAWS, COOLEST, DRAWS_FROM = 0.5, 0.5, 0.5
+"""Share of steps whose wrong bits the model draws itself, the least temperature of that, and from when on.
+
+Flips at random say little of the errors that generation makes: those lie where the model is unsure. Its own draws are
+of use once it knows something: behind ``--init`` from the start, else from that part of the time on.
+"""
 FAMILY = "infinity_star"
 DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.6}
 
@@ -278,21 +284,51 @@ class Trainer:
             for _ in range(1 if self.pool.filled else min(16, preset.pool // preset.rendered)):
                 self.pool.add(self.source, self.tokenizer, self.model.text, preset.rendered)
         latents, words, lengths = self.pool.sample(preset.batch)
-        flips = torch.rand(len(latents), device=self.device) * MOST_FLIPS
         dropped = torch.rand(len(words), device=self.device) < DROPPED_TEXT
-        with torch.no_grad():
-            built = pyramids(latents, preset.passes, flips)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        own = self.draws_itself
+        built = self.with_own_draws(latents, words, lengths) if own else self.with_flips(latents)
+        with self.autocast():
             x = self.model(words, lengths, dropped, built.inputs, self.sequence)
             loss, losses = self.model.loss(x, built.targets)
         self.stage.minimise(loss, len(words))
-        self.stage.say(partial(_values, losses))
+        self.stage.say(partial(_values, losses, own))
 
-    def export(self) -> None:
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    @property
+    def draws_itself(self) -> bool:
+        """Whether this step does; the same steps in all processes, since they wait for each other."""
+        if self.options.init is None and self.stage.fraction < DRAWS_FROM:
+            return False
+        return self.stage.progress.step * OWN_DRAWS % 1 < OWN_DRAWS
+
+    @torch.no_grad()
+    def with_flips(self, latents: Tensor) -> Pyramids:
+        flips = torch.rand(len(latents), device=self.device) * MOST_FLIPS
+        return pyramids(latents, self.preset.passes, flips)
+
+    def with_own_draws(self, latents: Tensor, words: Tensor, lengths: Tensor) -> Pyramids:
+        """Pyramids with bits that the model draws wrongly where all it reads is true."""
+        shares, heat = torch.rand(2, len(latents), device=self.device)
+        with torch.no_grad():
+            true = pyramids(latents, self.preset.passes)
+        # Generation draws with the text in sight, and shows these draws to the branch without text, too.
+        kept = torch.zeros_like(lengths, dtype=torch.bool)
+        with self.autocast():
+            # With gradients on, though none are taken: without them the blocks would be compiled a second time.
+            x = self.model(words, lengths, kept, true.inputs, self.sequence).detach()
+            with torch.no_grad():
+                logits = self.model.logits(x)
+        with torch.no_grad():
+            wrong = drawn_wrongly(logits, true.targets, shares, COOLEST + (1 - COOLEST) * heat)
+            return pyramids(latents, self.preset.passes, wrong=wrong)
+
+    def export(self, name: str = "model") -> None:
         """Writes the averaged weights as a model folder that the library loads."""
         mean = self.stage.averaged()
         assert isinstance(mean, TextToVideo)
-        folder = self.options.out / "model"
+        folder = self.options.out / name
         folder.mkdir(parents=True, exist_ok=True)
         # The two large parts are in eight bits.
         save_weights(folder / "transformer.safetensors", mean.transformer.state_dict(), torch.float16, packed=True)
@@ -304,15 +340,21 @@ class Trainer:
 
     def run(self) -> bool:
         """Trains until the time is up, and says whether all of it is."""
+        every = 60 * self.options.keep_every
+        kept = self.stage.progress.seconds // every
         while self.stage.running:
             self.step()
+            if self.stage.group.leads and self.stage.progress.seconds // every > kept:
+                kept = self.stage.progress.seconds // every
+                self.export(f"model-{kept * self.options.keep_every:g}")
         if self.stage.group.leads:
             self.export()
         return self.stage.close()
 
 
-def _values(losses: Tensor) -> dict[str, float]:
-    return {f"p{index}": value for index, value in enumerate(losses.tolist())}
+def _values(losses: Tensor, own: bool) -> dict[str, float]:
+    """Losses of each pass; ``own`` tells the two kinds of steps apart, one of which has harder inputs."""
+    return {"own": float(own)} | {f"p{index}": value for index, value in enumerate(losses.tolist())}
 
 
 def train(options: Options) -> bool:

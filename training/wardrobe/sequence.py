@@ -15,6 +15,7 @@ from stepvar.models.infinity.rope import rotary_table
 from stepvar.models.infinity.transformer import Block, Conditioning, InfinityTransformer
 from stepvar.models.layers import merge_heads, split_heads
 from stepvar.text import WordEncoder, length_mask
+from training.draws import wrong_draws
 from training.transformer import initialise
 from training.wardrobe.presets import WardrobePreset
 
@@ -173,11 +174,9 @@ def drawn_wrongly(logits: Tensor, targets: list[Tensor], shares: Tensor, tempera
     Args:
         shares, temperature: (B,).
     """
-    margins = (logits[..., 1] - logits[..., 0]).detach().float() / temperature[:, None, None]
-    drawn = torch.rand_like(margins) < margins.sigmoid()
-    kept = torch.rand_like(margins) < shares[:, None, None]
     true = torch.cat([target.flatten(2).transpose(1, 2) for target in targets], dim=1)
-    parts = ((drawn ^ true) & kept).split([target.shape[-2:].numel() for target in targets], dim=1)
+    wrong = wrong_draws(logits[..., 1] - logits[..., 0], true, shares, temperature)
+    parts = wrong.split([target.shape[-2:].numel() for target in targets], dim=1)
     return [part.transpose(1, 2).unflatten(2, target.shape[-2:]) for part, target in zip(parts, targets, strict=True)]
 
 
