@@ -43,6 +43,8 @@ OWN_DRAWS, COOLEST, DRAWS_FROM = 0.5, 0.5, 0.5
 Flips at random say little of the errors that generation makes: those lie where the model is unsure. Its own draws are
 of use once it knows something: behind ``--init`` from the start, else from that part of the time on.
 """
+IMAGE = 2
+"""Weight of the passes of the image in front of the clip."""
 FAMILY = "infinity_star"
 DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.6}
 
@@ -229,8 +231,11 @@ class LatentPool:
 
 
 def bit_loss(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the bits, each pass's mean weighted by the root of its tokens; and that of each pass."""
-    roots = [math.sqrt(target[0, 0].numel()) for target in targets]
+    """Cross-entropy of the bits, each pass's mean weighted by the root of its tokens; and that of each pass.
+
+    A pass of the image weighs twice: with a right image, most of what follows is right.
+    """
+    roots = [(IMAGE if target.shape[2] == 1 else 1) * math.sqrt(target[0, 0].numel()) for target in targets]
     losses = [
         F.binary_cross_entropy_with_logits(part[..., 1] - part[..., 0], as_cells(target).to(part.dtype))
         for part, target in zip(logits, targets, strict=True)
