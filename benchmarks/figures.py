@@ -147,11 +147,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=MAKERS, help="only these")
     arguments = parser.parse_args()
-    pipes = {model: Pipeline.from_pretrained(model) for model in {model for model, _ in MAKERS.values()}}
+    makers = {name: MAKERS[name] for name in MAKERS if not arguments.only or name in arguments.only}
+    pipes = {model: Pipeline.from_pretrained(model) for model in {model for model, _ in makers.values()}}
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for name, (model, make) in MAKERS.items():
-        if arguments.only and name not in arguments.only:
-            continue
+    for name, (model, make) in makers.items():
         pipe = pipes[model]
         with torch.inference_mode():
             sheet = make(pipe)
