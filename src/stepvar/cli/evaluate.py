@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stepvar import __version__
 from stepvar.cli import options
 from stepvar.cli.files import Force
 from stepvar.cli.likelihood import LikelihoodOptions, measure_likelihood
+from stepvar.cli.runs import describe_model, resumable, say_finished
 from stepvar.core.values import COUNT, MOST_VALUES, Range, shown
 from stepvar.errors import UsageError
 from stepvar.utils.progress import bar
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stepvar.evaluation.folder import RunFolder
     from stepvar.evaluation.metrics.learned import Features
     from stepvar.evaluation.prompts import PromptSet
-    from stepvar.evaluation.run import Measures
+    from stepvar.evaluation.run import Evaluation, Measures
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
@@ -125,13 +125,8 @@ def evaluate(
     command = shlex.join(["stepvar", *(context.obj or [])])
     load = partial(options.load_pipeline, model, device, dtype, variant, None, text_encoder, quantization=quantization)
     if likelihood:
-        if images is None:
-            raise UsageError("images: --likelihood needs some; give --images with a folder, or 'scenes:64'")
-        if scores is not None or reference is not None or prompts != "scenes":
-            raise UsageError(
-                "prompts, scores and reference: --likelihood generates no images; leave them out, and give --images"
-            )
-        wishes = LikelihoodOptions(out, images, captions, limit, chosen, settings, batch, dtype, command, quiet=quiet)
+        given = _given_images(images, scores is not None or reference is not None or prompts != "scenes")
+        wishes = LikelihoodOptions(out, given, captions, limit, chosen, settings, batch, dtype, command, quiet=quiet)
         measure_likelihood(wishes, load)
         return
     if images is not None or captions is not None:
@@ -141,7 +136,7 @@ def evaluate(
     from stepvar.evaluation.candidates import with_baselines
     from stepvar.evaluation.folder import RunFolder
     from stepvar.evaluation.machine import provenance
-    from stepvar.evaluation.metrics.sets import compare_sets, reference_files
+    from stepvar.evaluation.metrics.sets import reference_files
     from stepvar.evaluation.prompts import load_prompts
     from stepvar.evaluation.run import Evaluation
     from stepvar.evaluation.summary import write_results
@@ -160,11 +155,7 @@ def evaluate(
     features = load_features(pipe.device, bool(real), measures.domain is not None, notes)
     candidates = supported(pipe, wanted, [label for label, _ in chosen], settings, timed, notes)
     described = {
-        "stepvar": __version__,
-        "model": pipe.name,
-        "device": str(pipe.device),
-        "dtype": dtype,
-        **({} if quantization is None else {"quantization": quantization}),
+        **describe_model(pipe, dtype, quantization),
         "prompts": {"source": suite.source, "count": len(suite), "texts": suite.digest},
         "seeds": numbers,
         "settings": settings,
@@ -174,22 +165,51 @@ def evaluate(
     }
     folder = RunFolder.open(out, described, provenance(pipe.device, command))
     evaluation = Evaluation(pipe, suite, numbers, candidates, folder, measures, settings, batch)
-    try:
-        with bar("images", evaluation.images_left, not quiet, time_left=True) as advance:
-            evaluation.generate(advance)
-        with bar("timing", evaluation.runs_left(rounds), not quiet, time_left=True) as advance:
-            evaluation.time(rounds, timed, advance)
-        if features:
-            with bar("features", len(features) * len(candidates), not quiet, time_left=True) as advance:
-                compare_sets(folder, candidates, features, pipe.device, real, advance)
-    except KeyboardInterrupt:
-        if not quiet:
-            print(f"{out}: {len(folder.rows)} images are done; the same command goes on")
-        raise
+    with resumable(out, folder, quiet):
+        _run(evaluation, rounds, timed, features, real, quiet)
     write_results(folder)
     if not quiet:
         _print_table(folder)
-        print(f"{out}: the results; 'stepvar report {shlex.quote(str(out))}' makes a page of them")
+        say_finished(out)
+
+
+def _given_images(images: str | None, generating: bool) -> str:
+    """The images whose likelihood is measured.
+
+    Args:
+        generating: whether options are given that only generated images have a use for.
+
+    Raises:
+        UsageError: without images, or with such options.
+    """
+    if images is None:
+        raise UsageError("images: --likelihood needs some; give --images with a folder, or 'scenes:64'")
+    if generating:
+        raise UsageError(
+            "prompts, scores and reference: --likelihood generates no images; leave them out, and give --images"
+        )
+    return images
+
+
+def _run(
+    evaluation: Evaluation,
+    rounds: int,
+    timed: int,
+    features: Mapping[str, Features],
+    real: Sequence[Path],
+    quiet: bool,
+) -> None:
+    """Generates, times and compares what is missing in the folder, with a bar for each."""
+    from stepvar.evaluation.metrics.sets import compare_sets
+
+    folder, candidates, device = evaluation.folder, evaluation.candidates, evaluation.pipe.device
+    with bar("images", evaluation.images_left, not quiet, time_left=True) as advance:
+        evaluation.generate(advance)
+    with bar("timing", evaluation.runs_left(rounds), not quiet, time_left=True) as advance:
+        evaluation.time(rounds, timed, advance)
+    if features:
+        with bar("features", len(features) * len(candidates), not quiet, time_left=True) as advance:
+            compare_sets(folder, candidates, features, device, real, advance)
 
 
 def report(
