@@ -110,8 +110,21 @@ def serve(
             print(url, flush=True)
             logger.info("listening", extra={FACTS: {"url": url, "model": source.model}})
             forced = run(app, listener)
+    _end(forced, app.state.service.worker.loading)
+
+
+def _end(forced: int, loading: bool) -> None:
+    """Ends the process behind the server.
+
+    Args:
+        forced: the signal that ended the server before its work was done; 0: none did.
+        loading: whether a thread is still reading the model.
+
+    Raises:
+        Exit: with a status that names the signal.
+    """
     status = 128 + forced if forced else 0
-    if app.state.service.worker.loading:  # no signal ends that, and Python's own end crashes where it takes it away
+    if loading:  # no signal ends that, and Python's own end crashes where it takes it away
         sys.stdout.flush()
         os._exit(status)
     if status:
