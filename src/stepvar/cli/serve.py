@@ -26,7 +26,7 @@ KeyFile = Annotated[
         help="File with the keys that clients must bring, one per line; default: the variable STEPVAR_API_KEY, if set.",
     ),
 ]
-Method = Annotated[str, typer.Option("--method", help="What requests run that name no method and no quality.")]
+Method = Annotated[str, typer.Option("--method", help="For requests that name neither a method nor a quality.")]
 MaxBatch = Annotated[int, typer.Option(help="Images that run as one batch at most.")]
 MaxWait = Annotated[
     float, typer.Option(help="Seconds that a batch waits for others to join it, if several clients ask.")
