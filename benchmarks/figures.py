@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stepvar.checkpoints.examples import EXAMPLES
 from stepvar.core.plan import Step
 from stepvar.core.stack import RunBlocks
 from stepvar.core.tokens import TokenMap
@@ -27,14 +28,7 @@ from stepvar.pipeline import Pipeline
 from training.captions import paraphrase
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-CAPTION = "a large red striped circle left of a small blue star on grass"
-TEXTURED = {
-    "wardrobe": ("a brown printed shirt on a white ground", "a red jacket on a grey ground"),
-    "scenes": (
-        "a large purple striped circle above a small yellow star on water",
-        "a large orange striped square on brick",
-    ),
-}
+CAPTION = EXAMPLES["scenes"].textured[0]
 SEED = 7
 
 SMALLER = 0.57
@@ -116,7 +110,7 @@ def same_seed(pipe: Pipeline) -> Image.Image:
 def headline(pipe: Pipeline) -> Image.Image:
     """Dense beside StepVAR on two textured images, for the README."""
     tiles: list[tuple[str, Image.Image]] = []
-    for text in TEXTURED[pipe.name]:
+    for text in EXAMPLES[pipe.name].textured[-2:]:
         dense, pruned = (pipe(text, seed=SEED, method=method) for method in (Dense(), StepVAR()))
         pair = [torch.from_numpy(np.asarray(output.images[0]) / 255).movedim(-1, 0)[None] for output in (pruned, dense)]
         step, kept = pruned.kept[-1]
@@ -153,11 +147,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=MAKERS, help="only these")
     arguments = parser.parse_args()
-    pipes = {model: Pipeline.from_pretrained(model) for model in TEXTURED}
+    makers = {name: MAKERS[name] for name in MAKERS if not arguments.only or name in arguments.only}
+    pipes = {model: Pipeline.from_pretrained(model) for model in {model for model, _ in makers.values()}}
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for name, (model, make) in MAKERS.items():
-        if arguments.only and name not in arguments.only:
-            continue
+    for name, (model, make) in makers.items():
         pipe = pipes[model]
         with torch.inference_mode():
             sheet = make(pipe)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stepvar.checkpoints import LoadedModel
+from stepvar.checkpoints.examples import EXAMPLES
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Settings
 from stepvar.core.report import Recorder, Report
@@ -28,7 +29,7 @@ VARIANTS = tuple(
     for variant in family.variants
 )
 """Released sizes; with their family where several have one of that name."""
-CAPTION = "a large red striped circle left of a small blue star on grass"
+CAPTION = EXAMPLES["scenes"].textured[0]
 
 
 @dataclass(frozen=True)

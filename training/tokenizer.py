@@ -63,9 +63,8 @@ def training_loss(
     count = len(latent)
     flips = torch.rand(count, device=latent.device) * 0.1
     flips = flips * (torch.rand(count, device=latent.device) < FLIPPED)
-    with torch.no_grad():
-        scales = rng.randrange(5, len(schedule)) if rng.random() < DROPPED_SCALES else len(schedule)
-        quantised = pyramid(tokenizer, latent.detach(), schedule, scales, flips).sums[-1]
+    scales = rng.randrange(5, len(schedule)) if rng.random() < DROPPED_SCALES else len(schedule)
+    quantised = pyramid(tokenizer, latent, schedule, scales, flips).sums[-1]
     decoded = in_bfloat16(tokenizer.decoder, latent + (quantised - latent).detach())
     error = F.mse_loss(decoded, images)
     loss = F.l1_loss(decoded, images) + 2 * error + 0.5 * gradient_loss(decoded, images)

@@ -295,11 +295,10 @@ class Trainer:
                 pool.add(self.source, self.tokenizer, self.model.text, self.preset.rendered)
         scales, count = self.plan_step(pool.schedule, fraction)
         latents, words, lengths = pool.sample(count)
-        with torch.no_grad():
-            flips = torch.rand(count, device=self.device) * MOST_FLIPS
-            built = pyramid(self.tokenizer, latents, pool.schedule, scales, flips)
-            tokens = inputs(built.sums, pool.schedule, scales)
-            dropped = torch.rand(count, device=self.device) < DROPPED_TEXT
+        flips = torch.rand(count, device=self.device) * MOST_FLIPS
+        built = pyramid(self.tokenizer, latents, pool.schedule, scales, flips)
+        tokens = inputs(built.sums, pool.schedule, scales)
+        dropped = torch.rand(count, device=self.device) < DROPPED_TEXT
         positions = self.positions(pool.schedule, scales)
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self.model(words, lengths, dropped, tokens, positions)

@@ -77,7 +77,7 @@ def test_the_method_may_be_chosen_too(run: Run, shared_model: Path, tmp_path: Pa
             "speedup and last: give one of them; the speed-up decides last of stepvar",
         ),
         (("--speedup", 2, "--method", "skip-last", "--set", "count=2"), "speedup and count: give one of them"),
-        (("--speedup-of", "scales"), "speedup-of 'scales': says what --speedup is of; give a speed-up, too"),
+        (("--speedup-of", "scales"), "speedup-of 'scales': says what --speedup applies to; give a speed-up, too"),
         (("--speedup", 2, "--speedup-of", "text"), "speedup-of 'text': must be one of image, scales"),
         (("--method", "auto"), "method 'auto': is chosen for a speed-up; give one, too, such as 1.5"),
         (

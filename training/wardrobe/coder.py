@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity.tokenizer import BitTokenizer
-from training.pyramid import Pyramid, pyramid
+from training.pyramid import Pyramid
 from training.wardrobe.presets import WardrobePreset
 
 SPREAD = 2.236
@@ -108,13 +108,6 @@ def statistics(raw: Tensor) -> Tensor:
     """Mean and variance (2, d) of each channel of (B, d, h, w)."""
     variance, mean = torch.var_mean(raw.float(), dim=(0, 2, 3))
     return torch.stack((mean, variance))
-
-
-def quantised(
-    coder: Coder, latent: Tensor, schedule: ScaleSchedule, scales: int, flips: Tensor | None = None
-) -> Pyramid:
-    with torch.no_grad():
-        return pyramid(coder.tokenizer, latent, schedule, scales, flips)
 
 
 def balance_error(latent: Tensor, built: Pyramid, schedule: ScaleSchedule) -> Tensor:

@@ -20,13 +20,13 @@ from stepvar.checkpoints import fill_module, read_state, save_weights
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from training.loop import command_line, mean_module, write_card
+from training.pyramid import pyramid
 from training.wardrobe.coder import (
     SLOWEST,
     Coder,
     balance_error,
     correlation_error,
     in_bfloat16,
-    quantised,
     statistics,
     widened,
 )
@@ -145,7 +145,7 @@ class TokenizerTrainer:
         scales = len(schedule)
         if self.rng.random() < FEWER_SCALES:
             scales = self.rng.randrange(max(1, scales - 3), scales)
-        built = quantised(self.coder, latent.detach(), schedule, scales, flips)
+        built = pyramid(self.coder.tokenizer, latent, schedule, scales, flips)
         codes = built.sums[-1]
         run, errors = self.functions(pictures)
         decoded = run(self.coder.tokenizer.decoder, latent + (codes - latent).detach())
@@ -166,7 +166,7 @@ class TokenizerTrainer:
 
     def sharp_codes(self, latent: Tensor, schedule: ScaleSchedule) -> Tensor:
         """What the decoder goes on with when it goes on alone."""
-        return quantised(self.coder, latent, schedule, len(schedule)).sums[-1]
+        return pyramid(self.coder.tokenizer, latent, schedule).sums[-1]
 
     def pull_share(self) -> float:
         """The discriminator's pull now, as a share of that of the errors."""

@@ -28,7 +28,11 @@ Rows = Annotated[
 Folder = Annotated[
     Path,
     typer.Option(
-        "--out", "-o", parser=options.path, metavar="FOLDER", help="For images and manifest; a job in it goes on."
+        "--out",
+        "-o",
+        parser=options.path,
+        metavar="FOLDER",
+        help="For images and the manifest; a job begun there goes on.",
     ),
 ]
 Format = Annotated[
@@ -41,7 +45,7 @@ Format = Annotated[
 Gpus = Annotated[int, typer.Option("--gpus", help="GPUs, each with a model of its own; 0 runs on the CPU.")]
 Processes = Annotated[int, typer.Option("--workers", help="Without --gpus: processes on the CPU.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows that each worker generates at once.")]
-JobSeed = Annotated[int, typer.Option("--seed", help="From which the seeds of rows without one follow.")]
+JobSeed = Annotated[int, typer.Option("--seed", help="Decides the seeds of rows that have none.")]
 
 
 @grouped

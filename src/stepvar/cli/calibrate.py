@@ -19,7 +19,9 @@ def calibrate(
     model: options.Model = DEFAULT_MODEL,
     variant: options.Variant = None,
     revision: options.Revision = None,
-    method: Annotated[str, typer.Option("--method", help="Whose settings are measured; see 'methods'.")] = "stepvar",
+    method: Annotated[
+        str, typer.Option("--method", help="Method whose settings are measured; see 'methods'.")
+    ] = "stepvar",
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     quantization: options.Quantization = None,

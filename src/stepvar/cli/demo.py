@@ -16,13 +16,6 @@ from stepvar.core.values import COUNT, DEFAULT_MODEL
 from stepvar.utils.files import write_text
 from stepvar.utils.outputs import Outputs, free_name, write_new
 
-CAPTIONS = {
-    "wardrobe": "a brown printed shirt on a white ground",
-    "scenes": "a large red striped circle left of a small blue star on grass",
-    "scenes-video": "a large red striped ball rolling right on grass",
-}
-"""By the model's own name, so also for copies in a folder; others take words that their encoder knows."""
-
 
 def demo(
     out: Annotated[
@@ -52,6 +45,7 @@ def demo(
     claims = Outputs(force)
     options.parse_device(device), options.parse_dtype(dtype)
 
+    from stepvar.checkpoints.examples import EXAMPLES
     from stepvar.cli.comparison import print_comparison, run_comparison, sheet
     from stepvar.cli.generate import sheet_texts
     from stepvar.media.saving import check_results, save_result
@@ -61,7 +55,8 @@ def demo(
     check_results([target], False, name="out")
     claims.claim("out", target, numbers)
     pipe = options.load_pipeline(model, device, dtype, quantization=quantization)
-    caption = CAPTIONS.get(pipe.name) or example_prompt(pipe.text_encoder)
+    known = EXAMPLES.get(pipe.name)
+    caption = example_prompt(pipe.text_encoder) if known is None else known.textured[0]
     chosen = StepVAR() if speedup is None else fit_settings(pipe, speedup, "image", StepVAR(), 1, {}, quiet)
     comparison = run_comparison(pipe, [caption], chosen, seed, runs, quiet)
     shown, texts, own = sheet(comparison, [caption]), sheet_texts(comparison.other, [caption]), out is None

@@ -7,28 +7,20 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stepvar import __version__
 from stepvar.cli import options
 from stepvar.cli.files import Force
 from stepvar.cli.likelihood import LikelihoodOptions, measure_likelihood
+from stepvar.cli.quality import QualityOptions, measure_quality
 from stepvar.core.values import COUNT, MOST_VALUES, Range, shown
 from stepvar.errors import UsageError
-from stepvar.utils.progress import bar
 
 if TYPE_CHECKING:
-    import torch
-
-    from stepvar.evaluation.candidates import Candidate
     from stepvar.evaluation.folder import RunFolder
-    from stepvar.evaluation.metrics.learned import Features
-    from stepvar.evaluation.prompts import PromptSet
-    from stepvar.evaluation.run import Measures
     from stepvar.methods import Method
-    from stepvar.pipeline import Pipeline
 
 Methods = Annotated[
     list[str] | None,
@@ -125,71 +117,51 @@ def evaluate(
     command = shlex.join(["stepvar", *(context.obj or [])])
     load = partial(options.load_pipeline, model, device, dtype, variant, None, text_encoder, quantization=quantization)
     if likelihood:
-        if images is None:
-            raise UsageError("images: --likelihood needs some; give --images with a folder, or 'scenes:64'")
-        if scores is not None or reference is not None or prompts != "scenes":
-            raise UsageError(
-                "prompts, scores and reference: --likelihood generates no images; leave them out, and give --images"
-            )
-        wishes = LikelihoodOptions(out, images, captions, limit, chosen, settings, batch, dtype, command, quiet=quiet)
+        given = _given_images(images, scores is not None or reference is not None or prompts != "scenes")
+        wishes = LikelihoodOptions(out, given, captions, limit, chosen, settings, batch, dtype, command, quiet=quiet)
         measure_likelihood(wishes, load)
         return
     if images is not None or captions is not None:
         raise UsageError("images and captions: they are what --likelihood measures; add it, or leave them out")
-
-    from stepvar.checkpoints.sources import find_outline
-    from stepvar.evaluation.candidates import with_baselines
-    from stepvar.evaluation.folder import RunFolder
-    from stepvar.evaluation.machine import provenance
-    from stepvar.evaluation.metrics.sets import compare_sets, reference_files
-    from stepvar.evaluation.prompts import load_prompts
-    from stepvar.evaluation.run import Evaluation
-    from stepvar.evaluation.summary import write_results
-    from stepvar.utils.require import require
-
-    for package in ("torchmetrics", "matplotlib"):
-        require(package)  # before anything is generated
-    wanted = with_baselines(chosen)
-    suite = load_prompts(prompts).limited(limit)
-    real = reference_files(reference) if reference is not None else []
-    suite.check_images(find_outline(model, variant).family.edits, max(batch, timed))
-    pipe = load()
-    measures, notes = load_measures(
-        pipe, suite, [name.strip() for name in scores.split(",")] if scores is not None else []
+    names = [name.strip() for name in scores.split(",")] if scores is not None else []
+    asked = QualityOptions(
+        out=out,
+        model=model,
+        variant=variant,
+        prompts=prompts,
+        seeds=numbers,
+        limit=limit,
+        methods=chosen,
+        settings=settings,
+        batch=batch,
+        rounds=rounds,
+        timed=timed,
+        scores=names,
+        reference=reference,
+        dtype=dtype,
+        quantization=quantization,
+        command=command,
+        quiet=quiet,
     )
-    features = load_features(pipe.device, bool(real), measures.domain is not None, notes)
-    candidates = supported(pipe, wanted, [label for label, _ in chosen], settings, timed, notes)
-    described = {
-        "stepvar": __version__,
-        "model": pipe.name,
-        "device": str(pipe.device),
-        "dtype": dtype,
-        **({} if quantization is None else {"quantization": quantization}),
-        "prompts": {"source": suite.source, "count": len(suite), "texts": suite.digest},
-        "seeds": numbers,
-        "settings": settings,
-        "timed_batch": timed,
-        "methods": [_describe(candidate) for candidate in candidates],
-        "notes": notes,
-    }
-    folder = RunFolder.open(out, described, provenance(pipe.device, command))
-    evaluation = Evaluation(pipe, suite, numbers, candidates, folder, measures, settings, batch)
-    try:
-        with bar("images", evaluation.images_left, not quiet, time_left=True) as advance:
-            evaluation.generate(advance)
-        with bar("timing", evaluation.runs_left(rounds), not quiet, time_left=True) as advance:
-            evaluation.time(rounds, timed, advance)
-        if features:
-            with bar("features", len(features) * len(candidates), not quiet, time_left=True) as advance:
-                compare_sets(folder, candidates, features, pipe.device, real, advance)
-    except KeyboardInterrupt:
-        if not quiet:
-            print(f"{out}: {len(folder.rows)} images are done; the same command goes on")
-        raise
-    write_results(folder)
-    if not quiet:
-        _print_table(folder)
-        print(f"{out}: the results; 'stepvar report {shlex.quote(str(out))}' makes a page of them")
+    measure_quality(asked, load)
+
+
+def _given_images(images: str | None, generating: bool) -> str:
+    """The images whose likelihood is measured.
+
+    Args:
+        generating: whether options are given that only generated images have a use for.
+
+    Raises:
+        UsageError: without images, or with such options.
+    """
+    if images is None:
+        raise UsageError("images: --likelihood needs some; give --images with a folder, or 'scenes:64'")
+    if generating:
+        raise UsageError(
+            "prompts, scores and reference: --likelihood generates no images; leave them out, and give --images"
+        )
+    return images
 
 
 def report(
@@ -268,96 +240,3 @@ def parse_seeds(text: str) -> list[int]:
     if not all(re.fullmatch("[0-9]{1,19}", part) for part in parts) or len(set(map(int, parts))) < len(parts):
         raise UsageError(f"seeds {shown(text)}: give different whole numbers, such as 0,1")
     return list(checked_seeds([int(part) for part in parts], len(parts)))
-
-
-def load_measures(pipe: Pipeline, suite: PromptSet, scores: Sequence[str]) -> tuple[Measures, dict[str, str]]:
-    """What can be measured here beside what needs no network, and a note for what cannot."""
-    from stepvar.evaluation.metrics.learned import Unavailable, load_cvvdp, load_distances, load_scores
-    from stepvar.evaluation.metrics.scenes import domain_of
-    from stepvar.evaluation.run import Measures
-
-    notes: dict[str, str] = {}
-    distances = load_distances(pipe.device, notes)
-    cvvdp = load_cvvdp(pipe.device, getattr(pipe.model.config, "fps", 1.0))
-    if isinstance(cvvdp, Unavailable):
-        notes["cvvdp"] = str(cvvdp)
-    whole = {} if isinstance(cvvdp, Unavailable) else {"cvvdp": cvvdp}
-    domain = domain_of(suite.prompts, pipe.device)
-    return Measures(domain, distances, whole, load_scores(scores, pipe.device)), notes
-
-
-def load_features(device: torch.device, asked: bool, judged: bool, notes: dict[str, str]) -> dict[str, Features]:
-    """What sets of images are compared in; a note for what cannot be had.
-
-    Args:
-        asked: whether there are real images to compare with.
-        judged: whether a judge compares sets, which Inception is then left out of, unless it is asked for.
-
-    Raises:
-        UsageError: if there are real images and no features of Inception.
-    """
-    from stepvar.evaluation.metrics.learned import Unavailable, load_inception, load_lite0_features
-    from stepvar.evaluation.metrics.sets import INCEPTION, LITE0
-
-    found: dict[str, Features] = {}
-    if asked or not judged:
-        inception = load_inception(device)
-        if isinstance(inception, Unavailable):
-            if asked:
-                raise UsageError(f"reference: FID and KID are {inception}")
-            notes["FID and KID"] = str(inception)
-        else:
-            found[INCEPTION] = inception
-    lite0 = load_lite0_features(device)
-    if isinstance(lite0, Unavailable):
-        notes["Lite0-KID"] = str(lite0)
-    else:
-        found[LITE0] = lite0
-    return found
-
-
-def _describe(candidate: Candidate) -> dict[str, Any]:
-    """What a folder must have been made with; the code of the user's own methods, too: it may change between runs."""
-    from stepvar.methods.registry import code_digest
-
-    method, code = candidate.method, code_digest(candidate.method)
-    described = {"label": candidate.label, "settings": repr(method), "resampled": candidate.resampled}
-    return described | ({} if code is None else {"code": code})
-
-
-def supported(
-    pipe: Pipeline,
-    candidates: Sequence[Candidate],
-    asked: Sequence[str],
-    settings: dict[str, Any],
-    timed: int,
-    notes: dict[str, str],
-) -> list[Candidate]:
-    """The candidates that can serve the model; baselines that cannot are left out with a note.
-
-    Args:
-        timed: images at once while methods are timed.
-
-    Raises:
-        UsageError: if a method that was asked for cannot, before anything is generated.
-    """
-    plain, found = pipe.settings(**settings), []
-    for candidate in candidates:
-        try:
-            candidate.method.plan(plain, pipe.model.info, timed)
-        except UsageError as error:
-            if candidate.label in asked:
-                raise
-            notes[candidate.label] = f"left out: {error}"
-        else:
-            found.append(candidate)
-    return found
-
-
-def _print_table(folder: RunFolder) -> None:
-    from stepvar.cli.listing import print_table
-    from stepvar.evaluation.report.tables import overview, rich_table, title
-    from stepvar.evaluation.summary import summarise
-
-    results = summarise(folder)
-    print_table(rich_table(title(results), overview(results)), whole=True)

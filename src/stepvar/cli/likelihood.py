@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepvar import __version__
+from stepvar.cli.runs import describe_model, resumable, say_finished
 from stepvar.errors import UsageError
 from stepvar.utils.progress import bar
 
 if TYPE_CHECKING:
     from stepvar.evaluation.candidates import Candidate
+    from stepvar.evaluation.likelihood.images import GivenImages
     from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
@@ -54,7 +54,7 @@ def measure_likelihood(options: LikelihoodOptions, load: Callable[[], Pipeline])
     from stepvar.evaluation.candidates import with_baselines
     from stepvar.evaluation.folder import RunFolder
     from stepvar.evaluation.likelihood.images import load_images
-    from stepvar.evaluation.likelihood.run import KIND, Likelihood, computed_tokens, likelihood_settings, scale_names
+    from stepvar.evaluation.likelihood.run import Likelihood, likelihood_settings
     from stepvar.evaluation.likelihood.summary import overview, summarise, title, write_results
     from stepvar.evaluation.machine import provenance
     from stepvar.evaluation.report.tables import rich_table
@@ -63,15 +63,40 @@ def measure_likelihood(options: LikelihoodOptions, load: Callable[[], Pipeline])
     pipe = load()
     notes: dict[str, str] = {}
     settings = likelihood_settings(pipe, given.captioned, options.settings)
-    plain = pipe.settings(**settings)
     asked = [label for label, _ in options.methods]
     candidates = comparable(pipe, with_baselines(options.methods, floors=()), asked, settings, notes)
-    described = {
+    described = _describe(pipe, given, candidates, settings, notes, options.dtype)
+    folder = RunFolder.open(options.out, described, provenance(pipe.device, options.command))
+    evaluation = Likelihood(pipe, given, candidates, folder, settings, options.batch)
+    with (
+        resumable(options.out, folder, options.quiet),
+        bar("images", evaluation.runs_left, not options.quiet, time_left=True) as advance,
+    ):
+        evaluation.run(advance)
+    write_results(folder)
+    if not options.quiet:
+        from stepvar.cli.listing import print_table
+
+        results = summarise(folder)
+        print_table(rich_table(title(results), overview(results)), whole=True)
+        say_finished(options.out)
+
+
+def _describe(
+    pipe: Pipeline,
+    given: GivenImages,
+    candidates: Sequence[Candidate],
+    settings: Mapping[str, Any],
+    notes: Mapping[str, str],
+    dtype: str,
+) -> dict[str, Any]:
+    """What a folder must have been made with."""
+    from stepvar.evaluation.likelihood.run import KIND, computed_tokens, scale_names
+
+    plain, info = pipe.settings(**settings), pipe.model.info
+    return {
         "kind": KIND,
-        "stepvar": __version__,
-        "model": pipe.name,
-        "device": str(pipe.device),
-        "dtype": options.dtype,
+        **describe_model(pipe, dtype),
         "images": {
             "source": given.source,
             "count": len(given),
@@ -84,28 +109,12 @@ def measure_likelihood(options: LikelihoodOptions, load: Callable[[], Pipeline])
             {
                 "label": candidate.label,
                 "settings": repr(candidate.method),
-                "tokens": computed_tokens(candidate.method.plan(plain, pipe.model.info, 1)),
+                "tokens": computed_tokens(candidate.method.plan(plain, info, 1)),
             }
             for candidate in candidates
         ],
         "notes": notes,
     }
-    folder = RunFolder.open(options.out, described, provenance(pipe.device, options.command))
-    evaluation = Likelihood(pipe, given, candidates, folder, settings, options.batch)
-    try:
-        with bar("images", evaluation.runs_left, not options.quiet, time_left=True) as advance:
-            evaluation.run(advance)
-    except KeyboardInterrupt:
-        if not options.quiet:
-            print(f"{options.out}: {len(folder.rows)} images are done; the same command goes on")
-        raise
-    write_results(folder)
-    if not options.quiet:
-        from stepvar.cli.listing import print_table
-
-        results = summarise(folder)
-        print_table(rich_table(title(results), overview(results)), whole=True)
-        print(f"{options.out}: the results; 'stepvar report {shlex.quote(str(options.out))}' makes a page of them")
 
 
 def comparable(

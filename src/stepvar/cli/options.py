@@ -45,14 +45,15 @@ TextEncoder = Annotated[
     str | None,
     typer.Option(
         "--text-encoder",
-        help="Another of the kind of the model's own: a name on the hub, or a folder; two with a comma for Switti.",
+        help="A text encoder in place of the model's own, and of its kind: a name on the hub, or a folder; for Switti "
+        "two, with a comma between them.",
     ),
 ]
 Offload = Annotated[
     str | None,
     typer.Option(
         "--offload",
-        help="Keep weights on the CPU but while they are used: text-encoder; model (text encoder, transformer and "
+        help="Keep weights on the CPU except while they are used: text-encoder; model (text encoder, transformer and "
         "decoder in turn); or sequential (the transformer block by block, too).",
     ),
 ]
@@ -99,7 +100,7 @@ Speedup = Annotated[
 ]
 SpeedupOf = Annotated[
     str | None,
-    typer.Option("--speedup-of", help="What --speedup is of: the whole image (default), or the scales alone."),
+    typer.Option("--speedup-of", help="What --speedup applies to: the whole image (default), or the scales alone."),
 ]
 
 

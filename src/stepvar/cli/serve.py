@@ -26,7 +26,7 @@ KeyFile = Annotated[
         help="File with the keys that clients must bring, one per line; default: the variable STEPVAR_API_KEY, if set.",
     ),
 ]
-Method = Annotated[str, typer.Option("--method", help="What requests run that name no method and no quality.")]
+Method = Annotated[str, typer.Option("--method", help="For requests that name neither a method nor a quality.")]
 MaxBatch = Annotated[int, typer.Option(help="Images that run as one batch at most.")]
 MaxWait = Annotated[
     float, typer.Option(help="Seconds that a batch waits for others to join it, if several clients ask.")
@@ -110,8 +110,21 @@ def serve(
             print(url, flush=True)
             logger.info("listening", extra={FACTS: {"url": url, "model": source.model}})
             forced = run(app, listener)
+    _end(forced, app.state.service.worker.loading)
+
+
+def _end(forced: int, loading: bool) -> None:
+    """Ends the process behind the server.
+
+    Args:
+        forced: the signal that ended the server before its work was done; 0: none did.
+        loading: whether a thread is still reading the model.
+
+    Raises:
+        Exit: with a status that names the signal.
+    """
     status = 128 + forced if forced else 0
-    if app.state.service.worker.loading:  # no signal ends that, and Python's own end crashes where it takes it away
+    if loading:  # no signal ends that, and Python's own end crashes where it takes it away
         sys.stdout.flush()
         os._exit(status)
     if status:

@@ -30,13 +30,13 @@ SETTINGS = (
 
 
 def parse_scope(scope: str | None, speedup: float | None) -> str:
-    """What a speed-up is of.
+    """What a speed-up applies to.
 
     Raises:
         UsageError: for another word, or one without a speed-up.
     """
     if scope is not None and speedup is None:
-        raise UsageError(f"speedup-of {scope!r}: says what --speedup is of; give a speed-up, too")
+        raise UsageError(f"speedup-of {scope!r}: says what --speedup applies to; give a speed-up, too")
     if scope is not None and scope not in SCOPES:
         raise UsageError(f"speedup-of {scope!r}: must be one of {', '.join(SCOPES)}")
     return scope or SCOPES[0]

@@ -230,7 +230,7 @@ def weights_on_device(model: Any, name: OffloadName | None, blocks_on_device: in
 
 
 class Offload:
-    """Keeps the weights of a model on the CPU but while they are used.
+    """Keeps the weights of a model on the CPU except while they are used.
 
     Attributes:
         blocks: of the transformer, in order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from stepvar.core.tokens import ScaleSchedule
@@ -63,10 +63,8 @@ def shape_of_size(model: Any, height: Any, width: Any) -> tuple[float, str | Non
     sizes = sizes_of(model)
     if wanted in sizes:
         return sizes[wanted]
-    near = ", ".join(f"{h}x{w}" for h, w in nearest_sizes(sizes, wanted))
     raise UsageError(
-        f"height={wanted[0]}, width={wanted[1]}: no schedule of this model has this size; "
-        f"{'the nearest are' if len(sizes) > NAMED else 'it has'} {near} (height x width)"
+        f"height={wanted[0]}, width={wanted[1]}: no schedule of this model has this size; {other_sizes(sizes, wanted)}"
     )
 
 
@@ -76,6 +74,14 @@ def sizes_of(model: Any) -> dict[tuple[int, int], tuple[float, str | None]]:
     for name, ratio, grid in model.shapes():
         found.setdefault((grid.h * model.config.stride, grid.w * model.config.stride), (1 / ratio, name))
     return found
+
+
+def other_sizes(sizes: Collection[tuple[int, int]], wanted: tuple[int, int], width_first: bool = False) -> str:
+    """The end of an error: which sizes there are instead of the one asked for, all as (height, width)."""
+    near = nearest_sizes(sizes, wanted)
+    named = ", ".join(f"{w}x{h}" if width_first else f"{h}x{w}" for h, w in near)
+    order = "width x height" if width_first else "height x width"
+    return f"{'the nearest are' if len(near) < len(sizes) else 'it has'} {named} ({order})"
 
 
 def nearest_sizes(sizes: Iterable[tuple[int, int]], wanted: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,1 +1,1 @@
-"""Doors for people who do not write Python: an HTTP server, a web page, and batch jobs."""
+"""Interfaces for people who do not write Python: an HTTP server, a web page, and batch jobs."""

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from stepvar.checkpoints import LoadedModel
+from stepvar.checkpoints import EMBEDDED, LoadedModel
+from stepvar.checkpoints.examples import EXAMPLES
 from stepvar.errors import UsageError
 from stepvar.methods import all_methods
 from stepvar.models.var import VAR
 from stepvar.pipeline import Pipeline
-from stepvar.serving.web.offers import EXAMPLES, Offer
+from stepvar.serving.web.offers import Offer
 from stepvar.text.words import UnknownWordWarning
 
 
@@ -50,10 +51,11 @@ def test_a_model_of_classes_takes_no_negative_prompt_and_has_one_shape(tiny_var:
     assert offer.argument == "class_labels" and not offer.negative and len(offer.shapes) == 1
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_examples_have_only_words_that_the_model_knows(name: str, recwarn: pytest.WarningsRecorder) -> None:
     pipe = Pipeline.from_pretrained(name)
-    assert Offer.of(pipe, pipe.family.video).negative
+    offer, examples = Offer.of(pipe, pipe.family.video), EXAMPLES[name]
+    assert offer.negative and offer.examples == examples.offered
     encoder: Any = pipe.text_encoder
-    encoder.encode(EXAMPLES[name])
+    encoder.encode(examples.textured + examples.offered)
     assert not [one for one in recwarn if one.category is UnknownWordWarning]

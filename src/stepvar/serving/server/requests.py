@@ -20,7 +20,7 @@ from stepvar.media.video_files import check_video_suffix
 from stepvar.methods import Method, make_method
 from stepvar.methods.registry import AUTO, METHODS, all_methods, is_class_path
 from stepvar.models.inputs import GenerationInputs
-from stepvar.models.shapes import NAMED, nearest_sizes, shape_of_size, sizes_of
+from stepvar.models.shapes import other_sizes, shape_of_size, sizes_of
 from stepvar.pipeline import Pipeline
 from stepvar.serving.server.schema import ImageFields, VideoRequest
 from stepvar.serving.server.settings import ServerSettings
@@ -250,9 +250,8 @@ def _size(text: str, pipe: Pipeline, settings: ServerSettings) -> tuple[int, int
         raise UsageError(f"size={shown(text)}: at most {settings.max_pixels} pixels here; ask for fewer")
     sizes = sizes_of(pipe.model)
     if (height, width) not in sizes:
-        near = ", ".join(f"{w}x{h}" for h, w in nearest_sizes(sizes, (height, width)))
-        said = "the nearest are" if len(sizes) > NAMED else "it has"
-        raise UsageError(f"size={shown(text)}: this model has no such size; {said} {near} (width x height)")
+        near = other_sizes(sizes, (height, width), width_first=True)
+        raise UsageError(f"size={shown(text)}: this model has no such size; {near}")
     return width, height
 
 

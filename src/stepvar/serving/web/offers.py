@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Literal
 
+from stepvar.checkpoints.examples import EXAMPLES
 from stepvar.errors import UsageError
 from stepvar.methods import all_methods, make_method
 from stepvar.methods.base import Method
@@ -16,17 +17,6 @@ from stepvar.pipeline import Pipeline
 
 Budget = Literal["keep", "speedup"]
 """How much a method may compute: a share of the tokens, or so little that it is this many times as fast."""
-
-EXAMPLES = {
-    "scenes": (
-        "a red striped circle left of a large blue star on grass",
-        "a small yellow heart on sand",
-        "a large green square on water",
-    ),
-    "scenes-video": ("a large red circle moving right on grass", "a small blue star moving left on sand"),
-    "wardrobe": ("a red t-shirt on a white ground", "blue pants on a beige ground", "a black dress on a grey ground"),
-}
-"""Prompts for the embedded models, each of which knows the words of its own captions only."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,7 @@ class Offer:
             edits=pipe.family.edits,
             shapes=tuple(_shapes(pipe))[: 1 if pipe.family.edits else None],
             methods=tuple(_methods(pipe, length(pipe, video))),
-            examples=EXAMPLES.get(pipe.name, ()),
+            examples=EXAMPLES[pipe.name].offered if pipe.name in EXAMPLES else (),
         )
 
     def method(self, name: str) -> MethodOffer:

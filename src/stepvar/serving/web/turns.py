@@ -55,7 +55,7 @@ class Turns:
         ticket, told = object(), 0
         with self._changed:
             if len(self._line) > self.most:
-                raise BusyError(f"{self.most} requests wait already, which is as many as may; try again in a while.")
+                raise BusyError(f"{self.most} requests wait already, and no more may; try again in a while.")
             self._line.append(ticket)
         try:
             with self._changed:
