@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Protocol
 
@@ -20,6 +21,10 @@ CPU_PIECE, DEVICE_PIECE = 2**15 - 1, 2**22
 On the CPU PyTorch runs operations of this size in one thread. More threads would have to meet after each of thousands
 of operations, which takes seconds where other processes use the cores, too.
 """
+
+WORTH_THREADS = 2**17
+"""So many numbers of several images are sampled by several threads: one takes 20 ns for each, so that the numbers of a
+large batch of small images would take longer than a GPU takes for the images."""
 
 FORMAT = torch.float32
 """Of all random variables, whatever the default of the process is."""
@@ -74,10 +79,7 @@ class SeededNoise:
         names = [f"{seed}/{scale}" for seed in self.seeds]
         if size[-1] > 2:
             return _hashed(names, prod(size), device).view(-1, *size)
-        draws = [
-            torch.empty(size, dtype=FORMAT, device="cpu").exponential_(generator=_generator(name)) for name in names
-        ]
-        return to_device_async(torch.stack(draws), device)
+        return to_device_async(_sampled(names, size, torch.Tensor.exponential_), device)
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return drawn
@@ -87,9 +89,26 @@ class SeededNoise:
         names = [f"{seed}/{scale}/normal/{turn}" for seed in self.seeds]
         if isinstance(turn, str):
             return _hashed_normal(names, prod(size), device).view(-1, *size)
-        streams = map(_generator, names)
-        draws = [torch.empty(size, dtype=FORMAT, device="cpu").normal_(generator=stream) for stream in streams]
-        return to_device_async(torch.stack(draws), device)
+        return to_device_async(_sampled(names, size, torch.Tensor.normal_), device)
+
+
+def _sampled(names: Sequence[str], size: Sequence[int], draw: Callable[..., Tensor]) -> Tensor:
+    """Random variables (B, ...) of the CPU, a stream for each name; ``draw`` fills a tensor from a ``generator``."""
+    # Outside of inference mode, which other threads are not in: they may not write into one of its tensors.
+    with torch.inference_mode(False):
+        draws = torch.empty(len(names), *size, dtype=FORMAT, device="cpu")
+    workers = min(len(names), torch.get_num_threads()) if draws.numel() >= WORTH_THREADS else 1
+
+    def fill(row: Tensor, name: str) -> None:
+        draw(row, generator=_generator(name))
+
+    if workers > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(fill, draws, names))
+    else:
+        for row, name in zip(draws, names, strict=True):
+            fill(row, name)
+    return draws
 
 
 def _digest(name: str) -> bytes:
