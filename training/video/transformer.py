@@ -25,7 +25,7 @@ from stepvar.models.infinity_star.transformer import Block, InfinityStarTransfor
 from stepvar.models.layers import Attend, Rotary
 from stepvar.text import WordEncoder
 from stepvar.utils.device import to_device_async
-from training.loop import command_line, write_card
+from training.loop import command_line, earlier_runs, write_card
 from training.video.convolution import fold_convolutions, folding_is_faster
 from training.video.data import ClipSource
 from training.video.presets import VideoPreset
@@ -46,7 +46,7 @@ of use once it knows something: behind ``--init`` from the start, else from that
 IMAGE = 2
 """Weight of the passes of the image in front of the clip."""
 FAMILY = "infinity_star"
-DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.6}
+DEFAULTS = {"guidance_scale": 5.0, "temperature": 0.6}
 
 
 @dataclass(frozen=True)
@@ -340,8 +340,8 @@ class Trainer:
         save_weights(folder / "tokenizer.safetensors", self.tokenizer.state_dict(), torch.float16, packed=True)
         save_weights(folder / "text_encoder.safetensors", mean.text.state_dict(), torch.float16)
         write_config(folder, FAMILY, "scenes-video", self.preset.model.to_dict(), DEFAULTS, self.preset.text)
-        card = self.stage.info(self.options) | {"command": command_line("video.transformer")}
-        write_card(folder / "training.json", card)
+        run = self.stage.info(self.options) | {"command": command_line("video.transformer")}
+        write_card(folder / "training.json", {"runs": [*earlier_runs(self.options.init), run]})
 
     def run(self) -> bool:
         """Trains until the time is up, and says whether all of it is."""
