@@ -148,13 +148,15 @@ def described(
     own["device"] = pipe.device.type  # whichever of several
     own["model"] = arguments.name or slug(Path(arguments.model).name)
     own["prompts"] = {"source": Path(prompts.source).name, "count": len(prompts), "texts": prompts.digest}
-    own["cache"] = cache_of(pipe, Dense())
-    listed = [{"cache": _cache(pipe, entrant), **entrant.to_dict()} for entrant in taking_part]
+    own["cache"] = dense = cache_of(pipe, Dense())
+    listed = [entrant.to_dict() | {"cache": _cache(pipe, entrant, dense)} for entrant in taking_part]
     return {"leaderboard": own, "entrants": listed}
 
 
-def _cache(pipe: Pipeline, entrant: Entrant) -> int:
-    return int(entrant.more.get("cache") or cache_of(pipe, entrant.method))
+def _cache(pipe: Pipeline, entrant: Entrant, dense: int) -> int:
+    """In bytes: a file knows the share of dense's, whatever the number format was."""
+    share = entrant.more.get("cache_share")
+    return cache_of(pipe, entrant.method) if share is None else round(share * dense)
 
 
 def cache_of(pipe: Pipeline, method: Method) -> int:

@@ -72,12 +72,13 @@ class Clock:
 
 
 def with_costs(pipe: Pipeline, found: Sequence[Entrant], settings: Settings, clock: Clock | None) -> list[Entrant]:
-    """The same with their operations, cache and, with a clock, times."""
+    """The same with their operations, cache as a share of that of dense and, with a clock, times."""
     counted, known = counted_speedup(pipe, settings), []
+    dense = pipe.dry_run(Dense().plan(settings, pipe.model.info, 1), Dense()).cache
     for entrant in found:
         method = entrant.method
         plan = method.plan(settings, pipe.model.info, 1)
-        more: dict[str, Any] = {"operations": counted(method), "cache": pipe.dry_run(plan, method).cache}
+        more: dict[str, Any] = {"operations": counted(method), "cache_share": pipe.dry_run(plan, method).cache / dense}
         if clock is not None and method.static and not entrant.resampled:
             more["measured"] = clock.times(method)
         known.append(replace(entrant, more=more))
@@ -103,7 +104,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[Ent
             method = method.speedup_schedule(settings)[stage](1 - left)
         if repr(method) != row["settings"]:
             raise UsageError(f"entrant {row['label']}: is {method!r} now, and was {row['settings']}; choose them again")
-        more = {name: row[name] for name in ("operations", "cache", "measured") if name in row}
+        more = {name: row[name] for name in ("operations", "cache_share", "measured") if name in row}
         setting = None if row["setting"] is None else (row["setting"][0], row["setting"][1])
         found.append(Entrant(row["label"], method, row["budget"], row["speedup"], row["resampled"], setting, more))
     return distinct(found)
