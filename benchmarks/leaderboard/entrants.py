@@ -106,9 +106,10 @@ def entrants(
 
 
 def distinct(given: Sequence[Entrant]) -> list[Entrant]:
-    """Without those that would generate what an earlier one generates."""
+    """In the order of :func:`labelled`, without those that would generate what an earlier one generates."""
     found: list[Entrant] = []
-    for own in given:
+    places = {label: place for place, label in enumerate(labelled())}
+    for own in sorted(given, key=lambda own: places.get(own.label.partition("@")[0], len(places))):
         if all(own.method != other.method or own.resampled != other.resampled for other in found):
             found.append(own)
     return found

@@ -183,18 +183,27 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-NULLS = ("random", "skip-last")
-"""Baselines that nobody is to be recommended."""
+NOT_ADVISED = ("random", "skip-last", "sparvar")
+"""Baselines, and sparse attention, whose saved operations have not saved time so far."""
 
 
 def ranking(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """By budget, what ``--method auto`` may choose, nearest to dense first."""
+    """By budget, what ``--method auto`` may choose, nearest to dense first.
+
+    What is certainly less accurate than dense is left out.
+    """
     known, found = named_settings(), dict[str, list[dict[str, Any]]]()
     for budget in result["settings"]["budgets"]:
         rows = [entry for entry in result["entries"] if at_budget(entry, budget) and "psnr" in entry]
+        rows = [entry for entry in rows if not _less_accurate(entry)]
         for entry in sorted(rows, key=lambda entry: -entry["psnr"]["mean"]):
             name, settings = known.get(entry["label"].partition("@")[0], ("", {}))
-            if name and not name.startswith(NULLS):
+            if name and not name.startswith(NOT_ADVISED):
                 row = {"method": name, "settings": settings, "psnr": round(entry["psnr"]["mean"], 3)}
                 found.setdefault(f"{budget:g}", []).append(row)
     return found
+
+
+def _less_accurate(entry: Entry) -> bool:
+    """Whether the interval of the difference in accuracy from dense is below 0."""
+    return bool(entry["accuracy"]) and entry["accuracy"]["against_dense"]["high"] < 0

@@ -308,11 +308,16 @@ def test_stored_figures_keep_their_tables(name: str) -> None:
 
 
 def test_auto_may_choose_what_stands_at_a_budget_but_no_baseline(tmp_path: Path) -> None:
-    def entry(label: str, psnr: float, budget: float | None = 1.6, speedup: float = 1.6) -> dict[str, Any]:
-        return {"label": label, "budget": budget, "speedup": speedup, "psnr": {"mean": psnr}}
+    def entry(
+        label: str, psnr: float, budget: float | None = 1.6, speedup: float = 1.6, high: float | None = None
+    ) -> dict[str, Any]:
+        accuracy = {} if high is None else {"against_dense": {"high": high}}
+        return {"label": label, "budget": budget, "speedup": speedup, "psnr": {"mean": psnr}, "accuracy": accuracy}
 
     entries = [
-        entry("stepvar@1.6", 30.0),
+        entry("stepvar@1.6", 30.0, high=0.01),
+        entry("high-pass@1.6", 34.0, high=-0.01),  # certainly less accurate than dense
+        entry("sparvar+stepvar@1.6", 34.0),
         entry("random@1.6", 33.0),
         entry("stepvar+drop-guidance last=2@1.6", 31.0),
         entry("drop-guidance last=2", 32.0, None, 1.56),

@@ -1,0 +1,125 @@
+"""Entrants of a leaderboard in files: what is counted or measured is what takes part, in every shard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.leaderboard import __main__ as board
+from benchmarks.leaderboard import chosen, tables
+from benchmarks.leaderboard.chosen import Clock, from_rows, read_chosen, to_rows
+from benchmarks.leaderboard.entrants import Entrant, distinct, entrants, labelled
+from stepvar.errors import UsageError
+from stepvar.evaluation.prompts import Prompt
+from stepvar.evaluation.scenes.grammar import held_out_scenes
+from stepvar.methods import Dense, make_method
+from stepvar.pipeline import Pipeline
+from tests.benchmarks.test_leaderboard import SCHEDULE, speedup_of
+from tests.cli.conftest import shared_model
+from tests.helpers import make_settings
+
+__all__ = ["shared_model"]
+
+SETTINGS = make_settings(SCHEDULE, 3.0)
+
+
+def test_rows_give_the_entrants_again() -> None:
+    found = entrants(speedup_of, SETTINGS, budgets=(1.3, 2.0))
+    again = from_rows(json.loads(json.dumps(to_rows(found))), SETTINGS)
+    assert again == found and {own.resampled for own in again} == {0, 1, 2}
+    assert {own.setting is None for own in again} == {True, False}
+
+
+def test_shards_are_the_whole() -> None:
+    whole = entrants(speedup_of, SETTINGS, budgets=(1.6,))
+    parts = [own for number in range(3) for own in entrants(speedup_of, SETTINGS, (1.6,), shard=(number, 3))]
+    assert distinct(parts) == whole and len(parts) > len(whole)
+
+
+def test_what_generates_the_same_takes_part_once() -> None:
+    one, floor = Entrant("one", make_method("stepvar")), Entrant("floor-1", Dense(), resampled=1)
+    assert distinct([one, replace(one, label="two"), floor, replace(floor, label="floor-2", resampled=2)]) == [
+        one,
+        floor,
+        replace(floor, label="floor-2", resampled=2),
+    ]
+
+
+def test_a_method_that_has_changed_is_refused(tmp_path: Path) -> None:
+    (row,) = to_rows([Entrant("stepvar", labelled()["stepvar"])])
+    with pytest.raises(UsageError, match=r"entrant stepvar: is StepVAR\(.*choose them again"):
+        from_rows([row | {"settings": "StepVAR(other=1)"}], SETTINGS)
+    one, other, none = (tmp_path / f"{name}.json" for name in ("one", "other", "none"))
+    one.write_text(json.dumps({"equal": "time", "budgets": [1.3], "entrants": [row]}))
+    other.write_text(json.dumps({"equal": "operations", "budgets": [1.3], "entrants": [row]}))
+    none.write_text("{}")
+    assert read_chosen([one, one], SETTINGS)[:2] == ("time", [1.3])
+    with pytest.raises(UsageError, match=r"other.json: was chosen by another cost or budgets than .*one.json"):
+        read_chosen([one, other], SETTINGS)
+    with pytest.raises(UsageError, match="is no choice of entrants"):
+        read_chosen([none], SETTINGS)
+
+
+def test_a_clock_measures_a_method_once(shared_model: Path) -> None:
+    clock = Clock(Pipeline.from_pretrained(shared_model, engine="eager"), ["a red circle"])
+    method = make_method("stepvar", keep=0.5, last=1)
+    found = clock.times(method)
+    assert 0 < found["min"] <= found["median"] == clock(method) <= found["max"]
+    assert clock.times(make_method("stepvar", keep=0.5, last=1)) is found
+    with pytest.raises(UsageError, match="decides by the image"):
+        clock(make_method("sparsevar:threshold"))
+
+
+def choose(model: Path, out: Path, *more: str) -> dict[str, Any]:
+    chosen.main(["--model", str(model), "--out", str(out), "--methods", "high-pass", "random", *more])
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def test_a_leaderboard_takes_what_was_chosen(shared_model: Path, tmp_path: Path) -> None:
+    counted = choose(shared_model, tmp_path / "counted.json", "--budgets", "1.3")
+    prompts = tmp_path / "mine.txt"
+    prompts.write_text("a red circle\na blue circle\n")
+    timed = choose(shared_model, tmp_path / "timed.json", "--of", str(tmp_path / "counted.json"), "--batch", "2")
+    assert timed["equal"] == counted["equal"] == "operations" and timed["budgets"] == [1.3]
+    assert all(0 < row["cache_share"] <= 1 <= row["operations"] for row in timed["entrants"])
+    options = ["--model", str(shared_model), "--prompts", str(prompts), "--results", str(tmp_path), "--name", "tiny"]
+    board.main([*options, "--out", str(tmp_path / "board"), "--batch", "2", "--entrants", str(tmp_path / "timed.json")])
+    result = json.loads((tmp_path / "leaderboard-tiny.json").read_text())
+    assert result["settings"]["equal"] == "operations" and result["timed"] == "chosen"
+    measured = {row["label"]: row["measured"]["median"] for row in timed["entrants"]}
+    assert {"high-pass@1.3", "random@1.3"} <= set(measured)
+    for entry in result["entries"]:
+        assert entry["measured"]["median"] == pytest.approx(measured[entry["label"]], rel=1e-4)
+        assert 0 < entry["cache"] <= result["settings"]["cache"]
+    text = tables.markdown(result)
+    assert "### 1.3 times fewer operations" in text and "dense and the method in turn" in text and "| time |" in text
+    result["settings"]["equal"] = "time"
+    assert "### 1.3 times as fast" in tables.markdown(result)
+
+
+def test_equal_times_are_searched_by_the_clock(
+    shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times(self: Clock, method: Any) -> dict[str, float]:
+        left = getattr(method, "keep", 1.0)
+        return {"median": 2 - left, "min": 1.0, "max": 2.0}  # a machine of its own
+
+    monkeypatch.setattr(Clock, "times", times)
+    found = choose(shared_model, tmp_path / "timed.json", "--equal", "time", "--budgets", "1.5")
+    rows = {row["label"]: row for row in found["entrants"]}
+    assert found["equal"] == "time" and {"high-pass@1.5", "random@1.5"} <= set(rows)
+    for label in ("high-pass@1.5", "random@1.5"):
+        assert rows[label]["speedup"] == pytest.approx(1.5, rel=0.012)
+        assert "keep=0.5" in rows[label]["settings"] or "keep=0.49" in rows[label]["settings"]
+
+
+def test_scenes_are_told_apart_by_their_ground() -> None:
+    scenes = held_out_scenes(40, seed=1)
+    kinds = {scene.background: board.by_ground(Prompt("a", "b", scene=scene)).category for scene in scenes}
+    assert kinds["sky"] == kinds["night"] == "smooth" and kinds["brick"] == kinds["sand"] == "textured"
+    assert board.by_ground(Prompt("a", "b", "other")).category == "other"
