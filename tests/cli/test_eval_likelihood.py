@@ -81,6 +81,14 @@ def test_an_interrupted_run_goes_on(
     assert sorted(map(str, manifest(tmp_path / "run"))) == wanted
 
 
+def test_other_weights_are_another_run(shared_model: Path, run: Run, tmp_path: Path) -> None:
+    assert run(*options(shared_model, "--images", "scenes:1")).status == 0
+    before = manifest(tmp_path / "run")
+    refused = run(*options(shared_model, "--images", "scenes:1", "--quantization", "int8"))
+    assert refused.status == 2 and "holds a run with other settings" in refused.error()
+    assert manifest(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

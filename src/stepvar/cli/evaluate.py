@@ -118,7 +118,9 @@ def evaluate(
     load = partial(options.load_pipeline, model, device, dtype, variant, None, text_encoder, quantization=quantization)
     if likelihood:
         given = _given_images(images, scores is not None or reference is not None or prompts != "scenes")
-        wishes = LikelihoodOptions(out, given, captions, limit, chosen, settings, batch, dtype, command, quiet=quiet)
+        wishes = LikelihoodOptions(
+            out, given, captions, limit, chosen, settings, batch, dtype, quantization, command, quiet=quiet
+        )
         measure_likelihood(wishes, load)
         return
     if images is not None or captions is not None:

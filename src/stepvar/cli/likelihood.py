@@ -41,6 +41,7 @@ class LikelihoodOptions:
     settings: Mapping[str, Any]
     batch: int
     dtype: str
+    quantization: str | None
     command: str
     quiet: bool
 
@@ -65,7 +66,8 @@ def measure_likelihood(options: LikelihoodOptions, load: Callable[[], Pipeline])
     settings = likelihood_settings(pipe, given.captioned, options.settings)
     asked = [label for label, _ in options.methods]
     candidates = comparable(pipe, with_baselines(options.methods, floors=()), asked, settings, notes)
-    described = _describe(pipe, given, candidates, settings, notes, options.dtype)
+    model = describe_model(pipe, options.dtype, options.quantization)
+    described = _describe(pipe, given, candidates, settings, notes, model)
     folder = RunFolder.open(options.out, described, provenance(pipe.device, options.command))
     evaluation = Likelihood(pipe, given, candidates, folder, settings, options.batch)
     with (
@@ -88,7 +90,7 @@ def _describe(
     candidates: Sequence[Candidate],
     settings: Mapping[str, Any],
     notes: Mapping[str, str],
-    dtype: str,
+    model: Mapping[str, str],
 ) -> dict[str, Any]:
     """What a folder must have been made with."""
     from stepvar.evaluation.likelihood.run import KIND, computed_tokens, scale_names
@@ -96,7 +98,7 @@ def _describe(
     plain, info = pipe.settings(**settings), pipe.model.info
     return {
         "kind": KIND,
-        **describe_model(pipe, dtype),
+        **model,
         "images": {
             "source": given.source,
             "count": len(given),
