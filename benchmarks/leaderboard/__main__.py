@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import command_line
 from benchmarks.auto import update_auto
-from benchmarks.leaderboard.chosen import read_chosen
+from benchmarks.leaderboard.chosen import Choice, read_chosen
 from benchmarks.leaderboard.entrants import BUDGETS, Entrant, entrants
 from benchmarks.leaderboard.figures import RESULTS, ranking, read_folders, write_figures
 from benchmarks.study.__main__ import AGAIN, parse_shard
@@ -104,10 +104,15 @@ def evaluation_of(
     pipe: Pipeline, prompts: PromptSet, shard: tuple[int, int], arguments: argparse.Namespace
 ) -> Evaluation:
     """All that take part, in a folder that can be continued."""
-    equal, taking_part = who_takes_part(pipe, arguments)
+    choice = who_takes_part(pipe, arguments)
+    taking_part = [own for own in choice.entrants if own.label.startswith(tuple(arguments.methods or [""]))]
+    if not taking_part:
+        raise UsageError(
+            f"methods {' '.join(arguments.methods)}: no method's label begins so, or none serves the model"
+        )
     folder = RunFolder.open(
         arguments.out if shard[1] == 1 else arguments.out / f"{shard[0]}-of-{shard[1]}",
-        described(pipe, prompts, equal, taking_part, arguments),
+        described(pipe, prompts, choice, taking_part, arguments),
         provenance(pipe.device, command_line(__spec__)),
     )
     return Evaluation(
@@ -124,27 +129,26 @@ def evaluation_of(
     )
 
 
-def who_takes_part(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[str, list[Entrant]]:
-    """What is equal, operations or time, and the entrants: of files, else by operations counted here."""
+def who_takes_part(pipe: Pipeline, arguments: argparse.Namespace) -> Choice:
+    """The entrants of files, else by operations counted here."""
     settings = pipe.settings()
     if arguments.entrants:
-        equal, arguments.budgets, found = read_chosen(arguments.entrants, settings)
-        return equal, [own for own in found if not arguments.methods or own.label.startswith(tuple(arguments.methods))]
+        return read_chosen(arguments.entrants, pipe)
     found = entrants(counted_speedup(pipe, settings), settings, arguments.budgets, arguments.methods)
-    if not found:
-        raise UsageError(
-            f"methods {' '.join(arguments.methods)}: no method's label begins so, or none serves the model"
-        )
-    return "operations", found
+    return Choice("operations", arguments.budgets, found)
 
 
 def described(
-    pipe: Pipeline, prompts: PromptSet, equal: str, taking_part: Sequence[Entrant], arguments: argparse.Namespace
+    pipe: Pipeline,
+    prompts: PromptSet,
+    choice: Choice,
+    taking_part: Sequence[Entrant],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """What a folder must have been made with to be gone on with, or joined; nothing in it is of this machine alone."""
-    names = ("dtype", "engine", "seeds", "batch", "budgets", "methods")
+    names = ("dtype", "engine", "seeds", "batch", "methods")
     own: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    own["equal"] = equal
+    own |= {"equal": choice.equal, "budgets": list(choice.budgets), "timed_batch": choice.batch}
     own["device"] = pipe.device.type  # whichever of several
     own["model"] = arguments.name or slug(Path(arguments.model).name)
     own["prompts"] = {"source": Path(prompts.source).name, "count": len(prompts), "texts": prompts.digest}

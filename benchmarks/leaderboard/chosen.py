@@ -10,19 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from benchmarks import command_line
 from benchmarks.leaderboard.entrants import BUDGETS, Entrant, distinct, entrants, labelled
 from benchmarks.study.__main__ import parse_shard
 from benchmarks.study.match import TOLERANCE, SpeedupOf, counted_speedup
 from stepvar.core.plan import Settings
 from stepvar.engine import Engine
 from stepvar.errors import StepvarError, UsageError
+from stepvar.evaluation.machine import provenance
 from stepvar.methods import Dense, Method
 from stepvar.pipeline import Pipeline
 from stepvar.text import example_prompt
@@ -110,39 +112,81 @@ def from_rows(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[Ent
     return distinct(found)
 
 
-def read_chosen(paths: Sequence[Path], settings: Settings) -> tuple[str, list[float], list[Entrant]]:
-    """What is equal in some files of one choice, its budgets, and who takes part.
+@dataclass(frozen=True)
+class Choice:
+    """What a leaderboard compares.
+
+    Attributes:
+        equal: "operations" or "time".
+        budgets: how many times fewer, or as fast.
+        entrants: who takes part.
+        batch: images of a timed batch; None: no times were measured with the choice.
+    """
+
+    equal: str
+    budgets: Sequence[float]
+    entrants: Sequence[Entrant]
+    batch: int | None = None
+
+
+ABOUT = ("equal", "budgets", "model", "schedule", "batch")
+"""What files of one choice have in common; times of several machines may be joined."""
+
+
+def read_chosen(paths: Sequence[Path], pipe: Pipeline) -> Choice:
+    """The choice that some files hold together.
 
     Raises:
-        UsageError: for files that do not belong together, or cannot be read as such.
+        UsageError: for files that do not belong together or to the model, or cannot be read as such.
     """
-    files = [read_json(path) for path in paths]
-    try:
-        kinds = {(one["equal"], tuple(one["budgets"])) for one in files}
-        if len(kinds) > 1:
-            raise UsageError(f"{paths[-1]}: was chosen by another cost or budgets than {paths[0]}")
-        equal, budgets = kinds.pop()
-        return equal, list(budgets), from_rows([row for one in files for row in one["entrants"]], settings)
-    except (KeyError, TypeError, AttributeError):
-        raise UsageError(f"{paths[0]}: is no choice of entrants; make one with {__spec__.name}") from None
+    first: dict[str, Any] = {}
+    found: list[Entrant] = []
+    for path in paths:
+        content = read_json(path)
+        try:
+            about, rows = {name: content[name] for name in ABOUT}, content["entrants"]
+            found += from_rows(rows, pipe.settings())
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+            raise UsageError(f"{path}: is no choice of entrants; make one with {__spec__.name}") from None
+        first = first or about
+        differing = [name for name in ABOUT if about[name] != first[name]]
+        if differing:
+            name = differing[0]
+            raise UsageError(f"{path}: {name} {about[name]} is not {first[name]}, that of {paths[0]}; join one choice")
+    own = about_model(pipe)
+    if {name: first[name] for name in own} != own:
+        raise UsageError(f"{paths[0]}: was made for {first['model']}, {first['schedule']}; the model is {pipe.name}")
+    return Choice(first["equal"], first["budgets"], distinct(found), first["batch"])
+
+
+def about_model(pipe: Pipeline) -> dict[str, Any]:
+    schedule = pipe.settings().schedule
+    return {"model": pipe.family.name, "schedule": schedule.name}
 
 
 def choose(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
     """The file's content."""
     settings, shard = pipe.settings(), parse_shard(arguments.shard)
-    timed = arguments.equal == "time" or arguments.of
-    clock = Clock(pipe, [arguments.prompt or example_prompt(pipe.text_encoder)] * arguments.batch) if timed else None
+    by_time = arguments.equal == "time"
+    prompts = [arguments.prompt or example_prompt(pipe.text_encoder)] * arguments.batch
+    clock = Clock(pipe, prompts) if by_time or arguments.of else None
     if arguments.of:
-        equal, budgets, all_known = read_chosen(arguments.of, settings)
-        found = all_known[shard[0] :: shard[1]]
+        known = read_chosen(arguments.of, pipe)
+        choice = replace(known, entrants=known.entrants[shard[0] :: shard[1]])
     else:
-        equal, budgets = arguments.equal, arguments.budgets
-        by_time = clock is not None
-        speedup_of: SpeedupOf = clock if clock is not None else counted_speedup(pipe, settings)
+        speedup_of: SpeedupOf = counted_speedup(pipe, settings) if clock is None else clock
         tolerance = SAME_TIME if by_time else TOLERANCE
-        found = entrants(speedup_of, settings, budgets, arguments.methods, shard, tolerance)
-    rows = to_rows(with_costs(pipe, found, settings, clock))
-    return {"equal": equal, "budgets": budgets, "batch": arguments.batch, "entrants": rows}
+        names, without = arguments.methods, arguments.without
+        found = entrants(speedup_of, settings, arguments.budgets, names, without, shard, tolerance)
+        choice = Choice(arguments.equal, arguments.budgets, found)
+    return {
+        "info": provenance(pipe.device, command_line(__spec__)) | {"dtype": arguments.dtype},
+        "equal": choice.equal,
+        "budgets": list(choice.budgets),
+        **about_model(pipe),
+        "batch": None if clock is None else arguments.batch,
+        "entrants": to_rows(with_costs(pipe, choice.entrants, settings, clock)),
+    }
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -153,6 +197,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--of", type=Path, nargs="*", default=[], help="measure the times of these files' entrants")
     parser.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS))
     parser.add_argument("--methods", nargs="*", default=[], help="only labels that begin so")
+    parser.add_argument("--without", nargs="*", default=[], help="no labels that begin so")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=32, help="images of a timed batch")

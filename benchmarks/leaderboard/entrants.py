@@ -10,7 +10,7 @@ from benchmarks.study.match import TOLERANCE, SpeedupOf, match_cost
 from stepvar.core.plan import Settings
 from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import Candidate, noise_floor
-from stepvar.methods import METHODS, Method, make_method
+from stepvar.methods import METHODS, Compose, Method, make_method
 
 BUDGETS = (1.3, 1.6, 2.0)
 """Speed-ups of the loop over scales, counted in operations."""
@@ -82,10 +82,11 @@ def entrants(
     settings: Settings,
     budgets: Sequence[float] = BUDGETS,
     names: Sequence[str] = (),
+    without: Sequence[str] = (),
     shard: tuple[int, int] = (0, 1),
     tolerance: float = TOLERANCE,
 ) -> list[Entrant]:
-    """All that take part, or those whose label begins with one of ``names``.
+    """All that take part, or those whose label begins with one of ``names`` and with none of ``without``.
 
     Args:
         speedup_of: counts a method, or measures it.
@@ -94,7 +95,7 @@ def entrants(
         tolerance: costs that differ by less than this share are equal.
     """
     found: list[Entrant] = []
-    taking_part = [(label, method) for label, method in labelled().items() if _wanted(label, names)]
+    taking_part = [(label, method) for label, method in labelled().items() if _wanted(label, names, without)]
     for label, method in taking_part[shard[0] :: shard[1]]:
         if label in FIXED:
             speedup = _speedup(method, speedup_of)
@@ -120,8 +121,8 @@ def labelled() -> dict[str, Method]:
     return {label: make_method(name, **settings) for label, (name, settings) in FIXED.items()} | dict(_named())
 
 
-def _wanted(label: str, names: Sequence[str]) -> bool:
-    return not names or label.startswith(tuple(names))
+def _wanted(label: str, names: Sequence[str], without: Sequence[str] = ()) -> bool:
+    return (not names or label.startswith(tuple(names))) and not label.startswith(tuple(without))
 
 
 def _named() -> Iterator[tuple[str, Method]]:
@@ -190,6 +191,8 @@ def at_budget(
             found = match_cost(lambda left, stage=stage: stage(1 - left), speedup_of, budget, 0.0, 1.0, tolerance)  # type: ignore[misc]
         except UsageError:
             continue
+        if isinstance(method, Compose) and found.knob == 1.0:
+            continue  # its part prunes nothing there: it is the rest alone
         if abs(found.speedup / budget - 1) <= NEAR:
             return Entrant(label, found.method, budget, found.speedup, setting=(number, found.knob))
     return None

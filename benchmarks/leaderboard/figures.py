@@ -70,8 +70,9 @@ def figures(folders: Sequence[RunFolder]) -> dict[str, Any]:
     dense, timing = rows[DENSE.label], alike(run.timing)
     categories = categories_of(dense)
     known = {entry["label"]: entry for folder in folders for entry in folder.settings["entrants"]}
+    chosen = any("measured" in entry for entry in known.values())
     entries = [
-        _entry(known[label], own, dense, list(categories)) | _measured(known[label], timing)
+        _entry(known[label], own, dense, list(categories)) | _measured(known[label], timing, chosen)
         for label, own in rows.items()
         if label in known
     ]
@@ -84,7 +85,7 @@ def figures(folders: Sequence[RunFolder]) -> dict[str, Any]:
         "images": len(dense),
         "categories": categories,
         "dense_accuracy": round(float(np.mean(answers)), 5) if answers else None,
-        "timed": "chosen" if any("measured" in entry for entry in known.values()) else "run",
+        "timed": "chosen" if chosen else "run",
         "dense_again": _rounded(Spread.of(again).to_dict()) if again else None,
         "entries": entries,
         "leaders": {str(budget): leader_of(entries, rows, budget) for budget in budgets},
@@ -127,10 +128,14 @@ def _means(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _measured(entry: Entry, timing: Sequence[Row]) -> dict[str, Any]:
-    """The time of an image by dense over the method's own: as measured with its choice, else batch by batch here."""
-    if "measured" in entry:
-        return {"measured": _rounded(entry["measured"])}
+def _measured(entry: Entry, timing: Sequence[Row], chosen: bool) -> dict[str, Any]:
+    """The time of an image by dense over the method's own.
+
+    Args:
+        chosen: times were measured when the methods were chosen, of those that have one; else batch by batch here.
+    """
+    if chosen:
+        return {"measured": _rounded(entry["measured"])} if "measured" in entry else {}
     ratios = speedups(timing, entry["label"], (DENSE.label, AGAIN.label))
     return {"measured": _rounded(Spread.of(ratios).to_dict())} if ratios else {}
 
@@ -190,12 +195,12 @@ NOT_ADVISED = ("random", "skip-last", "sparvar")
 def ranking(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """By budget, what ``--method auto`` may choose, nearest to dense first.
 
-    What is certainly less accurate than dense is left out.
+    What is certainly less accurate than dense is left out, unless all are.
     """
     known, found = named_settings(), dict[str, list[dict[str, Any]]]()
     for budget in result["settings"]["budgets"]:
         rows = [entry for entry in result["entries"] if at_budget(entry, budget) and "psnr" in entry]
-        rows = [entry for entry in rows if not _less_accurate(entry)]
+        rows = [entry for entry in rows if not _less_accurate(entry)] or rows
         for entry in sorted(rows, key=lambda entry: -entry["psnr"]["mean"]):
             name, settings = known.get(entry["label"].partition("@")[0], ("", {}))
             if name and not name.startswith(NOT_ADVISED):

@@ -51,8 +51,8 @@ def _clock(result: Mapping[str, Any]) -> str:
     again, settings = result.get("dense_again"), result["settings"]
     if result.get("timed") == "chosen":
         return (
-            f" Times: how many times as fast as dense the loop over scales was, batches of {settings['batch']}, CUDA "
-            "graphs, dense and the method in turn; median (least to most)."
+            f" Times: how many times as fast as dense the loop over scales was, batches of {settings['timed_batch']}, "
+            "CUDA graphs, dense and the method in turn; median (least to most)."
         )
     if not again:
         return ""

@@ -3,7 +3,7 @@
 ``codes`` measures how many codes that are sampled from restored features differ from dense ones. ``choose`` measures
 the settings of StepVAR+ on captions that ``judge`` never sees. ``judge`` compares methods on captions that no setting
 was chosen by. All go on where they were stopped, with all methods on the same images at any time. ``summary`` writes
-the results and the table of ``--method auto``; ``python -m benchmarks.tables`` then writes the page.
+the results; ``python -m benchmarks.tables`` then writes the page.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Kept:
 def describe(entry: Entry) -> dict[str, Any]:
     """A candidate as it is kept: settings as text, since restorations are objects."""
     own = {"label": entry.label, "budget": entry.budget, "speedup": round(entry.speedup, 4)}
-    return own | {"method": repr(entry.method), "auto": list(entry.auto) if entry.auto else None}
+    return own | {"method": repr(entry.method)}
 
 
 def run(

@@ -30,38 +30,31 @@ class Entry:
         budget: the speed-up that it is compared at; None: at the nearest one.
         method: with the settings that cost as much.
         speedup: what it costs, as the dense operations over its own.
-        auto: name and settings with which ``--method auto`` builds it, without those that a speed-up decides; None:
-            it is not offered.
     """
 
     label: str
     budget: float
     method: Method
     speedup: float
-    auto: tuple[str, dict[str, Any]] | None = None
 
     @property
     def key(self) -> str:
         return f"{self.label}@{self.budget:g}"
 
 
-RIVALS: dict[str, tuple[Callable[[float], Method], tuple[str, dict[str, Any]], float]] = {
-    "stepvar": (kept("stepvar"), ("stepvar", {}), 1.0),
-    "stepvar:blend": (kept("stepvar:blend"), ("stepvar:blend", {}), 1.0),
-    "stepvar+drop-guidance": (
-        kept("stepvar+drop-guidance", **{"stepvar.last": 2, "drop-guidance.last": 1}),
-        ("stepvar+drop-guidance", {}),
-        1.4,
-    ),
-    "fastvar": (fastvar, ("fastvar", {"blocks_before": 1, "blocks_after": 1}), 1.0),
+RIVALS: dict[str, tuple[Callable[[float], Method], float]] = {
+    "stepvar": (kept("stepvar"), 1.0),
+    "stepvar:blend": (kept("stepvar:blend"), 1.0),
+    "stepvar+drop-guidance": (kept("stepvar+drop-guidance", **{"stepvar.last": 2, "drop-guidance.last": 1}), 1.4),
+    "fastvar": (fastvar, 1.0),
 }
-"""By label: the method of a share kept, how ``auto`` builds it, and the least that it saves."""
+"""By label: the method of a share kept, and the least that it saves."""
 
-FIXED: dict[str, tuple[Method, float, tuple[str, dict[str, Any]] | None]] = {
-    "drop-guidance, last scale": (DropGuidance(1), 1.3, ("drop-guidance", {})),
-    "drop-guidance, last 2 scales": (DropGuidance(2), 1.6, ("drop-guidance", {})),
-    "skip-last": (SkipLast(1), 2.0, ("skip-last", {})),
-    "skip-last+drop-guidance": (Compose(SkipLast(1), DropGuidance(2)), 2.0, None),
+FIXED: dict[str, tuple[Method, float]] = {
+    "drop-guidance, last scale": (DropGuidance(1), 1.3),
+    "drop-guidance, last 2 scales": (DropGuidance(2), 1.6),
+    "skip-last": (SkipLast(1), 2.0),
+    "skip-last+drop-guidance": (Compose(SkipLast(1), DropGuidance(2)), 2.0),
 }
 """Methods that cost what they cost, with the budget that they are nearest to."""
 
@@ -76,23 +69,23 @@ def plus_at(budget: float, speedup_of: SpeedupOf, settings: Settings, method: St
     for stage in own.speedup_schedule(settings)[:STAGES]:
         if speedup_of(stage(1.0)) >= budget:
             found = match_cost(lambda share, stage=stage: stage(1 - share), speedup_of, budget, 0.0)  # type: ignore[misc]
-            return Entry("stepvar-plus", budget, found.method, found.speedup, ("stepvar-plus", {}))
+            return Entry("stepvar-plus", budget, found.method, found.speedup)
     raise ValueError(f"budget {budget}: beyond the first {STAGES} stages of the method")
 
 
 def rivals_at(budget: float, speedup_of: SpeedupOf) -> list[Entry]:
     """The other methods at a speed-up, counted in operations, and those that cost about as much."""
     found = []
-    for label, (build, auto, least) in RIVALS.items():
+    for label, (build, least) in RIVALS.items():
         if budget > least:
             matched = match_cost(build, speedup_of, budget)
-            found.append(Entry(label, budget, matched.method, matched.speedup, auto))
+            found.append(Entry(label, budget, matched.method, matched.speedup))
     if budget == NULL[0]:
         matched = match_cost(NULL[1], speedup_of, budget)
         found.append(Entry("random, no codes of pruned tokens", budget, matched.method, matched.speedup))
-    for label, (method, nearest, offered) in FIXED.items():
+    for label, (method, nearest) in FIXED.items():
         if nearest == budget:
-            found.append(Entry(label, budget, method, speedup_of(method), offered))
+            found.append(Entry(label, budget, method, speedup_of(method)))
     return found
 
 

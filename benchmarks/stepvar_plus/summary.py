@@ -1,4 +1,4 @@
-"""From measurements to ``benchmarks/results/stepvar-plus.json``, and to the table that ``--method auto`` reads."""
+"""From measurements to ``benchmarks/results/stepvar-plus.json``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.auto import AUTO, update_auto
 from stepvar.evaluation.report.tables import interval, is_certain, percents, to_markdown
 from stepvar.evaluation.statistics import Interval, bootstrap, paired
 from stepvar.utils.files import write_text
@@ -22,8 +21,8 @@ Rows = Mapping[str, Mapping[str, Any]]
 """The measurements of one candidate, by caption."""
 
 
-def summarise(folder: Path, results: Path = RESULTS, auto: Path = AUTO) -> None:
-    """Writes both files, of the parts that were measured; ``judge`` has to be among them."""
+def summarise(folder: Path, results: Path = RESULTS) -> None:
+    """Writes the file, of the parts that were measured; ``judge`` has to be among them."""
     parts = {
         path.stem: json.loads(path.read_text("utf-8"))
         for path in (folder / f"{part}.json" for part in ("codes", "choose", "judge"))
@@ -36,7 +35,6 @@ def summarise(folder: Path, results: Path = RESULTS, auto: Path = AUTO) -> None:
     if "codes" in parts:
         found["codes"] = codes(parts["codes"])
     write_text(results, json.dumps(_rounded(found), indent=1, allow_nan=False) + "\n")
-    update_auto(judge["info"]["model"], _rounded(ranking(found["compared"])), judge["info"], auto)
 
 
 def codes(kept: Mapping[str, Any]) -> dict[str, float]:
@@ -52,16 +50,14 @@ def comparison(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows: Mapping[str, Rows] = kept["rows"]
     names = shared_captions(rows)
     dense = rows[DENSE]
-    better = more_accurate(kept, names)
     found = []
     for key, entry in kept["entries"].items():
         own = rows[key]
-        row = {name: entry[name] for name in ("label", "budget", "speedup", "auto")} | {"images": len(names)}
+        row = {name: entry[name] for name in ("label", "budget", "speedup")} | {"images": len(names)}
         row["accuracy"] = accuracy(own, names).to_dict()
         if key != DENSE:
             plus = rows[f"{OWN}@{entry['budget']:g}"]
             row["accuracy_against_dense"] = accuracy(own, names, dense).to_dict()
-            row["more_accurate"] = better[key]
             for measure in ("psnr", "ssim", "high_frequency"):
                 row[measure] = bootstrap(values(own, names, measure)).to_dict()
             for measure in ("psnr", "ssim"):
@@ -70,38 +66,6 @@ def comparison(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
                 ).to_dict()
         found.append(row)
     return found
-
-
-def more_accurate(kept: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
-    """By candidate, the methods that ``auto`` may choose at the same cost and that certainly answer more right."""
-    rows, entries = kept["rows"], kept["entries"]
-    return {
-        key: [
-            other["label"]
-            for other_key, other in entries.items()
-            if other_key != key
-            and other["auto"] is not None
-            and other["budget"] == entry["budget"]
-            and accuracy(rows[key], names, rows[other_key]).high < 0
-        ]
-        for key, entry in entries.items()
-    }
-
-
-def ranking(compared: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """By cost, the methods that ``auto`` may choose: nearest to dense first.
-
-    One that is certainly less accurate than another at the same cost is left out. Each is held to the others and not to
-    dense: what all of them lose against dense on a few captions says nothing about which to take.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(compared, key=lambda row: -row.get("psnr", {"mean": 0})["mean"]):
-        if row["auto"] is None or row["more_accurate"]:
-            continue
-        method, given = row["auto"]
-        names = {"method": method, "settings": given, "psnr": row["psnr"]["mean"]}
-        found.setdefault(f"{row['budget']:g}", []).append(names)
-    return dict(sorted(found.items()))
 
 
 def settings(kept: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.leaderboard import __main__ as board
 from benchmarks.leaderboard import chosen, tables
-from benchmarks.leaderboard.chosen import Clock, from_rows, read_chosen, to_rows
+from benchmarks.leaderboard.chosen import Choice, Clock, from_rows, read_chosen, to_rows
 from benchmarks.leaderboard.entrants import Entrant, distinct, entrants, labelled
 from stepvar.errors import UsageError
 from stepvar.evaluation.prompts import Prompt
@@ -49,19 +49,41 @@ def test_what_generates_the_same_takes_part_once() -> None:
     ]
 
 
-def test_a_method_that_has_changed_is_refused(tmp_path: Path) -> None:
+def test_a_method_that_has_changed_is_refused() -> None:
     (row,) = to_rows([Entrant("stepvar", labelled()["stepvar"])])
     with pytest.raises(UsageError, match=r"entrant stepvar: is StepVAR\(.*choose them again"):
         from_rows([row | {"settings": "StepVAR(other=1)"}], SETTINGS)
-    one, other, none = (tmp_path / f"{name}.json" for name in ("one", "other", "none"))
-    one.write_text(json.dumps({"equal": "time", "budgets": [1.3], "entrants": [row]}))
-    other.write_text(json.dumps({"equal": "operations", "budgets": [1.3], "entrants": [row]}))
-    none.write_text("{}")
-    assert read_chosen([one, one], SETTINGS)[:2] == ("time", [1.3])
-    with pytest.raises(UsageError, match=r"other.json: was chosen by another cost or budgets than .*one.json"):
-        read_chosen([one, other], SETTINGS)
-    with pytest.raises(UsageError, match="is no choice of entrants"):
-        read_chosen([none], SETTINGS)
+
+
+def test_files_that_do_not_belong_together_are_refused(shared_model: Path, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(shared_model, engine="eager")
+    rows = to_rows([Entrant("stepvar", labelled()["stepvar"])])
+    whole = {"equal": "time", "budgets": [1.3], **chosen.about_model(pipe), "batch": 2, "entrants": rows}
+
+    def written(name: str, **more: Any) -> Path:
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(whole | more))
+        return path
+
+    one = written("one")
+    assert read_chosen([one, one], pipe) == Choice("time", [1.3], from_rows(rows, pipe.settings()), 2)
+    with pytest.raises(UsageError, match=r"other.json: batch 4 is not 2, that of .*one.json; join one choice"):
+        read_chosen([one, written("other", batch=4)], pipe)
+    with pytest.raises(UsageError, match=r"one.json: was made for var, .*; the model is"):
+        read_chosen([written("one", model="var")], pipe)
+    beyond = [rows[0] | {"setting": [99, 0.5]}]
+    broken: dict[str, Any]
+    for broken in ({"entrants": [{}]}, {"entrants": beyond}, {"entrants": 3}):
+        with pytest.raises(UsageError, match=r"broken.json: is no choice of entrants; make one with"):
+            read_chosen([written("one"), written("broken", **broken)], pipe)
+
+
+def test_a_composition_that_prunes_nothing_is_the_rest_alone() -> None:
+    labels = {own.label for own in entrants(speedup_of, SETTINGS, budgets=(1.3, 1.6, 2.0))}
+    found = [own for own in entrants(speedup_of, SETTINGS) if own.setting and own.setting[1] == 1.0]
+    assert not [own for own in found if "+" in own.label.partition("@")[0]]
+    kept = {own.label for own in entrants(speedup_of, SETTINGS, without=("stepvar", "random"))}
+    assert kept == {label for label in labels if not label.startswith(("stepvar", "random"))}
 
 
 def test_a_clock_measures_a_method_once(shared_model: Path) -> None:

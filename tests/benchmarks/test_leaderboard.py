@@ -331,6 +331,9 @@ def test_auto_may_choose_what_stands_at_a_budget_but_no_baseline(tmp_path: Path)
         {"method": "stepvar", "settings": {}, "psnr": 30.0},
     ]
     assert [row["method"] for row in found["2"]] == ["fastvar:hart"]
+    worse = [entry("stepvar@1.6", 30.0, high=-0.01), entry("high-pass@1.6", 34.0, high=-0.02)]
+    all_are = figures.ranking({"settings": {"budgets": [1.6]}, "entries": worse})
+    assert [row["method"] for row in all_are["1.6"]] == ["high-pass", "stepvar"]
     path = tmp_path / "auto.json"
     update_auto("one", found, {"machine": "a"}, path)
     update_auto("two", {"2": []}, {"machine": "b"}, path)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from stepvar.errors import MethodError, StepvarError, UsageError
-from stepvar.methods import Method, Pruning
+from stepvar.methods import Compose, DropGuidance, Method, Pruning
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,39 @@ def test_calls_alike_are_planned_once(pipe):
     pipe(class_labels=[1, 2], seed=1, method=Counting())
     pipe(class_labels=1, seed=1, guidance_scale=0.0, method=Counting())
     assert Counting.asked >= 4 * asked
+
+
+@dataclass(frozen=True)
+class Listing(Method):
+    name: ClassVar[str] = "listing"
+    asked: ClassVar[int] = 0
+    shares: Any = ()
+
+    def tokens_at(self, step, layer, depth):
+        type(self).asked += 1
+        return step.grid.size
+
+
+def test_what_cannot_be_told_apart_is_planned_anew(pipe):
+    for _ in range(2):
+        before = Listing.asked
+        pipe(class_labels=1, seed=1, method=Listing(shares=np.zeros(2000)))
+        assert Listing.asked > before
+
+
+def test_a_class_that_was_written_again_is_another_method(pipe):
+    def written(count):
+        @dataclass(frozen=True)
+        class Mine(Counting):
+            name: ClassVar[str] = "mine"
+
+            def tokens_at(self, step, layer, depth):
+                asked.append(count)
+                return step.grid.size
+
+        return Mine()
+
+    asked: list[int] = []
+    for count in (1, 2):
+        pipe(class_labels=1, seed=1, method=Compose(written(count), DropGuidance(last=1)))
+    assert set(asked) == {1, 2}

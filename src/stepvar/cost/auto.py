@@ -1,7 +1,8 @@
 """Which method for a model and a speed-up: ``--method auto``, by the comparison of methods that was made of the model.
 
-The tables are the file ``auto.json`` of this folder, which ``python -m benchmarks.stepvar_plus`` writes: for each model
-and each cost the methods that were compared at it, the one whose images were nearest to dense ones first.
+The tables are the file ``auto.json`` of this folder, which ``python -m benchmarks.leaderboard --figures --auto MODEL``
+writes: for each model and each cost the methods that were compared at it, the one whose images were nearest to dense
+ones first.
 """
 
 from __future__ import annotations

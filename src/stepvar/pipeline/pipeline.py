@@ -231,12 +231,19 @@ class Pipeline(Pretrained, MemoryOptions, Schedules):
 
     def _plan(self, method: Method, settings: Settings, samples: int) -> Plan:
         """The plan of a call, made once for all calls alike: on a GPU it would take as long as a small scale."""
-        key = (id(self.model), type(method), repr(method.settings()), settings, samples)
-        if key not in self._plans:
-            with blaming(method):
-                plan = method.plan(settings, self.model.info, samples)
+        key = (self.model.info, method, settings, samples)
+        try:
+            plan = self._plans.get(key)
+        except TypeError:  # a method with a setting that has no hash, such as an array
+            return self._plan_anew(method, settings, samples)
+        if plan is None:
+            plan = self._plan_anew(method, settings, samples)
             self._plans = dict([*self._plans.items(), (key, plan)][-PLANS:])
-        return self._plans[key]
+        return plan
+
+    def _plan_anew(self, method: Method, settings: Settings, samples: int) -> Plan:
+        with blaming(method):
+            return method.plan(settings, self.model.info, samples)
 
     def _generate(
         self,
