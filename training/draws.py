@@ -1,12 +1,17 @@
-"""What a model in training draws itself: the errors that generation makes, which no flips at random resemble.
+"""Wrong bits for training: flips at random, and what a model in training draws itself.
 
-Those lie where the model is unsure.
+The latter are the errors that generation makes, which no flips resemble: they lie where the model is unsure.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def flip_chances(count: int, share: float, most: float, device: torch.device) -> Tensor:
+    """The chance (count,) that a bit is flipped: up to ``most`` in a ``share`` of the pictures, 0 in the others."""
+    return torch.rand(count, device=device) * most * (torch.rand(count, device=device) < share)
 
 
 def wrong_draws(logits: Tensor, true: Tensor, shares: Tensor, temperature: Tensor) -> Tensor:

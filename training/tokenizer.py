@@ -20,6 +20,7 @@ from stepvar.evaluation.scenes.render import render
 from stepvar.models.infinity import schedule_for
 from stepvar.models.infinity.tokenizer import BitTokenizer
 from training.data import SceneSource
+from training.draws import flip_chances
 from training.loop import (
     Progress,
     averaged,
@@ -37,7 +38,7 @@ from training.pyramid import pyramid
 PEAK_LR = 1e-3
 COMMITMENT = 0.25
 DROPPED_SCALES = 0.1
-FLIPPED = 0.3
+FLIPPED, MOST_FLIPS = 0.3, 0.1
 
 
 def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
@@ -61,8 +62,7 @@ def training_loss(
     """Reconstruction through the quantiser (straight-through gradient) and commitment to the codes."""
     latent = in_bfloat16(tokenizer.encoder, images)
     count = len(latent)
-    flips = torch.rand(count, device=latent.device) * 0.1
-    flips = flips * (torch.rand(count, device=latent.device) < FLIPPED)
+    flips = flip_chances(count, FLIPPED, MOST_FLIPS, latent.device)
     scales = rng.randrange(5, len(schedule)) if rng.random() < DROPPED_SCALES else len(schedule)
     quantised = pyramid(tokenizer, latent, schedule, scales, flips).sums[-1]
     decoded = in_bfloat16(tokenizer.decoder, latent + (quantised - latent).detach())

@@ -71,6 +71,8 @@ class Options:
             "--keep-every", type=float, default=float("inf"), help="minutes between models left beside the last one"
         )
         parsed = parser.parse_args()
+        if not parsed.keep_every > 0:
+            parser.error(f"--keep-every {parsed.keep_every:g}: must be above 0; leave it out for the last model alone")
         parsed.out.mkdir(parents=True, exist_ok=True)
         group = Group.join()
         device = group.device(torch.device(parsed.device))

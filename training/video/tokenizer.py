@@ -15,6 +15,7 @@ from stepvar.evaluation.scenes.clips.grammar import held_out_clips
 from stepvar.evaluation.scenes.clips.render import render_clips
 from stepvar.models.infinity_star.codes import quantise
 from stepvar.models.infinity_star.tokenizer import VideoTokenizer
+from training.draws import flip_chances
 from training.loop import command_line, write_card
 from training.video.convolution import fold_convolutions, folding_is_faster
 from training.video.data import ClipSource
@@ -42,7 +43,7 @@ class Autoencoder(nn.Module):
         features = encode(self.tokenizer, videos)
         with torch.no_grad():
             count, device = len(videos), videos.device
-            flips = torch.rand(count, device=device) * MOST_FLIPS * (torch.rand(count, device=device) < FLIPPED)
+            flips = flip_chances(count, FLIPPED, MOST_FLIPS, device)
             quantised = pyramids(features, self.passes, flips).total
         decoded = self.tokenizer.decode(features + (quantised - features).detach(), chunk=None)
         return decoded, features, quantised

@@ -44,7 +44,7 @@ Flips at random say little of the errors that generation makes: those lie where 
 of use once it knows something: behind ``--init`` from the start, else from that part of the time on.
 """
 IMAGE = 2
-"""Weight of the passes of the image in front of the clip."""
+"""Weight of passes of one latent frame, which are those of the image in front of the clip."""
 FAMILY = "infinity_star"
 DEFAULTS = {"guidance_scale": 5.0, "temperature": 0.6}
 
@@ -233,7 +233,7 @@ class LatentPool:
 def bit_loss(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the bits, each pass's mean weighted by the root of its tokens; and that of each pass.
 
-    A pass of the image weighs twice: with a right image, most of what follows is right.
+    A pass of one latent frame weighs :data:`IMAGE` times as much: with a right image, most of what follows is right.
     """
     roots = [(IMAGE if target.shape[2] == 1 else 1) * math.sqrt(target[0, 0].numel()) for target in targets]
     losses = [

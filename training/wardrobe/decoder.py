@@ -16,6 +16,7 @@ from stepvar.core.tokens import ScaleSchedule
 from stepvar.errors import UsageError
 from stepvar.models.autoencoder import Decoder
 from stepvar.models.infinity.tokenizer import BitTokenizer
+from training.draws import flip_chances
 from training.loop import mean_module
 from training.pyramid import pyramid
 from training.wardrobe.coder import Coder
@@ -27,9 +28,8 @@ FULL_PULL_FROM = 0.1
 FLIPPED_SCALES = 2
 """How many scales, from the last one, have flipped bits: errors of coarser ones are mended by the finer ones' bits."""
 SQUARES = 30.0
-"""Weight of the mean squared error, which says what the codes hold; ten times that of training both parts. There its
-gradient in the decoder is a tenth of that of the early features, and nothing holds the discriminator's pull; with this
-weight the two are alike. What a softer copy loses in detail is for the discriminator to bring back."""
+"""Weight of the mean squared error, ten times that of training both parts. With it this error's gradient in the decoder
+is as large as that of the early features, and holds the discriminator's pull."""
 
 
 class DecoderTrainer(TokenizerTrainer):
@@ -68,7 +68,7 @@ class DecoderTrainer(TokenizerTrainer):
     def sharp_codes(self, latent: Tensor, schedule: ScaleSchedule) -> Tensor:
         """The true codes; those of some pictures with a few wrong bits, since the transformer's are not all right."""
         count, device = len(latent), latent.device
-        share = torch.rand(count, device=device) * MOST_FLIPS * (torch.rand(count, device=device) < FLIPPED)
+        share = flip_chances(count, FLIPPED, MOST_FLIPS, device)
         first, wrong = len(schedule) - FLIPPED_SCALES, []
         for index, grid in enumerate(schedule.grids):
             shape = (count, latent.shape[1], grid.h, grid.w)

@@ -19,6 +19,7 @@ from torch import Tensor
 from stepvar.checkpoints import fill_module, read_state, save_weights
 from stepvar.core.tokens import ScaleSchedule
 from stepvar.models.infinity.tokenizer import BitTokenizer
+from training.draws import flip_chances
 from training.loop import command_line, mean_module, write_card
 from training.pyramid import pyramid
 from training.wardrobe.coder import (
@@ -140,8 +141,7 @@ class TokenizerTrainer:
         """Gradients of encoder and decoder; the mean squared error."""
         count = len(pictures)
         latent = self.encode(pictures, max(SLOWEST, 1 / (self.stage.progress.step + 1)))
-        flips = torch.rand(count, device=self.device) * MOST_FLIPS
-        flips = flips * (torch.rand(count, device=self.device) < FLIPPED)
+        flips = flip_chances(count, FLIPPED, MOST_FLIPS, self.device)
         scales = len(schedule)
         if self.rng.random() < FEWER_SCALES:
             scales = self.rng.randrange(max(1, scales - 3), scales)

@@ -33,7 +33,8 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Tracing cannot read the variable, and would cut the graph at every normalisation; only tiles share statistics.
+        # Tracing cannot read the variable, and would cut the graph at every normalisation. Only tiles share statistics,
+        # and they call the decoder's levels, which stay eager where a whole decoder is compiled.
         shared = None if torch.compiler.is_compiling() else SHARED_STATISTICS.get()
         if shared is None:
             return super().forward(x)
