@@ -173,7 +173,8 @@ def test_a_quality_that_would_do_nothing_is_refused(capsys: pytest.CaptureFixtur
 
 
 def command(rows: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "stepvar", "batch", str(rows), "--out", str(out), "--method", "stepvar", *more]
+    options = ["--model", "scenes", "--method", "stepvar"]
+    return [sys.executable, "-m", "stepvar", "batch", str(rows), "--out", str(out), *options, *more]
 
 
 def environment() -> dict[str, str]:
@@ -268,8 +269,8 @@ class TestWhole:
         assert "ignores zebra" in lines["two"]["warnings"][0] and "warnings" not in lines["one"]
         for name in ("one", "two"):
             line, path = lines[name], tmp_path / f"{name}.png"
-            given = [line["prompt"], "--seed", str(line["seed"]), "--method", "stepvar", "--out", str(path), "--quiet"]
-            assert main(["generate", *given]) == 0
+            given = [line["prompt"], "--seed", str(line["seed"]), "--model", "scenes", "--method", "stepvar"]
+            assert main(["generate", *given, "--out", str(path), "--quiet"]) == 0
             assert np.array_equal(pixels(path), pixels(out / line["file"]))
 
     def test_parquet_in_and_out_whatever_the_number_of_workers(self, tmp_path: Path) -> None:
