@@ -15,7 +15,8 @@ from stepvar.utils.files import TEMPORARY
 from tests.cli.conftest import write_model
 from tests.fuzz.lines import command_line
 
-PARTS, LINES, SLOW_LINES = 6, 60, 4000
+PARTS, LINES = 6, 60
+SLOW_PARTS, SLOW_LINES = 20, 4000
 KEPT = {"old.png": b"old", "old.txt": b"old", "locked.png": b"locked", "run/run.json": b"{}", "prompts.txt": b"red\n"}
 
 
@@ -71,6 +72,8 @@ def test_command_lines_end_in_a_result_or_in_one_line(
 
 
 @pytest.mark.slow
-def test_many_command_lines(model: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in range(10_000, 10_000 + SLOW_LINES):
+@pytest.mark.parametrize("part", range(SLOW_PARTS))
+def test_many_command_lines(part: int, model: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, count = 10_000 + part * SLOW_LINES // SLOW_PARTS, SLOW_LINES // SLOW_PARTS
+    for number in range(first, first + count):
         check_line(command_line(number, model), capsys.readouterr, place)
