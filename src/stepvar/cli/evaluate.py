@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -116,34 +116,33 @@ def evaluate(
     settings = {name: value for name, value in settings.items() if value is not None}
     command = shlex.join(["stepvar", *(context.obj or [])])
     load = partial(options.load_pipeline, model, device, dtype, variant, None, text_encoder, quantization=quantization)
+    shared: dict[str, Any] = {
+        "out": out,
+        "limit": limit,
+        "methods": chosen,
+        "settings": settings,
+        "batch": batch,
+        "dtype": dtype,
+        "quantization": quantization,
+        "command": command,
+        "quiet": quiet,
+    }
     if likelihood:
         given = _given_images(images, scores is not None or reference is not None or prompts != "scenes")
-        wishes = LikelihoodOptions(
-            out, given, captions, limit, chosen, settings, batch, dtype, quantization, command, quiet=quiet
-        )
-        measure_likelihood(wishes, load)
+        measure_likelihood(LikelihoodOptions(images=given, captions=captions, **shared), load)
         return
     if images is not None or captions is not None:
         raise UsageError("images and captions: they are what --likelihood measures; add it, or leave them out")
-    names = [name.strip() for name in scores.split(",")] if scores is not None else []
     asked = QualityOptions(
-        out=out,
         model=model,
         variant=variant,
         prompts=prompts,
         seeds=numbers,
-        limit=limit,
-        methods=chosen,
-        settings=settings,
-        batch=batch,
         rounds=rounds,
         timed=timed,
-        scores=names,
+        scores=[name.strip() for name in scores.split(",")] if scores is not None else [],
         reference=reference,
-        dtype=dtype,
-        quantization=quantization,
-        command=command,
-        quiet=quiet,
+        **shared,
     )
     measure_quality(asked, load)
 

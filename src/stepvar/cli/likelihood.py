@@ -9,41 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepvar.cli.runs import describe_model, resumable, say_finished
+from stepvar.cli.runs import RunOptions, describe_model, resumable, say_finished
 from stepvar.errors import UsageError
 from stepvar.utils.progress import bar
 
 if TYPE_CHECKING:
     from stepvar.evaluation.candidates import Candidate
     from stepvar.evaluation.likelihood.images import GivenImages
-    from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
 
-@dataclass(frozen=True)
-class LikelihoodOptions:
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodOptions(RunOptions):
     """What the command line says.
 
     Attributes:
-        out: folder of the run.
-        images, captions, limit: which images, and what they show.
-        methods: with their labels.
-        settings: those of the pipeline that were given.
-        batch: images at once.
-        command: the whole line, for the report.
+        images, captions: which images, and what they show.
     """
 
-    out: Path
     images: str
     captions: Path | None
-    limit: int | None
-    methods: Sequence[tuple[str, Method]]
-    settings: Mapping[str, Any]
-    batch: int
-    dtype: str
-    quantization: str | None
-    command: str
-    quiet: bool
 
 
 def measure_likelihood(options: LikelihoodOptions, load: Callable[[], Pipeline]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepvar.cli.runs import describe_model, resumable, say_finished
+from stepvar.cli.runs import RunOptions, describe_model, resumable, say_finished
 from stepvar.errors import UsageError
 from stepvar.utils.progress import bar
 
@@ -19,45 +19,30 @@ if TYPE_CHECKING:
     from stepvar.evaluation.metrics.learned import Features
     from stepvar.evaluation.prompts import PromptSet
     from stepvar.evaluation.run import Evaluation, Measures
-    from stepvar.methods import Method
     from stepvar.pipeline import Pipeline
 
 
-@dataclass(frozen=True)
-class QualityOptions:
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions(RunOptions):
     """What the command line says.
 
     Attributes:
-        out: folder of the run.
         model, variant: whose images are generated; to know what its prompts must have before it is loaded.
-        prompts, limit: which prompts.
+        prompts: which.
         seeds: of each prompt.
-        methods: with their labels.
-        settings: those of the pipeline that were given.
-        batch: images generated at once.
         rounds, timed: how often methods are timed, and how many images at once.
         scores: of an image against its prompt.
         reference: a folder of real images.
-        command: the whole line, for the report.
     """
 
-    out: Path
     model: str
     variant: str | None
     prompts: str
     seeds: Sequence[int]
-    limit: int | None
-    methods: Sequence[tuple[str, Method]]
-    settings: dict[str, Any]
-    batch: int
     rounds: int
     timed: int
     scores: Sequence[str]
     reference: Path | None
-    dtype: str
-    quantization: str | None
-    command: str
-    quiet: bool
 
 
 def measure_quality(options: QualityOptions, load: Callable[[], Pipeline]) -> None:
