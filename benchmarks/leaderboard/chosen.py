@@ -22,6 +22,7 @@ from benchmarks.leaderboard.entrants import BUDGETS, Entrant, distinct, entrants
 from benchmarks.study.__main__ import parse_shard
 from benchmarks.study.match import TOLERANCE, SpeedupOf, counted_speedup
 from stepvar.core.plan import Settings
+from stepvar.cost.dry_run import DryRun
 from stepvar.engine import Engine
 from stepvar.errors import StepvarError, UsageError
 from stepvar.evaluation.machine import provenance
@@ -75,16 +76,20 @@ class Clock:
 
 def with_costs(pipe: Pipeline, found: Sequence[Entrant], settings: Settings, clock: Clock | None) -> list[Entrant]:
     """The same with their operations, cache as a share of that of dense and, with a clock, times."""
-    counted, known = counted_speedup(pipe, settings), []
-    dense = pipe.dry_run(Dense().plan(settings, pipe.model.info, 1), Dense()).cache
+    known, dense = [], _dry_run(pipe, Dense(), settings)
     for entrant in found:
         method = entrant.method
-        plan = method.plan(settings, pipe.model.info, 1)
-        more: dict[str, Any] = {"operations": counted(method), "cache_share": pipe.dry_run(plan, method).cache / dense}
+        own = _dry_run(pipe, method, settings)
+        operations = sum(dense.flops.values()) / sum(own.flops.values())
+        more: dict[str, Any] = {"operations": operations, "cache_share": own.cache / dense.cache}
         if clock is not None and method.static and not entrant.resampled:
             more["measured"] = clock.times(method)
         known.append(replace(entrant, more=more))
     return known
+
+
+def _dry_run(pipe: Pipeline, method: Method, settings: Settings) -> DryRun:
+    return pipe.dry_run(method.plan(settings, pipe.model.info, 1), method)
 
 
 def to_rows(found: Sequence[Entrant]) -> list[dict[str, Any]]:
