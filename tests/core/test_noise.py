@@ -1,48 +1,129 @@
-"""Random numbers: many are sampled by several threads, and are the same."""
+"""Random numbers: those of an image and a place, whatever else is asked for, and of the right distribution."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from stepvar.core import noise as noises
 from stepvar.core.noise import SeededNoise
+from stepvar.utils.hashing import mix_
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_image_alone_gets_the_draws_that_it_gets_in_a_batch(classes: int) -> None:
+    batch = SeededNoise([7, 8, 9]).exponential(2, (3, 5, classes), CPU)
+    for row, seed in enumerate([7, 8, 9]):
+        assert torch.equal(batch[row], SeededNoise([seed]).exponential(2, (1, 5, classes), CPU)[0])
+    assert not torch.equal(batch[0], batch[1])
 
 
-@pytest.mark.usefixtures("_two_threads")
-@pytest.mark.parametrize("inference", [False, True])
-def test_several_threads_give_the_same_numbers(monkeypatch, inference):
-    pools = []
+@pytest.mark.parametrize("classes", [2, 50])
+def test_scales_have_streams_of_their_own(classes: int) -> None:
+    noise = SeededNoise([3])
+    early = noise.exponential(0, (1, 25, classes), CPU)
+    late = noise.exponential(4, (1, 25, classes), CPU)
+    fresh = SeededNoise([3])
+    assert torch.equal(fresh.exponential(4, (1, 25, classes), CPU), late)  # without those of scale 0
+    assert torch.equal(noise.exponential(4, (1, 25, classes), CPU), late)  # and asked again
+    assert not torch.equal(early, late)
 
-    def pool(workers):
-        pools.append(workers)
-        return ThreadPoolExecutor(workers)
 
-    monkeypatch.setattr(noises, "ThreadPoolExecutor", pool)
-    source, shape = SeededNoise([3, 4, 5]), (3, 7, 5, 2)
+@pytest.mark.parametrize("classes", [2, 8])
+def test_neighbouring_seeds_and_scales_do_not_share_streams(classes: int) -> None:
+    draws = {
+        (seed, scale): SeededNoise([seed]).exponential(scale, (1, 8, classes), CPU)
+        for seed in range(12)
+        for scale in range(12)
+    }
+    assert len({tuple(draw.flatten().tolist()) for draw in draws.values()}) == len(draws)
 
-    def numbers():
-        return source.exponential(2, shape, CPU), source.normal(2, 0, shape, CPU)
 
-    with torch.inference_mode(inference):
-        few = numbers()
-        assert not pools
-        monkeypatch.setattr(noises, "WORTH_THREADS", 1)
-        many = numbers()
-        assert pools == [2, 2]
-        assert all(map(torch.equal, few, many))
-        many[0].mul_(2)  # as a caller may, in the mode that it is in
-    alone = SeededNoise([4]).exponential(2, (1, *shape[1:]), CPU)
-    assert torch.equal(few[0][1:2], alone)
+def uniform(draws: Tensor) -> Tensor:
+    """Exp(1) variables as uniform ones, in float64."""
+    return (-draws.double()).exp()
+
+
+def test_draws_are_exponential() -> None:
+    count = 512 * 1024
+    draws = SeededNoise([3]).exponential(1, (1, 512, 1024), CPU).flatten().double()
+    assert abs(float(draws.mean()) - 1) < 4 / count**0.5
+    assert abs(float(draws.var()) - 1) < 4 * (8 / count) ** 0.5
+    ranked = uniform(draws).sort().values
+    distance = (ranked - (torch.arange(count) + 0.5) / count).abs().max()
+    assert float(distance) * count**0.5 < 1.95  # Kolmogorov and Smirnov, 0.1 %
+    assert float(draws.min()) > 0 and torch.isfinite(draws).all()
+
+
+def test_draws_are_independent_of_their_neighbours() -> None:
+    draws = uniform(SeededNoise([3]).exponential(1, (1, 512, 1024), CPU).flatten()) - 0.5
+    for lag in (1, 2, 3, 16, 512, 1024, 4096):
+        correlation = float((draws[:-lag] * draws[lag:]).mean()) * 12
+        assert abs(correlation) * len(draws) ** 0.5 < 4.5
+    table = uniform(SeededNoise([3]).exponential(1, (1, 512, 1024), CPU)[0])
+    for axis in (0, 1):  # means of positions, and of classes
+        deviation = (table.mean(axis) - 0.5) * (12 * table.shape[axis]) ** 0.5
+        assert abs(float(deviation.square().mean()) - 1) < 0.25
+
+
+def test_hash_keys_are_functions_of_their_own() -> None:
+    """Not windows of one sequence, of which large ones would overlap."""
+    numbers = torch.arange(1 << 16, dtype=torch.int32)
+    first, second = (mix_(numbers.clone(), torch.tensor(key, dtype=torch.int32)) for key in (1, 2))
+    assert first.unique().numel() == second.unique().numel() == len(numbers)
+    for shift in (0, 1, 2, 3, 1024):
+        assert not (first[shift:] == second[: len(numbers) - shift]).any()
+
+
+def test_draws_never_change() -> None:
+    draws = SeededNoise([7]).exponential(2, (1, 2, 3), CPU)
+    assert (uniform(draws) * 2**23 - 0.5).round().flatten().long().tolist() == [
+        7747520,
+        4746156,
+        8364990,
+        5039017,
+        3865614,
+        3843363,
+    ]
+
+
+@pytest.mark.parametrize("piece", [5, 64, 1 << 20])
+def test_draws_do_not_depend_on_the_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = SeededNoise([7, 8]).exponential(2, (2, 37, 11), CPU)
+    monkeypatch.setattr(noises, "CPU_PIECE", piece)
+    assert torch.equal(SeededNoise([7, 8]).exponential(2, (2, 37, 11), CPU), wanted)
+
+
+def test_draws_depend_on_their_own_position_alone() -> None:
+    """A scale of which less is drawn keeps its numbers."""
+    whole = SeededNoise([7]).exponential(2, (1, 40, 11), CPU)
+    assert torch.equal(SeededNoise([7]).exponential(2, (1, 25, 11), CPU), whole[:, :25])
+
+
+def test_normal_draws_are_normal_and_those_of_the_image() -> None:
+    batch = SeededNoise([7, 8]).normal(3, 0, (2, 512, 255), CPU)
+    assert torch.equal(batch[1:], SeededNoise([8]).normal(3, 0, (1, 512, 255), CPU))
+    assert not torch.equal(batch, SeededNoise([7, 8]).normal(3, 1, (2, 512, 255), CPU))
+    ranked = torch.special.ndtr(batch.flatten().double().sort().values)
+    count = len(ranked)
+    distance = (ranked - (torch.arange(count) + 0.5) / count).abs().max()
+    assert float(distance) * count**0.5 < 1.95  # Kolmogorov and Smirnov, 0.1 %
+
+
+def test_bits_that_race_have_their_probability() -> None:
+    """What two classes are drawn for: the smaller number, each over its probability, decides a bit."""
+    drawn = SeededNoise(range(8)).exponential(5, (8, 1024, 32, 2), CPU)
+    for chance in (0.02, 0.5, 0.9):
+        ones = (drawn[..., 1] / chance < drawn[..., 0] / (1 - chance)).double()
+        deviation = math.sqrt(chance * (1 - chance))
+        assert abs(float(ones.mean()) - chance) < 4 * deviation / ones.numel() ** 0.5
+        by_bit = (ones.mean((0, 1)) - chance) / deviation * 8192**0.5
+        assert abs(float(by_bit.square().mean()) - 1) < 1
+        for lag in (1, 2, 32, 64):
+            product = (ones.flatten()[lag:] - chance) * (ones.flatten()[:-lag] - chance)
+            assert abs(float(product.mean())) / deviation**2 * ones.numel() ** 0.5 < 4.5

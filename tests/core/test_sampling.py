@@ -6,11 +6,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stepvar.core import noise as noise_module
 from stepvar.core.guidance import classifier_free_guidance
 from stepvar.core.noise import SeededNoise, StreamNoise
 from stepvar.core.sampling import gumbel_sample, sample, soft_weights, truncate, weighted_choice
-from stepvar.utils.hashing import mix_
 
 CPU = torch.device("cpu")
 
@@ -63,109 +61,6 @@ def test_guidance_leads_from_the_second_half_to_the_first() -> None:
     guided = classifier_free_guidance(torch.tensor([[1.0], [2.0], [10.0], [20.0]]), 3.0)
     assert guided.tolist() == [[3.0 - 20.0], [6.0 - 40.0]]
     assert torch.equal(classifier_free_guidance(torch.tensor([[1.0], [9.0]]), 1.0), torch.tensor([[1.0]]))
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-def test_image_alone_gets_the_draws_that_it_gets_in_a_batch(classes: int) -> None:
-    batch = SeededNoise([7, 8, 9]).exponential(2, (3, 5, classes), CPU)
-    for row, seed in enumerate([7, 8, 9]):
-        assert torch.equal(batch[row], SeededNoise([seed]).exponential(2, (1, 5, classes), CPU)[0])
-    assert not torch.equal(batch[0], batch[1])
-
-
-@pytest.mark.parametrize("classes", [2, 50])
-def test_scales_have_streams_of_their_own(classes: int) -> None:
-    noise = SeededNoise([3])
-    early = noise.exponential(0, (1, 25, classes), CPU)
-    late = noise.exponential(4, (1, 25, classes), CPU)
-    fresh = SeededNoise([3])
-    assert torch.equal(fresh.exponential(4, (1, 25, classes), CPU), late)  # without those of scale 0
-    assert torch.equal(noise.exponential(4, (1, 25, classes), CPU), late)  # and asked again
-    assert not torch.equal(early, late)
-
-
-@pytest.mark.parametrize("classes", [2, 8])
-def test_neighbouring_seeds_and_scales_do_not_share_streams(classes: int) -> None:
-    draws = {
-        (seed, scale): SeededNoise([seed]).exponential(scale, (1, 8, classes), CPU)
-        for seed in range(12)
-        for scale in range(12)
-    }
-    assert len({tuple(draw.flatten().tolist()) for draw in draws.values()}) == len(draws)
-
-
-def test_draws_of_bits_never_change() -> None:
-    """Published studies rest on them."""
-    batch = SeededNoise([7, 8]).exponential(2, (2, 5, 4, 2), CPU)
-    expected = [0.3105024, 2.1986492, 0.1451154, 1.2444204, 0.7618790, 1.1362768, 1.4917485, 1.0064040]
-    assert batch[1, 3].flatten().tolist() == pytest.approx(expected, rel=1e-6)
-    single = SeededNoise([0]).exponential(9, (1, 3, 2), CPU)
-    expected = [0.3252403, 0.1385376, 1.1179975, 5.1990442, 0.8137085, 0.4573180]
-    assert single.flatten().tolist() == pytest.approx(expected, rel=1e-6)
-
-
-# Draws of indices
-
-
-def uniform(draws: Tensor) -> Tensor:
-    """Exp(1) variables as uniform ones, in float64."""
-    return (-draws.double()).exp()
-
-
-def test_draws_of_codes_are_exponential() -> None:
-    count = 512 * 1024
-    draws = SeededNoise([3]).exponential(1, (1, 512, 1024), CPU).flatten().double()
-    assert abs(float(draws.mean()) - 1) < 4 / count**0.5
-    assert abs(float(draws.var()) - 1) < 4 * (8 / count) ** 0.5
-    ranked = uniform(draws).sort().values
-    distance = (ranked - (torch.arange(count) + 0.5) / count).abs().max()
-    assert float(distance) * count**0.5 < 1.95  # Kolmogorov and Smirnov, 0.1 %
-    assert float(draws.min()) > 0 and torch.isfinite(draws).all()
-
-
-def test_draws_of_codes_are_independent_of_their_neighbours() -> None:
-    draws = uniform(SeededNoise([3]).exponential(1, (1, 512, 1024), CPU).flatten()) - 0.5
-    for lag in (1, 2, 3, 16, 512, 1024, 4096):
-        correlation = float((draws[:-lag] * draws[lag:]).mean()) * 12
-        assert abs(correlation) * len(draws) ** 0.5 < 4.5
-    table = uniform(SeededNoise([3]).exponential(1, (1, 512, 1024), CPU)[0])
-    for axis in (0, 1):  # means of positions, and of classes
-        deviation = (table.mean(axis) - 0.5) * (12 * table.shape[axis]) ** 0.5
-        assert abs(float(deviation.square().mean()) - 1) < 0.25
-
-
-def test_hash_keys_are_functions_of_their_own() -> None:
-    """Not windows of one sequence, of which large ones would overlap."""
-    numbers = torch.arange(1 << 16, dtype=torch.int32)
-    first, second = (mix_(numbers.clone(), torch.tensor(key, dtype=torch.int32)) for key in (1, 2))
-    assert first.unique().numel() == second.unique().numel() == len(numbers)
-    for shift in (0, 1, 2, 3, 1024):
-        assert not (first[shift:] == second[: len(numbers) - shift]).any()
-
-
-def test_draws_of_codes_never_change() -> None:
-    draws = SeededNoise([7]).exponential(2, (1, 2, 3), CPU)
-    assert (uniform(draws) * 2**23 - 0.5).round().flatten().long().tolist() == [
-        7747520,
-        4746156,
-        8364990,
-        5039017,
-        3865614,
-        3843363,
-    ]
-
-
-@pytest.mark.parametrize("piece", [5, 64, 1 << 20])
-def test_draws_of_codes_do_not_depend_on_the_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = SeededNoise([7, 8]).exponential(2, (2, 37, 11), CPU)
-    monkeypatch.setattr(noise_module, "CPU_PIECE", piece)
-    assert torch.equal(SeededNoise([7, 8]).exponential(2, (2, 37, 11), CPU), wanted)
-
-
-def test_draws_of_codes_depend_on_their_own_position_alone() -> None:
-    """A scale of which less is drawn keeps its numbers."""
-    whole = SeededNoise([7]).exponential(2, (1, 40, 11), CPU)
-    assert torch.equal(SeededNoise([7]).exponential(2, (1, 25, 11), CPU), whole[:, :25])
 
 
 def test_stream_runs_row_by_row_through_the_scales() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Protocol
 
@@ -22,12 +21,11 @@ On the CPU PyTorch runs operations of this size in one thread. More threads woul
 of operations, which takes seconds where other processes use the cores, too.
 """
 
-WORTH_THREADS = 2**17
-"""So many numbers of several images are sampled by several threads: one takes 20 ns for each, so that the numbers of a
-large batch of small images would take longer than a GPU takes for the images."""
-
 FORMAT = torch.float32
 """Of all random variables, whatever the default of the process is."""
+
+Draw = Callable[[Sequence[str], int, torch.device], Tensor]
+"""Random variables (B, count) on a device, a row for each name."""
 
 
 class Noise(Protocol):
@@ -62,53 +60,25 @@ class SeededNoise:
     it gives the same numbers again, and soft codes take those of the symbols: a soft code is a softened form of the
     code sampled.
 
-    The few numbers of bits (two classes) and of residuals are sampled on the CPU. Codebooks have thousands of classes,
-    of which a CPU samples a large scale more slowly than a GPU runs it: their numbers are hashed on the device of the
-    logits, and so are those of the draws that methods name. The integers are the same on every device, their logarithms
-    up to rounding.
+    They are hashed on the device of the logits: a host that draws those of a large batch takes longer than a GPU takes
+    for the images. The integers are the same on every device, their logarithms up to rounding.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = tuple(seeds)
 
     def exponential(self, scale: int, shape: Sequence[int], device: torch.device, name: str | None = None) -> Tensor:
-        size = tuple(shape[1:])
-        if name is not None:
-            names = [f"{seed}/{scale}/exponential/{name}" for seed in self.seeds]
-            return _hashed(names, prod(size), device).view(-1, *size)
-        names = [f"{seed}/{scale}" for seed in self.seeds]
-        if size[-1] > 2:
-            return _hashed(names, prod(size), device).view(-1, *size)
-        return to_device_async(_sampled(names, size, torch.Tensor.exponential_), device)
+        return self._drawn(_exponential, f"{scale}" if name is None else f"{scale}/exponential/{name}", shape, device)
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
         return drawn
 
     def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
+        return self._drawn(_normal, f"{scale}/normal/{turn}", shape, device)
+
+    def _drawn(self, draw: Draw, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
         size = tuple(shape[1:])
-        names = [f"{seed}/{scale}/normal/{turn}" for seed in self.seeds]
-        if isinstance(turn, str):
-            return _hashed_normal(names, prod(size), device).view(-1, *size)
-        return to_device_async(_sampled(names, size, torch.Tensor.normal_), device)
-
-
-def _sampled(names: Sequence[str], size: Sequence[int], draw: Callable[..., Tensor]) -> Tensor:
-    """Random variables (B, ...) of the CPU, a stream for each name; ``draw`` fills a tensor from a ``generator``."""
-    # Outside of inference mode, which other threads are not in: they may not write into one of its tensors.
-    with torch.inference_mode(False):
-        draws = torch.empty(len(names), *size, dtype=FORMAT, device="cpu")
-    workers = min(len(names), torch.get_num_threads()) if draws.numel() >= WORTH_THREADS else 1
-
-    def fill(row: Tensor, name: str) -> None:
-        draw(row, generator=_generator(name))
-
-    if workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(fill, draws, names))
-    else:
-        for row, name in zip(draws, names, strict=True):
-            fill(row, name)
-    return draws
+        return draw([f"{seed}/{name}" for seed in self.seeds], prod(size), device).view(-1, *size)
 
 
 def _digest(name: str) -> bytes:
@@ -116,12 +86,7 @@ def _digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
-def _generator(name: str) -> torch.Generator:
-    """A stream of its own for each name."""
-    return torch.Generator("cpu").manual_seed(int.from_bytes(_digest(name), "little") >> 1)
-
-
-def _hashed(names: Sequence[str], count: int, device: torch.device) -> Tensor:
+def _exponential(names: Sequence[str], count: int, device: torch.device) -> Tensor:
     """Exp(1) variables (B, count), a row for each name; each depends on its name and its place in the row alone."""
     words = [[signed(int.from_bytes(_digest(name)[at : at + 4], "little")) for at in (0, 4)] for name in names]
     # With the first word alone all rows would be windows of one sequence, some of which overlap.
@@ -141,10 +106,10 @@ def _hashed(names: Sequence[str], count: int, device: torch.device) -> Tensor:
     return draws.log_().neg_()
 
 
-def _hashed_normal(names: Sequence[str], count: int, device: torch.device) -> Tensor:
+def _normal(names: Sequence[str], count: int, device: torch.device) -> Tensor:
     """Standard normal variables (B, count), from pairs of exponential ones (Box and Muller)."""
     pairs = -(-count // 2)
-    radius, angle = _hashed(names, 2 * pairs, device).split(pairs, dim=1)
+    radius, angle = _exponential(names, 2 * pairs, device).split(pairs, dim=1)
     radius = radius.mul(2).sqrt_()
     angle = angle.neg().exp_().mul_(2 * math.pi)  # the exponential of minus an Exp(1) variable is uniform
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
