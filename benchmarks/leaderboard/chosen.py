@@ -2,15 +2,17 @@
 
 Shards of a leaderboard need the same ones. By operations they are counted, which takes a minute and no device; by time
 they are measured with CUDA graphs, a batch of dense and one of the method in turn. ``--of`` measures the times of what
-a file holds. The leaderboard takes such files with ``--entrants``.
+a file holds. The leaderboard takes such files with ``--entrants``. The file is written after each method, and the same
+command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from benchmarks.leaderboard.entrants import BUDGETS, Entrant, distinct, entrants, labelled
+from benchmarks.leaderboard.entrants import BUDGETS, Entrant, distinct, floors, labelled, rows, taking_part
 from benchmarks.study.__main__ import parse_shard
 from benchmarks.study.match import TOLERANCE, SpeedupOf, counted_speedup
 from stepvar.core.plan import Settings
@@ -30,6 +32,7 @@ from stepvar.methods import Dense, Method
 from stepvar.pipeline import Pipeline
 from stepvar.text import example_prompt
 from stepvar.utils.files import write_text
+from stepvar.utils.progress import bar
 from stepvar.utils.reading import read_json
 
 ROUNDS, WARM_UP = 3, 2
@@ -96,7 +99,7 @@ def to_rows(found: Sequence[Entrant]) -> list[dict[str, Any]]:
     return [entrant.to_dict() | {"setting": entrant.setting, "resampled": entrant.resampled} for entrant in found]
 
 
-def from_rows(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[Entrant]:
+def from_rows(given: Sequence[Mapping[str, Any]], settings: Settings) -> list[Entrant]:
     """What :func:`to_rows` wrote.
 
     Raises:
@@ -104,7 +107,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[Ent
     """
     methods = labelled()
     found = []
-    for row in rows:
+    for row in given:
         method = methods.get(row["label"].partition("@")[0], Dense())
         if row["setting"] is not None:
             stage, left = row["setting"]
@@ -169,29 +172,59 @@ def about_model(pipe: Pipeline) -> dict[str, Any]:
     return {"model": pipe.family.name, "schedule": schedule.name}
 
 
-def choose(pipe: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The file's content."""
+def choose(pipe: Pipeline, arguments: argparse.Namespace) -> None:
+    """Writes the file, method by method.
+
+    Raises:
+        UsageError: if there is a file of another choice.
+    """
     settings, shard = pipe.settings(), parse_shard(arguments.shard)
     by_time = arguments.equal == "time"
-    prompts = [arguments.prompt or example_prompt(pipe.text_encoder)] * arguments.batch
-    clock = Clock(pipe, prompts) if by_time or arguments.of else None
+    clock = None
+    if by_time or arguments.of:
+        clock = Clock(pipe, [arguments.prompt or example_prompt(pipe.text_encoder)] * arguments.batch)
+    speedup_of: SpeedupOf = clock if by_time and clock is not None else counted_speedup(pipe, settings)
+    about: dict[str, Any] = {"equal": arguments.equal, "budgets": list(arguments.budgets)}
+    steps: dict[str, Callable[[], Iterable[Entrant]]] = {}
     if arguments.of:
         known = read_chosen(arguments.of, pipe)
-        choice = replace(known, entrants=known.entrants[shard[0] :: shard[1]])
+        about = {"equal": known.equal, "budgets": list(known.budgets)}
+        steps = {own.label: partial(iter, [own]) for own in known.entrants[shard[0] :: shard[1]]}
     else:
-        speedup_of: SpeedupOf = counted_speedup(pipe, settings) if clock is None else clock
         tolerance = SAME_TIME if by_time else TOLERANCE
-        names, without = arguments.methods, arguments.without
-        found = entrants(speedup_of, settings, arguments.budgets, names, without, shard, tolerance)
-        choice = Choice(arguments.equal, arguments.budgets, found)
-    return {
-        "info": provenance(pipe.device, command_line(__spec__)) | {"dtype": arguments.dtype},
-        "equal": choice.equal,
-        "budgets": list(choice.budgets),
-        **about_model(pipe),
-        "batch": None if clock is None else arguments.batch,
-        "entrants": to_rows(with_costs(pipe, choice.entrants, settings, clock)),
-    }
+        if not arguments.methods and shard[0] == 0:
+            steps = {own.label: partial(iter, [own]) for own in floors()}
+        wanted = taking_part(arguments.methods, arguments.without, shard)
+        settled = (speedup_of, settings, arguments.budgets, tolerance)
+        steps |= {label: partial(rows, label, method, *settled) for label, method in wanted.items()}
+    about |= about_model(pipe) | {"batch": None if clock is None else arguments.batch}
+    found = _begun(arguments.out, about)
+    with bar("methods", len(steps), True) as advance:
+        for label, step in steps.items():
+            if label not in found:
+                found[label] = to_rows(with_costs(pipe, list(step()), settings, clock))
+                info = provenance(pipe.device, command_line(__spec__)) | {"dtype": arguments.dtype}
+                content = {"info": info, **about, "entrants": [row for own in found.values() for row in own]}
+                write_text(arguments.out, json.dumps(content | {"searched": list(found)}, indent=1) + "\n")
+            advance()
+
+
+def _begun(path: Path, about: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By label, the rows that a file has already."""
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    try:
+        differing = [name for name in about if content[name] != about[name]]
+        found: dict[str, list[dict[str, Any]]] = {label: [] for label in content["searched"]}
+        for row in content["entrants"]:
+            found[row["label"] if row["label"] in found else row["label"].partition("@")[0]].append(row)
+    except (KeyError, TypeError):
+        raise UsageError(f"{path}: is no choice of entrants that can be gone on with; give another --out") from None
+    if differing:
+        name = differing[0]
+        raise UsageError(f"{path}: {name} {content[name]} is not {about[name]}; give another --out")
+    return found
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -212,7 +245,7 @@ def main(given: Sequence[str] | None = None) -> None:
     pipe = Pipeline.from_pretrained(
         arguments.model, device=arguments.device, dtype=getattr(torch, arguments.dtype), engine="eager"
     )
-    write_text(arguments.out, json.dumps(choose(pipe, arguments), indent=1) + "\n")
+    choose(pipe, arguments)
     print(f"{arguments.out}: written")
 
 

@@ -94,16 +94,24 @@ def entrants(
         shard: (i, n): only every n-th method, from the i-th on.
         tolerance: costs that differ by less than this share are equal.
     """
-    found: list[Entrant] = []
-    taking_part = [(label, method) for label, method in labelled().items() if _wanted(label, names, without)]
-    for label, method in taking_part[shard[0] :: shard[1]]:
-        if label in FIXED:
-            speedup = _speedup(method, speedup_of)
-            found += [Entrant(label, method, None, speedup)] if speedup else []
-        else:
-            found += _rows(label, method, speedup_of, settings, budgets, tolerance)
-    floors = [noise_floor(last) for last in (1, 2)] if not names and shard[0] == 0 else []
-    return distinct([*found, *(Entrant(floor.label, floor.method, resampled=floor.resampled) for floor in floors)])
+    found = list(floors()) if not names and shard[0] == 0 else []
+    for label, method in taking_part(names, without, shard).items():
+        found += rows(label, method, speedup_of, settings, budgets, tolerance)
+    return distinct(found)
+
+
+def taking_part(
+    names: Sequence[str] = (), without: Sequence[str] = (), shard: tuple[int, int] = (0, 1)
+) -> dict[str, Method]:
+    """By label in front of a budget, what :func:`entrants` sets to budgets."""
+    wanted = [(label, method) for label, method in labelled().items() if _wanted(label, names, without)]
+    return dict(wanted[shard[0] :: shard[1]])
+
+
+def floors() -> Iterator[Entrant]:
+    """Dense with other random numbers at the last scales."""
+    for floor in map(noise_floor, (1, 2)):
+        yield Entrant(floor.label, floor.method, resampled=floor.resampled)
 
 
 def distinct(given: Sequence[Entrant]) -> list[Entrant]:
@@ -145,18 +153,18 @@ def named_settings() -> dict[str, tuple[str, dict[str, Any]]]:
     return found | {_label(name, settings): (name, {}) for name, settings in BASELINES if name == "drop-guidance"}
 
 
-def _rows(
+def rows(
     label: str,
     method: Method,
     speedup_of: SpeedupOf,
     settings: Settings,
     budgets: Sequence[float],
-    tolerance: float,
+    tolerance: float = TOLERANCE,
 ) -> Iterator[Entrant]:
     """A method at each budget that it reaches, and as it is by default where that serves the model."""
     speedup = _speedup(method, speedup_of)
     tuned = False
-    for budget in budgets:
+    for budget in () if label in FIXED else budgets:
         own = at_budget(f"{label}@{budget:g}", method, budget, speedup_of, settings, tolerance)
         if own is not None:
             tuned = True

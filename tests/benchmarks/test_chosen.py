@@ -13,6 +13,7 @@ from benchmarks.leaderboard import __main__ as board
 from benchmarks.leaderboard import chosen, tables
 from benchmarks.leaderboard.chosen import Choice, Clock, from_rows, read_chosen, to_rows
 from benchmarks.leaderboard.entrants import Entrant, distinct, entrants, labelled
+from benchmarks.leaderboard.entrants import rows as entrant_rows
 from stepvar.errors import UsageError
 from stepvar.evaluation.prompts import Prompt
 from stepvar.evaluation.scenes.grammar import held_out_scenes
@@ -138,6 +139,30 @@ def test_equal_times_are_searched_by_the_clock(
     for label in ("high-pass@1.5", "random@1.5"):
         assert rows[label]["speedup"] == pytest.approx(1.5, rel=0.012)
         assert "keep=0.5" in rows[label]["settings"] or "keep=0.49" in rows[label]["settings"]
+
+
+def test_a_choice_that_was_stopped_goes_on(shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, searched = tmp_path / "counted.json", list[str]()
+
+    def rows(label: str, *given: Any) -> Any:
+        searched.append(label)
+        if len(searched) == 2:
+            raise KeyboardInterrupt
+        return entrant_rows(label, *given)
+
+    monkeypatch.setattr(chosen, "rows", rows)
+    with pytest.raises(KeyboardInterrupt):
+        choose(shared_model, out, "--budgets", "1.3")
+    assert [row["label"] for row in json.loads(out.read_text())["entrants"]] == [f"{searched[0]}@1.3"]
+    found = choose(shared_model, out, "--budgets", "1.3")
+    first, second, *others = searched
+    assert others[0] == second and first not in others  # the one that was stopped is searched again
+    assert {f"{first}@1.3", f"{second}@1.3"} <= {row["label"] for row in found["entrants"]}
+    with pytest.raises(UsageError, match=r"counted.json: budgets \[1.3\] is not \[1.6\]; give another --out"):
+        choose(shared_model, out, "--budgets", "1.6")
+    out.write_text("{}")
+    with pytest.raises(UsageError, match="is no choice of entrants that can be gone on with"):
+        choose(shared_model, out)
 
 
 def test_scenes_are_told_apart_by_their_ground() -> None:
