@@ -13,11 +13,13 @@ from torch import Tensor
 
 from stepvar.kernels import decoder, fp8, ops
 from stepvar.kernels.norm import HeadsNorm, Norm, Rotation
+from stepvar.kernels.random import exponential
 from stepvar.kernels.sparse_attention import KeyLists, attend_to_lists
 from stepvar.models.hart.config import RELEASED as HART
 from stepvar.models.infinity.config import CONFIGS as INFINITY
 from stepvar.models.infinity_star.config import CONFIGS as STAR
 from stepvar.models.switti.config import CONFIGS as SWITTI
+from stepvar.utils.hashing import MASK
 
 HALF = torch.bfloat16
 FULL = torch.float32
@@ -352,4 +354,36 @@ def fp8_cases(given: Inputs) -> Iterator[Case]:
     )
 
 
-GROUPS = (norm_cases, attention_cases, sparse_cases, feed_forward_cases, pruning_cases, decoder_cases, fp8_cases)
+def random_cases(given: Inputs) -> Iterator[Case]:
+    """Random numbers of the bits of an image's last scale, and of a batch of small ones."""
+
+    def uniform(words: Tensor, count: int) -> Tensor:
+        place = torch.arange(count, device=words.device)
+        x, keys = (place + words[:, :1].long()) & MASK, words[:, 1:].long() & MASK
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = ((x ^ x >> shift) * factor) & MASK
+            x = x ^ keys if shift == 16 else x
+        return ((x ^ x >> 16) >> 9) + 0.5
+
+    for name, rows, side in (("exponential, Infinity-2B", 1, 64), ("exponential, 32 small images", 32, 32)):
+        words = torch.randint(-(2**31), 2**31, (rows, 2), generator=given.generator, device=given.device)
+        count = given.tokens(side) * 64
+        yield Case(
+            name,
+            partial(exponential, words.int(), count),
+            partial(lambda words, count: -torch.log(uniform(words, count).double() * 2.0**-23), words, count),
+            4 * rows * count,
+            FULL,
+        )
+
+
+GROUPS = (
+    norm_cases,
+    attention_cases,
+    sparse_cases,
+    feed_forward_cases,
+    pruning_cases,
+    decoder_cases,
+    fp8_cases,
+    random_cases,
+)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepvar.core import noise as noises
 from stepvar.core.noise import SeededNoise
+from stepvar.kernels import random
 from stepvar.utils.hashing import mix_
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def test_draws_never_change() -> None:
 @pytest.mark.parametrize("piece", [5, 64, 1 << 20])
 def test_draws_do_not_depend_on_the_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = SeededNoise([7, 8]).exponential(2, (2, 37, 11), CPU)
-    monkeypatch.setattr(noises, "CPU_PIECE", piece)
+    monkeypatch.setattr(random, "CPU_PIECE", piece)
     assert torch.equal(SeededNoise([7, 8]).exponential(2, (2, 37, 11), CPU), wanted)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stepvar.kernels import decoder, fp8, ops
 from stepvar.kernels.norm import HeadsNorm, Norm, Rotation
+from stepvar.kernels.random import exponential
 from stepvar.kernels.sparse_attention import KeyLists, attend_to_lists, attend_with_mass
 
 pytest.importorskip("triton")
@@ -203,6 +204,18 @@ def test_texture_energy(grid: tuple[int, int, int], width: int) -> None:
     compare(ops.texture_energy, features, *grid)
     constant = torch.full((1, math.prod(grid), width), 1.5)
     assert not ops.texture_energy(constant, *grid).any()
+
+
+@runs_kernels
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (3, 5001)])
+def test_random_numbers(rows: int, count: int) -> None:
+    words = torch.randint(-(2**31), 2**31, (rows, 2), generator=torch.Generator("cpu").manual_seed(1), device="cpu")
+    words = words.int().to(DEVICE)
+    assert ops.use_triton(torch.zeros(1))
+    fused = exponential(words, count)
+    with ops.kernels("plain"):
+        plain = exponential(words, count)
+    torch.testing.assert_close(fused, plain, rtol=1e-6, atol=0)  # also where the logarithm is near 0
 
 
 @runs_kernels

@@ -11,18 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stepvar.kernels.random import FORMAT, exponential
 from stepvar.utils.device import to_device_async
-from stepvar.utils.hashing import high_bits, mix_, signed
-
-CPU_PIECE, DEVICE_PIECE = 2**15 - 1, 2**22
-"""How many numbers are hashed at once, so that what is between the steps stays in the cache.
-
-On the CPU PyTorch runs operations of this size in one thread. More threads would have to meet after each of thousands
-of operations, which takes seconds where other processes use the cores, too.
-"""
-
-FORMAT = torch.float32
-"""Of all random variables, whatever the default of the process is."""
+from stepvar.utils.hashing import signed
 
 Draw = Callable[[Sequence[str], int, torch.device], Tensor]
 """Random variables (B, count) on a device, a row for each name."""
@@ -88,22 +79,10 @@ def _digest(name: str) -> bytes:
 
 def _exponential(names: Sequence[str], count: int, device: torch.device) -> Tensor:
     """Exp(1) variables (B, count), a row for each name; each depends on its name and its place in the row alone."""
-    words = [[signed(int.from_bytes(_digest(name)[at : at + 4], "little")) for at in (0, 4)] for name in names]
-    # With the first word alone all rows would be windows of one sequence, some of which overlap.
-    starts, keys = to_device_async(
-        torch.tensor(words, dtype=torch.int32, device="cpu").view(len(names), 2), device
-    ).split(1, dim=1)
-    draws = torch.empty(len(names), count, dtype=FORMAT, device=device)
-    piece = max(1, min(count, (CPU_PIECE if device.type == "cpu" else DEVICE_PIECE) // max(1, len(names))))
-    counter = torch.arange(piece, dtype=torch.int32, device=device)
-    bits, spare = torch.empty(2, len(names), piece, dtype=torch.int32, device=device)
-    for first, part in zip(range(0, count, piece), draws.split(piece, dim=1), strict=True):
-        width = part.shape[1]
-        value, left = bits[:, :width], spare[:, :width]
-        torch.add(counter[:width], starts + signed(first), out=value)
-        # 23 bits and a half are exact in float32, also near 1: no logarithm is 0 or infinite.
-        part.copy_(high_bits(mix_(value, keys, left), 23, out=left)).add_(0.5).mul_(2.0**-23)
-    return draws.log_().neg_()
+    digests = [_digest(name) for name in names]
+    words = [[signed(int.from_bytes(digest[at : at + 4], "little")) for at in (0, 4)] for digest in digests]
+    table = torch.tensor(words, dtype=torch.int32, device="cpu").view(len(names), 2)
+    return exponential(to_device_async(table, device), count)
 
 
 def _normal(names: Sequence[str], count: int, device: torch.device) -> Tensor:
