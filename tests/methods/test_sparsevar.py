@@ -198,7 +198,7 @@ def test_what_is_not_recovered_enters_the_head_and_adds_no_codes(tiny_model: Inf
             masks.extend([] if mask is None else [mask])
             return mask
 
-    generated = generate_infinity(tiny_model, make_settings(SQUARE), Masking(last=2, keep=0.3, similarity=0.9))
+    generated = generate_infinity(tiny_model, make_settings(SQUARE), Masking(last=2, keep=0.3, similarity=0.97))
     assert len(masks) == 2 and states[0].sources == {2, 3}
     transformer, bare = tiny_model.transformer, ~masks[-1]
     entered = transformer.word_embed(generated.record["tokens_in_4"]) + transformer.lvl_embed.weight[4]
