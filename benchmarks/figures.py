@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ class RecordScores(Method[MethodState]):
     Attributes:
         scores: (texture, structure) by pass, each (B, N); filled by the generation.
     """
+
+    name: ClassVar[str] = "record-scores"
 
     scores: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
