@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from stepvar.checkpoints import read_state, save_weights
 from stepvar.errors import UsageError
+from training.wardrobe import tokenizer as tokenizer_stage
 from training.wardrobe.decoder import DecoderTrainer
+from training.wardrobe.losses import picture_error
 from training.wardrobe.stage import Options
 from training.wardrobe.tokenizer import TokenizerTrainer, read_tokenizer
 
@@ -97,3 +99,19 @@ def test_other_formats_of_the_encoder_are_kept(behind: Options) -> None:
 def test_without_a_tokenizer_there_is_nothing_to_go_on_from(options: Options) -> None:
     with pytest.raises(UsageError, match="--init"):
         DecoderTrainer(options)
+
+
+def test_squared_errors_weigh_what_was_asked_for(behind: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+
+    def error(
+        network: object, decoded: torch.Tensor, pictures: torch.Tensor, squares: float
+    ) -> tuple[torch.Tensor, ...]:
+        weights.append(squares)
+        return picture_error(network, decoded, pictures, squares)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tokenizer_stage, "picture_error", error)
+    for kind in (TokenizerTrainer, DecoderTrainer):
+        for squares in (None, 7.0):
+            kind(replace(behind, squares=squares)).step()
+    assert weights == [3.0, 7.0, 30.0, 7.0]

@@ -36,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
     parser.add_argument("--most", type=int, help="read no more photographs than this")
     parser.add_argument("--peak", type=float, help="highest learning rate; lower than the default behind --init")
     parser.add_argument("--pull", type=float, default=PULL, help="most of the discriminator's share; 0: without it")
+    parser.add_argument("--squares", type=float, help="a tokenizer's weight of squared errors; default: the stage's")
     parser.add_argument("--batch", type=int, help="pictures per step of the tokenizer; default: the preset's")
     parser.add_argument("--wait-for", type=Path, help="compile, and read the photographs when this file is there")
     parser.add_argument("--seed", type=int, default=0)
@@ -55,6 +56,7 @@ def parse(arguments: list[str] | None = None) -> tuple[str, Options]:
         most=given.most,
         peak=given.peak,
         pull=given.pull,
+        squares=given.squares,
         wait_for=given.wait_for,
         seed=given.seed,
         group=group,

@@ -41,6 +41,7 @@ class Options:
         most: read no more photographs of each folder than this; None: all.
         peak: highest learning rate; None: the stage's own, which is for a fresh start.
         pull: most of the discriminator's pull on decoded pictures, as a share of that of the errors; 0: it is left out.
+        squares: weight of the mean squared error of decoded pictures; None: the stage's own.
         wait_for: file whose coming says that the photographs are there; None: they are.
     """
 
@@ -56,6 +57,7 @@ class Options:
     most: int | None = None
     peak: float | None = None
     pull: float = PULL
+    squares: float | None = None
     wait_for: Path | None = None
     seed: int = 0
     group: Group = field(default_factory=Group)

@@ -65,6 +65,7 @@ class TokenizerTrainer:
     def __init__(self, options: Options) -> None:
         torch.manual_seed(options.seed)
         self.options, self.preset, self.device = options, options.preset, options.device
+        self.squares = self.squares if options.squares is None else options.squares
         self.coder = self.first_coder().to(self.device)
         self.stage = self.new_stage()
         self.network = load_lite0(EARLY, options.lite0).to(self.device)
