@@ -105,14 +105,40 @@ def test_draws_depend_on_their_own_position_alone() -> None:
     assert torch.equal(SeededNoise([7]).exponential(2, (1, 25, 11), CPU), whole[:, :25])
 
 
-def test_normal_draws_are_normal_and_those_of_the_image() -> None:
-    batch = SeededNoise([7, 8]).normal(3, 0, (2, 512, 255), CPU)
-    assert torch.equal(batch[1:], SeededNoise([8]).normal(3, 0, (1, 512, 255), CPU))
-    assert not torch.equal(batch, SeededNoise([7, 8]).normal(3, 1, (2, 512, 255), CPU))
-    ranked = torch.special.ndtr(batch.flatten().double().sort().values)
-    count = len(ranked)
+def test_draws_that_methods_name_are_their_own() -> None:
+    """None shifts another or the codes, and an image of a batch gets those that it gets alone."""
+    noise, shape = SeededNoise([7, 8]), (2, 40, 3)
+    drawn = [noise.exponential(2, shape, CPU, name) for name in (None, "a", "b")]
+    drawn += [noise.normal(2, turn, shape, CPU) for turn in (0, "a", "b")]
+    assert len({tuple(one.flatten().tolist()) for one in drawn}) == 6
+    alone = SeededNoise([8])
+    assert torch.equal(alone.exponential(2, (1, 40, 3), CPU, "b")[0], drawn[2][1])
+    assert torch.equal(alone.normal(2, "b", (1, 40, 3), CPU)[0], drawn[5][1])
+    assert not torch.equal(noise.normal(3, "b", shape, CPU), drawn[5])
+
+
+def test_normal_draws_are_normal_and_independent() -> None:
+    draws = SeededNoise([3]).normal(1, "own", (1, 511, 513), CPU).flatten().double()
+    count = len(draws)
+    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3)):
+        spread = float(draws.pow(power).std()) / count**0.5
+        assert abs(float(draws.pow(power).mean()) - moment) < 4 * spread
+    ranked = torch.special.ndtr(draws.sort().values)
     distance = (ranked - (torch.arange(count) + 0.5) / count).abs().max()
     assert float(distance) * count**0.5 < 1.95  # Kolmogorov and Smirnov, 0.1 %
+    for lag in (1, 2, 513, -(-count // 2)):
+        for other in (draws, draws.square() - 1):
+            assert abs(float((draws[:-lag] * other[lag:]).mean())) * (count - lag) ** 0.5 < 4.5 * 1.5
+
+
+def test_normal_draws_depend_on_their_own_position_alone() -> None:
+    whole = SeededNoise([7]).normal(2, 0, (1, 40, 11), CPU)
+    assert torch.equal(SeededNoise([7]).normal(2, 0, (1, 25, 11), CPU), whole[:, :25])
+
+
+def test_normal_draws_never_change() -> None:
+    drawn = SeededNoise([7]).normal(2, "own", (1, 3), CPU)
+    torch.testing.assert_close(drawn, torch.tensor([[1.0017562, 0.1422190, 0.6134816]]), atol=1e-6, rtol=0)
 
 
 def test_bits_that_race_have_their_probability() -> None:
@@ -127,3 +153,9 @@ def test_bits_that_race_have_their_probability() -> None:
         for lag in (1, 2, 32, 64):
             product = (ones.flatten()[lag:] - chance) * (ones.flatten()[:-lag] - chance)
             assert abs(float(product.mean())) / deviation**2 * ones.numel() ** 0.5 < 4.5
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 5, 2), (0, 3, 5, 2)])
+def test_no_place_has_no_number(shape: tuple[int, ...]) -> None:
+    source = SeededNoise(range(shape[0]))
+    assert source.exponential(0, shape, CPU).numel() == source.normal(0, 0, shape, CPU).numel() == 0

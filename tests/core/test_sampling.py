@@ -95,38 +95,7 @@ def test_truncated_classes_are_never_sampled() -> None:
     assert set(sample(logits, SeededNoise([0]), 0, top_p=0.9).unique().tolist()) == {0, 1, 2}
 
 
-# Draws of methods
-
-
-def test_draws_that_methods_name_are_their_own() -> None:
-    """None shifts another or the codes, and an image of a batch gets those that it gets alone."""
-    noise, shape = SeededNoise([7, 8]), (2, 40, 3)
-    drawn = [noise.exponential(2, shape, CPU, name) for name in (None, "a", "b")]
-    drawn += [noise.normal(2, turn, shape, CPU) for turn in (0, "a", "b")]
-    assert len({tuple(one.flatten().tolist()) for one in drawn}) == 6
-    alone = SeededNoise([8])
-    assert torch.equal(alone.exponential(2, (1, 40, 3), CPU, "b")[0], drawn[2][1])
-    assert torch.equal(alone.normal(2, "b", (1, 40, 3), CPU)[0], drawn[5][1])
-    assert not torch.equal(noise.normal(3, "b", shape, CPU), drawn[5])
-
-
-def test_normal_draws_of_methods_are_normal_and_independent() -> None:
-    draws = SeededNoise([3]).normal(1, "own", (1, 511, 513), CPU).flatten().double()
-    count = len(draws)
-    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3)):
-        spread = float(draws.pow(power).std()) / count**0.5
-        assert abs(float(draws.pow(power).mean()) - moment) < 4 * spread
-    ranked = torch.special.ndtr(draws.sort().values)
-    distance = (ranked - (torch.arange(count) + 0.5) / count).abs().max()
-    assert float(distance) * count**0.5 < 1.95  # Kolmogorov and Smirnov, 0.1 %
-    for lag in (1, 2, 513, -(-count // 2)):  # a pair is half of the row apart
-        for other in (draws, draws.square() - 1):
-            assert abs(float((draws[:-lag] * other[lag:]).mean())) * (count - lag) ** 0.5 < 4.5 * 1.5
-
-
-def test_draws_of_methods_never_change() -> None:
-    drawn = SeededNoise([7]).normal(2, "own", (1, 3), CPU)
-    torch.testing.assert_close(drawn, torch.tensor([[-0.8509502, 0.1711707, 0.5986990]]), atol=1e-6, rtol=0)
+# A weighted choice
 
 
 def test_a_weighted_choice_takes_what_is_left_in_proportion() -> None:

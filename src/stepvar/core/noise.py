@@ -69,7 +69,7 @@ class SeededNoise:
 
     def _drawn(self, draw: Draw, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
         size = tuple(shape[1:])
-        return draw([f"{seed}/{name}" for seed in self.seeds], prod(size), device).view(-1, *size)
+        return draw([f"{seed}/{name}" for seed in self.seeds], prod(size), device).view(len(self.seeds), *size)
 
 
 def _digest(name: str) -> bytes:
@@ -86,12 +86,11 @@ def _exponential(names: Sequence[str], count: int, device: torch.device) -> Tens
 
 
 def _normal(names: Sequence[str], count: int, device: torch.device) -> Tensor:
-    """Standard normal variables (B, count), from pairs of exponential ones (Box and Muller)."""
-    pairs = -(-count // 2)
-    radius, angle = _exponential(names, 2 * pairs, device).split(pairs, dim=1)
-    radius = radius.mul(2).sqrt_()
-    angle = angle.neg().exp_().mul_(2 * math.pi)  # the exponential of minus an Exp(1) variable is uniform
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+    """Standard normal variables (B, count), each from two exponential ones of its place (Box and Muller)."""
+    radius = _exponential(names, count, device).mul_(2).sqrt_()
+    angle = _exponential([f"{name}/angle" for name in names], count, device)
+    angle = angle.neg_().exp_().mul_(2 * math.pi)  # the exponential of minus an Exp(1) variable is uniform
+    return radius.mul_(angle.cos_())
 
 
 class StreamNoise:

@@ -27,13 +27,15 @@ def exponential(words: Tensor, count: int) -> Tensor:
             of one sequence, some of which overlap.
     """
     draws = torch.empty(len(words), count, dtype=FORMAT, device=words.device)
+    if not draws.numel():
+        return draws
     if count < 2**31 and use_triton(draws):
         from stepvar.kernels import triton_random
 
         triton_random.exponential_(draws, words)
         return draws
     starts, keys = words.split(1, dim=1)
-    piece = max(1, min(count, (CPU_PIECE if words.device.type == "cpu" else DEVICE_PIECE) // max(1, len(words))))
+    piece = max(1, min(count, (CPU_PIECE if words.device.type == "cpu" else DEVICE_PIECE) // len(words)))
     counter = torch.arange(piece, dtype=torch.int32, device=words.device)
     bits, spare = torch.empty(2, len(words), piece, dtype=torch.int32, device=words.device)
     for first, part in zip(range(0, count, piece), draws.split(piece, dim=1), strict=True):

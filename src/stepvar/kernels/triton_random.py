@@ -12,11 +12,11 @@ TILE = 2048
 """Numbers of a row that a program makes."""
 
 
-@triton.jit(do_not_specialize=["count"])
-def _exponential(out, words, count, B: tl.constexpr):
+@triton.jit(do_not_specialize=["count", "tiles"])
+def _exponential(out, words, count, tiles, B: tl.constexpr):
     """The hash of :func:`stepvar.utils.hashing.mix_`, its 23 highest bits as a uniform number, and the logarithm."""
-    row = tl.program_id(1).to(tl.int64)
-    place = tl.program_id(0) * B + tl.arange(0, B)
+    row = (tl.program_id(0) // tiles).to(tl.int64)
+    place = (tl.program_id(0) % tiles) * B + tl.arange(0, B)
     start = tl.load(words + 2 * row).to(tl.uint32, bitcast=True)
     key = tl.load(words + 2 * row + 1).to(tl.uint32, bitcast=True)
     x = place.to(tl.uint32) + start
@@ -31,5 +31,6 @@ def _exponential(out, words, count, B: tl.constexpr):
 def exponential_(draws: Tensor, words: Tensor) -> None:
     """Fills float32 (R, N) with the numbers of the rows that ``words`` (R, 2) in int32 stand for."""
     rows, count = draws.shape
+    tiles = triton.cdiv(count, TILE)
     with on_device(draws):
-        _exponential[triton.cdiv(count, TILE), rows](draws, words.contiguous(), count, TILE)
+        _exponential[(tiles * rows,)](draws, words.contiguous(), count, tiles, TILE)
