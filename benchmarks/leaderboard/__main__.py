@@ -149,6 +149,7 @@ def described(
     names = ("dtype", "engine", "seeds", "batch", "methods")
     own: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     own |= {"equal": choice.equal, "budgets": list(choice.budgets), "timed_batch": choice.batch}
+    own |= {"timed_on": list(choice.machines)} if choice.machines else {}
     own["device"] = pipe.device.type  # whichever of several
     own["model"] = arguments.name or slug(Path(arguments.model).name)
     own["prompts"] = {"source": Path(prompts.source).name, "count": len(prompts), "texts": prompts.digest}

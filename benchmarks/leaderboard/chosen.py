@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks import command_line
+from benchmarks.leaderboard.clock import Clock
 from benchmarks.leaderboard.entrants import BUDGETS, Entrant, distinct, floors, labelled, rows, taking_part
 from benchmarks.study.__main__ import parse_shard
-from benchmarks.study.match import TOLERANCE, SpeedupOf, counted_speedup
+from benchmarks.study.match import counted_speedup
 from stepvar.core.plan import Settings
 from stepvar.cost.dry_run import DryRun
-from stepvar.engine import Engine
 from stepvar.errors import StepvarError, UsageError
 from stepvar.evaluation.machine import provenance
 from stepvar.methods import Dense, Method
@@ -35,46 +34,8 @@ from stepvar.utils.files import write_text
 from stepvar.utils.progress import bar
 from stepvar.utils.reading import read_json
 
-ROUNDS, WARM_UP = 3, 2
-"""Timed batches, and those in front of them: eager, then captured."""
-
 SAME_TIME = 0.012
 """Measured times that differ by less than this share are equal."""
-
-
-class Clock:
-    """How many times as fast as dense a method's loop over scales is, measured once for each method."""
-
-    def __init__(self, pipe: Pipeline, prompts: Sequence[str]) -> None:
-        self.pipe, self.prompts = pipe, list(prompts)
-        self.found: dict[str, dict[str, float]] = {}
-        self.dense, self.own = Engine("auto"), Engine("auto")
-        for _ in range(WARM_UP):
-            self._run(self.dense, Dense())
-
-    def __call__(self, method: Method) -> float:
-        return self.times(method)["median"]
-
-    def times(self, method: Method) -> dict[str, float]:
-        """The least, the median and the most of a few rounds.
-
-        Raises:
-            UsageError: for a method that decides by the image, whose time is not one number.
-        """
-        if not method.static:
-            raise UsageError(f"method {str(method)!r}: decides by the image; it has no time of its own")
-        key = repr(method)
-        if key not in self.found:
-            self.own.clear()
-            for _ in range(WARM_UP):
-                self._run(self.own, method)
-            ratios = [self._run(self.dense, Dense()) / self._run(self.own, method) for _ in range(ROUNDS)]
-            self.found[key] = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
-        return self.found[key]
-
-    def _run(self, engine: Engine, method: Method) -> float:
-        self.pipe.engine = engine
-        return self.pipe(self.prompts, method=method, seed=1, output_type="latent", progress=False).report.scale_seconds
 
 
 def with_costs(pipe: Pipeline, found: Sequence[Entrant], settings: Settings, clock: Clock | None) -> list[Entrant]:
@@ -129,12 +90,14 @@ class Choice:
         budgets: how many times fewer, or as fast.
         entrants: who takes part.
         batch: images of a timed batch; None: no times were measured with the choice.
+        machines: that measured them.
     """
 
     equal: str
     budgets: Sequence[float]
     entrants: Sequence[Entrant]
     batch: int | None = None
+    machines: tuple[str, ...] = ()
 
 
 ABOUT = ("equal", "budgets", "model", "schedule", "batch")
@@ -149,13 +112,18 @@ def read_chosen(paths: Sequence[Path], pipe: Pipeline) -> Choice:
     """
     first: dict[str, Any] = {}
     found: list[Entrant] = []
+    machines: set[str] = set()
     for path in paths:
         content = read_json(path)
         try:
             about, rows = {name: content[name] for name in ABOUT}, content["entrants"]
             found += from_rows(rows, pipe.settings())
+            machines |= {content["info"]["machine"]} if about["batch"] else set()
+            left = content["left"]
         except (KeyError, TypeError, AttributeError, ValueError, IndexError):
             raise UsageError(f"{path}: is no choice of entrants; make one with {__spec__.name}") from None
+        if left:
+            raise UsageError(f"{path}: {left} methods are left; run the command that made it again")
         first = first or about
         differing = [name for name in ABOUT if about[name] != first[name]]
         if differing:
@@ -164,67 +132,101 @@ def read_chosen(paths: Sequence[Path], pipe: Pipeline) -> Choice:
     own = about_model(pipe)
     if {name: first[name] for name in own} != own:
         raise UsageError(f"{paths[0]}: was made for {first['model']}, {first['schedule']}; the model is {pipe.name}")
-    return Choice(first["equal"], first["budgets"], distinct(found), first["batch"])
+    return Choice(first["equal"], first["budgets"], distinct(found), first["batch"], tuple(sorted(machines)))
 
 
 def about_model(pipe: Pipeline) -> dict[str, Any]:
     schedule = pipe.settings().schedule
-    return {"model": pipe.family.name, "schedule": schedule.name}
+    return {"model": pipe.name, "schedule": schedule.name}
+
+
+class Growing:
+    """A file of entrants that is written after each method.
+
+    Attributes:
+        searched: labels of the methods that are done.
+
+    Args:
+        about: what every part of the file must have been made with.
+
+    Raises:
+        UsageError: if there is a file that was made with something else.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any], info: Mapping[str, str]) -> None:
+        self.path, self.about, self.info = path, json.loads(json.dumps(about)), info
+        self.searched, self.entrants = list[str](), list[dict[str, Any]]()
+        if not path.exists():
+            return
+        content = read_json(path)
+        try:
+            differing = [name for name in self.about if content[name] != self.about[name]]
+            self.searched += content["searched"]
+            self.entrants += content["entrants"]
+        except (KeyError, TypeError):
+            raise UsageError(f"{path}: is no choice of entrants that can be continued; give another --out") from None
+        if differing:
+            name = differing[0]
+            raise UsageError(f"{path}: {name} {content[name]} is not {self.about[name]}; give another --out")
+
+    def add(self, label: str, found: Sequence[Entrant], left: int) -> None:
+        """Writes what a method gave; ``left`` are still to come."""
+        self.searched.append(label)
+        self.entrants += to_rows(found)
+        self.write(left)
+
+    def write(self, left: int) -> None:
+        content = {"info": self.info, **self.about, "entrants": self.entrants, "searched": self.searched, "left": left}
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def choose(pipe: Pipeline, arguments: argparse.Namespace) -> None:
     """Writes the file, method by method.
 
     Raises:
-        UsageError: if there is a file of another choice.
+        UsageError: if no method is meant, or there is a file of another choice.
     """
-    settings, shard = pipe.settings(), parse_shard(arguments.shard)
-    by_time = arguments.equal == "time"
-    clock = None
-    if by_time or arguments.of:
-        clock = Clock(pipe, [arguments.prompt or example_prompt(pipe.text_encoder)] * arguments.batch)
-    speedup_of: SpeedupOf = clock if by_time and clock is not None else counted_speedup(pipe, settings)
-    about: dict[str, Any] = {"equal": arguments.equal, "budgets": list(arguments.budgets)}
-    steps: dict[str, Callable[[], Iterable[Entrant]]] = {}
+    settings = pipe.settings()
+    about, steps = what_is_asked(pipe, arguments)
+    info = provenance(pipe.device, command_line(__spec__)) | {"dtype": arguments.dtype}
+    batch, prompt = about["batch"], arguments.prompt or example_prompt(pipe.text_encoder)
+    if batch is not None:
+        about["timed"] = {"prompt": prompt, "machine": info["machine"]}
+    file = Growing(arguments.out, about, info)
+    left = [label for label in steps if label not in file.searched]
+    clock = Clock(pipe, [prompt] * batch) if batch is not None and left else None
+    search = partial(rows, speedup_of=counted_speedup(pipe, settings))
+    if arguments.equal == "time" and clock is not None:
+        search = partial(rows, speedup_of=clock, tolerance=SAME_TIME)
+    with bar("methods", len(left), True) as advance:
+        for label in left:
+            own, found = steps[label], list[Entrant]()
+            if isinstance(own, Entrant):
+                found.append(own)
+            else:
+                found += search(label, own, settings=settings, budgets=arguments.budgets)
+            file.add(label, with_costs(pipe, found, settings, clock), len(steps) - len(file.searched) - 1)
+            advance()
+    file.write(0)
+
+
+def what_is_asked(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Method | Entrant]]:
+    """What a file is about, and by label what stands in it: methods to be set to budgets, and what is known."""
+    about: dict[str, Any] = {"equal": arguments.equal, "budgets": arguments.budgets, **about_model(pipe)}
+    about |= {name: getattr(arguments, name) for name in ("dtype", "methods", "without", "shard")}
+    shard, steps = parse_shard(arguments.shard), dict[str, Method | Entrant]()
     if arguments.of:
         known = read_chosen(arguments.of, pipe)
-        about = {"equal": known.equal, "budgets": list(known.budgets)}
-        steps = {own.label: partial(iter, [own]) for own in known.entrants[shard[0] :: shard[1]]}
+        about |= {"equal": known.equal, "budgets": known.budgets, "of": to_rows(known.entrants)}
+        steps |= {own.label: own for own in known.entrants[shard[0] :: shard[1]]}
     else:
-        tolerance = SAME_TIME if by_time else TOLERANCE
+        if not taking_part(arguments.methods, arguments.without):
+            raise UsageError(f"methods {' '.join(arguments.methods)}: no method's label begins so")
         if not arguments.methods and shard[0] == 0:
-            steps = {own.label: partial(iter, [own]) for own in floors()}
-        wanted = taking_part(arguments.methods, arguments.without, shard)
-        settled = (speedup_of, settings, arguments.budgets, tolerance)
-        steps |= {label: partial(rows, label, method, *settled) for label, method in wanted.items()}
-    about |= about_model(pipe) | {"batch": None if clock is None else arguments.batch}
-    found = _begun(arguments.out, about)
-    with bar("methods", len(steps), True) as advance:
-        for label, step in steps.items():
-            if label not in found:
-                found[label] = to_rows(with_costs(pipe, list(step()), settings, clock))
-                info = provenance(pipe.device, command_line(__spec__)) | {"dtype": arguments.dtype}
-                content = {"info": info, **about, "entrants": [row for own in found.values() for row in own]}
-                write_text(arguments.out, json.dumps(content | {"searched": list(found)}, indent=1) + "\n")
-            advance()
-
-
-def _begun(path: Path, about: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """By label, the rows that a file has already."""
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    try:
-        differing = [name for name in about if content[name] != about[name]]
-        found: dict[str, list[dict[str, Any]]] = {label: [] for label in content["searched"]}
-        for row in content["entrants"]:
-            found[row["label"] if row["label"] in found else row["label"].partition("@")[0]].append(row)
-    except (KeyError, TypeError):
-        raise UsageError(f"{path}: is no choice of entrants that can be gone on with; give another --out") from None
-    if differing:
-        name = differing[0]
-        raise UsageError(f"{path}: {name} {content[name]} is not {about[name]}; give another --out")
-    return found
+            steps |= {own.label: own for own in floors()}
+        steps |= taking_part(arguments.methods, arguments.without, shard)
+    timed = arguments.of or arguments.equal == "time"
+    return about | {"batch": arguments.batch if timed else None}, steps
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -161,10 +161,17 @@ def rows(
     budgets: Sequence[float],
     tolerance: float = TOLERANCE,
 ) -> Iterator[Entrant]:
-    """A method at each budget that it reaches, and as it is by default where that serves the model."""
+    """A method at each budget that it reaches; else as it is by default, unless that is slower than dense.
+
+    What costs what it costs (:data:`FIXED`) is there once, whatever that is.
+    """
     speedup = _speedup(method, speedup_of)
+    if label in FIXED:
+        if speedup:
+            yield Entrant(label, method, None, speedup)
+        return
     tuned = False
-    for budget in () if label in FIXED else budgets:
+    for budget in budgets:
         own = at_budget(f"{label}@{budget:g}", method, budget, speedup_of, settings, tolerance)
         if own is not None:
             tuned = True

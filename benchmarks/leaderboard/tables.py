@@ -50,9 +50,10 @@ def clock_is_good(result: Mapping[str, Any]) -> bool:
 def _clock(result: Mapping[str, Any]) -> str:
     again, settings = result.get("dense_again"), result["settings"]
     if result.get("timed") == "chosen":
+        where = f"on {' and '.join(settings['timed_on'])}, " if settings.get("timed_on") else ""
         return (
             f" Times: how many times as fast as dense the loop over scales was, batches of {settings['timed_batch']}, "
-            "CUDA graphs, dense and the method in turn; median (least to most)."
+            f"{where}CUDA graphs, dense and the method in turn; median (least to most)."
         )
     if not again:
         return ""

@@ -11,10 +11,12 @@ import pytest
 
 from benchmarks.leaderboard import __main__ as board
 from benchmarks.leaderboard import chosen, tables
-from benchmarks.leaderboard.chosen import Choice, Clock, from_rows, read_chosen, to_rows
+from benchmarks.leaderboard.chosen import Choice, from_rows, read_chosen, to_rows
+from benchmarks.leaderboard.clock import Clock
 from benchmarks.leaderboard.entrants import Entrant, distinct, entrants, labelled
 from benchmarks.leaderboard.entrants import rows as entrant_rows
 from stepvar.errors import UsageError
+from stepvar.evaluation.machine import provenance
 from stepvar.evaluation.prompts import Prompt
 from stepvar.evaluation.scenes.grammar import held_out_scenes
 from stepvar.methods import Dense, make_method
@@ -60,6 +62,7 @@ def test_files_that_do_not_belong_together_are_refused(shared_model: Path, tmp_p
     pipe = Pipeline.from_pretrained(shared_model, engine="eager")
     rows = to_rows([Entrant("stepvar", labelled()["stepvar"])])
     whole = {"equal": "time", "budgets": [1.3], **chosen.about_model(pipe), "batch": 2, "entrants": rows}
+    whole |= {"info": {"machine": "a GPU"}, "left": 0}
 
     def written(name: str, **more: Any) -> Path:
         path = tmp_path / f"{name}.json"
@@ -67,11 +70,13 @@ def test_files_that_do_not_belong_together_are_refused(shared_model: Path, tmp_p
         return path
 
     one = written("one")
-    assert read_chosen([one, one], pipe) == Choice("time", [1.3], from_rows(rows, pipe.settings()), 2)
+    assert read_chosen([one, one], pipe) == Choice("time", [1.3], from_rows(rows, pipe.settings()), 2, ("a GPU",))
     with pytest.raises(UsageError, match=r"other.json: batch 4 is not 2, that of .*one.json; join one choice"):
         read_chosen([one, written("other", batch=4)], pipe)
     with pytest.raises(UsageError, match=r"one.json: was made for var, .*; the model is"):
         read_chosen([written("one", model="var")], pipe)
+    with pytest.raises(UsageError, match=r"one.json: 3 methods are left; run the command that made it again"):
+        read_chosen([written("one", left=3)], pipe)
     beyond = [rows[0] | {"setting": [99, 0.5]}]
     broken: dict[str, Any]
     for broken in ({"entrants": [{}]}, {"entrants": beyond}, {"entrants": 3}):
@@ -144,25 +149,75 @@ def test_equal_times_are_searched_by_the_clock(
 def test_a_choice_that_was_stopped_goes_on(shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, searched = tmp_path / "counted.json", list[str]()
 
-    def rows(label: str, *given: Any) -> Any:
+    def rows(label: str, *given: Any, **more: Any) -> Any:
         searched.append(label)
         if len(searched) == 2:
             raise KeyboardInterrupt
-        return entrant_rows(label, *given)
+        return entrant_rows(label, *given, **more)
 
     monkeypatch.setattr(chosen, "rows", rows)
     with pytest.raises(KeyboardInterrupt):
         choose(shared_model, out, "--budgets", "1.3")
-    assert [row["label"] for row in json.loads(out.read_text())["entrants"]] == [f"{searched[0]}@1.3"]
+    begun = json.loads(out.read_text())
+    assert [row["label"] for row in begun["entrants"]] == [f"{searched[0]}@1.3"]
+    pipe = Pipeline.from_pretrained(shared_model, engine="eager")
+    with pytest.raises(UsageError, match=f"counted.json: {begun['left']} methods are left"):
+        read_chosen([out], pipe)
     found = choose(shared_model, out, "--budgets", "1.3")
     first, second, *others = searched
     assert others[0] == second and first not in others  # the one that was stopped is searched again
     assert {f"{first}@1.3", f"{second}@1.3"} <= {row["label"] for row in found["entrants"]}
-    with pytest.raises(UsageError, match=r"counted.json: budgets \[1.3\] is not \[1.6\]; give another --out"):
-        choose(shared_model, out, "--budgets", "1.6")
-    out.write_text("{}")
-    with pytest.raises(UsageError, match="is no choice of entrants that can be gone on with"):
-        choose(shared_model, out)
+    assert len(others) == begun["left"] and found["left"] == 0
+    assert choose(shared_model, out, "--budgets", "1.3") == found and len(searched) == 2 + begun["left"]
+
+
+def test_a_choice_is_not_continued_with_something_else(shared_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "counted.json"
+    choose(shared_model, out, "--budgets", "1.3")
+    for option, value, name in (
+        ("--budgets", "1.6", "budgets"),
+        ("--dtype", "bfloat16", "dtype"),
+        ("--without", "stepvar", "without"),
+        ("--shard", "0/2", "shard"),
+        ("--equal", "time", "equal"),
+        ("--of", str(out), "of"),
+    ):
+        more = [option, value] if option == "--budgets" else ["--budgets", "1.3", option, value]
+        with pytest.raises(UsageError, match=rf"counted.json: .*({name}|continued).*give another --out"):
+            choose(shared_model, out, *more)
+    content = json.loads(out.read_text())
+    out.write_text(json.dumps(content | {"model": "another"}))
+    with pytest.raises(UsageError, match=r"counted.json: model another is not .*; give another --out"):
+        choose(shared_model, out, "--budgets", "1.3")
+    for broken in ("{}", json.dumps(content | {"searched": 3})):
+        out.write_text(broken)
+        with pytest.raises(UsageError, match="is no choice of entrants that can be continued"):
+            choose(shared_model, out, "--budgets", "1.3")
+
+
+def test_times_of_two_machines_do_not_stand_in_one_file(
+    shared_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clock, "times", lambda self, method: {"median": 1.5, "min": 1.5, "max": 1.5})
+    out = tmp_path / "timed.json"
+    choose(shared_model, out, "--equal", "time", "--budgets", "1.5", "--batch", "1")
+    monkeypatch.setattr(chosen, "provenance", lambda *given: provenance(*given) | {"machine": "another"})
+    with pytest.raises(UsageError, match=r"timed.json: timed .*another.*; give another --out"):
+        choose(shared_model, out, "--equal", "time", "--budgets", "1.5", "--batch", "1")
+
+
+def test_a_shard_without_a_method_has_a_file(shared_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "counted.json"
+    assert choose(shared_model, out, "--budgets", "1.3", "--shard", "8/9")["entrants"] == []
+    with pytest.raises(UsageError, match="methods nosuch: no method's label begins so"):
+        chosen.main(["--model", str(shared_model), "--out", str(out), "--methods", "nosuch"])
+
+
+def test_a_baseline_stands_there_however_slow() -> None:
+    method = labelled()["drop-guidance last=1"]
+    (found,) = entrant_rows("drop-guidance last=1", method, lambda method: 0.9, SETTINGS, (1.3,))
+    assert found.speedup == 0.9 and found.budget is None
+    assert not list(entrant_rows("random", make_method("random"), lambda method: 0.9, SETTINGS, (1.3,)))
 
 
 def test_scenes_are_told_apart_by_their_ground() -> None:
