@@ -10,7 +10,7 @@ import torch
 from tests.checkpoint_writer import Layout
 from tests.measure_loading import STATUS, measure
 
-LIMIT = 1.2
+LIMIT = 1.15
 
 pytestmark = pytest.mark.skipif(not STATUS.is_file(), reason="needs the status files of Linux")
 
