@@ -13,6 +13,7 @@ from stepvar.engine import Engine
 from stepvar.engine.noise import NoiseTape
 from stepvar.engine.static import copy_into, static_copy
 from stepvar.errors import UsageError
+from stepvar.evaluation.noise import ResampledNoise
 from stepvar.methods import Method
 from stepvar.models.infinity import TextCondition
 from stepvar.utils.tensors import signature, tensors_of
@@ -52,7 +53,14 @@ def test_a_signature_is_all_but_the_numbers() -> None:
     assert len({signature(one) for one in (made(1.0), made(1.0, "b"), made(1.0, size=3), Outer(None, (), {}))}) == 4
 
 
-@pytest.mark.parametrize("make", [lambda: SeededNoise((4, 5)), lambda: StreamNoise(torch.Generator().manual_seed(1))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SeededNoise((4, 5)),
+        lambda: StreamNoise(torch.Generator().manual_seed(1)),
+        lambda: ResampledNoise.of((4, 5), 1),
+    ],
+)
 def test_a_tape_gives_the_numbers_of_its_source(make) -> None:
     device = torch.device("cpu")
 

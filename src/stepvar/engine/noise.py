@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from stepvar.core.noise import Noise, SeededNoise
+from stepvar.core.noise import Noise
 
 Draw = Callable[[Noise], Tensor]
 
@@ -28,8 +28,7 @@ class NoiseTape:
         self.noise = noise
         self.nbytes = 0
         self.choice: str | None = None
-        # Soft codes of a seeded source reuse the numbers of the sampled codes; other sources draw again.
-        self._reuses = isinstance(noise, SeededNoise)
+        self._reused: set[int] = set()
         self._requests: dict[int, list[tuple[Draw, torch.Size]]] = {}
         self._tensors: dict[int, list[Tensor]] | None = None
         self._place: dict[int, int] = {}
@@ -39,10 +38,14 @@ class NoiseTape:
         return self._answer(scale, lambda noise: noise.exponential(scale, size, device, name))
 
     def soft(self, scale: int, drawn: Tensor) -> Tensor:
-        if self._reuses:
+        if self._tensors is not None:
+            return drawn if scale in self._reused else self._next(scale)
+        numbers = self.noise.soft(scale, drawn)
+        if numbers is drawn:  # the source takes those of the symbols again, and so does a replay
+            self._reused.add(scale)
             return drawn
         size, device = drawn.shape, drawn.device
-        return self._answer(scale, lambda noise: noise.soft(scale, torch.empty(size, device=device)))
+        return self._noted(scale, lambda noise: noise.soft(scale, torch.empty(size, device=device)), numbers)
 
     def normal(self, scale: int, turn: int | str, shape: Sequence[int], device: torch.device) -> Tensor:
         size = tuple(shape)
@@ -69,10 +72,14 @@ class NoiseTape:
             tensor.copy_(draw(noise), non_blocking=True)
 
     def _answer(self, scale: int, draw: Draw) -> Tensor:
-        if self._tensors is None:
-            numbers = draw(self.noise)
-            self._requests.setdefault(scale, []).append((draw, numbers.shape))
-            return numbers
+        return self._noted(scale, draw, draw(self.noise)) if self._tensors is None else self._next(scale)
+
+    def _noted(self, scale: int, draw: Draw, numbers: Tensor) -> Tensor:
+        self._requests.setdefault(scale, []).append((draw, numbers.shape))
+        return numbers
+
+    def _next(self, scale: int) -> Tensor:
+        assert self._tensors is not None
         place = self._place.get(scale, 0)
         self._place[scale] = place + 1
         return self._tensors[scale][place]
