@@ -74,15 +74,14 @@ def test_two_copies_answer_with_the_same_pictures_and_end_on_a_signal() -> None:
             url = process.stdout.readline().strip()
             assert url == f"http://127.0.0.1:{port}/v1"
             with ThreadPoolExecutor(4) as pool:
-                found = list(pool.map(lambda seed: post(url, seed), (3, 4, 3, 4)))
+                found = list(pool.map(lambda seed: post(url, seed), (5, 6, 5, 6)))
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 128 + signal.SIGTERM
         finally:
             process.kill()
     assert not is_served(url)
     pipe = Pipeline.from_pretrained("scenes")
-    for place, seed in enumerate((3, 4)):
+    for place, seed in enumerate((5, 6)):
         alone = np.asarray(pipe(PROMPT, seed=seed, method="stepvar", progress=False).images[0])
         for image in (found[place], found[place + 2]):
-            # Requests may run as one batch, which rounds otherwise: a bit that is nearly a tie may flip.
-            assert np.abs(image.astype(int) - alone).mean() < 0.1
+            assert np.abs(image.astype(int) - alone).max() <= 1  # requests may run as one batch: the last bits
