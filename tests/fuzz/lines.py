@@ -84,6 +84,8 @@ def command_line(number: int, model: Path) -> list[str]:
         words += [chance.choice(PROMPTS[:2] if chance.random() < 0.7 else PROMPTS)]
     if command == "generate" and "--model" not in words:
         words += ["--model", "MODEL"]
-    if command == "eval":  # of a model that there is, no more than one prompt: all of them take minutes
-        words += ["--limit", "1"] if "--model" in words else ["--model", "nope"]
+    if command == "eval" and "--model" not in words:
+        words += ["--model", "nope"]
+    if command == "eval" and "scenes" in words:  # a model that there is: all of its prompts take minutes
+        words += ["--limit", "1"]
     return [str(model) if word == "MODEL" else word for word in words]
