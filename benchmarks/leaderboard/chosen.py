@@ -140,7 +140,7 @@ def about_model(pipe: Pipeline) -> dict[str, Any]:
     return {"model": pipe.name, "schedule": schedule.name}
 
 
-class Growing:
+class ChoiceFile:
     """A file of entrants that is written after each method.
 
     Attributes:
@@ -188,11 +188,11 @@ def choose(pipe: Pipeline, arguments: argparse.Namespace) -> None:
     """
     settings = pipe.settings()
     about, steps = what_is_asked(pipe, arguments)
-    info = provenance(pipe.device, command_line(__spec__)) | {"dtype": arguments.dtype}
+    info = provenance(pipe.device, command_line(__spec__))
     batch, prompt = about["batch"], arguments.prompt or example_prompt(pipe.text_encoder)
     if batch is not None:
         about["timed"] = {"prompt": prompt, "machine": info["machine"]}
-    file = Growing(arguments.out, about, info)
+    file = ChoiceFile(arguments.out, about, info)
     left = [label for label in steps if label not in file.searched]
     clock = Clock(pipe, [prompt] * batch) if batch is not None and left else None
     search = partial(rows, speedup_of=counted_speedup(pipe, settings))
