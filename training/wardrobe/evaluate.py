@@ -151,7 +151,7 @@ def probe_and_neighbours(
 ) -> dict[str, Any]:
     """The probe's verdicts, on held-out photographs as a bound, and the training photographs nearest to 32 pictures."""
     photographs, size = source.photographs, source.preset.size(RATIO)
-    network = load_lite0().to(drawn.device)
+    network = load_lite0().to(photographs.pixels.device)
     train, held = photographs.where(False), photographs.where(True)
     names = sorted({facts.label for facts in photographs.facts if facts.label})
     number = {name: place for place, name in enumerate(names)}
@@ -166,7 +166,7 @@ def probe_and_neighbours(
     known = seen(train)
     probe = Probe(known, numbers(train), len(names))
     real = float((probe.classes(seen(held)) == numbers(held)).float().mean())
-    mine = features(drawn, network).cpu()
+    mine = features(drawn.to(photographs.pixels.device), network).cpu()
     wanted = torch.tensor([number[item.label] for _, item in items])
     right = probe.classes(mine) == wanted
     by_label = {
