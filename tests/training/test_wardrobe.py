@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stepvar.errors import UsageError
+from training.wardrobe import held_out
 from training.wardrobe.captions import Description, caption, describe, vocabulary, words_of
 from training.wardrobe.colours import COLOURS, name_pixels, to_lab, turn_hue
 from training.wardrobe.looks import fine_detail, hue_error, psnr, sheet
@@ -153,8 +156,9 @@ def test_each_caption_is_a_prompt_once() -> None:
     ]
 
 
-def test_prompts_are_of_held_out_photographs(tmp_path: Path) -> None:
-    """Two captions of three held-out photographs; one is of a training photograph, one names no garment."""
+@pytest.fixture
+def five_photographs(tmp_path: Path) -> Path:
+    """Four are held out; the last one's label names no garment."""
     blue, stripes = garment(plain(BLUE), plain(WHITE)), garment(striped(), plain(BLUE))
     rows = [(1, stripes, "Skirt"), (7, blue, "Dress"), (17, stripes, "Shirt"), (27, blue, "Dress"), (37, blue, "Other")]
     for number, picture, _ in rows:
@@ -162,14 +166,31 @@ def test_prompts_are_of_held_out_photographs(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / f"{number:05}.png")
     lines = ["image,label,kids", *(f"{number:05}.png,{label},false" for number, _, label in rows)]
     (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
-    out = tmp_path / "new" / "prompts.jsonl"
-    main(["--photographs", str(tmp_path), "--out", str(out)])
+    return tmp_path
+
+
+def test_prompts_are_of_held_out_photographs(five_photographs: Path) -> None:
+    """Two captions of three held-out photographs; one is of a training photograph, one names no garment."""
+    out = five_photographs / "new" / "prompts.jsonl"
+    main(["--photographs", str(five_photographs), "--out", str(out)])
     found = {line["prompt"]: line["category"] for line in map(json.loads, out.read_text().splitlines())}
     assert found.pop("a blue plain dress on a white ground") == "smooth"
     ((text, kind),) = found.items()
     assert "striped shirt on a blue ground" in text and kind == "textured"
-    main(["--photographs", str(tmp_path), "--out", str(out), "--count", "1"])
+    main(["--photographs", str(five_photographs), "--out", str(out), "--count", "1"])
     assert len(out.read_text().splitlines()) == 1
+
+
+def test_held_out_photographs_lie_in_a_folder_with_their_captions(five_photographs: Path, tmp_path: Path) -> None:
+    arguments = ["--photographs", str(five_photographs), "--out", str(out := tmp_path / "held-out")]
+    held_out.main([*arguments, "--count", "2"])
+    with (out / "metadata.csv").open(newline="") as stream:
+        captions = {row["file_name"]: row["text"] for row in csv.DictReader(stream)}
+    assert captions.keys() == {"00007.png", "00027.png"}, "two of four, evenly spread"
+    assert captions["00007.png"] == "a blue plain dress on a white ground"
+    assert (out / "00027.png").read_bytes() == (five_photographs / "00027.png").read_bytes()
+    with pytest.raises(UsageError, match="there already"):
+        held_out.main(arguments)
 
 
 def write_pictures(folder: Path) -> None:
