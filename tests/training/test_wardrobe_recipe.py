@@ -18,7 +18,7 @@ from stepvar.models.infinity.transformer import BlockContext, TextMemory
 from stepvar.text import WordEncoder
 from training.pyramid import pyramid
 from training.wardrobe.captions import GARMENTS, PLURAL, Description, caption, vocabulary
-from training.wardrobe.coder import Coder, balance_error, correlation_error, statistics, widened
+from training.wardrobe.coder import Coder, balance_error, correlation_error, statistics
 from training.wardrobe.lite0 import EARLY, Lite0
 from training.wardrobe.losses import Discriminator, chroma_error, picture_error
 from training.wardrobe.measure import KINDS, PATTERNS
@@ -220,15 +220,3 @@ def test_the_learning_rate_rises_by_steps_and_falls_by_time() -> None:
     assert learning_rate(0.0, 0, 1.0) < 0.01
     assert learning_rate(0.0, 10_000, 1.0) == 1.0
     assert learning_rate(1.0, 10_000, 1.0) == pytest.approx(0.02)
-
-
-def test_a_tokenizer_with_more_bits_begins_with_the_same_copies() -> None:
-    torch.manual_seed(0)
-    narrow = TokenizerConfig(code_bits=8, base_channels=8, multipliers=(1, 2, 2), norm_groups=4)
-    old, new = BitTokenizer(narrow).eval(), BitTokenizer(replace(narrow, code_bits=12)).eval()
-    new.load_state_dict(widened(old.state_dict(), new))
-    pictures, schedule = torch.rand(2, 3, 64, 64) * 2 - 1, schedule_for("0.06M", 1.0)
-    (bits, codes), (wide_bits, wide_codes) = (one.encode(pictures, schedule) for one in (old, new))
-    assert all(torch.equal(wide[:, :8], few) for wide, few in zip(wide_bits, bits, strict=True))
-    torch.testing.assert_close(new.decode(wide_codes), old.decode(codes), atol=1e-4, rtol=0)
-    assert len({tuple(channel.flatten().tolist()) for channel in wide_bits[-1][0]}) == 12, "new bits say something"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,25 +81,6 @@ class Coder(nn.Module):
         self.tokenizer.get_parameter("encoder.conv_out.conv.bias").mul_(gain)
         self.get_buffer("mean").zero_()
         self.get_buffer("variance").copy_((self.spread * gain).square())
-
-
-@torch.no_grad()
-def widened(state: Mapping[str, Tensor], tokenizer: BitTokenizer) -> Mapping[str, Tensor]:
-    """The weights of a tokenizer with fewer bits, for one with more that gives the same copies to begin with.
-
-    Codes, and with them the latent, are scaled by ``d ** -0.5``, which keeps all signs. The decoder does not see the
-    new bits yet; the encoder's weights for them are those that ``tokenizer`` has.
-    """
-    weight, bias, first = "encoder.conv_out.conv.weight", "encoder.conv_out.conv.bias", "decoder.conv_in.conv.weight"
-    own, old = tokenizer.config.code_bits, len(state[bias])
-    if old >= own:
-        return state
-    shrunk = (old / own) ** 0.5
-    wide = {name: tokenizer.state_dict()[name].clone() for name in (weight, bias, first)}
-    wide[weight][:old], wide[bias][:old] = state[weight] * shrunk, state[bias] * shrunk
-    wide[first].zero_()
-    wide[first][:, :old] = state[first] / shrunk
-    return {**state, **wide}
 
 
 def statistics(raw: Tensor) -> Tensor:

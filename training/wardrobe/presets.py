@@ -62,7 +62,7 @@ PRESETS: dict[str, WardrobePreset] = {
             width=384,
             heads=6,
             block_chunks=4,
-            tokenizer=TokenizerConfig(code_bits=32, base_channels=48, multipliers=(1, 2, 4, 4), norm_groups=16),
+            tokenizer=TokenizerConfig(code_bits=40, base_channels=48, multipliers=(1, 2, 4, 4), norm_groups=16),
             text_channels=256,
             text_maxlen=32,
             resolution="0.25M",

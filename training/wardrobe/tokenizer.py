@@ -29,13 +29,13 @@ from training.wardrobe.coder import (
     correlation_error,
     in_bfloat16,
     statistics,
-    widened,
 )
 from training.wardrobe.lite0 import EARLY, load_lite0
 from training.wardrobe.looks import fine_detail, hue_error, psnr, sheet
 from training.wardrobe.losses import SQUARES, Discriminator, picture_error
 from training.wardrobe.photographs import Photographs, middle_boxes, read_photographs, roam, shift_tones
 from training.wardrobe.stage import SAVE_EVERY, Options, Stage, choose
+from training.wardrobe.widening import widened_tokenizer
 
 PEAK_LR = 1e-3
 CRITIC_LR = 1e-4
@@ -91,7 +91,7 @@ class TokenizerTrainer:
         coder = Coder(self.preset)
         if self.options.init is not None:
             path = self.options.init / "tokenizer.safetensors"
-            fill_module(coder.tokenizer, widened(read_state(path), coder.tokenizer), str(path))
+            fill_module(coder.tokenizer, widened_tokenizer(read_state(path), coder.tokenizer), str(path))
             coder.unfold()
         return coder
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepvar.checkpoints import fill_module, read_state, save_model, save_weights
 from stepvar.core.tokens import ScaleSchedule
@@ -29,6 +29,7 @@ from training.wardrobe.presets import WardrobePreset
 from training.wardrobe.sequence import Places, TextToBits, bit_losses, drawn_wrongly, pad_words, weighted
 from training.wardrobe.stage import SAVE_EVERY, Options, Stage, choose
 from training.wardrobe.tokenizer import load_tokenizer
+from training.wardrobe.widening import widened_transformer
 
 PEAK_LR = 1e-3
 DECAY = 0.05
@@ -98,10 +99,6 @@ class LatentPool:
         return self.latents[chosen.to(device)], self.words[chosen].to(device), lengths
 
 
-def load_into(module: nn.Module, path: Path) -> None:
-    fill_module(module, read_state(path), str(path))
-
-
 class TransformerTrainer:
     """The state of a transformer's training."""
 
@@ -111,8 +108,11 @@ class TransformerTrainer:
         self.tokenizer = load_tokenizer(options)
         self.model = TextToBits(self.preset)
         if options.init is not None and (options.init / "transformer.safetensors").exists():
-            load_into(self.model.transformer, options.init / "transformer.safetensors")
-            load_into(self.model.text, options.init / "text_encoder.safetensors")
+            path = options.init / "transformer.safetensors"
+            weights = widened_transformer(read_state(path), self.model.transformer)
+            fill_module(self.model.transformer, weights, str(path))
+            path = options.init / "text_encoder.safetensors"
+            fill_module(self.model.text, read_state(path), str(path))
         self.model.to(self.device)
         self.model.compiled = options.compiled
         self.stage = Stage("transformer", self.model, options, options.peak or PEAK_LR, DECAY)
