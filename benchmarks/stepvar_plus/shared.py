@@ -16,7 +16,6 @@ from torch import Tensor
 from stepvar.core.noise import SeededNoise
 from stepvar.core.plan import Plan, Step
 from stepvar.core.sampling import sample_pass
-from stepvar.evaluation.noise import CachedNoise
 from stepvar.generation import run_blocks, run_pass
 from stepvar.methods import Method
 from stepvar.models.inputs import GenerationInputs
@@ -38,7 +37,7 @@ class SharedImages:
 
     pipe: Pipeline
     plan: Plan
-    noise: CachedNoise
+    noise: SeededNoise
     state: Any
     lengths: list[int]
     latent: Tensor
@@ -54,7 +53,7 @@ class SharedImages:
         plan = method.plan(pipe.settings(), model.info, len(prompts))
         inputs = pipe.inputs.prepare(GenerationInputs(prompt=list(prompts)), 1)
         state = model.start(inputs.encode(plan.schedule, ()).condition, plan)
-        found = cls(pipe, plan, CachedNoise(SeededNoise(seeds)), state, [], state.latent, state.latent, {}, {})
+        found = cls(pipe, plan, SeededNoise(seeds), state, [], state.latent, state.latent, {}, {})
         for step in plan.steps:
             if step.index == found.first:
                 found.lengths, found.latent = list(state.cache.lengths), state.latent.clone()
