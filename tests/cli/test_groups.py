@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from inspect import signature
+from typing import get_type_hints
 
 import pytest
 import typer
@@ -69,3 +70,14 @@ def test_settings_of_a_method_ask_for_one() -> None:
     for given in (Acceleration(keep="0.5"), Acceleration(last="2"), Acceleration(set_=["last=2"])):
         assert given.asked()[0] == "stepvar"
     assert Acceleration("fastvar", keep="0.5").asked() == ("fastvar", {"keep": "0.5", "last": None}, [])
+
+
+def test_options_named_like_their_placeholder_say_so() -> None:
+    """typer 0.27 calls an option without a name after its metavar: ``--IMAGES`` in place of ``--images``."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            for option in getattr(hint, "__metadata__", ()):
+                if isinstance(option, typer.models.OptionInfo) and option.metavar == name.upper():
+                    # In an annotation the first name stands where a default does.
+                    assert option.default == f"--{name}", command.callback.__name__

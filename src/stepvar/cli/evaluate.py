@@ -34,6 +34,7 @@ Methods = Annotated[
 Prompts = Annotated[
     str,
     typer.Option(
+        "--prompts",  # typer 0.27 takes a metavar that is the name in capitals for the name
         parser=options.path_text,
         metavar="PROMPTS",
         help="'scenes' or 'scenes:256', likewise 'scenes-video'; a text file with a prompt per line; GenEval's "
@@ -44,6 +45,7 @@ Prompts = Annotated[
 Images = Annotated[
     str | None,
     typer.Option(
+        "--images",
         parser=options.path_text,
         metavar="IMAGES",
         help="With --likelihood: a folder of images; or 'scenes:64', renders.",
