@@ -213,6 +213,17 @@ def test_a_shard_without_a_method_has_a_file(shared_model: Path, tmp_path: Path)
         chosen.main(["--model", str(shared_model), "--out", str(out), "--methods", "nosuch"])
 
 
+@pytest.mark.parametrize(("equal", "batch"), [("operations", None), ("time", 32)])
+def test_the_settings_that_are_kept_are_those_of_the_methods(equal: str, batch: int | None) -> None:
+    """Where a method changes, its settings are to be searched again."""
+    kept = Path(chosen.__file__).parent / "settings" / f"wardrobe-{equal}.json"
+    found = read_chosen([kept], Pipeline.from_pretrained("wardrobe"))
+    assert (found.equal, found.batch) == (equal, batch) and len(found.entrants) > 50
+    for entrant in found.entrants:
+        if batch is not None and not entrant.resampled and entrant.budget is not None:
+            assert entrant.more["measured"]["median"] == pytest.approx(entrant.budget, rel=0.03), entrant.label
+
+
 def test_a_baseline_stands_there_however_slow() -> None:
     method = labelled()["drop-guidance last=1"]
     (found,) = entrant_rows("drop-guidance last=1", method, lambda method: 0.9, SETTINGS, (1.3,))
