@@ -4,7 +4,7 @@ Every method, setting and way of sampling is run on a tiny model of each family,
 compared to the bit. That holds only where arithmetic is the same: with the recorded build of PyTorch on a processor
 that rounds alike (``environment`` of the file). Elsewhere codes, logits, selections and pixels are not compared, as a
 rounding may flip them; tokens, kept tokens, branches, operations and the texts of errors still are, and where all codes
-agree, a few pixels to 1e-4. The first test is skipped there, to say so.
+agree, a few pixels to 1e-4, in bfloat16 and behind soft codes to more. The first test is skipped there, to say so.
 
 ``python -m tests.pinned.record`` records again. Only ``adapter.py`` knows names inside the package.
 """
@@ -44,7 +44,15 @@ def test_pinned(name: str) -> None:
     if environment() == recorded()["environment"]:
         assert now == then
     elif "codes" in then and now["codes"] == then["codes"]:
-        assert now["fingerprint"] == pytest.approx(then["fingerprint"], abs=1e-4)
+        assert now["fingerprint"] == pytest.approx(then["fingerprint"], abs=_rounding(name))
+
+
+def _rounding(name: str) -> float:
+    """How far pixels in [-1, 1] may lie apart where arithmetic differs and the codes agree."""
+    setting = name.rpartition("/")[2]
+    if setting.startswith("half"):
+        return 2e-2  # a bfloat16 near 1 is 2 ** -8 from the next one, and a decoder rounds many times
+    return 1e-3 if setting.startswith("smooth") else 1e-4  # soft codes pass on how their logits were rounded
 
 
 def _counted(result: dict[str, Any]) -> dict[str, Any]:
