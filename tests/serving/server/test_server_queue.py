@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import pytest
 
 from stepvar import Pipeline
 from stepvar.errors import UsageError
-from stepvar.serving.server import ServerSettings, create_app
+from stepvar.serving.server import ServerSettings, create_app, worker
 from stepvar.text import example_prompt
-from tests.serving.server.servers import HeldPipeline, Server, in_thread, picture, pixels, running, until
+from tests.serving.server.servers import LONG, HeldPipeline, Server, in_thread, picture, pixels, running, until
 
 PROMPTS = ["a red circle on grass", "a blue star", "a large yellow triangle on sand"]
 
@@ -78,6 +79,18 @@ def test_a_client_that_is_alone_waits_for_nobody(held: HeldPipeline) -> None:
     with running(lambda: held.prepare(), max_wait=60.0) as server:
         for _ in range(2):
             assert ask(server, "a red circle")().report["queued"] < 60
+
+
+def test_a_client_that_asks_again_at_once_is_still_alone(held: HeldPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the thread tidies up behind its answer, the next request is there, and came together with nobody."""
+    tidied = threading.Event()
+    monkeypatch.setattr(worker, "return_free_memory", lambda: tidied.wait(LONG))
+    with running(lambda: held.prepare(), max_wait=60.0) as server:
+        ask(server, "a red circle")()
+        again = ask(server, "a red circle")
+        waiting(server, 1)
+        tidied.set()
+        assert again().report["queued"] < 60
 
 
 def test_clients_that_ask_again_and_again_do_not_take_turns(held: HeldPipeline) -> None:

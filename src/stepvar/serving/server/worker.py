@@ -111,7 +111,7 @@ class Worker:
         self._settled = threading.Event()
         self._stopping = False
         self._free_since = 0.0
-        self._shared = False
+        self._shared = False  # whether requests came together in the last batch
         self._seconds = 1.0
         self._fitted: OrderedDict[tuple[Any, ...], Method] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="stepvar-generation", daemon=True)
@@ -194,11 +194,11 @@ class Worker:
 
     def _work(self, pipe: Pipeline) -> None:
         while batch := self._next_batch():
+            self._shared = len({id(item.work) for item in batch}) > 1
             self._serve(pipe, batch)
             return_free_memory()
             with self._changed:
                 self._running, self._free_since = [], time.monotonic()
-                self._shared = bool(self._queue) or len({id(item.work) for item in batch}) > 1
 
     def _warm_up(self, pipe: Pipeline) -> None:
         """Generates until times are those that stay: single images, and whole batches."""
@@ -250,6 +250,7 @@ class Worker:
             self._generate(pipe, batch, begun)
             self._seconds += 0.2 * ((time.monotonic() - begun) / len(batch) - self._seconds)
         except _AllLeft:
+            self._look_around()
             self.metrics.abandoned.inc(len(batch))
         except Exception as error:
             again = len(batch) > 1
@@ -259,7 +260,13 @@ class Worker:
             for item in batch:
                 self._serve(pipe, [item])
 
+    def _look_around(self) -> None:
+        """Notes whether others wait. Before an answer goes out: who gets it may ask again at once, and be alone."""
+        with self._changed:
+            self._shared = self._shared or bool(self._queue)
+
     def _fail(self, work: Work, error: Exception) -> None:
+        self._look_around()
         if not isinstance(error, StepvarError):
             logger.error("generation failed", exc_info=error)
         work.failed = True
@@ -287,6 +294,7 @@ class Worker:
             progress=False,
         )
         results = output.videos or output.images
+        self._look_around()
         for item, result, texts, said in zip(batch, results, output.metadata, output.warnings, strict=True):
             own = texts_of(item.work, texts)
             waited = begun - item.since
