@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from training.wardrobe.captions import Description, caption, describe
 from training.wardrobe.measure import Measurer
-from training.wardrobe.photographs import Photographs, choose_boxes, find_centres, shift_tones
-from training.wardrobe.presets import WardrobePreset
+from training.wardrobe.photographs import Photographs, choose_boxes, find_centres, read_photographs, shift_tones
+from training.wardrobe.presets import PRESETS, WardrobePreset
 
 UNTURNED = 0.72
 """Share of training pictures in their own hues."""
@@ -40,6 +42,12 @@ class Captioned:
                 row[place] = description
             self.described.append(row)
         self.suitable = {ratio: photographs.where(False, ratio) for ratio, _ in preset.ratios}
+
+    @classmethod
+    def held_out_of(cls, folder: Path) -> Captioned:
+        """The held-out photographs of a folder on the CPU, as they are: no hue is turned."""
+        photographs = read_photographs([folder], torch.device("cpu"), held_out=True)
+        return cls(photographs, replace(PRESETS["wardrobe"], hues=(0.0,)))
 
     def description(self, place: int, hue: int = 0) -> Description:
         found = self.described[hue][place]

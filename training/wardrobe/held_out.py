@@ -9,17 +9,12 @@ import csv
 import io
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from stepvar.errors import UsageError
+from stepvar.errors import StepvarError, UsageError
 from stepvar.utils.files import write_text
 from training.wardrobe.captioned import Captioned
 from training.wardrobe.captions import caption
-from training.wardrobe.photographs import read_photographs
-from training.wardrobe.presets import PRESETS
 from training.wardrobe.tokenizer import spread_out
 
 COUNT = 48
@@ -33,15 +28,14 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     if arguments.out.exists():
         raise UsageError(f"out {arguments.out}: is there already; give a new folder")
-    photographs = read_photographs([arguments.photographs], torch.device("cpu"), held_out=True)
-    source = Captioned(photographs, replace(PRESETS["wardrobe"], hues=(0.0,)))  # as they are, no hue turned
+    source = Captioned.held_out_of(arguments.photographs)
     arguments.out.mkdir(parents=True)
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["file_name", "text"])
-    places = spread_out(photographs.where(True), arguments.count).tolist()
+    places = spread_out(source.photographs.where(True), arguments.count).tolist()
     for place in places:
-        name = photographs.facts[place].name
+        name = source.photographs.facts[place].name
         shutil.copyfile(arguments.photographs / name, arguments.out / name)
         rows.writerow([name, caption(source.description(place))])
     write_text(arguments.out / "metadata.csv", table.getvalue())
@@ -49,4 +43,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StepvarError as error:
+        raise SystemExit(str(error)) from None

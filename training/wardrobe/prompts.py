@@ -9,17 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from stepvar.utils.files import write_text
 from training.wardrobe.captioned import Captioned
 from training.wardrobe.captions import Description, caption
 from training.wardrobe.evaluate import chosen
-from training.wardrobe.photographs import read_photographs
-from training.wardrobe.presets import PRESETS
 
 COUNT, SEED = 512, 0
 
@@ -42,9 +37,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the file, .jsonl")
     parser.add_argument("--count", type=int, default=COUNT, help="prompts at most")
     arguments = parser.parse_args(given)
-    photographs = read_photographs([arguments.photographs], torch.device("cpu"), held_out=True)
-    source = Captioned(photographs, replace(PRESETS["wardrobe"], hues=(0.0,)))  # as they are, no hue turned
-    lines = prompts(item for _, item in chosen(source, len(photographs), SEED))[: arguments.count]
+    source = Captioned.held_out_of(arguments.photographs)
+    lines = prompts(item for _, item in chosen(source, len(source.photographs), SEED))[: arguments.count]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out, "".join(json.dumps(line) + "\n" for line in lines))
     textured = sum(line["category"] == "textured" for line in lines)
