@@ -13,6 +13,9 @@ Column = tuple[str, Callable[[Entry], str]]
 OPTIONAL = ("time", "better than random by", "GMSD", "HaarPSI", "patch spectrum, dB", "accuracy")
 """Columns that a table has only where there is something in them."""
 
+WIDE = 2.0
+"""How many times the least of one and the same ratio its greatest may be for times to be given."""
+
 
 def markdown(result: Mapping[str, Any]) -> str:
     """A table per budget, the best first, and one by kind of image; then what costs less or more than all budgets."""
@@ -40,11 +43,13 @@ def _equal(result: Mapping[str, Any]) -> str:
 
 
 def clock_is_good(result: Mapping[str, Any]) -> bool:
-    """Whether dense took about as long the second time, or times were measured apart; else they are left out."""
+    """Whether dense took about as long each second time, or times were measured apart; else they are left out."""
     if result.get("timed") == "chosen":
         return True
     again = result.get("dense_again")
-    return again is not None and bool(abs(again["median"] - 1) <= STEADY)
+    if again is None:
+        return False
+    return bool(abs(again["median"] - 1) <= STEADY and again["max"] <= WIDE * again["min"])
 
 
 def _clock(result: Mapping[str, Any]) -> str:

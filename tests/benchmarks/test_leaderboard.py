@@ -158,6 +158,14 @@ def test_times_are_given_where_dense_took_as_long_again(again: float, given: boo
     assert f"Dense took {again:.2f}" in text and ("too coarse a clock" in text) != given
 
 
+@pytest.mark.parametrize(("least", "most", "given"), [(0.8, 1.5, True), (0.11, 1.64, False)])
+def test_times_are_not_given_where_dense_swung_widely(least: float, most: float, given: bool) -> None:
+    """Several processes on one GPU: dense's two times are alike on average, and each is chance."""
+    again = {"median": 1.0, "min": least, "max": most}
+    text = tables.markdown(result_of([counted("a@1.6", 33.0, measured=spread(1.5))], dense_again=again))
+    assert ("| 1.50x (1.40 to 1.60) |" in text) == given != ("too coarse a clock" in text)
+
+
 def test_times_are_of_batches_that_ran_alike() -> None:
     """Dense was captured after its first batch: what ran eagerly is not compared with its replays."""
 
