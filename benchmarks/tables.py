@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import engine, memory, own_scale, parallel, precision, quality_video, rules, speed, upstream
-from benchmarks.leaderboard import costs
+from benchmarks.leaderboard import beside, costs
 from benchmarks.leaderboard import tables as leaderboard
 from benchmarks.stepvar_plus import summary as stepvar_plus
 from benchmarks.study.tables import single, write_tables
@@ -25,6 +25,12 @@ IMAGES = ROOT / "docs" / "images"
 WEIGHTS = ROOT / "src" / "stepvar" / "weights"
 CARD_MARKS = ("<!-- quality -->\n", "<!-- /quality -->\n")
 """Around the measured table of a model card."""
+
+
+def stored(name: str) -> dict[str, Any]:
+    """The results of that name."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def percent(share: float) -> str:
@@ -72,6 +78,13 @@ WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
 """From the first word of a result's name to what writes its table."""
 
 
+BESIDE = {
+    "leaderboard-beside": {"photographs": "leaderboard-wardrobe", "shapes": "leaderboard-scenes"},
+    "leaderboard-beside-time": {"photographs": "leaderboard-wardrobe-time", "shapes": "leaderboard-scenes-time"},
+}
+"""Short tables of several models: what each one's images show, and its results."""
+
+
 def attributes(accuracy: dict[str, tuple[float, int]]) -> str:
     """The table of a model card: what is asked, how often it is right, and of how many."""
     lines = ["| asked | right | of |", "|---|---|---|"]
@@ -94,13 +107,11 @@ def of_photographs(result: dict[str, Any]) -> str:
 
 def card_tables() -> dict[str, str]:
     """The measured table of each model card, by the folder of its weights."""
-    scenes, clips = (
-        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("quality", "clips")
-    )
+    scenes, clips = stored("quality"), stored("clips")
     dense = next(row for row in clips["rows"] if row["label"] == "dense")
     own = next(row for row in scenes["rows"] if (row["guidance"], row["temperature"]) == (3.0, 0.6))
     found = {"scenes": attributes(own["accuracy"]), "scenes-video": attributes(dense["accuracy"])}
-    return found | {"wardrobe": of_photographs(json.loads((RESULTS / "wardrobe.json").read_text(encoding="utf-8")))}
+    return found | {"wardrobe": of_photographs(stored("wardrobe"))}
 
 
 def with_table(card: str, table: str) -> str:
@@ -115,8 +126,10 @@ def main() -> None:
         card = WEIGHTS / name / "README.md"
         write_text(card, with_table(card.read_text(encoding="utf-8"), table))
     SNIPPETS.mkdir(parents=True, exist_ok=True)
+    for name, models in BESIDE.items():
+        write_text(SNIPPETS / f"{name}.md", beside.markdown({shown: stored(own) for shown, own in models.items()}))
     for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = stored(path.stem)
         kind = path.stem.partition("-")[0]
         if kind == "study":
             write_tables(result, SNIPPETS, IMAGES)
