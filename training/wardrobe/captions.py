@@ -109,7 +109,8 @@ def describe(labels: list[str], children: list[bool], seen: Seen) -> list[Descri
     ]
 
 
-def _ground(item: Description) -> str:
+def ground_words(item: Description) -> str:
+    """What a caption calls the ground."""
     if item.kind == "wooden":
         return "wooden floor"
     return f"{item.ground} {item.kind} ground".replace("  ", " ")
@@ -139,7 +140,7 @@ def caption(item: Description, rng: random.Random | None = None) -> str:
     words.append(name)
     said = " ".join(words) if name in PLURAL else _with_article(words)
     if item.ground and kept("ground"):
-        said += " on " + _with_article(_ground(item).split())
+        said += " on " + _with_article(ground_words(item).split())
     return said
 
 

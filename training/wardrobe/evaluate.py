@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from operator import eq
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,60 +29,13 @@ from training.wardrobe.colours import COLOURS
 from training.wardrobe.lite0 import load_lite0
 from training.wardrobe.looks import sheet
 from training.wardrobe.measure import FINE, Measurer
-from training.wardrobe.photographs import Photographs, middle_boxes, read_photographs
+from training.wardrobe.photographs import read_photographs
 from training.wardrobe.presets import PRESETS
+from training.wardrobe.probe import Probe, features, features_of, whole_photographs
 from training.wardrobe.stage import Options
 from training.wardrobe.tokenizer import check_tokenizer, draw_copies, read_tokenizer
 
-SIDE = 224
-ROUNDS = 400
 RATIO = 1.333
-
-
-@torch.no_grad()
-def features(pictures: Tensor, network: Any, batch: int = 32) -> Tensor:
-    """Features (N, 1280) of pictures (N, 3, H, W) in [0, 1], squeezed to the network's square."""
-    parts = []
-    for part in pictures.split(batch):
-        small = F.interpolate(part, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-        parts.append(network(small * 2 - 1))
-    return torch.cat(parts)
-
-
-def whole_photographs(photographs: Photographs, index: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middles of photographs as (N, 3, h, w) in [0, 1]."""
-    straight = torch.zeros(len(index), dtype=torch.bool, device=index.device)
-    return photographs.crop(index, middle_boxes(photographs, index, size), straight, size)
-
-
-class Probe:
-    """A logistic regression on standardised features, with weight decay.
-
-    Args:
-        found: (N, F) features; labels: (N,) class numbers.
-    """
-
-    def __init__(self, found: Tensor, labels: Tensor, classes: int, decay: float = 3e-3) -> None:
-        self.mean, self.spread = found.mean(0), found.std(0) + 1e-4
-        self.weight = torch.zeros(found.shape[1], classes, requires_grad=True)
-        self.bias = torch.zeros(classes, requires_grad=True)
-        known = self._standardised(found)
-        optimiser = torch.optim.LBFGS([self.weight, self.bias], max_iter=ROUNDS, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            loss = F.cross_entropy(known @ self.weight + self.bias, labels) + decay * self.weight.square().sum()
-            loss.backward()
-            return loss
-
-        optimiser.step(closure)
-
-    def _standardised(self, found: Tensor) -> Tensor:
-        return (found - self.mean) / self.spread
-
-    @torch.no_grad()
-    def classes(self, found: Tensor) -> Tensor:
-        return (self._standardised(found) @ self.weight + self.bias).argmax(1)
 
 
 def colour_verdicts(pictures: Tensor, wanted: list[Description]) -> tuple[float, float]:
@@ -153,26 +108,19 @@ def probe_and_neighbours(
     photographs, size = source.photographs, source.preset.size(RATIO)
     network = load_lite0().to(photographs.pixels.device)
     train, held = photographs.where(False), photographs.where(True)
-    names = sorted({facts.label for facts in photographs.facts if facts.label})
-    number = {name: place for place, name in enumerate(names)}
 
-    def numbers(index: Tensor) -> Tensor:
-        return torch.tensor([number[photographs.facts[place].label] for place in index.tolist()])
+    def labels(index: Tensor) -> list[str]:
+        return [photographs.facts[place].label for place in index.tolist()]
 
-    def seen(index: Tensor) -> Tensor:
-        parts = [features(whole_photographs(photographs, part, size), network) for part in index.split(64)]
-        return torch.cat(parts).cpu()
-
-    known = seen(train)
-    probe = Probe(known, numbers(train), len(names))
-    real = float((probe.classes(seen(held)) == numbers(held)).float().mean())
+    known = features_of(photographs, train, size, network)
+    probe = Probe.fit(known, labels(train))
+    real = fmean(map(eq, probe.read(features_of(photographs, held, size, network)), labels(held)))
     mine = features(drawn.to(photographs.pixels.device), network).cpu()
-    wanted = torch.tensor([number[item.label] for _, item in items])
-    right = probe.classes(mine) == wanted
+    wanted = [item.label for _, item in items]
+    right = list(map(eq, probe.read(mine), wanted))
     by_label = {
-        name: round(float(right[wanted == place].float().mean()), 2)
-        for name, place in number.items()
-        if (wanted == place).any()
+        name: round(fmean(hit for hit, label in zip(right, wanted, strict=True) if label == name), 2)
+        for name in sorted(set(wanted))
     }
     near = F.normalize(mine[:32], dim=1) @ F.normalize(known, dim=1).T
     best = near.topk(3, dim=1)
@@ -184,7 +132,7 @@ def probe_and_neighbours(
         rows.append(row)
     sheet(out / "neighbours.png", rows, side=128)
     return {
-        "garment_right": float(right.float().mean()),
+        "garment_right": fmean(right),
         "garment_right_on_photographs": real,
         "by_label": by_label,
         "nearest_similarity": round(float(best.values[:, 0].mean()), 3),
