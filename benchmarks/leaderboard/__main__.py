@@ -29,6 +29,7 @@ from stepvar.errors import StepvarError, UsageError
 from stepvar.evaluation.candidates import DENSE
 from stepvar.evaluation.folder import RunFolder, slug
 from stepvar.evaluation.machine import provenance
+from stepvar.evaluation.metrics.learned import Distance, Unavailable, load_cvvdp, load_gram
 from stepvar.evaluation.metrics.scenes import domain_of
 from stepvar.evaluation.prompts import Prompt, PromptSet, load_prompts
 from stepvar.evaluation.run import Evaluation, Measures
@@ -121,12 +122,34 @@ def evaluation_of(
         range(arguments.seeds),
         [DENSE, AGAIN, *(entrant.candidate for entrant in taking_part)],
         folder,
-        Measures(domain_of(prompts.prompts, pipe.device)),
+        measures_of(prompts, pipe.device, arguments),
         batch=arguments.batch,
         images=arguments.images,
         timed=True,
         shard=shard,
     )
+
+
+def measures_of(prompts: PromptSet, device: torch.device, arguments: argparse.Namespace) -> Measures:
+    """What is measured beside fidelity: by a judge, and by networks.
+
+    Raises:
+        UsageError: for a judge without its photographs, or a network that is not there.
+    """
+    domain = domain_of(prompts.prompts, device)
+    if (arguments.judge is None) != (arguments.photographs is None):
+        raise UsageError("judge and photographs: one needs the other; give both, or none")
+    if arguments.judge is not None:
+        from training.wardrobe.judge import PhotographJudge
+
+        domain = PhotographJudge.load(arguments.judge, arguments.photographs, device)
+    found: dict[str, dict[str, Distance]] = {"gram": {}, "cvvdp": {}}
+    for name in arguments.learned:
+        distance = load_gram(device) if name == "gram" else load_cvvdp(device, fps=1)
+        if isinstance(distance, Unavailable):
+            raise UsageError(f"learned {name}: {distance}")
+        found[name][name] = distance
+    return Measures(domain, distances=found["gram"], clip_distances=found["cvvdp"])
 
 
 def who_takes_part(pipe: Pipeline, arguments: argparse.Namespace) -> Choice:
@@ -183,6 +206,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seeds", type=int, default=1)
     found.add_argument("--batch", type=int, default=8)
     found.add_argument("--images", type=int, default=4, help="prompts whose images are kept")
+    found.add_argument("--judge", type=Path, help="file of training.wardrobe.judge, which judges pictures of clothes")
+    found.add_argument("--photographs", type=Path, help="with --judge: the folder of the photographs")
+    found.add_argument("--learned", nargs="*", choices=("gram", "cvvdp"), default=[], help="measures by networks, too")
     found.add_argument("--methods", nargs="*", default=[], help="only labels that begin so")
     found.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS), help="speed-ups, by operations")
     found.add_argument(

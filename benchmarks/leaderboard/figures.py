@@ -12,12 +12,13 @@ import numpy as np
 
 from benchmarks.joined import join
 from benchmarks.leaderboard.entrants import NEAR, named_settings
+from benchmarks.leaderboard.judged import judged
 from benchmarks.study.__main__ import AGAIN
 from stepvar.errors import UsageError
 from stepvar.evaluation.candidates import DENSE
 from stepvar.evaluation.folder import RUN, RunFolder
 from stepvar.evaluation.statistics import Spread, bootstrap, paired
-from stepvar.evaluation.summary import Row, Rows, compared, speedups
+from stepvar.evaluation.summary import Row, Rows, accuracy, compared, speedups
 from stepvar.utils.files import write_text
 
 Entry = Mapping[str, Any]
@@ -26,7 +27,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 EQUAL = 99.0
 """The PSNR of images that are equal."""
 
-MEASURES = ("psnr", "ssim", "high_frequency", "gmsd", "haarpsi", "spectrum")
+MEASURES = ("psnr", "ssim", "high_frequency", "gmsd", "haarpsi", "spectrum", "gram", "cvvdp")
 """Given where the manifest has them of every image."""
 
 BY_CATEGORY = ("psnr", "spectrum")
@@ -88,6 +89,7 @@ def figures(folders: Sequence[RunFolder]) -> dict[str, Any]:
         "timed": "chosen" if chosen else "run",
         "dense_again": _rounded(Spread.of(again).to_dict()) if again else None,
         "entries": entries,
+        "judged": _rounded(judged(rows, list(known))),
         "leaders": {str(budget): leader_of(entries, rows, budget) for budget in budgets},
         "over_random": {str(budget): over_random(entries, rows, budget) for budget in budgets},
     }
@@ -138,12 +140,6 @@ def _measured(entry: Entry, timing: Sequence[Row], chosen: bool) -> dict[str, An
         return {"measured": _rounded(entry["measured"])} if "measured" in entry else {}
     ratios = speedups(timing, entry["label"], (DENSE.label, AGAIN.label))
     return {"measured": _rounded(Spread.of(ratios).to_dict())} if ratios else {}
-
-
-def accuracy(row: Row) -> float | None:
-    """The share of what is asked about an image that is right; None where nothing is asked."""
-    right = row.get("right", {})
-    return float(np.mean(list(right.values()))) if right else None
 
 
 def at_budget(entry: Entry, budget: float) -> bool:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.leaderboard import judged
 from benchmarks.leaderboard.figures import Entry, at_budget
 from benchmarks.study.tables import STEADY
 
 Column = tuple[str, Callable[[Entry], str]]
+
+SECTION, SECTION_END = "<!-- --8<-- [start:judged] -->", "<!-- --8<-- [end:judged] -->"
+"""Around the part that a page may include by itself."""
 
 OPTIONAL = ("time", "better than random by", "GMSD", "HaarPSI", "patch spectrum, dB", "accuracy")
 """Columns that a table has only where there is something in them."""
@@ -32,10 +36,18 @@ def markdown(result: Mapping[str, Any]) -> str:
     rest.sort(key=lambda entry: entry["speedup"])
     if rest:
         parts.append(f"### At a cost of their own\n\n{_table(rest, _columns(result, ''))}")
+    if result.get("judged"):
+        labels = [entry["label"] for entry in sorted(result["entries"], key=_by_cost)]
+        parts.append(f"{SECTION}\n{judged.markdown(result['judged'], labels)}\n{SECTION_END}")
     known = f"{result['images']} images of each method, {result['settings']['dtype']}."
     if result["dense_accuracy"] is not None:
         known += f" Dense answers {100 * result['dense_accuracy']:.1f} % of the questions right."
     return "\n\n".join([*parts, known + _clock(result)]) + "\n"
+
+
+def _by_cost(entry: Entry) -> tuple[float, float]:
+    """Noise floors, then budget by budget, the nearest to dense first; what has no budget of its own by its cost."""
+    return entry["budget"] or entry["speedup"], -entry["psnr"]["mean"]
 
 
 def _equal(result: Mapping[str, Any]) -> str:

@@ -134,6 +134,12 @@ def compared(rows: Rows, dense: Rows, value: Callable[[Row], float | None]) -> d
     return {**bootstrap(own, groups).to_dict(), "against_dense": paired(own, reference, groups).to_dict()}
 
 
+def accuracy(row: Row) -> float | None:
+    """The share of what is asked about an image that is right; None where nothing is asked."""
+    right = row.get("right", {})
+    return float(np.mean(list(right.values()))) if right else None
+
+
 def _sets(rows: Rows, renders: Rows) -> dict[str, float]:
     """Distances between all images of a method and real renders of the same scenes, by the judge's features."""
     if min(len(rows), len(renders)) < 2 or not all("features" in row for row in rows.values()):
