@@ -8,6 +8,7 @@ the page.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -136,13 +137,15 @@ def measures_of(prompts: PromptSet, device: torch.device, arguments: argparse.Na
     Raises:
         UsageError: for a judge without its photographs, or a network that is not there.
     """
-    domain = domain_of(prompts.prompts, device)
     if (arguments.judge is None) != (arguments.photographs is None):
         raise UsageError("judge and photographs: one needs the other; give both, or none")
-    if arguments.judge is not None:
+    if arguments.judge is None:
+        domain = domain_of(prompts.prompts, device)
+    else:
         from training.wardrobe.judge import PhotographJudge
 
-        domain = PhotographJudge.load(arguments.judge, arguments.photographs, device)
+        domain = judge = PhotographJudge.load(arguments.judge, arguments.photographs, device)
+        judge.check(prompts.prompts)
     found: dict[str, dict[str, Distance]] = {"gram": {}, "cvvdp": {}}
     for name in arguments.learned:
         distance = load_gram(device) if name == "gram" else load_cvvdp(device, fps=1)
@@ -173,6 +176,8 @@ def described(
     own: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     own |= {"equal": choice.equal, "budgets": list(choice.budgets), "timed_batch": choice.batch}
     own |= {"timed_on": list(choice.machines)} if choice.machines else {}
+    own |= {"judge": hashlib.sha256(arguments.judge.read_bytes()).hexdigest()[:16]} if arguments.judge else {}
+    own |= {"learned": sorted(arguments.learned)} if arguments.learned else {}
     own["device"] = pipe.device.type  # whichever of several
     own["model"] = arguments.name or slug(Path(arguments.model).name)
     own["prompts"] = {"source": Path(prompts.source).name, "count": len(prompts), "texts": prompts.digest}

@@ -18,21 +18,19 @@ ALL, DISTANCE = "all", "distance"
 FURTHER = {"gram": "Gram distance to dense", "cvvdp": "ColorVideoVDP, JOD"}
 """Measures by networks that stand in the same table, where they were taken."""
 
-THOUSANDTHS = 1000
-
 
 def judged(rows: Mapping[str, Rows], labels: Sequence[str]) -> dict[str, Any]:
     """By label, how often each question is answered right, and the kernel distance; also of real images.
 
-    Empty where nothing is judged, or too much is asked.
+    Empty where nothing is judged, or too much is asked. The distance is of those whose images all have features.
     """
-    dense, real = rows[DENSE.label], rows.get(RENDERS, {})
+    dense = rows[DENSE.label]
     asked = list(dict.fromkeys(name for row in dense.values() for name in row.get("right", {})))
     if not 0 < len(asked) <= QUESTIONS:
         return {}
 
     def of(name: str) -> Callable[[Row], float | None]:
-        return lambda row: row["right"].get(name)
+        return lambda row: row.get("right", {}).get(name)
 
     named = {label: rows[label] for label in (DENSE.label, *labels, RENDERS) if rows.get(label)}
     found: dict[str, Any] = {
@@ -41,11 +39,11 @@ def judged(rows: Mapping[str, Rows], labels: Sequence[str]) -> dict[str, Any]:
     }
     for label, own in named.items():
         for name in FURTHER:
-            if values := [float(row[name]) for row in own.values() if name in row]:
-                found[label][name] = bootstrap(values, [prompt for prompt, _ in own]).to_dict()
-    if real and all("features" in row for own in named.values() for row in own.values()):
-        made = {label: own for label, own in named.items() if label != RENDERS}
-        for label, distance in kernel_distances(made, real, DENSE.label).items():
+            if measured := {key: float(row[name]) for key, row in own.items() if name in row}:
+                found[label][name] = bootstrap(list(measured.values()), [prompt for prompt, _ in measured]).to_dict()
+    made = {label: own for label, own in named.items() if all("features" in row for row in own.values())}
+    if DENSE.label in made and RENDERS in made:
+        for label, distance in kernel_distances(made, made.pop(RENDERS), DENSE.label).items():
             found[label][DISTANCE] = distance
     return found
 
@@ -53,40 +51,37 @@ def judged(rows: Mapping[str, Rows], labels: Sequence[str]) -> dict[str, Any]:
 def markdown(found: Mapping[str, Any], labels: Sequence[str]) -> str:
     """A row per label, real images and dense first; behind a figure its difference from dense, in bold if certain."""
     asked = [name for name in found[DENSE.label] if name not in (ALL, DISTANCE, *FURTHER)]
-    further = [name for name in FURTHER if any(name in own for own in found.values())]
-    heads = [*asked, "all questions", "distance to photographs, thousandths", *(FURTHER[name] for name in further)]
-    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    titles = {RENDERS: "the photographs themselves", DENSE.label: DENSE.label}
+    heads = {ALL: "accuracy", DISTANCE: "distance to real images, thousandths"} | FURTHER
+    columns = [*asked, *(name for name in heads if any(own.get(name) for own in found.values()))]
+    lines = ["| images of | " + " | ".join(heads.get(name, name) for name in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
     for label in (RENDERS, DENSE.label, *labels):
-        own, is_dense = found.get(label, {}), label == DENSE.label
-        if not own:
-            continue
-        cells = [_share(own[name], is_dense) for name in (*asked, ALL)]
-        cells.append(_distance(own.get(DISTANCE, {}), is_dense))
-        cells += [f"{own[name]['mean']:.2f}" if name in own else "" for name in further]
-        name, _, budget = label.partition("@")
-        title = titles.get(label) or (f"`{name}` at {budget}" if budget else f"`{name}`")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        if own := found.get(label):
+            cells = [_cell(name, own.get(name), label == DENSE.label) for name in columns]
+            lines.append(f"| {_title(label)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _share(figures: Mapping[str, Any], reference: bool) -> str:
-    return _with_difference(figures, reference, 100, ".0f", " %", ".1f")
+def _title(label: str) -> str:
+    if label == RENDERS:
+        return "what is real"
+    name, _, budget = label.partition("@")
+    return f"`{name}` at {budget}" if budget else f"`{name}`"
 
 
-def _distance(figures: Mapping[str, Any], reference: bool) -> str:
-    return _with_difference(figures, reference, THOUSANDTHS, ".1f", "", ".2f")
-
-
-def _with_difference(
-    figures: Mapping[str, Any], reference: bool, factor: float, digits: str, unit: str, fine: str
-) -> str:
-    """A mean; behind it the difference from dense, in bold where its interval excludes 0."""
+def _cell(name: str, figures: Mapping[str, Any] | None, is_dense: bool) -> str:
     if not figures:
         return ""
-    text = f"{factor * figures['mean']:{digits}}{unit}"
-    if reference:
-        return text
+    if name in FURTHER:
+        return f"{figures['mean']:.2f}"
+    if name == DISTANCE:
+        return f"{1000 * figures['mean']:.1f}{_against(figures, 1000, '.2f', is_dense)}"
+    return f"{100 * figures['mean']:.0f} %{_against(figures, 100, '.1f', is_dense)}"
+
+
+def _against(figures: Mapping[str, Any], factor: float, digits: str, is_dense: bool) -> str:
+    """The difference from dense, in bold where its interval excludes 0."""
     against = figures["against_dense"]
-    difference = f"{factor * against['mean']:+{fine}}"
-    return f"{text} (**{difference}**)" if against["low"] > 0 or against["high"] < 0 else f"{text} ({difference})"
+    text = f"{factor * against['mean']:+{digits}}"
+    certain = against["low"] > 0 or against["high"] < 0
+    return "" if is_dense else f" (**{text}**)" if certain else f" ({text})"

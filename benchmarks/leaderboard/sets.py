@@ -1,7 +1,8 @@
-"""How far all pictures of a method are from real ones, with an interval: no judge, and no dense image to be near to."""
+"""How far all pictures of a method are from real ones, with an interval: where no image is there to be near to."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from stepvar.evaluation.statistics import LEVEL, RESAMPLES, Interval
 from stepvar.evaluation.summary import Rows
 
 Numbers = NDArray[np.float64]
+
+LEAST = 8
+"""Prompts that a distance needs."""
 
 
 class Sums:
@@ -33,44 +37,62 @@ class Sums:
         return _apart(self.kernels, chosen) / _apart(self.pairs, chosen)
 
 
-def kernel_distances(methods: dict[str, Rows], real: Rows, dense: str) -> dict[str, dict[str, Any]]:
-    """The kernel distance of each method's images to real ones, and how much larger it is than dense's.
+def kernel_distances(methods: Mapping[str, Rows], real: Rows, dense: str) -> dict[str, dict[str, Any]]:
+    """The kernel distance of each method's images to real ones, and how much larger it is than that of dense's.
 
     Two images of one prompt are not independent, so only pairs of different prompts count, and prompts are resampled.
+    The difference is between the images that both have; a method with too few of these is left out.
 
     Args:
         methods: rows with ``features``, by label; dense's among them.
-        real: rows of real images of the same prompts; those of further seeds may be the same images, and are left out.
+        real: rows of real images; of a prompt's seeds the first counts, since others may show the same image.
     """
-    own = {key: row for key, row in real.items() if key[1] == min(seed for _, seed in real)}
-    prompts = sorted({prompt for prompt, _ in own})
+    shown = _first_of_each(real)
+    found = {}
+    for label, rows in methods.items():
+        keys = [key for key in rows if key in methods[dense] and key[0] in shown]
+        prompts = sorted({prompt for prompt, _ in keys})
+        if len(prompts) < LEAST:
+            continue
+        chosen, against = _resampled(len(prompts)), {(prompt, 0): shown[prompt] for prompt in prompts}
+        values, of_dense = (
+            _distance({key: table[key] for key in keys}, against, prompts, chosen) for table in (rows, methods[dense])
+        )
+        difference = _interval(values - of_dense, len(keys))
+        found[label] = {**_interval(values, len(keys)), "against_dense": difference}
+    return found
+
+
+def _first_of_each(real: Rows) -> dict[str, Any]:
+    """By prompt."""
+    found: dict[str, Any] = {}
+    for (prompt, _), row in sorted(real.items(), key=lambda item: item[0], reverse=True):
+        found[prompt] = row
+    return found
+
+
+def _resampled(count: int) -> Numbers:
+    """How often each of so many prompts is taken: (1 + R, count), at first each of them once."""
     random = np.random.default_rng(0)
-    chosen = random.multinomial(len(prompts), [1 / len(prompts)] * len(prompts), size=RESAMPLES).astype(np.float64)
-    chosen = np.vstack([np.ones(len(prompts)), chosen])  # first as they are
-    among_real = Sums(own, own, prompts).means(chosen)
-    found = {
-        label: Sums(rows, rows, prompts).means(chosen) + among_real - 2 * Sums(rows, own, prompts).means(chosen)
-        for label, rows in methods.items()
-    }
-    return {
-        label: {
-            **_interval(values, len(methods[label])),
-            "against_dense": _interval(values - found[dense], len(prompts)),
-        }
-        for label, values in found.items()
-    }
+    chosen = random.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return np.vstack([np.ones(count), chosen]).astype(np.float64)
+
+
+def _distance(own: Rows, real: Rows, prompts: list[str], chosen: Numbers) -> Numbers:
+    within = Sums(own, own, prompts).means(chosen) + Sums(real, real, prompts).means(chosen)
+    return within - 2 * Sums(own, real, prompts).means(chosen)
 
 
 def _features(rows: Rows, prompts: list[str]) -> tuple[Numbers, Numbers]:
     """Features (images, C), and whose they are: (images, P) of zeros and ones."""
-    kept = {key: row for key, row in rows.items() if key[0] in set(prompts)}
     number = {prompt: place for place, prompt in enumerate(prompts)}
-    whose = np.zeros((len(kept), len(prompts)))
-    whose[np.arange(len(kept)), [number[prompt] for prompt, _ in kept]] = 1
-    return decode_features([row["features"] for row in kept.values()]).numpy(), whose
+    whose = np.zeros((len(rows), len(prompts)))
+    whose[np.arange(len(rows)), [number[prompt] for prompt, _ in rows]] = 1
+    return decode_features([row["features"] for row in rows.values()]).numpy(), whose
 
 
 def _apart(sums: Numbers, chosen: Numbers) -> Numbers:
+    """The sum over pairs of different prompts, each as often as its prompts are chosen."""
     together: Numbers = ((chosen @ sums) * chosen).sum(1) - chosen**2 @ sums.diagonal()
     return together
 

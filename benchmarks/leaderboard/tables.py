@@ -26,11 +26,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts, shown = [], set()
     for budget in result["settings"]["budgets"]:
         taking_part = [entry for entry in result["entries"] if at_budget(entry, budget) and "psnr" in entry]
+        if not taking_part:
+            continue
         taking_part.sort(key=lambda entry: -entry["psnr"]["mean"])
         shown |= {entry["label"] for entry in taking_part}
         cost = "as fast" if _equal(result) == "time" else "fewer operations"
         parts.append(f"### {budget:g} times {cost}\n\n{_table(taking_part, _columns(result, str(budget)))}")
-        if result.get("categories") and taking_part:
+        if result.get("categories"):
             parts.append(f"By kind of image, PSNR in dB:\n\n{_by_category(taking_part, result['categories'])}")
     rest = [entry for entry in result["entries"] if entry["label"] not in shown and "psnr" in entry]
     rest.sort(key=lambda entry: entry["speedup"])
@@ -38,7 +40,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         parts.append(f"### At a cost of their own\n\n{_table(rest, _columns(result, ''))}")
     if result.get("judged"):
         labels = [entry["label"] for entry in sorted(result["entries"], key=_by_cost)]
-        parts.append(f"{SECTION}\n{judged.markdown(result['judged'], labels)}\n{SECTION_END}")
+        section = f"{SECTION}\n{judged.markdown(result['judged'], labels)}\n{SECTION_END}"
+        parts.append(f"### What the images show\n\n{section}")
     known = f"{result['images']} images of each method, {result['settings']['dtype']}."
     if result["dense_accuracy"] is not None:
         known += f" Dense answers {100 * result['dense_accuracy']:.1f} % of the questions right."
@@ -47,7 +50,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def _by_cost(entry: Entry) -> tuple[float, float]:
     """Noise floors, then budget by budget, the nearest to dense first; what has no budget of its own by its cost."""
-    return entry["budget"] or entry["speedup"], -entry["psnr"]["mean"]
+    return entry["budget"] or entry["speedup"], -entry.get("psnr", {"mean": 0.0})["mean"]
 
 
 def _equal(result: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stepvar.errors import UsageError
@@ -127,6 +128,31 @@ def test_it_is_fitted_to_what_is_trained_on(folder: Path, monkeypatch: pytest.Mo
     assert fit(folder, torch.device("cpu")).labels == ("Hat", "Polo")
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"probe\.safetensors: is not there"):
-        PhotographJudge.load(tmp_path / "probe.safetensors", tmp_path, torch.device("cpu"))
+def test_it_is_loaded_from_files(judge: PhotographJudge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge.probe.save(folder / "probe.safetensors")
+    monkeypatch.setattr("training.wardrobe.judge.load_lite0", Sees)
+    again = PhotographJudge.load(folder / "probe.safetensors", folder, torch.device("cpu"))
+    asked, pictures = [prompt("a red plain t-shirt on a white ground")], as_video(RED, WHITE)
+    assert again.judge(asked, pictures) == judge.judge(asked, pictures)
+    again.check(asked)
+    with pytest.raises(UsageError, match="prompt 'a cat': no held-out photograph has this caption"):
+        again.check([*asked, prompt("a cat")])
+
+
+def test_what_is_missing_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, device = tmp_path / "probe.safetensors", torch.device("cpu")
+    with pytest.raises(UsageError, match=r"photographs .*nowhere: none is held out"):
+        PhotographJudge.load(probe, tmp_path / "nowhere", device)
+    monkeypatch.setattr("training.wardrobe.judge.load_lite0", Sees)
+    with pytest.raises(UsageError, match=r"probe .*probe\.safetensors: is no probe"):
+        PhotographJudge.load(probe, folder, device)
+    save_file({"weight": torch.zeros(1)}, probe)
+    with pytest.raises(UsageError, match=r"probe .*probe\.safetensors: is no probe"):
+        PhotographJudge.load(probe, folder, device)
+
+    def missing() -> Lite0:
+        raise FileNotFoundError("some-package: not installed; pip install some-package")
+
+    monkeypatch.setattr("training.wardrobe.judge.load_lite0", missing)
+    with pytest.raises(UsageError, match="judge: some-package: not installed"):
+        PhotographJudge.load(probe, folder, device)

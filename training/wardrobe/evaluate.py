@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from operator import eq
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,6 +36,11 @@ from training.wardrobe.stage import Options
 from training.wardrobe.tokenizer import check_tokenizer, draw_copies, read_tokenizer
 
 RATIO = 1.333
+
+
+def agreeing(seen: Sequence[str], wanted: Sequence[str]) -> list[bool]:
+    """Whether each label that is seen is the one that is wanted."""
+    return [own == other for own, other in zip(seen, wanted, strict=True)]
 
 
 def colour_verdicts(pictures: Tensor, wanted: list[Description]) -> tuple[float, float]:
@@ -114,10 +119,10 @@ def probe_and_neighbours(
 
     known = features_of(photographs, train, size, network)
     probe = Probe.fit(known, labels(train))
-    real = fmean(map(eq, probe.read(features_of(photographs, held, size, network)), labels(held)))
+    real = fmean(agreeing(probe.read(features_of(photographs, held, size, network)), labels(held)))
     mine = features(drawn.to(photographs.pixels.device), network).cpu()
     wanted = [item.label for _, item in items]
-    right = list(map(eq, probe.read(mine), wanted))
+    right = agreeing(probe.read(mine), wanted)
     by_label = {
         name: round(fmean(hit for hit, label in zip(right, wanted, strict=True) if label == name), 2)
         for name in sorted(set(wanted))

@@ -23,14 +23,14 @@ from training.wardrobe.captioned import Captioned
 from training.wardrobe.captions import Description, caption, describe, ground_words
 from training.wardrobe.lite0 import Lite0, load_lite0
 from training.wardrobe.measure import FINE, Measurer
-from training.wardrobe.photographs import read_photographs
+from training.wardrobe.photographs import read_photographs, read_table
 from training.wardrobe.probe import Probe, features, features_of, whole_photographs
 
 SIDE = 256
 
 
 def answers(wanted: Description, seen: Description) -> dict[str, bool]:
-    """Whether each thing that a caption says is seen; what it does not say is not asked.
+    """Whether each thing that a caption says is seen; what it does not say is not asked, nor whether it is a child's.
 
     Args:
         wanted: what the caption says.
@@ -63,12 +63,26 @@ class PhotographJudge:
         """From the file of a probe and the folder of the photographs.
 
         Raises:
-            UsageError: if one of them is not there.
+            UsageError: if one of them is not there, or the network's package is not.
         """
-        for path in (probe, photographs):
-            if not path.exists():
-                raise UsageError(f"{path}: is not there; training/wardrobe/judge.py says how it is made")
-        return cls(Probe.load(probe), load_lite0(), Captioned.held_out_of(photographs), device)
+        if not photographs.is_dir() or not any(facts.held_out for facts in read_table(photographs)):
+            raise UsageError(
+                f"photographs {photographs}: none is held out; docs/models/wardrobe.md says where they lie"
+            )
+        try:
+            network = load_lite0()
+        except FileNotFoundError as error:
+            raise UsageError(f"judge: {error}") from None
+        return cls(Probe.load(probe), network, Captioned.held_out_of(photographs), device)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Looks for photographs of all prompts.
+
+        Raises:
+            UsageError: for one without.
+        """
+        for prompt in prompts:
+            self._places(prompt)
 
     def judge(self, prompts: Sequence[Prompt], videos: Tensor) -> list[dict[str, Any]]:
         """Of pictures (B, 1, 3, H, W) in [0, 1]: what is right, and features (1280,) in half precision and base64."""

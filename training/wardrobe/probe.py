@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stepvar.errors import UsageError
 from stepvar.evaluation.metrics.lite0 import Lite0
 from training.wardrobe.photographs import Photographs, middle_boxes
 
@@ -96,6 +97,14 @@ class Probe:
 
     @classmethod
     def load(cls, path: Path) -> Probe:
-        with safe_open(path, "pt") as stored:
-            labels = tuple(stored.metadata()[LABELS].split("\n"))
-            return cls(labels, *(stored.get_tensor(name) for name in ("mean", "spread", "weight", "bias")))
+        """What :meth:`save` wrote.
+
+        Raises:
+            UsageError: if it is not there, or something else.
+        """
+        try:
+            with safe_open(path, "pt") as stored:
+                labels = tuple((stored.metadata() or {})[LABELS].split("\n"))
+                return cls(labels, *(stored.get_tensor(name) for name in ("mean", "spread", "weight", "bias")))
+        except (OSError, SafetensorError, KeyError):
+            raise UsageError(f"probe {path}: is no probe; python -m training.wardrobe.judge makes one") from None
