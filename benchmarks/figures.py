@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.leaderboard.chosen import read_chosen
 from stepvar.checkpoints.examples import EXAMPLES
 from stepvar.core.plan import Step
 from stepvar.core.stack import RunBlocks
 from stepvar.core.tokens import TokenMap
 from stepvar.evaluation.metrics.fidelity import psnr
+from stepvar.evaluation.prompts import load_prompts
 from stepvar.evaluation.scenes.grammar import held_out_scenes
 from stepvar.media.images import save_image
 from stepvar.media.sheets import contact_sheet, difference, kept_overlay
@@ -31,6 +33,17 @@ from training.captions import paraphrase
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 CAPTION = EXAMPLES["scenes"].textured[0]
 SEED = 7
+
+PROMPTS = Path(__file__).parent / "prompts" / "wardrobe.jsonl"
+CHOSEN = Path(__file__).parent / "leaderboard" / "settings" / "wardrobe-operations.json"
+COMPARED = (
+    "drop-guidance last=2",
+    "stepvar-plus@1.6",
+    "stepvar@1.6",
+    "random@1.6",
+    "fastvar:hart@1.6",
+    "skip-last count=1",
+)
 
 SMALLER = 0.57
 """Sheets are made for looking closely; on a page their tiles need no more pixels than the images have."""
@@ -135,6 +148,20 @@ def samples(pipe: Pipeline) -> Image.Image:
     return contact_sheet(tiles, 4, ["held-out captions, dense, as they come"])
 
 
+def of_photographs(pipe: Pipeline) -> Image.Image:
+    """Every ninety-sixth caption of the comparison, dense and with the methods at about 1.6 times fewer operations."""
+    prompts = load_prompts(str(PROMPTS)).prompts[96::96]
+    found = {entrant.label: entrant.method for entrant in read_chosen([CHOSEN], pipe).entrants}
+    tiles: list[tuple[str, Image.Image]] = []
+    for prompt in prompts:
+        tiles.append((f"{prompt.text}: dense", pipe(prompt.text, seed=SEED).images[0]))
+        for label in COMPARED:
+            shown, _, budget = label.partition("@")
+            title = f"{shown} at {budget}" if budget else shown
+            tiles.append((title, pipe(prompt.text, seed=SEED, method=found[label]).images[0]))
+    return contact_sheet(tiles, 1 + len(COMPARED))
+
+
 MAKERS: dict[str, tuple[str, Callable[[Pipeline], Image.Image]]] = {
     "scales": ("scenes", pyramid),
     "scores": ("scenes", scores),
@@ -142,6 +169,7 @@ MAKERS: dict[str, tuple[str, Callable[[Pipeline], Image.Image]]] = {
     "demo": ("wardrobe", headline),
     "demo-scenes": ("scenes", headline),
     "scenes": ("scenes", samples),
+    "wardrobe-methods": ("wardrobe", of_photographs),
 }
 """By image, the model and what makes it."""
 
@@ -158,7 +186,8 @@ def main() -> None:
         with torch.inference_mode():
             sheet = make(pipe)
         small = sheet.resize((round(SMALLER * sheet.width), round(SMALLER * sheet.height)), Image.Resampling.LANCZOS)
-        save_image(small, IMAGES / f"{name}.png", {"model": pipe.name, "seed": str(SEED)})
+        suffix = ".jpg" if name == "wardrobe-methods" else ".png"  # photographs in many tiles are large in PNG
+        save_image(small, IMAGES / f"{name}{suffix}", {"model": pipe.name, "seed": str(SEED)})
         print(f"{name}: written", flush=True)
 
 
