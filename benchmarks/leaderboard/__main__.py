@@ -112,6 +112,7 @@ def evaluation_of(
         raise UsageError(
             f"methods {' '.join(arguments.methods)}: no method's label begins so, or none serves the model"
         )
+    measures = measures_of(prompts, pipe.device, arguments)  # first: a folder that is refused is not begun
     folder = RunFolder.open(
         arguments.out if shard[1] == 1 else arguments.out / f"{shard[0]}-of-{shard[1]}",
         described(pipe, prompts, choice, taking_part, arguments),
@@ -123,7 +124,7 @@ def evaluation_of(
         range(arguments.seeds),
         [DENSE, AGAIN, *(entrant.candidate for entrant in taking_part)],
         folder,
-        measures_of(prompts, pipe.device, arguments),
+        measures,
         batch=arguments.batch,
         images=arguments.images,
         timed=True,

@@ -64,7 +64,7 @@ def markdown(found: Mapping[str, Any], labels: Sequence[str]) -> str:
 
 def _title(label: str) -> str:
     if label == RENDERS:
-        return "what is real"
+        return "real images"
     name, _, budget = label.partition("@")
     return f"`{name}` at {budget}" if budget else f"`{name}`"
 

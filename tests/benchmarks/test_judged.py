@@ -121,7 +121,7 @@ def test_each_question_is_set_against_dense() -> None:
     lines = markdown(found, ["stepvar@1.6", "high-pass@1.6", "not run"]).splitlines()
     assert lines[0].startswith("| images of | garment | colour | accuracy | distance to real images, thousandths |")
     assert lines[0].endswith("| Gram distance to dense |") and len(lines) == 6
-    assert lines[2].startswith("| what is real | 100 % (**+25.0**) | 100 % (+0.0) | 100 % (**+12.5**) |  |")
+    assert lines[2].startswith("| real images | 100 % (**+25.0**) | 100 % (+0.0) | 100 % (**+12.5**) |  |")
     distance = 1000 * found["dense"]["distance"]["mean"]
     assert lines[3].startswith(f"| `dense` | 75 % | 100 % | 88 % | {distance:.1f} |")
     farther = 1000 * found["stepvar@1.6"]["distance"]["against_dense"]["mean"]

@@ -308,6 +308,18 @@ def test_other_prompts_are_refused(whole: Path, shared_model: Path, tmp_path: Pa
         board.main(["--model", str(shared_model), "--prompts", str(other), "--out", "x", "--methods", "nobody"])
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["--judge", "x"], "one needs the other"), (["--judge", "x", "--photographs", "."], "judge 'x': no such file")],
+)
+def test_what_is_refused_begins_no_folder(
+    shared_model: Path, prompt_file: Path, tmp_path: Path, given: list[str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        go(shared_model, prompt_file, tmp_path / "board", *given)
+    assert not (tmp_path / "board").exists()
+
+
 @pytest.mark.parametrize("name", ["scenes", "scenes-video", "scenes-time", "wardrobe", "wardrobe-time"])
 def test_stored_figures_keep_their_tables(name: str) -> None:
     result = json.loads((figures.RESULTS / f"leaderboard-{name}.json").read_text())

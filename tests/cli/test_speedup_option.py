@@ -60,7 +60,9 @@ def test_the_method_may_be_chosen_too(run: Run, shared_model: Path, tmp_path: Pa
     result = run("generate", PROMPT, "--model", shared_model, "--speedup", 1.1, "--method", "auto", "--report",
                  "report.json", "--out", "a.png")  # fmt: skip
     assert result.status == 0, result.err
-    said = re.search(r"^auto: (\S+), (nearest to dense of \d+ methods compared at .*)$", result.out, re.MULTILINE)
+    said = re.search(
+        r"^auto: (\S+), (nearest to dense of \d+ methods compared, baselines aside, at .*)$", result.out, re.MULTILINE
+    )
     assert said is not None and "since no comparison was made on" in said[2]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["method"] == said[1] and report["budget"]["chosen"] == f"{said[1]}: {said[2]}"

@@ -76,8 +76,8 @@ def test_the_nearest_cost_that_was_compared_decides(speedup: float, expected: Me
 def test_the_order_of_the_table_is_kept_and_the_reason_given() -> None:
     first, second = choices("first", 1.3)
     assert (first.method, second.method) == (Random(seed=3), StepVAR())
-    assert first.reason == "nearest to dense of 2 methods compared at 1.3 times on first (36.0 dB)"
-    assert second.reason == "number 2 of 2 methods compared at 1.3 times on first (35.0 dB)"
+    assert first.reason == "nearest to dense of 2 methods compared, baselines aside, at 1.3 times on first (36.0 dB)"
+    assert second.reason == "number 2 of 2 methods compared, baselines aside, at 1.3 times on first (35.0 dB)"
     assert choices("second", 3.0)[0].method == StepVAR(structure_weight=1.0)
     assert isinstance(choices("first", 2.0)[1].method, Compose)
 
@@ -115,8 +115,8 @@ def test_what_the_loop_has_to_gain_decides_where_an_image_was_asked_for(
     monkeypatch.setattr(pipe, "name", "first")
     asked = fit_speedup(pipe, 1.5, Random(seed=3), progress=False)
     assert asked.loop > (1.3 * 2) ** 0.5 > asked.expected
-    assert "compared at 2 times on first" in fit_speedup(pipe, 1.5, "auto", progress=False).reason
-    assert "compared at 1.3 times" in fit_speedup(pipe, 1.5, "auto", scope="scales", progress=False).reason
+    assert "aside, at 2 times on first" in fit_speedup(pipe, 1.5, "auto", progress=False).reason
+    assert "aside, at 1.3 times" in fit_speedup(pipe, 1.5, "auto", scope="scales", progress=False).reason
 
 
 @pytest.mark.usefixtures("table")

@@ -141,8 +141,14 @@ def test_it_is_loaded_from_files(judge: PhotographJudge, folder: Path, monkeypat
 
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe, device = tmp_path / "probe.safetensors", torch.device("cpu")
-    with pytest.raises(UsageError, match=r"photographs .*nowhere: none is held out"):
+    with pytest.raises(UsageError, match=r"judge .*probe\.safetensors': no such file"):
+        PhotographJudge.load(probe, folder, device)
+    probe.write_bytes(b"something else")
+    with pytest.raises(UsageError, match=r"photographs .*nowhere: no such folder"):
         PhotographJudge.load(probe, tmp_path / "nowhere", device)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"photographs .*empty: none is held out"):
+        PhotographJudge.load(probe, tmp_path / "empty", device)
     monkeypatch.setattr("training.wardrobe.judge.load_lite0", Sees)
     with pytest.raises(UsageError, match=r"probe .*probe\.safetensors: is no probe"):
         PhotographJudge.load(probe, folder, device)

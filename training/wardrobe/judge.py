@@ -65,10 +65,12 @@ class PhotographJudge:
         Raises:
             UsageError: if one of them is not there, or the network's package is not.
         """
-        if not photographs.is_dir() or not any(facts.held_out for facts in read_table(photographs)):
-            raise UsageError(
-                f"photographs {photographs}: none is held out; docs/models/wardrobe.md says where they lie"
-            )
+        if not probe.is_file():
+            raise UsageError(f"judge {str(probe)!r}: no such file; python -m training.wardrobe.judge makes one")
+        if not photographs.is_dir():
+            raise UsageError(f"photographs {photographs}: no such folder; docs/models/wardrobe.md says what is in it")
+        if not any(facts.held_out for facts in read_table(photographs)):
+            raise UsageError(f"photographs {photographs}: none is held out; docs/models/wardrobe.md says which are")
         try:
             network = load_lite0()
         except FileNotFoundError as error:

@@ -51,7 +51,9 @@ def choices(model: str, speedup: float) -> list[Choice]:
     found = []
     for place, row in enumerate(rows):
         rank = "nearest to dense" if place == 0 else f"number {place + 1}"
-        reason = f"{rank} of {len(rows)} methods compared at {cost} times {own} ({row['psnr']:.1f} dB)"
+        reason = (
+            f"{rank} of {len(rows)} methods compared, baselines aside, at {cost} times {own} ({row['psnr']:.1f} dB)"
+        )
         found.append(Choice(make_method(row["method"], **row["settings"]), reason, float(cost)))
     return found
 
