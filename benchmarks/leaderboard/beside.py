@@ -14,17 +14,20 @@ DROPPED = ("drop-guidance last=1", "drop-guidance last=2")
 BOTH = ("stepvar+drop-guidance last=1", "stepvar+drop-guidance last=2")
 RANDOM_BOTH = ("random+drop-guidance last=2",)
 SKIPPED = ("skip-last count=1", "skip-last count=2")
+SELECTIONS: Sequence[Row] = (
+    ("StepVAR+", ("stepvar-plus",)),
+    ("SparseVAR's rule", ("sparsevar",)),
+    ("texture alone (`high-pass`)", ("high-pass",)),
+    ("StepVAR", ("stepvar",)),
+    ("random tokens", ("random",)),
+)
 ROWS: Mapping[str, Sequence[Row]] = {
     "operations": (
         ("guidance dropped at the last scale, the last two", DROPPED),
         ("StepVAR and guidance dropped at the last scale or two", BOTH),
         ("random tokens and guidance dropped at the last two", RANDOM_BOTH),
         ("the last scale left out", SKIPPED[:1]),
-        ("StepVAR+", ("stepvar-plus",)),
-        ("SparseVAR's rule", ("sparsevar",)),
-        ("texture alone (`high-pass`)", ("high-pass",)),
-        ("StepVAR", ("stepvar",)),
-        ("random tokens", ("random",)),
+        *SELECTIONS,
         ("FastVAR, as for HART", ("fastvar:hart",)),
     ),
     "time": (
@@ -37,11 +40,7 @@ ROWS: Mapping[str, Sequence[Row]] = {
         ("StepVAR and guidance dropped at the last scale or two", BOTH),
         ("random tokens and guidance dropped at the last two", RANDOM_BOTH),
         ("LazyVAR", ("lazyvar",)),
-        ("StepVAR+", ("stepvar-plus",)),
-        ("SparseVAR's rule", ("sparsevar",)),
-        ("texture alone (`high-pass`)", ("high-pass",)),
-        ("StepVAR", ("stepvar",)),
-        ("random tokens", ("random",)),
+        *SELECTIONS,
         ("FasterVAR", ("fastervar",)),
         ("FasterVAR, as for HART", ("fastervar:hart",)),
     ),

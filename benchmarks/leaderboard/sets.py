@@ -47,18 +47,18 @@ def kernel_distances(methods: Mapping[str, Rows], real: Rows, dense: str) -> dic
         methods: rows with ``features``, by label; dense's among them.
         real: rows of real images; of a prompt's seeds the first counts, since others may show the same image.
     """
-    shown = _first_of_each(real)
-    found = {}
+    shown, found = _first_of_each(real), {}
+    of_dense: dict[frozenset[Any], Numbers] = {}  # by the images that count: nearly always the same
     for label, rows in methods.items():
         keys = [key for key in rows if key in methods[dense] and key[0] in shown]
         prompts = sorted({prompt for prompt, _ in keys})
         if len(prompts) < LEAST:
             continue
         chosen, against = _resampled(len(prompts)), {(prompt, 0): shown[prompt] for prompt in prompts}
-        values, of_dense = (
-            _distance({key: table[key] for key in keys}, against, prompts, chosen) for table in (rows, methods[dense])
-        )
-        difference = _interval(values - of_dense, len(keys))
+        values = _distance({key: rows[key] for key in keys}, against, prompts, chosen)
+        if (own := frozenset(keys)) not in of_dense:
+            of_dense[own] = _distance({key: methods[dense][key] for key in keys}, against, prompts, chosen)
+        difference = _interval(values - of_dense[own], len(keys))
         found[label] = {**_interval(values, len(keys)), "against_dense": difference}
     return found
 

@@ -7,7 +7,6 @@ The garment is read by a probe on EfficientNet-Lite0; colours, pattern and groun
 from __future__ import annotations
 
 import argparse
-import base64
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepvar.errors import StepvarError, UsageError
+from stepvar.evaluation.metrics.scenes import encode_features
 from stepvar.evaluation.prompts import Prompt
 from training.wardrobe.captioned import Captioned
 from training.wardrobe.captions import Description, caption, describe, ground_words
@@ -53,7 +53,7 @@ class PhotographJudge:
 
     def __init__(self, probe: Probe, network: Lite0, source: Captioned, device: torch.device) -> None:
         self.probe, self.network = probe.to(device), network.to(device)
-        self.source, self.device = source, device
+        self.source = source
         self.by_caption: dict[str, list[int]] = {}
         for place in source.photographs.where(True).tolist():
             self.by_caption.setdefault(caption(source.description(place)), []).append(place)
@@ -94,12 +94,11 @@ class PhotographJudge:
         # The rule says no pattern of shoes and hats: whether it is asked is a matter of the label that was wanted.
         seen = Measurer.of(F.interpolate(pictures, (FINE, FINE), mode="area")).look()
         described = describe([item.label for item in wanted], [False] * len(wanted), seen)
-        stored = found.to("cpu", torch.float16).numpy()
-        rows = []
-        for item, own, label, values in zip(wanted, described, self.probe.read(found), stored, strict=True):
-            right = answers(item, replace(own, label=label))
-            rows.append({"right": right, "features": base64.b64encode(values.tobytes()).decode()})
-        return rows
+        columns = zip(wanted, described, self.probe.read(found), encode_features(found), strict=True)
+        return [
+            {"right": answers(item, replace(own, label=label)), "features": stored}
+            for item, own, label, stored in columns
+        ]
 
     def render(self, prompts: Sequence[Prompt], seeds: Sequence[int], like: Tensor) -> Tensor:
         """The middles of photographs with those captions, of the shape of ``like`` (B, 1, 3, H, W), in [0, 1].

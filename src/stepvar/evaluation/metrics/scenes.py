@@ -187,12 +187,12 @@ class Scenes:
     def judge(self, prompts: Sequence[Prompt], videos: Tensor) -> list[dict[str, Any]]:
         questions = Questions.of([_given(prompt.scene) for prompt in prompts], videos.device)
         logits = self.network(2 * videos[:, 0] - 1)
-        features = logits["features"].to("cpu", torch.float16).numpy()
+        features = encode_features(logits["features"])
         rows = []
         verdicts = zip(questions.right(logits).tolist(), questions.asked.tolist(), features, strict=True)
         for right, asked, own in verdicts:
             seen = {name: saw for name, saw, is_asked in zip(CATEGORIES, right, asked, strict=True) if is_asked}
-            rows.append({"right": seen, "features": base64.b64encode(own.tobytes()).decode()})
+            rows.append({"right": seen, "features": own})
         return rows
 
     def render(self, prompts: Sequence[Prompt], seeds: Sequence[int], like: Tensor) -> Tensor:
@@ -227,8 +227,14 @@ def domain_of(prompts: Sequence[Prompt], device: torch.device) -> Domain | None:
     return None
 
 
+def encode_features(features: Tensor) -> list[str]:
+    """Features (images, C) as a manifest holds them: in half precision and base64."""
+    values = features.to("cpu", torch.float16).numpy().astype("<f2")
+    return [base64.b64encode(row.tobytes()).decode() for row in values]
+
+
 def decode_features(stored: Sequence[str]) -> Tensor:
-    """(images, 96), of what :class:`Scenes` stored."""
+    """(images, C), of what :func:`encode_features` made."""
     rows = [np.frombuffer(base64.b64decode(text), dtype="<f2") for text in stored]
     return torch.from_numpy(np.stack(rows).astype(np.float64))
 
